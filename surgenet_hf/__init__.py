@@ -1,0 +1,47 @@
+"""SurgeNet surgical foundation models for the Hugging Face ecosystem.
+
+Importing this package makes the models known to AutoConfig, AutoModel, AutoBackbone, AutoModelForImageClassification
+and AutoModelForSemanticSegmentation; it costs torch, transformers and timm, and nothing else.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+
+from .checkpoints.conversion import convert_checkpoint
+from .configuration_surgenet import SurgeNetConfig
+from .modeling_surgenet import (
+    SurgeNetBackbone,
+    SurgeNetForImageClassification,
+    SurgeNetForSemanticSegmentation,
+    SurgeNetModel,
+)
+
+try:
+    __version__ = version("surgenet_hf")
+except PackageNotFoundError:  # used from a folder that was never installed, as in a Space
+    __version__ = "unknown"
+
+AutoConfig.register("surgenet", SurgeNetConfig, exist_ok=True)
+AutoModel.register(SurgeNetConfig, SurgeNetModel, exist_ok=True)
+AutoBackbone.register(SurgeNetConfig, SurgeNetBackbone, exist_ok=True)
+AutoModelForImageClassification.register(SurgeNetConfig, SurgeNetForImageClassification, exist_ok=True)
+AutoModelForSemanticSegmentation.register(SurgeNetConfig, SurgeNetForSemanticSegmentation, exist_ok=True)
+# the image-segmentation pipeline looks classes up here by name before it says "not supported"
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["surgenet"] = "SurgeNetForSemanticSegmentation"
+
+__all__ = [
+    "SurgeNetBackbone",
+    "SurgeNetConfig",
+    "SurgeNetForImageClassification",
+    "SurgeNetForSemanticSegmentation",
+    "SurgeNetModel",
+    "convert_checkpoint",
+]

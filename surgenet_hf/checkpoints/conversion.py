@@ -1,0 +1,353 @@
+"""Original names <-> ours: one mapping per family, used in both directions; what does not fit is refused."""
+
+import copy
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import SegformerImageProcessor
+
+from ..configuration_surgenet import SurgeNetConfig
+from ..modeling_surgenet import (
+    SurgeNetForImageClassification,
+    SurgeNetForSemanticSegmentation,
+    SurgeNetModel,
+    SurgeNetPreTrainedModel,
+)
+from .catalog import STATISTICS, find_by_sha256
+from .reading import CheckpointFile, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+TASKS = {
+    "backbone": SurgeNetModel,
+    "image-classification": SurgeNetForImageClassification,
+    "semantic-segmentation": SurgeNetForSemanticSegmentation,
+}
+SEGMENTATION_WRAPPERS = {"caformer_s18": "metaformer.", "convnextv2_tiny": "convnext.", "pvt_v2_b2": "pvtv2."}
+
+# (pattern of our name, replacement): all that apply are applied, in this order. Heads first.
+_ORIGINAL_FPN = [
+    (r"^decode_head\.classifier\.", "FPN.segmentation_head.0."),
+    (r"^decode_head\.lateral\.3\.", "FPN.p5."),
+    *[(rf"^decode_head\.lateral\.{i}\.", f"FPN.p{i + 2}.skip_conv.") for i in range(3)],
+    *[(rf"^decode_head\.levels\.{i}\.(\d)\.", rf"FPN.seg_blocks.{3 - i}.block.\1.block.") for i in range(4)],
+]
+_ORIGINAL_NAMES = {
+    "caformer_s18": [
+        *_ORIGINAL_FPN,
+        (r"^classifier\.", "head."),
+        (r"^layernorm\.", "norm."),
+        (r"^encoder\.stem\.conv\.", "downsample_layers.0.conv."),
+        (r"^encoder\.stem\.norm\.", "downsample_layers.0.post_norm."),
+        (r"^encoder\.stages\.(\d)\.downsample\.conv\.", r"downsample_layers.\1.conv."),
+        (r"^encoder\.stages\.(\d)\.downsample\.norm\.", r"downsample_layers.\1.pre_norm."),
+        (r"^encoder\.stages\.(\d)\.blocks\.", r"stages.\1."),
+    ],
+    "convnextv2_tiny": [
+        *_ORIGINAL_FPN,
+        (r"^classifier\.", "head."),
+        (r"^layernorm\.", "norm."),
+        (r"^encoder\.stem\.", "downsample_layers.0."),
+        (r"^encoder\.stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+        (r"^encoder\.stages\.(\d)\.blocks\.", r"stages.\1."),
+        (r"\.conv_dw\.", ".dwconv."),
+        (r"\.mlp\.fc(\d)\.", r".pwconv\1."),
+        (r"\.mlp\.grn\.weight$", ".grn.gamma"),
+        (r"\.mlp\.grn\.bias$", ".grn.beta"),
+    ],
+    "pvt_v2_b2": [
+        *_ORIGINAL_FPN,
+        (r"^classifier\.", "head."),
+        (r"^encoder\.stem\.", "patch_embed1."),
+        *[(rf"^encoder\.stages\.{i}\.downsample\.", f"patch_embed{i + 1}.") for i in range(4)],
+        *[(rf"^encoder\.stages\.{i}\.blocks\.", f"block{i + 1}.") for i in range(4)],
+        *[(rf"^encoder\.stages\.{i}\.norm\.", f"norm{i + 1}.") for i in range(4)],
+        (r"\.mlp\.dwconv\.", ".mlp.dwconv.dwconv."),
+    ],
+}
+_TIMM_NAMES = {
+    "caformer_s18": [(r"^classifier\.", "head.fc."), (r"^layernorm\.", "head.norm."), (r"^encoder\.", "")],
+    "convnextv2_tiny": [(r"^classifier\.", "head.fc."), (r"^layernorm\.", "head.norm."), (r"^encoder\.", "")],
+    "pvt_v2_b2": [(r"^classifier\.", "head."), (r"^encoder\.stem\.", "patch_embed."), (r"^encoder\.", "")],
+}
+_NAMINGS = {"original": _ORIGINAL_NAMES, "timm": _TIMM_NAMES}
+# the parameter by which family and naming are told
+_SIGNATURES = {
+    "downsample_layers.0.conv.weight": ("caformer_s18", "original"),
+    "downsample_layers.0.0.weight": ("convnextv2_tiny", "original"),
+    "patch_embed1.proj.weight": ("pvt_v2_b2", "original"),
+    "stem.conv.weight": ("caformer_s18", "timm"),
+    "stem.0.weight": ("convnextv2_tiny", "timm"),
+    "patch_embed.proj.weight": ("pvt_v2_b2", "timm"),
+}
+# heads that a file may hold and the wanted model may not have
+_KNOWN_HEADS = re.compile(
+    r"(norm|head|head\.norm|head\.(fc\.)?(fc1|norm|fc2)|head\.fc"
+    r"|FPN\.(p5|p[234]\.skip_conv|seg_blocks\.[0-3]\.block\.[0-2]\.block\.[01]|segmentation_head\.0))\.(weight|bias)"
+)
+
+
+def convert_checkpoint(
+    path: str | os.PathLike,
+    task: str = "auto",
+    network: str = "teacher",
+    normalization: str = "auto",
+    labels: Sequence[str] | None = None,
+    config: SurgeNetConfig | None = None,
+) -> SurgeNetPreTrainedModel:
+    """Turn a weight file of the authors, of their code or of timm into one of our models, every tensor accounted for.
+
+    Args:
+        path: a teacher file, a full DINO checkpoint, or a classification or segmentation checkpoint.
+        task: "backbone", "image-classification", "semantic-segmentation", or "auto": by the head that the file holds.
+        network: of a full DINO checkpoint, "teacher" or "student".
+        normalization: "surgenet" or "imagenet" image statistics, or "auto": see `choose_statistics`.
+        labels: names of the classes in the order of the head's outputs.
+        config: for a network of other than the published sizes; its family, depths and widths are then expected.
+
+    Returns:
+        The model in evaluation mode; `config.pretraining` says where it comes from.
+        `build_image_processor(config.pretraining["statistics"])` makes the image processor that goes with it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: with all that is missing, unexpected or of another shape, or the reason why the file is refused.
+    """
+    checkpoint = read_checkpoint(path, network)
+    backbone, naming = _identify(checkpoint)
+    task = _choose_task(checkpoint, task)
+    if config is None:
+        star_relu = any(name.endswith((".act.scale", ".act1.scale")) for name in checkpoint.tensors)
+        activation = ("star_relu" if star_relu else "relu") if backbone == "caformer_s18" else None
+        config = SurgeNetConfig(backbone=backbone, activation=activation)
+    elif config.backbone != backbone:
+        raise ValueError(f"{path} holds a {backbone}, the config asks for a {config.backbone}")
+    config = copy.deepcopy(config)
+    _set_labels(config, checkpoint, task, naming, labels)
+    with torch.device("meta"):
+        model = TASKS[task](config)
+    model.load_state_dict(_rename(checkpoint, model, task, naming), strict=True, assign=True)
+    statistics, reason = choose_statistics(checkpoint, config, normalization)
+    entry = find_by_sha256(checkpoint.sha256)
+    config.pretraining = {
+        "name": entry.name if entry else "unknown",
+        "source": checkpoint.path.name,
+        "source_sha256": checkpoint.sha256,
+        "network": checkpoint.network,
+        "epoch": checkpoint.epoch,
+        "statistics": statistics,
+        "statistics_reason": reason,
+    }
+    return model.eval()
+
+
+def to_original_state_dict(model: SurgeNetPreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights of one of our models as the original code names and shapes them: `convert_checkpoint` backwards.
+
+    The original networks then load it with `strict=True`, but for what ours do not have: the classification norm and
+    head that the original segmentation networks carry and never use.
+    """
+    if not isinstance(model, tuple(TASKS.values())):
+        raise ValueError(f"expected one of {[cls.__name__ for cls in TASKS.values()]}, got {type(model).__name__}")
+    segmentation = isinstance(model, SurgeNetForSemanticSegmentation)
+    wrapper = SEGMENTATION_WRAPPERS[model.config.backbone] if segmentation else ""
+    tensors = model.state_dict()
+    return {
+        name if name.startswith("FPN.") else wrapper + name: tensors[ours].reshape(shape)
+        for ours, (name, shape) in parameter_map(model, "original").items()
+    }
+
+
+def parameter_map(model: SurgeNetPreTrainedModel, naming: str) -> dict[str, tuple[str, torch.Size]]:
+    """Our parameter names -> (name, shape) in another layout, "original" or "timm"; wrappers' prefixes left out."""
+    mapping = {}
+    for ours, tensor in model.state_dict().items():
+        name = _translate(ours, model.config.backbone, naming)
+        mapping[ours] = (name, _original_shape(name, tensor.shape) if naming == "original" else tensor.shape)
+    return mapping
+
+
+def _translate(name: str, backbone: str, naming: str) -> str:
+    name = name.removeprefix("surgenet.")
+    for pattern, replacement in _NAMINGS[naming][backbone]:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _original_shape(name: str, shape: torch.Size) -> torch.Size:
+    """CAFormer's 1x1 convolutions are linear layers in the original, ConvNeXtV2's GRN has broadcast dimensions."""
+    if name.endswith((".grn.gamma", ".grn.beta")):
+        return torch.Size((1, 1, 1, *shape))
+    if len(shape) == 4 and shape[2:] == (1, 1) and not name.startswith("FPN."):
+        return shape[:2]
+    return shape
+
+
+def choose_statistics(checkpoint: CheckpointFile, config: SurgeNetConfig, choice: str = "auto") -> tuple[str, str]:
+    """Which image statistics the weights expect, "surgenet" or "imagenet", and the reason.
+
+    Bare tensors do not tell. "auto" takes the `args` of a full file, else the checksum of a published file, else
+    StarReLU means ImageNet, else SurgeNet's own, with a warning.
+    """
+    if choice != "auto":
+        if choice not in STATISTICS:
+            raise ValueError(f"normalization must be 'auto' or one of {sorted(STATISTICS)}, got {choice!r}")
+        return choice, "asked for"
+    if "data_mean" in checkpoint.args and "data_std" in checkpoint.args:
+        found = [checkpoint.args["data_mean"], checkpoint.args["data_std"]]
+        for name, known in STATISTICS.items():
+            if np.allclose(np.asarray(found, dtype=float), known, atol=1e-4):
+                return name, "data_mean and data_std in the checkpoint's args"
+        raise ValueError(
+            f"{checkpoint.path} was trained with mean {found[0]} and std {found[1]}, which are neither SurgeNet's nor "
+            f"ImageNet's. Convert with normalization 'surgenet' and then set image_mean and image_std of the saved "
+            "image processor"
+        )
+    if entry := find_by_sha256(checkpoint.sha256):
+        return entry.statistics, f"checksum of the published {entry.name}"
+    if config.activation == "star_relu":
+        return "imagenet", "StarReLU: the ImageNet CAFormer"
+    logger.warning(
+        f"{checkpoint.path.name} does not say which image statistics it was trained with: taking SurgeNet's. "
+        "If it was trained with ImageNet's, say normalization='imagenet'."
+    )
+    return "surgenet", "assumed: nothing in the file tells"
+
+
+def build_image_processor(statistics: str = "surgenet", image_size: int = 224) -> SegformerImageProcessor:
+    """The image processor of a SurgeNet model: RGB, resize to a square of `image_size` pixels, normalise."""
+    mean, std = STATISTICS[statistics]
+    return SegformerImageProcessor(
+        do_convert_rgb=True,
+        size={"height": image_size, "width": image_size},
+        image_mean=list(mean),
+        image_std=list(std),
+    )
+
+
+def _identify(checkpoint: CheckpointFile) -> tuple[str, str]:
+    """Backbone family and naming."""
+    if {"cls_token", "pos_embed"} & checkpoint.tensors.keys():
+        raise ValueError(
+            f"{checkpoint.path} holds a vision transformer (SurgeNet's later DINOv1 to v3 family?); this package has "
+            "CAFormer-S18, ConvNeXtV2-Tiny and PVTv2-B2"
+        )
+    for signature, family in _SIGNATURES.items():
+        if signature in checkpoint.tensors:
+            return family
+    raise ValueError(
+        f"{checkpoint.path} holds none of the backbones CAFormer-S18, ConvNeXtV2-Tiny and PVTv2-B2, in the original "
+        f"naming or timm's; its {len(checkpoint.tensors)} parameters begin with {sorted(checkpoint.tensors)[:5]}"
+    )
+
+
+def _choose_task(checkpoint: CheckpointFile, task: str) -> str:
+    if task not in (*TASKS, "auto"):
+        raise ValueError(f"task must be 'auto' or one of {sorted(TASKS)}, got {task!r}")
+    heads = {
+        "semantic-segmentation": any(name.startswith("FPN.") for name in checkpoint.tensors),
+        # a head without outputs is what the original code builds for num_classes=0
+        "image-classification": any(
+            re.fullmatch(r"head\.(fc\.)?(fc2\.)?weight", name) and len(tensor)
+            for name, tensor in checkpoint.tensors.items()
+        ),
+    }
+    found = next((head for head, present in heads.items() if present), "backbone")
+    if task == "auto":
+        return found
+    if not heads.get(task, True):
+        raise ValueError(
+            f"{checkpoint.path} has no {task} head (it is a {found} checkpoint). Convert it as 'backbone' and load "
+            f"the result with {TASKS[task].__name__}.from_pretrained, which starts a new head and says so"
+        )
+    return task
+
+
+def _set_labels(
+    config: SurgeNetConfig, checkpoint: CheckpointFile, task: str, naming: str, labels: Sequence[str] | None
+) -> None:
+    """Number and names of the classes, from the bias of the last layer."""
+    if task == "backbone":
+        if labels is not None:
+            raise ValueError(f"labels were given, but {checkpoint.path} is read as a backbone, without a head")
+        return
+    ours = "decode_head.classifier.bias"
+    if task == "image-classification":
+        ours = "classifier.fc2.bias" if config.backbone == "caformer_s18" else "classifier.bias"
+    bias = _translate(ours, config.backbone, naming)
+    if bias not in checkpoint.tensors:
+        raise ValueError(f"{checkpoint.path} has an incomplete {task} head: {bias} is missing")
+    num_labels = len(checkpoint.tensors[bias])
+    if labels is None:
+        config.num_labels = num_labels
+    elif len(labels) != num_labels or len(set(labels)) != num_labels:
+        raise ValueError(
+            f"the head of {checkpoint.path} has {num_labels} outputs; got {len(labels)} labels, "
+            f"{len(set(labels))} of them different: {list(labels)}"
+        )
+    else:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+
+
+def _rename(
+    checkpoint: CheckpointFile, model: SurgeNetPreTrainedModel, task: str, naming: str
+) -> dict[str, torch.Tensor]:
+    """The file's tensors by our names and in our shapes; refuses a file that does not fit."""
+    mapping = parameter_map(model, naming)
+    wanted = dict(mapping.values())
+    found = checkpoint.tensors
+    faults = {
+        "missing": sorted(name for name in wanted if name not in found),
+        "unexpected": sorted(name for name in found if name not in wanted and not _KNOWN_HEADS.fullmatch(name)),
+        "of another shape": [
+            f"{name}: found {tuple(found[name].shape)}, expected {tuple(shape)}"
+            for name, shape in wanted.items()
+            if name in found and found[name].shape != shape
+        ],
+        "with NaN, infinite or integer values": [
+            name
+            for name in wanted
+            if name in found and not (found[name].is_floating_point() and found[name].isfinite().all())
+        ],
+    }
+    if any(faults.values()):
+        config = model.config
+        activation = f" with {config.activation}" if config.activation else ""
+        raise ValueError(
+            f"{checkpoint.path} is not a sound {config.backbone}{activation} ({naming} naming, task {task}):\n"
+            + "".join(
+                f"- {len(names)} {fault}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}\n"
+                for fault, names in faults.items()
+                if names
+            )
+            + "Nothing was converted."
+        )
+    if dropped := sorted(name for name in found if name not in wanted):
+        logger.info(f"left out, as no part of {type(model).__name__}: {', '.join(dropped)}")
+    # cloned: the file is memory-mapped, and may be gone before the model is
+    shapes = {ours: tensor.shape for ours, tensor in model.state_dict().items()}
+    return {ours: found[name].reshape(shapes[ours]).clone() for ours, (name, _) in mapping.items()}
+
+
+def save_converted(model: SurgeNetPreTrainedModel, processor: SegformerImageProcessor, output_dir: str | os.PathLike):
+    """Write model and image processor to a new folder, which appears whole or not at all.
+
+    Raises:
+        FileExistsError: `output_dir` exists and is not an empty folder.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"{output_dir} exists and is not an empty folder; choose another output_dir")
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as temporary:
+        written = Path(temporary, "model")
+        model.save_pretrained(written)
+        processor.save_pretrained(written)
+        written.replace(output_dir)

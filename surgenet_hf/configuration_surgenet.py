@@ -1,0 +1,118 @@
+"""Configuration of the SurgeNet models (Jaspers et al., Medical Image Analysis 108:103873, 2026)."""
+
+from itertools import pairwise
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+# depths and widths of the three published backbones
+BACKBONES = {
+    "caformer_s18": {"depths": [3, 3, 9, 3], "hidden_sizes": [64, 128, 320, 512]},
+    "convnextv2_tiny": {"depths": [3, 3, 9, 3], "hidden_sizes": [96, 192, 384, 768]},
+    "pvt_v2_b2": {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512]},
+}
+CAFORMER_HEAD_DIM = 32
+PVT_NUM_HEADS = (1, 2, 5, 8)
+GROUP_NORM_GROUPS = 32  # of the FPN's normalisation
+
+
+@strict
+class SurgeNetConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of a SurgeNet backbone and its classification and segmentation heads.
+
+    Args:
+        backbone: `"caformer_s18"`, `"convnextv2_tiny"` or `"pvt_v2_b2"`.
+        activation: of the CAFormer blocks, `"relu"` (every SurgeNet checkpoint; the default) or `"star_relu"` (the
+            ImageNet CAFormer). The other backbones have a fixed activation: leave it `None`.
+        depths: number of blocks of the four stages; default: those of `backbone`.
+        hidden_sizes: channels of the four stages; default: those of `backbone`.
+        num_channels: channels of the input image.
+        drop_path_rate: stochastic depth of the last block, growing linearly from 0, in [0, 1).
+        initializer_range: standard deviation of freshly initialised linear and convolution weights.
+        pyramid_channels: channels of the top-down path of the segmentation FPN.
+        segmentation_channels: channels of each FPN level before they are concatenated; a multiple of 32.
+        segmentation_dropout: probability of dropping a whole FPN channel before the last convolution.
+        semantic_loss_ignore_index: label of the pixels that the segmentation loss leaves out.
+        pretraining: where the weights come from, e.g. `{"name": "SurgeNetXL", "sha256": ..., "statistics": ...}`;
+            written by the converter and carried along by every later save. `None` means unknown.
+        out_features: stages that `SurgeNetBackbone` returns, of `["stem", "stage1", ..., "stage4"]`.
+        out_indices: the same by number; give one of the two. Default: the last stage.
+
+    Raises:
+        ValueError: for an unknown backbone or stage name.
+        huggingface_hub.errors.StrictDataclassError: for a wrong type, or a combination that cannot be built, with
+            the reason.
+    """
+
+    model_type = "surgenet"
+
+    backbone: str = "caformer_s18"
+    activation: str | None = None
+    depths: list[int] | tuple[int, ...] | None = None
+    hidden_sizes: list[int] | tuple[int, ...] | None = None
+    num_channels: int = 3
+    drop_path_rate: float | int = 0.0
+    initializer_range: float | int = 0.02
+    pyramid_channels: int = 256
+    segmentation_channels: int = 128
+    segmentation_dropout: float | int = 0.0
+    semantic_loss_ignore_index: int = 255
+    pretraining: dict | None = None
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"backbone must be one of {sorted(BACKBONES)}, got {self.backbone!r}")
+        if self.activation is None and self.backbone == "caformer_s18":
+            self.activation = "relu"
+        published = BACKBONES[self.backbone]
+        self.depths = list(published["depths"] if self.depths is None else self.depths)
+        self.hidden_sizes = list(published["hidden_sizes"] if self.hidden_sizes is None else self.hidden_sizes)
+        self.stage_names = ["stem", "stage1", "stage2", "stage3", "stage4"]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Refuse what timm would build wrongly or not at all; called by `@strict` after every construction."""
+        for name in ("depths", "hidden_sizes"):
+            if len(getattr(self, name)) != 4 or min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be four positive numbers, one a stage, got {getattr(self, name)}")
+        widths = self.hidden_sizes
+        if self.backbone == "caformer_s18":
+            if self.activation not in ("relu", "star_relu"):
+                raise ValueError(f"activation of caformer_s18 must be 'relu' or 'star_relu', got {self.activation!r}")
+            if any(width % CAFORMER_HEAD_DIM for width in widths[2:]):
+                raise ValueError(
+                    f"hidden_sizes of CAFormer's attention stages 3 and 4 must be multiples of {CAFORMER_HEAD_DIM} "
+                    f"(the size of a head), got {widths}"
+                )
+            if any(width == following for width, following in pairwise(widths)):
+                raise ValueError(
+                    "neighbouring hidden_sizes of CAFormer must differ (timm leaves out the downsampling between "
+                    f"equally wide stages), got {widths}"
+                )
+        elif self.activation is not None:
+            raise ValueError(f"only caformer_s18 has a choice of activation; leave it None for {self.backbone}")
+        if self.backbone == "pvt_v2_b2" and any(w % n for w, n in zip(widths, PVT_NUM_HEADS, strict=True)):
+            raise ValueError(
+                f"hidden_sizes of pvt_v2_b2 must be multiples of its {PVT_NUM_HEADS} attention heads, got {widths}"
+            )
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
+        if not 0 <= self.segmentation_dropout < 1:
+            raise ValueError(f"segmentation_dropout must be in [0, 1), got {self.segmentation_dropout}")
+        for name in ("num_channels", "pyramid_channels", "segmentation_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.segmentation_channels % GROUP_NORM_GROUPS:
+            raise ValueError(
+                f"segmentation_channels must be a multiple of {GROUP_NORM_GROUPS} (the FPN's group normalisation), "
+                f"got {self.segmentation_channels}"
+            )
+
+
+__all__ = ["SurgeNetConfig"]

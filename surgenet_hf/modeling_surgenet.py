@@ -1,0 +1,341 @@
+"""SurgeNet models: timm's CAFormer, ConvNeXtV2 and PVTv2 under the transformers API, with the original heads.
+
+The backbones are timm's own blocks, unchanged; the pooled embedding, the classification heads and the FPN follow
+github.com/TimJaspers0801/SurgeNet (Jaspers et al., Medical Image Analysis 108:103873, 2026).
+"""
+
+import timm  # noqa: F401  (a repository that carries this file as remote code tells from this line what to install)
+import torch
+from timm.layers import LayerNorm
+from timm.layers.grn import GlobalResponseNorm
+from timm.models import convnext, metaformer, pvt_v2
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPoolingAndNoAttention,
+    ImageClassifierOutputWithNoAttention,
+    SemanticSegmenterOutput,
+)
+from transformers.utils import can_return_tuple
+
+from .configuration_surgenet import GROUP_NORM_GROUPS, PVT_NUM_HEADS, SurgeNetConfig
+
+
+# timm's blocks, known to transformers' gradient checkpointing
+class MetaFormerBlock(GradientCheckpointingLayer, metaformer.MetaFormerBlock): ...
+
+
+class ConvNeXtBlock(GradientCheckpointingLayer, convnext.ConvNeXtBlock): ...
+
+
+class PvtV2Block(GradientCheckpointingLayer, pvt_v2.Block): ...
+
+
+def _build_timm_backbone(config: SurgeNetConfig) -> nn.Module:
+    """timm's network with the depths and widths of `config`, without a classification head."""
+    common = {
+        "in_chans": config.num_channels,
+        "num_classes": 0,
+        "depths": tuple(config.depths),
+        "drop_path_rate": config.drop_path_rate,
+    }
+    widths = tuple(config.hidden_sizes)
+    if config.backbone == "convnextv2_tiny":
+        return convnext.ConvNeXt(dims=widths, use_grn=True, ls_init_value=None, **common)
+    if config.backbone == "pvt_v2_b2":
+        return pvt_v2.PyramidVisionTransformerV2(embed_dims=widths, num_heads=PVT_NUM_HEADS, **common)
+    activation = {"relu": nn.ReLU, "star_relu": metaformer.StarReLU}[config.activation]
+    return metaformer.MetaFormer(
+        dims=widths,
+        token_mixers=[metaformer.SepConv] * 2 + [metaformer.Attention] * 2,
+        norm_layers=[metaformer.LayerNorm2dNoBias] * 2 + [metaformer.LayerNormNoBias] * 2,
+        mlp_act=activation,
+        act1_layer=activation,
+        **common,
+    )
+
+
+class SurgeNetEncoder(nn.Module):
+    """Stem and four stages of a timm backbone; returns five feature maps (B, C_i, h_i, w_i), strides 4 to 32."""
+
+    def __init__(self, config: SurgeNetConfig):
+        super().__init__()
+        backbone = _build_timm_backbone(config)
+        self.channels_last_stem = config.backbone == "pvt_v2_b2"
+        self.stem = backbone.patch_embed if self.channels_last_stem else backbone.stem
+        self.stages = backbone.stages
+        checkpointed = {cls.__bases__[1]: cls for cls in (MetaFormerBlock, ConvNeXtBlock, PvtV2Block)}
+        for stage in self.stages:
+            for block in stage.blocks:
+                block.__class__ = checkpointed[type(block)]
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.stem(pixel_values)
+        if self.channels_last_stem:
+            x = x.permute(0, 3, 1, 2)
+        feature_maps = [x]  # all on the path to the output, so that each has a gradient
+        if self.channels_last_stem:
+            x = x.permute(0, 2, 3, 1)
+        for stage in self.stages:
+            x = stage(x)
+            feature_maps.append(x)
+        return tuple(feature_maps)
+
+
+class SurgeNetPreTrainedModel(PreTrainedModel):
+    config: SurgeNetConfig
+    base_model_prefix = "surgenet"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MetaFormerBlock", "ConvNeXtBlock", "PvtV2Block"]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d) and self.config.backbone == "pvt_v2_b2":
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+        elif isinstance(module, GlobalResponseNorm):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, metaformer.Scale):
+            init.ones_(module.scale)
+        elif isinstance(module, metaformer.StarReLU):
+            init.ones_(module.scale)
+            init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers, but a backbone loads whole or not at all; a new head is still only warned about.
+
+        Raises:
+            ValueError: when the file lacks parameters of the backbone or holds others: an interrupted save, weights of
+                another backbone, or StarReLU weights for a ReLU model. `ignore_mismatched_sizes=True` lets it pass.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing, unexpected = (
+            sorted(key for key in info[kind] if f".{key}".startswith((".encoder.", ".surgenet.encoder.")))
+            for kind in ("missing_keys", "unexpected_keys")
+        )
+        # without a name, everything is meant to be initialised
+        from_file = pretrained_model_name_or_path is not None and not kwargs.get("ignore_mismatched_sizes")
+        if from_file and (missing or unexpected):
+            raise ValueError(
+                f"the weights in {pretrained_model_name_or_path} are not those of this backbone "
+                f"({model.config.backbone}, activation {model.config.activation}): {len(missing)} parameters missing "
+                f"{missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}. Load them with the config they were "
+                "saved with, or convert the original file again with scripts/convert_checkpoint.py."
+            )
+        return (model, info) if output_loading_info else model
+
+
+class SurgeNetModel(SurgeNetPreTrainedModel):
+    """The bare backbone.
+
+    Example:
+        >>> model = SurgeNetModel.from_pretrained("surgenet/surgenetxl")
+        >>> model(pixel_values).pooler_output  # (B, C): the embedding that DINO trained
+    """
+
+    def __init__(self, config: SurgeNetConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.encoder = SurgeNetEncoder(config)
+        self.add_pooling_layer = add_pooling_layer
+        # PVTv2 norms the tokens at the end of each stage instead
+        has_norm = add_pooling_layer and config.backbone != "pvt_v2_b2"
+        self.layernorm = LayerNorm(config.hidden_sizes[-1]) if has_norm else None
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, output_hidden_states: bool | None = None, **kwargs
+    ) -> BaseModelOutputWithPoolingAndNoAttention:
+        """
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised by the image processor; any height and width >= 32.
+            output_hidden_states: also return `hidden_states`; default: `config.output_hidden_states`.
+
+        Returns:
+            `last_hidden_state` (B, C, h, w) of stage 4, stride 32; `pooler_output` (B, C), the norm of its spatial
+            mean (PVTv2: the mean of the normed tokens); `hidden_states`, the maps after stem and stages 1 to 4.
+        """
+        if pixel_values is None:
+            raise ValueError("pixel_values is missing: give a float tensor (B, num_channels, H, W)")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        feature_maps = self.encoder(pixel_values)
+        pooled = feature_maps[-1].mean(dim=(-2, -1)) if self.add_pooling_layer else None
+        return BaseModelOutputWithPoolingAndNoAttention(
+            last_hidden_state=feature_maps[-1],
+            pooler_output=pooled if self.layernorm is None else self.layernorm(pooled),
+            hidden_states=feature_maps if output_hidden_states else None,
+        )
+
+
+class SurgeNetBackbone(BackboneMixin, SurgeNetPreTrainedModel):
+    """Feature maps of chosen stages, for dense prediction frameworks (`AutoBackbone`).
+
+    Example:
+        >>> backbone = SurgeNetBackbone.from_pretrained("surgenet/surgenetxl", out_features=["stage1", "stage4"])
+        >>> [m.shape[1] for m in backbone(pixel_values).feature_maps] == backbone.channels
+    """
+
+    has_attentions = False
+    _keys_to_ignore_on_load_unexpected = [r"^layernorm\."]  # noqa: RUF012  (of the pooled embedding)
+
+    def __init__(self, config: SurgeNetConfig):
+        super().__init__(config)
+        self.encoder = SurgeNetEncoder(config)
+        self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
+    ) -> BackboneOutput:
+        """`feature_maps`: a tuple of (B, C_i, h_i, w_i) for the stages in `config.out_features`, in their order."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        maps = self.encoder(pixel_values)
+        return BackboneOutput(
+            feature_maps=tuple(maps[self.stage_names.index(name)] for name in self.out_features),
+            hidden_states=maps if output_hidden_states else None,
+        )
+
+
+class SurgeNetForImageClassification(SurgeNetPreTrainedModel):
+    """The pooled embedding and the original head: an MLP with squared ReLU on CAFormer, else one linear layer."""
+
+    accepts_loss_kwargs = False  # Trainer then averages the loss over accumulated batches itself
+
+    def __init__(self, config: SurgeNetConfig):
+        super().__init__(config)
+        self.surgenet = SurgeNetModel(config)
+        head = metaformer.MlpHead if config.backbone == "caformer_s18" else nn.Linear
+        self.classifier = head(config.hidden_sizes[-1], config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+    ) -> ImageClassifierOutputWithNoAttention:
+        """
+        Args:
+            pixel_values: as for `SurgeNetModel`.
+            labels: by `config.problem_type`: `single_label_classification` (B,) class ids;
+                `multi_label_classification` (B, num_labels) floats, 0 to 1 (soft targets welcome); `regression` (B,)
+                or (B, num_labels) floats.
+
+        Returns:
+            `logits` (B, num_labels), `loss` if labels are given, `hidden_states` as `SurgeNetModel`.
+        """
+        outputs = self.surgenet(pixel_values, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class SurgeNetFPNLevel(nn.Sequential):
+    """One pyramid level on its way up: 3x3 convolution, group norm, ReLU for each of `sizes` that it passes."""
+
+    def __init__(self, config: SurgeNetConfig, num_blocks: int):
+        blocks = []
+        for i in range(num_blocks):
+            in_channels = config.segmentation_channels if i else config.pyramid_channels
+            convolution = nn.Conv2d(in_channels, config.segmentation_channels, 3, padding=1, bias=False)
+            norm = nn.GroupNorm(GROUP_NORM_GROUPS, config.segmentation_channels)
+            blocks.append(nn.Sequential(convolution, norm, nn.ReLU(inplace=True)))
+        super().__init__(*blocks)
+
+    def forward(self, x: torch.Tensor, sizes: list[torch.Size]) -> torch.Tensor:
+        for i, block in enumerate(self):
+            x = block(x)
+            if i < len(sizes):
+                x = F.interpolate(x, size=sizes[i], mode="bilinear", align_corners=True)
+        return x
+
+
+class SurgeNetFPN(nn.Module):
+    """The original segmentation decoder (from segmentation_models.pytorch), for feature maps of any size.
+
+    Where the original doubles sizes, this one interpolates to the size of the next finer map: the same numbers when
+    the sides of the input are multiples of 32, and no error otherwise.
+    """
+
+    def __init__(self, config: SurgeNetConfig):
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(width, config.pyramid_channels, 1) for width in config.hidden_sizes)
+        # coarse levels pass more convolutions: one for each doubling, and at least one
+        self.levels = nn.ModuleList(SurgeNetFPNLevel(config, max(1, i)) for i in range(4))
+        self.dropout = nn.Dropout2d(config.segmentation_dropout)
+        self.classifier = nn.Conv2d(4 * config.segmentation_channels, config.num_labels, 3, padding=1)
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Maps of stages 1 to 4, (B, C_i, h_i, w_i), to logits (B, num_labels, h_1, w_1)."""
+        sizes = [feature_map.shape[-2:] for feature_map in feature_maps]
+        pyramid = [lateral(feature_map) for lateral, feature_map in zip(self.lateral, feature_maps, strict=True)]
+        for i in (2, 1, 0):
+            pyramid[i] = pyramid[i] + F.interpolate(pyramid[i + 1], size=sizes[i], mode="nearest")
+        levels = [self.levels[i](pyramid[i], sizes[:i][::-1]) for i in (3, 2, 1, 0)]
+        return self.classifier(self.dropout(torch.cat(levels, dim=1)))
+
+
+class SurgeNetForSemanticSegmentation(SurgeNetPreTrainedModel):
+    """The backbone with the original FPN decoder; logits come at the resolution of the input."""
+
+    accepts_loss_kwargs = False  # Trainer then averages the loss over accumulated batches itself
+
+    def __init__(self, config: SurgeNetConfig):
+        super().__init__(config)
+        # without the pooled embedding: its norm would get no gradient, which distributed training refuses
+        self.surgenet = SurgeNetModel(config, add_pooling_layer=False)
+        self.decode_head = SurgeNetFPN(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> SemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values: (B, num_channels, H, W), as for `SurgeNetModel`.
+            labels: (B, H, W) class ids; pixels of `config.semantic_loss_ignore_index` are left out of the loss.
+            output_hidden_states: also return `hidden_states`; default: `config.output_hidden_states`.
+
+        Returns:
+            `logits` (B, num_labels, H, W), `loss` if labels are given, `hidden_states` as `SurgeNetModel`.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = self.surgenet(pixel_values, output_hidden_states=True).hidden_states
+        logits = self.decode_head(hidden_states[1:])
+        logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=True)
+        loss = None
+        if labels is not None:
+            ignored = self.config.semantic_loss_ignore_index
+            loss = F.cross_entropy(logits.float(), labels, ignore_index=ignored, reduction="sum")
+            loss = loss / (labels != ignored).sum().clamp(min=1)  # the mean, and 0 instead of NaN if all are ignored
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=hidden_states if output_hidden_states else None
+        )
+
+
+__all__ = [
+    "SurgeNetBackbone",
+    "SurgeNetForImageClassification",
+    "SurgeNetForSemanticSegmentation",
+    "SurgeNetModel",
+    "SurgeNetPreTrainedModel",
+]

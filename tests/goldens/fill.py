@@ -1,0 +1,23 @@
+"""Deterministic tensors from names: the same bytes on every machine and numpy version."""
+
+import math
+import zlib
+
+import numpy as np
+
+
+def uniform(name: str, shape) -> np.ndarray:
+    """float64 in [0, 1), one stream per name: PCG64 seeded with crc32(name), raw 64-bit draws >> 11, times 2**-53."""
+    raw = np.random.PCG64(zlib.crc32(name.encode())).random_raw(math.prod(shape))
+    return ((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)
+
+
+def parameter(name: str, shape) -> np.ndarray:
+    """A float32 weight: matrices and kernels are uniform with unit gain, vectors near 1 (names ending in weight, scale, gamma) or near 0."""
+    u = uniform(name, shape)
+    if len(shape) > 1 and not name.endswith(("gamma", "beta")):
+        bound = math.sqrt(3.0 / math.prod(shape[1:]))
+        return ((2 * u - 1) * bound).astype(np.float32)
+    if name.endswith(("weight", "scale", "gamma", "weight_g")):
+        return (0.5 + u).astype(np.float32)
+    return (0.2 * (u - 0.5)).astype(np.float32)

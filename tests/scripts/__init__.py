@@ -1,0 +1,12 @@
+"""Tests of scripts/: each script's main() called in-process, plus one subprocess test a script."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
