@@ -13,7 +13,7 @@ def uniform(name: str, shape) -> np.ndarray:
 
 
 def parameter(name: str, shape) -> np.ndarray:
-    """A float32 weight: matrices and kernels are uniform with unit gain, vectors near 1 (names ending in weight, scale, gamma) or near 0."""
+    """A float32 weight: kernels uniform with unit gain, vectors near 1 (weight, scale, gamma) or near 0 (the rest)."""
     u = uniform(name, shape)
     if len(shape) > 1 and not name.endswith(("gamma", "beta")):
         bound = math.sqrt(3.0 / math.prod(shape[1:]))
