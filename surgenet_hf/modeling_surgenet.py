@@ -110,13 +110,17 @@ class SurgeNetPreTrainedModel(PreTrainedModel):
             init.ones_(module.scale)
             init.zeros_(module.bias)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The stem: where gradients start for adapters on a frozen backbone with reentrant checkpointing."""
+        return self.base_model.encoder.stem
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """As in transformers, but a backbone loads whole or not at all; a new head is still only warned about.
 
         Raises:
             ValueError: when the file lacks parameters of the backbone or holds others: an interrupted save, weights of
-                another backbone, or StarReLU weights for a ReLU model. `ignore_mismatched_sizes=True` lets it pass.
+                another backbone, or StarReLU weights for a ReLU model.
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         missing, unexpected = (
@@ -124,8 +128,7 @@ class SurgeNetPreTrainedModel(PreTrainedModel):
             for kind in ("missing_keys", "unexpected_keys")
         )
         # without a name, everything is meant to be initialised
-        from_file = pretrained_model_name_or_path is not None and not kwargs.get("ignore_mismatched_sizes")
-        if from_file and (missing or unexpected):
+        if pretrained_model_name_or_path is not None and (missing or unexpected):
             raise ValueError(
                 f"the weights in {pretrained_model_name_or_path} are not those of this backbone "
                 f"({model.config.backbone}, activation {model.config.activation}): {len(missing)} parameters missing "

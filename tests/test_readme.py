@@ -48,9 +48,8 @@ def python_examples():
 
 def test_migration_table(converted):
     assert {constructor.split("(")[0] for constructor, _ in MIGRATION} == CONSTRUCTORS.keys()
-    names = vars(transformers).keys()
     for constructor, ours in MIGRATION:
-        namespace = {name: getattr(transformers, name) for name in names if name.startswith("Auto")}
+        namespace = {name: getattr(transformers, name) for name in re.findall(r"AutoModel\w*", ours)}
         namespace |= {name: getattr(surgenet_hf, name) for name in surgenet_hf.__all__}
         namespace["x"] = torch.randn(1, 3, 64, 64)
         result = eval(ours, namespace)

@@ -1,5 +1,11 @@
-"""The published checkpoints: one record each, and nowhere else."""
+"""The published checkpoints: one record each, and nowhere else.
 
+Sources: the authors' repositories github.com/TimJaspers0801/SurgeNet and huggingface.co/TimJaspersTue/SurgeNetModels,
+and the papers in `CITATIONS`. Sums of frames over a subset's data sets are ours.
+"""
+
+import difflib
+import re
 from dataclasses import dataclass
 
 # Channel means and standard deviations of RGB in [0, 1]. SurgeNet's own were used in pretraining and stand in the full
@@ -8,91 +14,271 @@ STATISTICS = {
     "surgenet": ((0.46888983, 0.29536288, 0.28712815), (0.24689102, 0.21034359, 0.21188641)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+NAMESPACE = "surgenet"
 UPSTREAM_REPO = "TimJaspersTue/SurgeNetModels"
 
 
 @dataclass(frozen=True)
-class CatalogEntry:
-    """One published checkpoint: its files in `upstream_repo`, and how to read them."""
+class PretrainingSet:
+    """A data set that frames were taken from, at one frame a second.
+
+    Attributes:
+        name, procedure: of the data set; RA is robot-assisted.
+        videos: number of videos, None where it is not published.
+        frames: number of frames in SurgeNetXL.
+        public: whether others can get it.
+        url: of the data set or its paper.
+    """
 
     name: str
+    procedure: str
+    videos: int | None
+    frames: int
+    public: bool = True
+    url: str | None = None
+
+
+_CHOLEC = (
+    PretrainingSet("Cholec80", "laparoscopic cholecystectomy", 76, 179_164, url="https://arxiv.org/abs/1602.03012"),
+    PretrainingSet(
+        "HeiChole", "laparoscopic cholecystectomy", 30, 53_427, url="https://www.synapse.org/Synapse:syn25101790"
+    ),
+    PretrainingSet("hSDB-Chole", "laparoscopic cholecystectomy", 24, 18_064, url="https://arxiv.org/abs/2110.12555"),
+)
+_RAMIE = (PretrainingSet("RAMIE-UMCU", "RA esophagectomy", 28, 377_287, public=False),)
+_RARP = (
+    # the authors' table says esophagectomy; ESAD is prostatectomy (its paper)
+    PretrainingSet("ESAD", "RA prostatectomy", 28, 47_282, url="https://arxiv.org/abs/2006.07164"),
+    PretrainingSet("PSI-AVA", "RA prostatectomy", 8, 73_618, url="https://arxiv.org/abs/2212.04582"),
+    PretrainingSet("RARP-AvL", "RA prostatectomy", 8, 261_516, public=False),
+)
+_OTHERS = (
+    PretrainingSet(
+        "DSAD", "RA rectal resection/extirpation", 32, 14_623, url="https://doi.org/10.1038/s41597-022-01719-2"
+    ),
+    PretrainingSet(
+        "GLENDA", "gynaecologic laparoscopy", 400, 25_682, url="https://doi.org/10.1007/978-3-030-37734-2_36"
+    ),
+    PretrainingSet("LapGyn4", "gynaecologic laparoscopy", 500, 59_616, url="https://doi.org/10.1145/3204949.3208127"),
+    PretrainingSet(
+        "MultiBypass140",
+        "laparoscopic gastric bypass",
+        140,
+        749_419,
+        url="https://github.com/CAMMA-public/MultiBypass140",
+    ),
+    PretrainingSet("hSDB-Gastric", "RA gastrectomy", 24, 35_576, url="https://arxiv.org/abs/2110.12555"),
+    PretrainingSet(
+        "SurgToolLoc2022", "11 RA porcine procedures", None, 741_516, url="https://arxiv.org/abs/2305.07152"
+    ),
+)
+_YOUTUBE = (
+    PretrainingSet(
+        "SurgeNetYoutube",
+        "23 procedures",
+        3_253,
+        2_074_234,
+        url="https://huggingface.co/datasets/TimJaspersTue/SurgeNetYoutube",
+    ),
+)
+_SURGENET = _CHOLEC + _RAMIE + _RARP + _OTHERS
+
+CITATIONS = {
+    "surgenetxl": """@article{jaspers2026scaling,
+  title   = {Scaling up self-supervised learning for improved surgical foundation models},
+  author  = {Jaspers, Tim J. M. and de Jong, Ronald L. P. D. and Li, Yiping and Kusters, Carolus H. J. and
+             Bakker, Franciscus H. A. and van Jaarsveld, Romy C. and Kuiper, Gino M. and van Hillegersberg, Richard and
+             Ruurda, Jelle P. and Brinkman, Willem M. and Pluim, Josien P. W. and de With, Peter H. N. and
+             Breeuwer, Marcel and Al Khalil, Yasmina and van der Sommen, Fons},
+  journal = {Medical Image Analysis},
+  volume  = {108},
+  pages   = {103873},
+  year    = {2026},
+  doi     = {10.1016/j.media.2025.103873}
+}""",
+    "demi2024": """@inproceedings{jaspers2024exploring,
+  title     = {Exploring the Effect of Dataset Diversity in Self-supervised Learning for Surgical Computer Vision},
+  author    = {Jaspers, Tim J. M. and de Jong, Ronald L. P. D. and Al Khalil, Yasmina and Zeelenberg, Tijn and
+               Kusters, Carolus H. J. and Li, Yiping and van Jaarsveld, Romy C. and Bakker, Franciscus H. A. and
+               Ruurda, Jelle P. and Brinkman, Willem M. and de With, Peter H. N. and van der Sommen, Fons},
+  booktitle = {Data Engineering in Medical Imaging},
+  pages     = {43--53},
+  year      = {2024},
+  doi       = {10.1007/978-3-031-73748-0_5}
+}""",
+    "metaformer": """@article{yu2022metaformer,
+  title   = {MetaFormer Baselines for Vision},
+  author  = {Yu, Weihao and Si, Chenyang and Zhou, Pan and Luo, Mi and Zhou, Yichen and Feng, Jiashi and
+             Yan, Shuicheng and Wang, Xinchao},
+  journal = {arXiv:2210.13452},
+  year    = {2022}
+}""",
+}
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """One published checkpoint.
+
+    Attributes:
+        name: as the authors write it.
+        repo_name: of our repository in `NAMESPACE`.
+        teacher_file, full_file: the weights, and the full DINO checkpoint (None: not published), in `upstream_repo`.
+        teacher_sha256, full_sha256: of these files, None where not known.
+        backbone, activation: as in `SurgeNetConfig`.
+        statistics: key of `STATISTICS`, of the images in pretraining.
+        image_size: side of the global crops in pretraining, in pixels.
+        epochs: of pretraining.
+        pretraining_sets: what it was pretrained on.
+        pretraining_share: the part of their frames that was used.
+        licence: of the weights, as the Hub writes it.
+        citations: keys of `CITATIONS`.
+    """
+
+    name: str
+    repo_name: str
     teacher_file: str
     full_file: str | None
+    pretraining_sets: tuple[PretrainingSet, ...]
+    pretraining_share: float = 1.0
     backbone: str = "caformer_s18"
     activation: str | None = "relu"
     statistics: str = "surgenet"
-    teacher_sha256: str | None = None  # None: not known
+    teacher_sha256: str | None = None
     full_sha256: str | None = None
     upstream_repo: str = UPSTREAM_REPO
+    image_size: int = 224
+    epochs: int | None = 50
+    licence: str = "cc-by-nc-sa-4.0"
+    citations: tuple[str, ...] = ("surgenetxl", "demi2024")
+
+    @property
+    def repo_id(self) -> str:
+        return f"{NAMESPACE}/{self.repo_name}"
+
+    @property
+    def pretraining_frames(self) -> int:
+        # the authors count 263,679 frames for SurgeNet-Small, a tenth of SurgeNet's 2,636,790
+        return round(self.pretraining_share * sum(data.frames for data in self.pretraining_sets))
 
 
 CATALOG = (
     CatalogEntry(
         name="SurgeNetXL",
+        repo_name="surgenetxl",
         teacher_file="SurgeNetXL_checkpoint_epoch0050_teacher.pth",
         full_file="SurgeNetXL_checkpoint0050.pth",
         teacher_sha256="bd2709b010b6ad58c2451d37f009ad07bfacb797bd69ee6c951d04de747ffff8",
         full_sha256="ac0e40990cccf7dbec0c819bdce6c594427ccaadf8c02e01539e3147778a1517",
+        pretraining_sets=_SURGENET + _YOUTUBE,
     ),
     CatalogEntry(
         name="SurgeNet",
+        repo_name="surgenet",
         teacher_file="SurgeNet_checkpoint_epoch0050_teacher.pth",
         full_file="SurgeNet_checkpoint0050.pth",
         teacher_sha256="1a9d3317a12e843d57e60c1702b534a3a1ec24ffb6b07dc30925d42eac0c2f96",
+        pretraining_sets=_SURGENET,
     ),
     CatalogEntry(
         name="SurgeNet-Small",
+        repo_name="surgenet-small",
         teacher_file="SurgeNetSmall_checkpoint_epoch0050_teacher.pth",
         full_file="SurgeNetSmall_checkpoint0050.pth",
+        pretraining_sets=_SURGENET,
+        pretraining_share=0.1,
     ),
     CatalogEntry(
         name="SurgeNet-Cholec",
+        repo_name="surgenet-cholec",
         teacher_file="CHOLEC_checkpoint_epoch0050_teacher.pth",
         full_file="CHOLEC_checkpoint0050.pth",
+        pretraining_sets=_CHOLEC,
     ),
     CatalogEntry(
         name="SurgeNet-RAMIE",
+        repo_name="surgenet-ramie",
         teacher_file="RAMIE_checkpoint_epoch0050_teacher.pth",
         full_file="RAMIE_checkpoint0050.pth",
+        pretraining_sets=_RAMIE,
     ),
     CatalogEntry(
         name="SurgeNet-RARP",
+        repo_name="surgenet-rarp",
         teacher_file="RARP_checkpoint_epoch0050_teacher.pth",
         full_file="RARP_checkpoint0050.pth",
+        pretraining_sets=_RARP,
     ),
     CatalogEntry(
-        # the authors' README points to the full file, which their loader then takes for a teacher: a random network
         name="SurgeNet-Public",
+        repo_name="surgenet-public",
+        # the authors' README points to the full file, which their loader then takes for a teacher: a random network
         teacher_file="Public_checkpoint_epoch0050_teacher.pth",
         full_file="Public_checkpoint0050.pth",
+        pretraining_sets=tuple(data for data in _SURGENET if data.public),
     ),
     CatalogEntry(
         name="SurgeNet-ConvNeXtV2",
+        repo_name="surgenet-convnextv2",
         teacher_file="SurgeNet_ConvNextv2_checkpoint_epoch0050_teacher.pth",
         full_file="SurgeNet_ConvNextv2_checkpoint0050.pth",
         backbone="convnextv2_tiny",
         activation=None,
         teacher_sha256="a53cafa6b8920e0de3e6c82ae9516f4a0cf1e1861d6b732b20feb2ee5e1d975a",
         full_sha256="b20eff4ef3a8cd5704da12067118ac349c3c633493d22c72d2dccf5c5f83cfa2",
+        pretraining_sets=_SURGENET,
     ),
     CatalogEntry(
         name="SurgeNet-PVTv2",
+        repo_name="surgenet-pvtv2",
         teacher_file="SurgeNet_PVTv2_checkpoint_epoch0050_teacher.pth",
         full_file="SurgeNet_PVTv2_checkpoint0050.pth",
         backbone="pvt_v2_b2",
         activation=None,
+        pretraining_sets=_SURGENET,
     ),
     CatalogEntry(
         name="ImageNet1k",
+        repo_name="caformer-s18-imagenet1k",
         teacher_file="caformer/caformer_s18.pth",
         full_file=None,
         activation="star_relu",
         statistics="imagenet",
         upstream_repo="sail/dl",
+        epochs=None,
+        licence="apache-2.0",
+        citations=("metaformer", "surgenetxl"),
+        pretraining_sets=(
+            PretrainingSet("ImageNet-1k", "no surgery: photographs", None, 1_281_167, url="https://image-net.org"),
+        ),
     ),
 )
+
+
+def find_entry(name: str) -> CatalogEntry:
+    """The entry that a user means: spelling, case, separators, namespace and a missing "e" in SurgNet are forgiven.
+
+    Raises:
+        ValueError: no such checkpoint; the message names the nearest ones.
+    """
+    spellings = {spelling: entry for entry in CATALOG for spelling in (_plain(entry.name), _plain(entry.repo_name))}
+    wanted = _plain(name)
+    for spelling in (wanted, f"surgenet{wanted}"):
+        if spelling in spellings:
+            return spellings[spelling]
+    near = difflib.get_close_matches(wanted, spellings, n=3, cutoff=0.5)
+    suggestion = (
+        f"did you mean {' or '.join(dict.fromkeys(spellings[match].name for match in near))}? " if near else ""
+    )
+    raise ValueError(
+        f"no published checkpoint is called {name!r}; {suggestion}There are {', '.join(e.name for e in CATALOG)}"
+    )
 
 
 def find_by_sha256(sha256: str) -> CatalogEntry | None:
     """The entry whose teacher or full file has this checksum, if any."""
     return next((entry for entry in CATALOG if sha256 in (entry.teacher_sha256, entry.full_sha256)), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().split("/")[-1]).replace("surgnet", "surgenet")

@@ -183,7 +183,7 @@ def test_statistics(tmp_path, caplog, monkeypatch):
     assert statistics(relu, config=tiny(), normalization="imagenet") == "imagenet"
     star = save(tmp_path, original(SurgeNetModel, tiny(activation="star_relu")), "star.pth")
     assert statistics(star, config=tiny(activation="star_relu")) == "imagenet"
-    entry = catalog.CatalogEntry("X", "x.pth", None, statistics="imagenet", teacher_sha256=file_sha256(relu))
+    entry = catalog.CatalogEntry("X", "x", "x.pth", None, (), statistics="imagenet", teacher_sha256=file_sha256(relu))
     monkeypatch.setattr(catalog, "CATALOG", (entry,))
     assert statistics(relu, config=tiny()) == "imagenet"
     assert not caplog.text
