@@ -1,0 +1,189 @@
+"""Your own frames and masks, from a folder.
+
+    D/images/<video>_<frame>.jpg   or   D/images/<video>/<any name>.jpg     (jpg, jpeg or png)
+    D/masks/<video>_<frame>.png    or   D/masks/<video>/<the same name>.png
+    D/classes.txt                  one class name a line; the first line names id 0. May be left out
+
+A mask has the size of its frame and holds class ids: 0, 1, 2, ... and 255 where there is no label; in one channel, or
+in three equal ones. Without classes.txt the classes are 0 to the largest id in any mask, "class_0", "class_1", ...
+
+Frames of one video look alike, so a split of single frames would measure memory. Videos are split instead: a fifth of
+them, at least one, validate. Which ones is a function of the video's name (SHA-256), the same on every machine.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+
+from .segmentation import (
+    IGNORE_INDEX,
+    Sample,
+    SegmentationData,
+    build_splits,
+    count_values,
+    lookup_table,
+    palette,
+    require_folder,
+)
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_LAYOUT = "expected images/<video>_<frame>.jpg (or images/<video>/<frame>.jpg) and, with the same name, masks/....png"
+
+
+def load(data_dir: str | Path) -> SegmentationData:
+    """The data set of a folder.
+
+    Raises:
+        FileNotFoundError: a missing or empty folder, a frame without mask, a mask without frame.
+        ValueError: names from which no video can be told, fewer than two videos, two frames of one name, an unreadable
+            file, a mask of another size, with colours instead of ids or with ids beyond the classes, a `classes.txt`
+            with gaps, doubles or another encoding than UTF-8, fewer than two classes in use.
+    """
+    root = require_folder(Path(data_dir).absolute(), _LAYOUT)
+    names = _read_classes(root / "classes.txt")
+    samples = _find_samples(root)
+    validation = _validation_videos({sample.video for sample in samples}, root)
+
+    counts = count_values(samples)
+    labels = names or tuple(f"class_{i}" for i in range(1 + max(_ids(counts.sum(0)), default=0)))
+    _check_ids(samples, counts, labels, root)
+
+    is_validation = np.array([sample.video in validation for sample in samples])
+    splits = {
+        "train": [sample for sample in samples if sample.video not in validation],
+        "validation": [sample for sample in samples if sample.video in validation],
+    }
+    unseen = sorted(set(range(len(labels))) - set(_ids(counts[~is_validation].sum(0))))
+    notes = [
+        f"Found {len(splits['train'])} frames of {len({s.video for s in splits['train']})} videos to train on and "
+        f"{len(splits['validation'])} of {len(validation)} to validate on ({', '.join(sorted(validation))})."
+    ]
+    if not names:
+        notes.append(f"There is no classes.txt: {len(labels)} classes, as the largest id in the masks says.")
+    if unseen:
+        notes.append(f"No training pixel has class {', '.join(labels[i] for i in unseen)}: it cannot be learnt.")
+    table = lookup_table({i: i for i in range(len(labels))})
+    return SegmentationData("folder", labels, palette(len(labels)), build_splits(splits, table), notes=tuple(notes))
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    if not path.exists():
+        return ()
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    if not names:
+        raise ValueError(f"{path} is empty; write one class name a line, the first for id 0, or remove the file")
+    for number, name in enumerate(names):
+        if not name:
+            raise ValueError(f"{path}: line {number + 1} is blank, but each line names the class of its id ({number})")
+        if name in names[:number]:
+            raise ValueError(f"{path}: line {number + 1} repeats the class {name!r}; every class needs its own name")
+    if len(names) > IGNORE_INDEX:
+        raise ValueError(f"{path} names {len(names)} classes; 8-bit masks have room for {IGNORE_INDEX}")
+    return tuple(names)
+
+
+def _find_samples(root: Path) -> list[Sample]:
+    """Frames with their masks, sorted by video and frame."""
+    images, masks = _files(root / "images", _SUFFIXES), _files(root / "masks", (".png",))
+    bare = sorted(key for key in images if key not in masks)
+    if bare:
+        raise FileNotFoundError(
+            f"the frame {images[bare[0]]} has no mask: expected {root / 'masks' / bare[0]}.png "
+            f"({len(bare)} of {len(images)} frames have none); add the masks, or move the frames elsewhere"
+        )
+    orphans = sorted(key for key in masks if key not in images)
+    if orphans:
+        raise FileNotFoundError(
+            f"the mask {masks[orphans[0]]} has no frame: expected {root / 'images' / orphans[0]}.jpg "
+            f"({len(orphans)} of {len(masks)} masks have none); add the frames, or move the masks elsewhere"
+        )
+
+    in_folders = {"/" in key for key in images}
+    if len(in_folders) == 2:
+        loose = next(images[key] for key in sorted(images) if "/" not in key)
+        raise ValueError(f"{loose} lies beside folders; a frame is either in the folder of its video or none is")
+    samples = []
+    for position, key in enumerate(sorted(images)):
+        video, frame = _video_and_frame(key, position, images[key])
+        samples.append(Sample(images[key], masks[key], video, frame))
+    return sorted(samples, key=lambda sample: (sample.video, sample.frame, sample.image))
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Files by their path below `folder`, without suffix and with forward slashes."""
+    require_folder(folder, _LAYOUT)
+    files: dict[str, Path] = {}
+    others = 0
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if path.suffix.lower() not in suffixes:
+            others += 1
+            continue
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in files:
+            raise ValueError(
+                f"{files[key]} and {path} have the same name, so their mask would be the same; rename one"
+            )
+        files[key] = path
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} holds no file ending in {' or '.join(suffixes)} ({others} others); {_LAYOUT}"
+        )
+    return files
+
+
+def _video_and_frame(key: str, position: int, path: Path) -> tuple[str, int]:
+    number = re.search(r"\d+$", key)
+    if "/" in key:
+        return key.split("/")[0], int(number[0]) if number else position
+    match = re.fullmatch(r"(.+)_\d+", key)
+    if not match:
+        raise ValueError(
+            f"{path}: no video can be told from this name, and frames must be split by video; name it "
+            "<video>_<frame number>, or put the frames of each video into a folder of its own in images/"
+        )
+    return match[1], int(number[0])
+
+
+def _validation_videos(videos: set[str], root: Path) -> set[str]:
+    if videos <= {"train", "val", "valid", "validation", "test"}:
+        raise ValueError(
+            f"the videos in {root / 'images'} ({', '.join(sorted(videos))}) are named like splits, but the split is "
+            "made here, by video: name the folders, or what comes before the last underscore, after the videos"
+        )
+    if len(videos) < 2:
+        raise ValueError(
+            f"{root / 'images'} holds a single video ({', '.join(videos)}), but one to train on and another to "
+            "validate on are needed, as frames of one video look alike; a frame's video is its folder in images/, or "
+            "else its name up to the last underscore"
+        )
+    by_hash = sorted(videos, key=lambda video: hashlib.sha256(video.encode()).digest())
+    return set(by_hash[: max(1, round(len(videos) / 5))])
+
+
+def _ids(counts: np.ndarray) -> list[int]:
+    """Class ids of which there is a pixel, given the pixels (256,) of each value."""
+    return [i for i in range(IGNORE_INDEX) if counts[i]]
+
+
+def _check_ids(samples: list[Sample], counts: np.ndarray, labels: tuple[str, ...], root: Path) -> None:
+    for sample, row in zip(samples, counts, strict=True):
+        beyond = [i for i in _ids(row) if i >= len(labels)]
+        if beyond:
+            raise ValueError(
+                f"{sample.mask} holds id {', '.join(map(str, beyond))}, but {root / 'classes.txt'} names "
+                f"{len(labels)} classes, ids 0 to {len(labels) - 1} ({IGNORE_INDEX} is ignore); add the missing names "
+                "or correct the mask"
+            )
+    found = _ids(counts.sum(0))
+    if len(found) < 2:
+        raise ValueError(
+            f"the masks in {root / 'masks'} hold no two classes (ids found: {found or 'none'}; {IGNORE_INDEX} is "
+            "ignore, not a class); a foreground drawn as 255 must be saved as 1"
+        )

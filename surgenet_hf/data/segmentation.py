@@ -1,0 +1,210 @@
+"""The one schema of segmentation data, and what the loaders share: lookup tables, checks, rows."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, Image, Value
+from PIL import ExifTags, ImageOps
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+IGNORE_INDEX = 255
+
+# Okabe and Ito's palette, made to be told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/);
+# grey instead of black first, as the first class is mostly background.
+_OKABE_ITO = (
+    (127, 127, 127),
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+
+_FEATURES = Features(
+    {
+        "image": Image(mode="RGB"),
+        "mask": Image(),
+        "video": Value("string"),
+        "frame": Value("int64"),
+        "split": Value("string"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """Frames with masks, split by video.
+
+    A row of a split is `{"image": PIL RGB image, "mask": uint8 array (H, W), "video": str, "frame": int,
+    "split": str}`; it is decoded when it is indexed. Masks hold class ids, `ignore_index` where there is no label.
+    Indexing by a column name decodes every image too; `splits[...].select_columns(["video", "frame"])[:]` does not.
+
+    Attributes:
+        name: what the data set is called in `load_segmentation`.
+        labels: names of the classes, in the order of their ids.
+        colors: one RGB colour (0 to 255) for each class, for figures.
+        splits: "train", "validation" and, where the data has it, "test".
+        ignore_index: the value in masks that is no class.
+        notes: what checking the data found, one sentence each.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    splits: DatasetDict
+    ignore_index: int = IGNORE_INDEX
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One frame and its mask: paths of image files, or their encoded bytes."""
+
+    image: Path | bytes
+    mask: Path | bytes
+    video: str
+    frame: int
+
+
+def palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Distinct RGB colours for `num_classes` classes (at most 255): Okabe and Ito's eight, then darker and lighter."""
+    shades = [
+        tuple(round(value + (target - value) * share) for value in color)
+        for target, share in ((0, 0.0), (0, 0.45), (255, 0.5), (0, 0.7), (255, 0.75))
+        for color in _OKABE_ITO
+    ]
+    # Past what eyes can tell apart, colours need only differ: a fixed walk over the RGB cube (97 is prime to 255).
+    rest = [(97 * i % 255, 53 * i % 255, 171 * i % 255) for i in range(1, 255)]
+    return tuple(dict.fromkeys(shades + rest))[:num_classes]
+
+
+def lookup_table(ids: Mapping[int, int]) -> np.ndarray:
+    """The uint8 table (256,) that turns raw grey values into class ids: `ids[raw]`, ignore for all other values."""
+    table = np.full(256, IGNORE_INDEX, np.uint8)
+    table[list(ids)] = list(ids.values())
+    return table
+
+
+def raw_values(mask: PILImage.Image) -> np.ndarray:
+    """Raw values (H, W), uint8, of a mask: grey, palette index, or the common value of three equal channels.
+
+    Alpha is not looked at.
+
+    Raises:
+        ValueError: the channels differ, or a value is above 255.
+    """
+    bands = mask.split()
+    if mask.mode in ("RGB", "RGBA") and len({band.tobytes() for band in bands[:3]}) > 1:
+        raise ValueError(
+            "its colour channels differ, but a mask must hold class ids (0, 1, 2, ... and 255 for ignore): "
+            "the same value in every channel, or a single channel; turn colours into ids first"
+        )
+    values = np.asarray(bands[0])
+    if values.dtype != np.uint8 and (values.min() < 0 or values.max() > 255):
+        raise ValueError(f"it holds values from {values.min()} to {values.max()}, but class ids go from 0 to 255")
+    return values.astype(np.uint8, copy=False)
+
+
+@dataclass(frozen=True)
+class _Decode:
+    """Masks of a batch to class ids, by a lookup table; a class and not a closure, so that workers can pickle it."""
+
+    table: bytes
+
+    def __call__(self, batch: dict) -> dict:
+        if "mask" in batch:  # not after select_columns without it
+            table = np.frombuffer(self.table, np.uint8)
+            batch["mask"] = [table[raw_values(mask)] for mask in batch["mask"]]
+        return batch
+
+
+def build_splits(samples: Mapping[str, list[Sample]], table: np.ndarray) -> DatasetDict:
+    """`{split: samples}` to data sets of the schema; `table` (256,) turns raw mask values into class ids."""
+
+    def encoded(source: Path | bytes) -> dict:
+        return {"path": None, "bytes": source} if isinstance(source, bytes) else {"path": str(source), "bytes": None}
+
+    def rows(split: str) -> Dataset:
+        columns = {
+            "image": [encoded(sample.image) for sample in samples[split]],
+            "mask": [encoded(sample.mask) for sample in samples[split]],
+            "video": [sample.video for sample in samples[split]],
+            "frame": [sample.frame for sample in samples[split]],
+            "split": [split] * len(samples[split]),
+        }
+        return Dataset.from_dict(columns, features=_FEATURES).with_transform(_Decode(table.tobytes()))
+
+    return DatasetDict({split: rows(split) for split in samples})
+
+
+def count_values(samples: list[Sample]) -> np.ndarray:
+    """Read every frame and mask once, and count the raw values of each mask: (number of samples, 256).
+
+    Raises:
+        ValueError: a file that cannot be read, a mask of another size than its frame or one that holds no class ids;
+            the message names the file.
+    """
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        counts = list(tqdm(pool.imap(_check, samples), desc="Checking masks", total=len(samples), unit="mask"))
+    return np.stack(counts)
+
+
+def _check(sample: Sample) -> np.ndarray:
+    size = _decoded(sample.image, _frame_size)
+    values = _decoded(sample.mask, _mask_values)
+    if values.shape != (size[1], size[0]):
+        raise ValueError(
+            f"{sample.mask} is {values.shape[1]}x{values.shape[0]} pixels, but its frame {sample.image} is "
+            f"{size[0]}x{size[1]}: a mask must have the size of its frame; resize it with nearest-neighbour sampling"
+        )
+    return np.bincount(values.ravel(), minlength=256).astype(np.uint32)
+
+
+def _decoded(path: Path, function: Callable):
+    """`function` of the opened image; whatever is wrong with the file, the error names it."""
+    try:
+        with PILImage.open(path) as image:
+            return function(image)
+    except (OSError, SyntaxError) as error:  # PIL's words for a broken file; SyntaxError is its broken PNG
+        raise ValueError(f"{path} cannot be read as an image ({error}); replace it or remove it") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _frame_size(image: PILImage.Image) -> tuple[int, int]:
+    """(width, height) as `datasets` will decode it, that is with the orientation tag applied."""
+    width, height = image.size
+    # JPEG decodes an eighth of the resolution much faster, and still reads the whole file: truncated ones are found.
+    image.draft("RGB", (width // 8, height // 8))
+    image.load()
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (height, width) if turned else (width, height)
+
+
+def _mask_values(image: PILImage.Image) -> np.ndarray:
+    ImageOps.exif_transpose(image, in_place=True)
+    return raw_values(image)
+
+
+def require_folder(path: Path, expected: str) -> Path:
+    """`path`, if it is a folder that is not empty.
+
+    Raises:
+        FileNotFoundError: it is not; the message says what is there instead and ends with `expected`.
+    """
+    if path.is_dir():
+        if any(path.iterdir()):
+            return path
+        raise FileNotFoundError(f"{path} is empty; {expected}")
+    if path.exists():
+        raise FileNotFoundError(f"{path} is a file, not a folder; {expected}")
+    there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    found = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") if there else "nothing"
+    raise FileNotFoundError(f"{path} does not exist ({path.parent} holds {found}); {expected}")

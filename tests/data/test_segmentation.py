@@ -1,0 +1,121 @@
+import pickle
+
+import numpy as np
+import pytest
+from datasets import DatasetDict
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from surgenet_hf.data import SegmentationData, load_segmentation
+from surgenet_hf.data.segmentation import Sample, build_splits, count_values, lookup_table, palette, raw_values
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"'cholec'.*synthetic, endoscapes, folder"):
+        load_segmentation("cholec")
+
+
+@pytest.mark.parametrize("name", ["endoscapes", "folder"])
+def test_a_missing_data_dir_is_an_error_of_its_own(name, tmp_path):
+    with pytest.raises(ValueError, match=f"'{name}' needs data_dir"):
+        load_segmentation(name)
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist .*holds elsewhere.*expected"):
+        load_segmentation(name, tmp_path / "nowhere")
+
+
+GREY = np.array([[0, 50, 255], [11, 7, 21]], np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "I;16"])
+def test_masks_of_every_kind_give_the_same_ids(mode, tmp_path):
+    if mode == "P":  # the index counts, not the colour that the palette shows for it
+        mask = Image.fromarray(GREY)
+        mask = Image.frombytes("P", mask.size, mask.tobytes())
+        mask.putpalette([(40 * i + 9) % 256 for i in range(768)])
+    elif mode == "I;16":
+        mask = Image.fromarray(GREY.astype(np.uint16))
+    else:
+        mask = Image.fromarray(GREY).convert(mode)
+    mask.save(tmp_path / "mask.png")
+    assert Image.open(tmp_path / "mask.png").mode == mode
+    Image.new("L", (3, 2), 100).save(tmp_path / "frame.png")
+    sample = Sample(tmp_path / "frame.png", tmp_path / "mask.png", "v", 4)
+
+    # Grey codes instead of ids, as CholecSeg8k has them: just another table; what it does not name is ignore.
+    row = build_splits({"train": [sample]}, lookup_table({50: 0, 11: 1, 21: 2}))["train"][0]
+    assert row["mask"].tolist() == [[255, 0, 255], [1, 255, 2]]
+    assert row["mask"].dtype == np.uint8
+    assert row["image"].mode == "RGB"
+    assert (row["video"], row["frame"], row["split"]) == ("v", 4, "train")
+    counts = count_values([sample])
+    assert counts.shape == (1, 256)
+    assert {value: int(n) for value, n in enumerate(counts[0]) if n} == {0: 1, 7: 1, 11: 1, 21: 1, 50: 1, 255: 1}
+
+
+def test_values_that_are_no_ids_are_refused():
+    with pytest.raises(ValueError, match="300"):
+        raw_values(Image.fromarray(np.array([[300]], np.uint16)))
+    with pytest.raises(ValueError, match="class ids"):
+        raw_values(Image.new("RGBA", (2, 2), (1, 1, 2, 255)))
+
+
+def test_a_turned_photograph_has_the_size_that_it_is_shown_with(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.new("RGB", (40, 30)).save(tmp_path / "frame.jpg", exif=exif)
+    Image.new("L", (30, 40)).save(tmp_path / "mask.png")
+    sample = Sample(tmp_path / "frame.jpg", tmp_path / "mask.png", "v", 0)
+    count_values([sample])
+    row = build_splits({"train": [sample]}, lookup_table({0: 0}))["train"][0]
+    assert row["image"].size == (30, 40) == row["mask"].shape[::-1]
+
+
+def test_a_truncated_frame_is_found_when_checking(tmp_path):
+    path = tmp_path / "frame.jpg"
+    Image.effect_noise((160, 120), 80).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    Image.new("L", (160, 120)).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match=r"frame\.jpg cannot be read.*truncated"):
+        count_values([Sample(path, tmp_path / "mask.png", "v", 0)])
+
+
+def test_colours_are_distinct():
+    assert len(set(palette(255))) == 255
+    assert palette(9)[:4] == palette(4)
+    assert all(0 <= value <= 255 for color in palette(255) for value in color)
+
+
+def _collate(rows):
+    return [(row["image"].size, row["mask"].sum().item(), row["video"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def small() -> SegmentationData:
+    return load_segmentation("synthetic", num_videos=2, frames_per_video=3, size=(32, 48))
+
+
+def test_rows_reach_the_workers_of_a_data_loader(small):
+    def collect(**options):
+        return [row for batch in DataLoader(small.splits["train"], 2, collate_fn=_collate, **options) for row in batch]
+
+    assert len(collect()) == 3
+    assert collect(num_workers=2) == collect()
+
+
+def test_the_whole_survives_pickling(small):
+    """Which workers need that are spawned and not forked (macOS, Windows)."""
+    again = pickle.loads(pickle.dumps(small))
+    assert isinstance(again.splits, DatasetDict)
+    assert (again.splits["validation"][1]["mask"] == small.splits["validation"][1]["mask"]).all()
+    assert again.labels == small.labels
+
+
+def test_columns_can_be_read_without_decoding_images(tmp_path):
+    data = load_segmentation("synthetic", tmp_path, num_videos=2, frames_per_video=3, size=(32, 48))
+    for path in tmp_path.rglob("*_*.*"):
+        path.unlink()
+    assert data.splits["validation"].select_columns(["video", "frame"])[:] == {
+        "video": ["video01"] * 3,
+        "frame": [0, 1, 2],
+    }
