@@ -1,0 +1,175 @@
+"""Segmentation overlays: frame, reference and prediction side by side."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+
+FILL = 0.4  # opacity of a class over the frame
+IGNORED = (200, 200, 200)  # colour of reference pixels without a class
+SPECK = 0.002  # share of the picture below which a class is painted, but its id not written
+NOT_PAINTED = "background"  # a class of this name lets the frame show through
+
+
+def segmentation_figure(
+    frames: Sequence,
+    truths: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+    labels: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+    row_titles: Sequence[str] = (),
+    title: str = "",
+    ignore_index: int = 255,
+) -> Figure:
+    """One row per frame: frame, reference, prediction, and below all a legend of the classes that occur.
+
+    Every class but a speck carries its id on the picture and in the legend: it is told apart without its colour, too.
+    A class named "background" is not painted, pixels without a class are grey.
+
+    Args:
+        frames: RGB images, PIL or uint8 (H, W, 3).
+        truths, predictions: for each frame a class map (H, W) of integer ids; `ignore_index` marks no class.
+        labels, colors: name and RGB colour (0 to 255) of each class id.
+        row_titles: a line for each frame, e.g. its video and number.
+        title: a line above all.
+
+    Raises:
+        ValueError: numbers or sizes of frames and class maps differ, or an id has no label.
+    """
+    if not len(frames) == len(truths) == len(predictions) > 0:
+        raise ValueError(
+            f"As many frames as truths and predictions are needed, and at least one: "
+            f"found {len(frames)}, {len(truths)} and {len(predictions)}."
+        )
+    frames = [np.asarray(frame) for frame in frames]
+    for row, (frame, truth, prediction) in enumerate(zip(frames, truths, predictions, strict=True)):
+        if not frame.shape[:2] == truth.shape == prediction.shape:
+            raise ValueError(
+                f"Row {row}: frame, truth and prediction differ in size: "
+                f"{frame.shape[:2]}, {truth.shape}, {prediction.shape}."
+            )
+
+    present = sorted({int(i) for maps in (truths, predictions) for one in maps for i in np.unique(one)})
+    if unknown := [i for i in present if not 0 <= i < len(labels) and i != ignore_index]:
+        raise ValueError(f"The class maps hold the ids {unknown}, there are labels for 0 to {len(labels) - 1}.")
+
+    width, strip = 3.6, 0.3  # inches: width of a picture, height of a line of text
+    heights = [width * frame.shape[0] / frame.shape[1] for frame in frames]
+    columns = 4
+    legend = strip * (1 + -(-len(present) // columns))
+    header = strip * (2 if title else 1)
+    total = header + sum(height + strip * bool(row_titles) for height in heights) + legend
+    figure = Figure(figsize=(3 * width, total), facecolor="white")
+    if title:
+        figure.text(0.5, 1 - 0.5 * strip / total, title, ha="center", va="center", fontsize=12, weight="bold")
+
+    top = total - header
+    for column, name in enumerate(("frame", "reference", "prediction")):
+        figure.text((column + 0.5) / 3, (top + strip / 2) / total, name, ha="center", va="center", fontsize=11)
+    for row, (frame, height) in enumerate(zip(frames, heights, strict=True)):
+        if row_titles:
+            figure.text(
+                0.006, (top - strip / 2) / total, row_titles[row], ha="left", va="center", fontsize=9, color="0.25"
+            )
+            top -= strip
+        top -= height
+        for column, class_map in enumerate((None, truths[row], predictions[row])):
+            axes = figure.add_axes(((column + 0.005) / 3, top / total, 0.99 / 3, 0.98 * height / total))
+            axes.set_axis_off()
+            picture = frame if class_map is None else paint(frame, class_map, labels, colors, ignore_index)
+            axes.imshow(picture, aspect="auto", interpolation="none" if frame.shape[1] > 400 else "nearest")
+            if class_map is not None:
+                _write_ids(axes, class_map, ignore_index)
+
+    patches = [_legend_patch(i, labels, colors, ignore_index) for i in present]
+    figure.legend(
+        handles=patches,
+        loc="lower center",
+        ncols=min(columns, len(patches)),
+        frameon=False,
+        fontsize=10,
+        bbox_to_anchor=(0.5, 0),
+    )
+    return figure
+
+
+def paint(
+    frame: np.ndarray,
+    class_map: np.ndarray,
+    labels: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+    ignore_index: int = 255,
+) -> np.ndarray:
+    """Lay a class map over a frame: half transparent, with opaque borders.
+
+    Args:
+        frame: uint8 (H, W, 3); class_map: integers (H, W); the rest as in `segmentation_figure`.
+
+    Returns:
+        uint8 (H, W, 3)
+    """
+    table = np.zeros((max(int(class_map.max()), ignore_index, len(colors)) + 1, 3), np.float32)
+    table[: len(colors)] = colors
+    table[ignore_index] = IGNORED
+    painted = np.ones(len(table), bool)
+    painted[: len(labels)] = [label.lower() != NOT_PAINTED for label in labels]
+    opacity = np.where(_borders(class_map), 1.0, FILL) * painted[class_map]
+    return (frame + opacity[..., None] * (table[class_map] - frame)).round().astype(np.uint8)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> None:
+    """Write a figure in the format of the file's ending: the file is there whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        figure.savefig(temporary, dpi=dpi)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _borders(class_map: np.ndarray) -> np.ndarray:
+    """Pixels within a border's half width of another class; the width follows the image's size."""
+    border = np.zeros(class_map.shape, bool)
+    for step in range(1, max(1, round(max(class_map.shape) / 400)) + 1):
+        down = class_map[step:] != class_map[:-step]
+        right = class_map[:, step:] != class_map[:, :-step]
+        border[step:] |= down
+        border[:-step] |= down
+        border[:, step:] |= right
+        border[:, :-step] |= right
+    return border
+
+
+def _write_ids(axes, class_map: np.ndarray, ignore_index: int) -> None:
+    """Write each class's id where the class is thickest."""
+    stride = max(1, max(class_map.shape) // 128)  # a coarse map is enough to find the place
+    coarse = class_map[::stride, ::stride]
+    for i in np.unique(coarse):
+        region = coarse == i
+        if i != ignore_index and region.mean() > SPECK:
+            y, x = _thickest(region)
+            style = {"fontsize": 9, "color": "white", "weight": "bold", "ha": "center", "va": "center"}
+            text = axes.text(x * stride, y * stride, str(i), clip_on=True, **style)
+            text.set_path_effects([withStroke(linewidth=2, foreground="black")])
+
+
+def _thickest(region: np.ndarray) -> tuple[int, int]:
+    """The pixel that lasts longest when the region is worn away from its border: (row, column)."""
+    while region.any():
+        last, padded = region, np.pad(region, 1)
+        region = region & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+    rows, columns = np.nonzero(last)
+    return int(rows[len(rows) // 2]), int(columns[len(rows) // 2])
+
+
+def _legend_patch(i: int, labels: Sequence[str], colors: Sequence[tuple[int, int, int]], ignore_index: int) -> Patch:
+    if i == ignore_index:
+        return Patch(facecolor=np.divide(IGNORED, 255), edgecolor="0.3", label="no class (ignored)")
+    color = "none" if labels[i].lower() == NOT_PAINTED else np.divide(colors[i], 255)
+    return Patch(facecolor=color, edgecolor="0.3", label=f"{i}  {labels[i]}")

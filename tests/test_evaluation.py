@@ -1,0 +1,186 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from surgenet_hf import SurgeNetConfig
+from surgenet_hf.checkpoints.conversion import build_image_processor
+from surgenet_hf.data import SegmentationData
+from surgenet_hf.evaluation import (
+    check_saved_model,
+    comparison_table,
+    evaluate_segmentation,
+    majority_class_baseline,
+    predict_segmentation,
+    write_results,
+)
+from surgenet_hf.finetuning.segmentation import build_model
+from surgenet_hf.metrics import SegmentationMetric
+
+LABELS = ("background", "liver", "tool")
+TINY = SurgeNetConfig(
+    depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 64, 96], pyramid_channels=32, segmentation_channels=64
+)
+
+
+def row(seed, height, width, video, mask=None):
+    rng = np.random.default_rng(seed)
+    if mask is None:
+        mask = rng.choice([0, 1, 255], size=(height, width)).astype(np.uint8)
+    image = Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+    return {"image": image, "mask": mask, "video": video, "frame": seed}
+
+
+@pytest.fixture
+def data():
+    """Frames of several sizes; class 2 is commonest in training and missing in validation."""
+    train = [row(0, 40, 40, "a", np.full((40, 40), 2, np.uint8)), row(1, 20, 20, "b")]
+    validation = [
+        row(2, 40, 50, "c"),
+        row(3, 33, 47, "d"),
+        row(4, 70, 64, "c"),
+        row(5, 64, 64, "d"),
+        row(6, 32, 32, "d"),
+    ]
+    return SegmentationData(
+        "boxes",
+        LABELS,
+        ((0, 0, 0), (1, 1, 1), (2, 2, 2)),
+        {"train": train, "validation": validation},
+        notes=("a note",),
+    )
+
+
+@pytest.fixture
+def model(data):
+    torch.manual_seed(0)
+    model, _ = build_model(TINY, data, 64)
+    with torch.no_grad():  # a random head predicts one class everywhere: even the odds
+        model(torch.randn(4, 3, 64, 64))
+        for parameter in model.decode_head.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return model.eval()
+
+
+processor = build_image_processor("surgenet", 64)
+
+
+def test_predictions_are_the_pipelines_at_the_masks_own_size(data, model):
+    segment = pipeline("image-segmentation", model=model, image_processor=processor)
+    found = list(predict_segmentation(model, processor, data.splits["validation"], batch_size=2))
+    assert [row["frame"] for row, _ in found] == [2, 3, 4, 5, 6]
+    several = 0
+    for frame, class_map in found:
+        assert class_map.dtype == np.uint8
+        assert class_map.shape == frame["mask"].shape
+        parts = segment(frame["image"])
+        several += len(parts) > 1
+        for part in parts:
+            inside = np.asarray(part["mask"]) > 0
+            assert (class_map[inside] == LABELS.index(part["label"])).mean() > 0.99
+    assert several  # otherwise nothing was compared
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_models_mode_is_restored_and_dropout_is_off(data, model, training):
+    model.train(training)
+    model.decode_head.register_forward_hook(lambda module, *_: seen.append(module.training))
+    seen = []
+    predictions = predict_segmentation(model, processor, data.splits["validation"], batch_size=2)
+    next(predictions)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    predictions.close()  # given up half-way
+    assert seen == [False]
+    assert model.training is training
+
+
+def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
+    model.config.pretraining = {"name": "SurgeNetXL", "sha256": "abc", "statistics": "surgenet"}
+    results = evaluate_segmentation(model, processor, data)
+
+    metric = SegmentationMetric(3)
+    for frame, class_map in predict_segmentation(model, processor, data.splits["validation"]):
+        metric.add(class_map, frame["mask"], frame["video"])
+    expected = metric.compute()
+    metrics = results["metrics"]
+    assert metrics["mean_dice"] == expected["mean_dice"]
+    assert metrics["mean_video_dice"] == expected["mean_video_dice"]
+    assert metrics["per_class"]["liver"] == {"dice": expected["dice"][1], "iou": expected["iou"][1]}
+    assert metrics["per_video"] == {video: {"mean_dice": dice} for video, dice in expected["video_dice"].items()}
+    assert results["schema"] == "surgenet_hf.results/1"
+    assert results["model"]["pretraining"]["name"] == "SurgeNetXL"
+    assert results["model"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert results["data"] == {
+        "name": "boxes",
+        "split": "validation",
+        "frames": 5,
+        "videos": ["c", "d"],
+        "labels": list(LABELS),
+        "notes": ["a note"],
+    }
+    assert results["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert results["command"].startswith("python ")
+
+
+def test_unknown_provenance_is_called_unknown(data, model):
+    model.config.pretraining = None
+    assert evaluate_segmentation(model, processor, data)["model"]["pretraining"] == "unknown"
+
+
+def test_what_cannot_be_evaluated_is_refused(data, model):
+    with pytest.raises(ValueError, match="no split 'test'; it has train, validation"):
+        evaluate_segmentation(model, processor, data, split="test")
+    with pytest.raises(ValueError, match="model has 3 classes, the data set 'boxes' has 2"):
+        evaluate_segmentation(model, processor, dataclasses.replace(data, labels=("a", "b")))
+
+
+def test_the_majority_is_that_of_training(data):
+    metrics = majority_class_baseline(data)
+    assert metrics["per_class"]["tool"]["dice"] == 0  # predicted everywhere, and nowhere in validation
+    assert metrics["pixel_accuracy"] == 0
+    on_train = majority_class_baseline(data, "train")
+    labelled = sum((frame["mask"] != 255).sum() for frame in data.splits["train"])
+    assert on_train["pixel_accuracy"] == pytest.approx(1600 / labelled)
+    assert on_train["per_class"]["tool"]["dice"] == pytest.approx(2 * 1600 / (1600 + labelled))
+
+
+def test_written_results_are_valid_json_and_whole(data, model, tmp_path):
+    metrics = majority_class_baseline(data)
+    path = tmp_path / "new" / "results.json"
+    write_results({"a": math.nan, "b": [1.5, np.nan, {"c": metrics}], "d": "Größe"}, path)
+    written = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert written == {"a": None, "b": [1.5, None, {"c": metrics}], "d": "Größe"}
+    with pytest.raises(TypeError):
+        write_results({"a": object()}, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == written
+    assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_saved_model_is_checked_against_what_was_trained(data, model, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    rows, class_maps = zip(*predict_segmentation(model, processor, data.splits["validation"]), strict=True)
+    assert check_saved_model(tmp_path, rows, class_maps) > 0.999
+    build_image_processor("imagenet", 64).save_pretrained(tmp_path)  # only the statistics are wrong
+    with pytest.raises(RuntimeError, match="not what was trained"):
+        check_saved_model(tmp_path, rows, class_maps)
+
+
+def test_comparison_table():
+    def metrics(dice, iou):
+        per_class = {"background": {"dice": dice, "iou": iou}, "tool": {"dice": math.nan, "iou": math.nan}}
+        return {"mean_dice": dice, "mean_iou": iou, "per_class": per_class}
+
+    lines = comparison_table({"before": metrics(0.1, 0.05), "after": metrics(1.0, 1.0)}).splitlines()
+    assert lines[0].split() == ["before", "after"]
+    assert lines[1].split() == ["class", "Dice", "IoU", "Dice", "IoU"]
+    assert lines[3].split() == ["background", "10.0", "5.0", "100.0", "100.0"]
+    assert lines[4].split() == ["tool", "-", "-", "-", "-"]
+    assert lines[6].split() == ["mean", "10.0", "5.0", "100.0", "100.0"]
+    assert len({len(line) for line in lines}) == 1
