@@ -4,7 +4,7 @@ Importing this package makes the models known to AutoConfig, AutoModel, AutoBack
 and AutoModelForSemanticSegmentation; it costs torch, transformers and timm, and nothing else.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+__version__ = "0.1.0"
 
 from transformers import (
     AutoBackbone,
@@ -16,6 +16,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .checkpoints.conversion import convert_checkpoint
+from .checkpoints.loading import load_checkpoint
 from .configuration_surgenet import SurgeNetConfig
 from .modeling_surgenet import (
     SurgeNetBackbone,
@@ -23,11 +24,6 @@ from .modeling_surgenet import (
     SurgeNetForSemanticSegmentation,
     SurgeNetModel,
 )
-
-try:
-    __version__ = version("surgenet_hf")
-except PackageNotFoundError:  # used from a folder that was never installed, as in a Space
-    __version__ = "unknown"
 
 AutoConfig.register("surgenet", SurgeNetConfig, exist_ok=True)
 AutoModel.register(SurgeNetConfig, SurgeNetModel, exist_ok=True)
@@ -44,4 +40,5 @@ __all__ = [
     "SurgeNetForSemanticSegmentation",
     "SurgeNetModel",
     "convert_checkpoint",
+    "load_checkpoint",
 ]

@@ -123,17 +123,19 @@ class SurgeNetPreTrainedModel(PreTrainedModel):
                 another backbone, or StarReLU weights for a ReLU model.
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        missing, unexpected = (
-            sorted(key for key in info[kind] if f".{key}".startswith((".encoder.", ".surgenet.encoder.")))
-            for kind in ("missing_keys", "unexpected_keys")
-        )
+        found = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"]}
+        found["of another shape"] = [key for key, *_ in info["mismatched_keys"]]
+        wrong = {
+            kind: sorted(key for key in keys if f".{key}".startswith((".encoder.", ".surgenet.encoder.")))
+            for kind, keys in found.items()
+        }
         # without a name, everything is meant to be initialised
-        if pretrained_model_name_or_path is not None and (missing or unexpected):
+        if pretrained_model_name_or_path is not None and any(wrong.values()):
+            parameters = ", ".join(f"{len(keys)} parameters {kind} {keys[:3]}" for kind, keys in wrong.items() if keys)
             raise ValueError(
                 f"the weights in {pretrained_model_name_or_path} are not those of this backbone "
-                f"({model.config.backbone}, activation {model.config.activation}): {len(missing)} parameters missing "
-                f"{missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}. Load them with the config they were "
-                "saved with, or convert the original file again with scripts/convert_checkpoint.py."
+                f"({model.config.backbone}, activation {model.config.activation}): {parameters}. Load them with the "
+                "config they were saved with, or convert the original file again with scripts/convert_checkpoint.py."
             )
         return (model, info) if output_loading_info else model
 

@@ -123,9 +123,7 @@ def convert_checkpoint(
     backbone, naming = _identify(checkpoint)
     task = _choose_task(checkpoint, task)
     if config is None:
-        star_relu = any(name.endswith((".act.scale", ".act1.scale")) for name in checkpoint.tensors)
-        activation = ("star_relu" if star_relu else "relu") if backbone == "caformer_s18" else None
-        config = SurgeNetConfig(backbone=backbone, activation=activation)
+        config = SurgeNetConfig(backbone=backbone, activation=_activation(checkpoint, backbone))
     elif config.backbone != backbone:
         raise ValueError(f"{path} holds a {backbone}, the config asks for a {config.backbone}")
     config = copy.deepcopy(config)
@@ -247,6 +245,38 @@ def _identify(checkpoint: CheckpointFile) -> tuple[str, str]:
     )
 
 
+def describe_network(checkpoint: CheckpointFile) -> dict:
+    """Backbone, activation, naming, head and number of its outputs; or the `problem`, where it is none of ours."""
+    try:
+        backbone, naming = _identify(checkpoint)
+    except ValueError as error:
+        return {"backbone": None, "problem": str(error)}
+    head = _choose_task(checkpoint, "auto")
+    bias = checkpoint.tensors.get(_last_bias(head, backbone, naming)) if head != "backbone" else None
+    return {
+        "backbone": backbone,
+        "activation": _activation(checkpoint, backbone),
+        "naming": naming,
+        "head": None if head == "backbone" else head,
+        "num_labels": None if bias is None else len(bias),
+    }
+
+
+def _activation(checkpoint: CheckpointFile, backbone: str) -> str | None:
+    if backbone != "caformer_s18":
+        return None
+    star_relu = any(name.endswith((".act.scale", ".act1.scale")) for name in checkpoint.tensors)
+    return "star_relu" if star_relu else "relu"
+
+
+def _last_bias(task: str, backbone: str, naming: str) -> str:
+    """Name of the bias of the head's last layer: it has an element for each class."""
+    ours = "decode_head.classifier.bias"
+    if task == "image-classification":
+        ours = "classifier.fc2.bias" if backbone == "caformer_s18" else "classifier.bias"
+    return _translate(ours, backbone, naming)
+
+
 def _choose_task(checkpoint: CheckpointFile, task: str) -> str:
     if task not in (*TASKS, "auto"):
         raise ValueError(f"task must be 'auto' or one of {sorted(TASKS)}, got {task!r}")
@@ -277,10 +307,7 @@ def _set_labels(
         if labels is not None:
             raise ValueError(f"labels were given, but {checkpoint.path} is read as a backbone, without a head")
         return
-    ours = "decode_head.classifier.bias"
-    if task == "image-classification":
-        ours = "classifier.fc2.bias" if config.backbone == "caformer_s18" else "classifier.bias"
-    bias = _translate(ours, config.backbone, naming)
+    bias = _last_bias(task, config.backbone, naming)
     if bias not in checkpoint.tensors:
         raise ValueError(f"{checkpoint.path} has an incomplete {task} head: {bias} is missing")
     num_labels = len(checkpoint.tensors[bias])

@@ -39,7 +39,9 @@ class CheckpointFile:
             models (`metaformer.`, ...) are gone; heads are `head.*` and `FPN.*`.
         layout: "dino" for a full DINO checkpoint, else "weights".
         network: of a DINO checkpoint, the one that was taken: "teacher" or "student".
+        prefix: the wrappers' prefix that the names had, e.g. "module.backbone.".
         dino_head: the projection head of a DINO checkpoint, by the names under its `head.`.
+        center: of its loss, (1, out_dim).
         args: the training command line of a DINO checkpoint.
         epoch: of a DINO checkpoint.
     """
@@ -49,7 +51,9 @@ class CheckpointFile:
     tensors: dict[str, torch.Tensor]
     layout: str = "weights"
     network: str | None = None
+    prefix: str = ""
     dino_head: dict[str, torch.Tensor] = field(default_factory=dict)
+    center: torch.Tensor | None = None
     args: dict = field(default_factory=dict)
     epoch: int | None = None
 
@@ -80,10 +84,11 @@ def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> Checkp
         checkpoint.network = network
         checkpoint.epoch = content.get("epoch")
         checkpoint.args = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
+        checkpoint.center = content.get("dino_loss", {}).get("center")
         content = content[network]
     elif network != "teacher":
         raise ValueError(f"{path} is not a full DINO checkpoint, so it holds no {network}")
-    checkpoint.tensors, checkpoint.dino_head = _unwrap(_unnest(content, path))
+    _unwrap(checkpoint, _unnest(content, path))
     return checkpoint
 
 
@@ -141,15 +146,21 @@ def _unnest(content, path: Path) -> dict[str, torch.Tensor]:
     return dict(content)
 
 
-def _unwrap(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Strip the names of wrappers; returns the network, and the DINO head if there is one."""
-    while wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in tensors)), None):
-        tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    dino_head = {name.removeprefix("head."): t for name, t in tensors.items() if _DINO_HEAD.match(name)}
-    network = {name: tensor for name, tensor in tensors.items() if not _DINO_HEAD.match(name)}
-    if network and all(name.startswith("backbone.") for name in network):
-        network = {name.removeprefix("backbone."): tensor for name, tensor in network.items()}
+def _unwrap(checkpoint: CheckpointFile, tensors: dict[str, torch.Tensor]) -> None:
+    """Strip the names of wrappers, and set the DINO head apart."""
+
+    def strip(tensors, wrapper, others=()):
+        if not tensors or not all(name.startswith((wrapper, *others)) for name in tensors):
+            return tensors
+        checkpoint.prefix += wrapper
+        return {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+
+    before = None
+    while before != (before := checkpoint.prefix):
+        for wrapper in _WRAPPERS:
+            tensors = strip(tensors, wrapper)
+    checkpoint.dino_head = {name.removeprefix("head."): t for name, t in tensors.items() if _DINO_HEAD.match(name)}
+    tensors = strip({name: t for name, t in tensors.items() if not _DINO_HEAD.match(name)}, "backbone.")
     for wrapper in _SEGMENTATION_WRAPPERS:
-        if network and all(name.startswith((wrapper, "FPN.")) for name in network):
-            network = {name.removeprefix(wrapper): tensor for name, tensor in network.items()}
-    return network, dino_head
+        tensors = strip(tensors, wrapper, others=("FPN.",))
+    checkpoint.tensors = tensors

@@ -9,15 +9,14 @@ import torch
 
 from surgenet_hf import SurgeNetConfig
 from surgenet_hf.checkpoints.conversion import to_original_state_dict
-
-WIDTHS = {"caformer_s18": [16, 24, 32, 64], "convnextv2_tiny": [8, 16, 24, 32], "pvt_v2_b2": [8, 16, 20, 32]}
+from tests.conftest import TINY_WIDTHS
 
 
 def tiny(backbone="caformer_s18", num_labels=5, **kwargs) -> SurgeNetConfig:
     return SurgeNetConfig(
         backbone=backbone,
         depths=[1, 1, 2, 1],
-        hidden_sizes=WIDTHS[backbone],
+        hidden_sizes=TINY_WIDTHS[backbone],
         pyramid_channels=32,
         segmentation_channels=32,
         num_labels=num_labels,

@@ -1,0 +1,179 @@
+"""A record and a template -> the README.md of a Hub repository."""
+
+import json
+import math
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import safe_open
+from transformers import AutoConfig, AutoImageProcessor
+
+from .. import __version__
+from ..configuration_surgenet import SurgeNetConfig
+from .catalog import CATALOG, CITATIONS, STATISTICS, CatalogEntry
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+REVISION = f"v{__version__}"  # the tag that publishing sets, and that the examples of remote code pin
+BACKBONE_NAMES = {"caformer_s18": "CAFormer-S18", "convnextv2_tiny": "ConvNeXtV2-Tiny", "pvt_v2_b2": "PVTv2-B2"}
+# of the full-size backbones; CAFormer's with StarReLU has a scale and a bias more for each of its 24 activations
+PARAMETERS = {"caformer_s18": 23_237_888, "convnextv2_tiny": 27_866_496, "pvt_v2_b2": 24_849_856}
+STAR_RELU_PARAMETERS = 48
+PAPERS = {"surgenetxl": "2501.09436", "demi2024": "2407.17904", "metaformer": "2210.13452"}  # on arXiv
+HUB_DATASETS = {"SurgeNetYoutube": "TimJaspersTue/SurgeNetYoutube", "DSAD": "nct-tso/dsad"}
+# Jaspers et al. 2024, read off the figure: encoder fine-tuned / frozen, on CholecSeg8k, RAMIE, RARP
+DICE = {
+    "ImageNet1k": ("0.560 / 0.550", "0.597 / 0.491", "0.388 / 0.359"),
+    "SurgeNet-Small": ("0.602 / 0.613", "0.647 / 0.610", "0.511 / 0.500"),
+    "the procedure's own subset": ("0.637 / 0.658", "0.653 / 0.617", "0.530 / 0.536"),
+    "SurgeNet": ("0.691 / 0.639", "0.687 / 0.679", "0.544 / 0.513"),
+}
+IN_DICE_TABLE = ("ImageNet1k", "SurgeNet", "SurgeNet-Small", "SurgeNet-Cholec", "SurgeNet-RAMIE", "SurgeNet-RARP")
+
+
+def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance: dict[str, str] | None = None) -> str:
+    """The card of a published checkpoint.
+
+    Args:
+        entry: its record.
+        repo_id: of the repository that carries the card; default: the record's.
+        provenance: rows of the provenance table; publishing gives them.
+    """
+    repo_id = repo_id or entry.repo_id
+    config = SurgeNetConfig(backbone=entry.backbone, activation=entry.activation)
+    surgical = entry.statistics == "surgenet"
+    upstream = f"[{entry.upstream_repo}](https://huggingface.co/{entry.upstream_repo})"
+    return _render(
+        ModelCardData(
+            license=entry.licence,
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
+            tags=["surgenet", "surgery", "endoscopy", "medical", "timm"]
+            + (["dino", "self-supervised-learning"] if surgical else [])
+            + [f"arxiv:{PAPERS[key]}" for key in entry.citations],
+            datasets=[HUB_DATASETS[data.name] for data in entry.pretraining_sets if data.name in HUB_DATASETS] or None,
+            base_model=entry.upstream_repo,
+        ),
+        title=entry.name,
+        summary=(
+            f"A surgical foundation model: {BACKBONE_NAMES[entry.backbone]}, pretrained with DINO on "
+            f"{entry.pretraining_frames:,} frames of surgical video by Jaspers et al. Converted from {upstream}, "
+            "tensor by tensor, for transformers."
+            if surgical
+            else f"The ImageNet baseline of the SurgeNet papers: {BACKBONE_NAMES[entry.backbone]} with StarReLU. "
+            f"Converted from {upstream}, tensor by tensor, for transformers."
+        ),
+        entry=entry,
+        examples=[
+            _example(repo_id, "AutoModel", ".pooler_output  # the embedding"),
+            _example(repo_id, "AutoModelForSemanticSegmentation", ".logits  # of a new head: train it", num_labels=7),
+            _example(repo_id, "AutoModelForImageClassification", ".logits  # of a new head: train it", num_labels=7),
+            _example(repo_id, "AutoBackbone", ".feature_maps  # strides 4 to 32", out_indices=[1, 2, 3, 4]),
+        ],
+        remote_example=_remote_example(repo_id, "AutoModel"),
+        image_size=(entry.image_size, entry.image_size),
+        mean=STATISTICS[entry.statistics][0],
+        std=STATISTICS[entry.statistics][1],
+        statistics=entry.statistics,
+        config=config,
+        parameters=PARAMETERS[entry.backbone] + (STAR_RELU_PARAMETERS if config.activation == "star_relu" else 0),
+        dice=DICE if entry.name in IN_DICE_TABLE else None,
+        cholec80=_saw_cholec80(entry),
+        provenance=provenance,
+        licence=entry.licence,
+        citations=[CITATIONS[key] for key in entry.citations],
+    )
+
+
+def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, str] | None = None) -> str:
+    """The card of a fine-tuned SurgeNet model.
+
+    Args:
+        model_dir: folder with config, image processor and, if there is one, the `results.json` that
+            `surgenet_hf.evaluation` writes, in the folder or beside it.
+        repo_id: of the repository that carries the card.
+        provenance: rows of the provenance table.
+    """
+    model_dir = Path(model_dir)
+    config = AutoConfig.from_pretrained(model_dir)
+    processor = AutoImageProcessor.from_pretrained(model_dir)
+    pretraining = config.pretraining or {"name": "unknown"}
+    entry = next((entry for entry in CATALOG if entry.name == pretraining.get("name")), None)
+    paths = [path for path in (model_dir / "results.json", model_dir.parent / "results.json") if path.exists()]
+    results = json.loads(paths[0].read_text(encoding="utf-8")) if paths else None
+    task, auto_class = _TASKS[config.architectures[0]]
+    licence = entry.licence if entry else "cc-by-nc-sa-4.0"
+    return _render(
+        ModelCardData(
+            license=licence,
+            library_name="transformers",
+            pipeline_tag=task,
+            tags=["surgenet", "surgery", "endoscopy", "medical", "timm"],
+            base_model=entry.repo_id if entry else None,
+        ),
+        title=repo_id.split("/")[-1],
+        summary=f"{BACKBONE_NAMES[config.backbone]} with a {task} head for {len(config.id2label)} classes: "
+        f"{', '.join(config.id2label.values())}.",
+        entry=None,
+        examples=[_example(repo_id, auto_class, ".logits")],
+        remote_example=_remote_example(repo_id, auto_class),
+        image_size=(processor.size["height"], processor.size["width"]),
+        mean=processor.image_mean,
+        std=processor.image_std,
+        statistics=pretraining.get("statistics", "unknown"),
+        config=config,
+        parameters=_count_parameters(model_dir / "model.safetensors"),
+        base=f"[{entry.name}](https://huggingface.co/{entry.repo_id})" if entry else pretraining["name"],
+        pretraining=pretraining,
+        results=results,
+        metrics=_flat_metrics(results) if results else None,
+        cholec80=entry is not None and _saw_cholec80(entry),
+        provenance=provenance,
+        licence=licence,
+        citations=[CITATIONS[key] for key in ("surgenetxl", "demi2024")],
+    )
+
+
+_TASKS = {
+    "SurgeNetModel": ("image-feature-extraction", "AutoModel"),
+    "SurgeNetForImageClassification": ("image-classification", "AutoModelForImageClassification"),
+    "SurgeNetForSemanticSegmentation": ("image-segmentation", "AutoModelForSemanticSegmentation"),
+}
+
+
+def _render(card_data: ModelCardData, **context) -> str:
+    return str(ModelCard.from_template(card_data, template_path=TEMPLATE, **context)).rstrip() + "\n"
+
+
+def _example(repo_id: str, auto_class: str, output: str, **arguments) -> str:
+    given = "".join(f", {name}={value!r}" for name, value in arguments.items())
+    return (
+        f"import surgenet_hf\nfrom transformers import AutoImageProcessor, {auto_class}\n\n"
+        f'processor = AutoImageProcessor.from_pretrained("{repo_id}")\n'
+        f'model = {auto_class}.from_pretrained("{repo_id}"{given})\n'
+        f'model(**processor(image, return_tensors="pt")){output}'
+    )
+
+
+def _remote_example(repo_id: str, auto_class: str) -> str:
+    return (
+        f"from transformers import {auto_class}\n\n"
+        f'model = {auto_class}.from_pretrained("{repo_id}", trust_remote_code=True, revision="{REVISION}")'
+    )
+
+
+def _count_parameters(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+
+
+def _saw_cholec80(entry: CatalogEntry) -> bool:
+    return any(data.name == "Cholec80" for data in entry.pretraining_sets)
+
+
+def _flat_metrics(results: dict) -> dict[str, str]:
+    """The single figures of a results file, then those of each class."""
+    metrics = results["metrics"]
+    flat = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    for label, values in metrics.get("per_class", {}).items():
+        flat |= {f"{label}: {name}": value for name, value in values.items()}
+    return {name: "absent" if value is None else f"{value:.4f}" for name, value in flat.items()}

@@ -1,0 +1,66 @@
+"""What a weight file holds, as a dictionary and in words."""
+
+import os
+
+from .catalog import find_by_sha256
+from .conversion import describe_network
+from .reading import CheckpointFile, read_checkpoint
+
+
+def inspect_checkpoint(path: str | os.PathLike, network: str = "teacher") -> dict:
+    """Everything that a weight file tells of itself, in types that JSON has.
+
+    Args:
+        path: the file.
+        network: of a full DINO checkpoint, "teacher" or "student".
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint`; a network of another kind is no error: `problem` names it.
+    """
+    checkpoint = read_checkpoint(path, network)
+    entry = find_by_sha256(checkpoint.sha256)
+    description = {
+        "file": str(checkpoint.path),
+        "bytes": checkpoint.path.stat().st_size,
+        "sha256": checkpoint.sha256,
+        "published_as": entry.name if entry else None,
+        "layout": {"dino": "full DINO checkpoint", "weights": "weights alone"}[checkpoint.layout],
+        "prefix": checkpoint.prefix,
+        "tensors": len(checkpoint.tensors),
+        "parameters": sum(tensor.numel() for tensor in checkpoint.tensors.values()),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.tensors.values()}),
+        **describe_network(checkpoint),
+    }
+    if checkpoint.layout == "dino":
+        description |= {"network": checkpoint.network, "epoch": checkpoint.epoch, "dino_head": _head(checkpoint)}
+        if checkpoint.center is not None:
+            center = checkpoint.center.float()
+            description["center"] = {
+                "size": center.numel(),
+                "mean": center.mean().item(),
+                "std": center.std().item(),
+                "min": center.min().item(),
+                "max": center.max().item(),
+            }
+        description["args"] = {name: _plain(value) for name, value in sorted(checkpoint.args.items())}
+    return description
+
+
+def _head(checkpoint: CheckpointFile) -> dict:
+    """Sizes of the projection head: its input, hidden layers, bottleneck and output."""
+    layers = [t.shape for name, t in checkpoint.dino_head.items() if name.startswith("mlp.") and t.dim() == 2]
+    last = [len(tensor) for name, tensor in checkpoint.dino_head.items() if name.startswith("last_layer.")]
+    return {
+        "layers": [layers[0][1], *(rows for rows, _ in layers)] if layers else [],
+        "out_dim": last[0] if last else None,
+        "parameters": sum(tensor.numel() for tensor in checkpoint.dino_head.values()),
+    }
+
+
+def _plain(value):
+    """Arguments in types that JSON has: numpy scalars as numbers, what is unknown as its repr."""
+    if hasattr(value, "item"):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | type(None)) else repr(value)

@@ -1,0 +1,83 @@
+"""A published checkpoint by its name: download, checksum, conversion, right statistics."""
+
+from pathlib import Path
+
+from huggingface_hub import cached_assets_path, constants, hf_hub_download
+
+from .. import __version__
+from ..modeling_surgenet import SurgeNetModel
+from .catalog import CatalogEntry, find_entry
+from .conversion import build_image_processor, convert_checkpoint, save_converted
+from .reading import file_sha256
+
+
+def load_checkpoint(name: str, model_class=SurgeNetModel, **kwargs):
+    """A published model, straight from the authors' repository on the Hub.
+
+    Example:
+        >>> model = load_checkpoint("SurgeNetXL")
+        >>> model = load_checkpoint("SurgeNetXL", AutoModelForSemanticSegmentation, num_labels=7)
+
+    Args:
+        name: of the catalogue, in any spelling.
+        model_class: one of our classes or an Auto class; it starts a new head, and says so.
+        kwargs: as `from_pretrained` takes them.
+
+    Raises:
+        ValueError: an unknown name (the message names the nearest), or a file that is not what the authors published.
+        OSError: the Hub cannot be reached, and the file is not in its cache.
+    """
+    return model_class.from_pretrained(fetch_checkpoint(name), **kwargs)
+
+
+def fetch_checkpoint(name: str) -> Path:
+    """The folder with the converted model and its image processor; made on the first call, in the Hub's cache."""
+    entry = find_entry(name)
+    path = download_teacher(entry)
+    version = f"{file_sha256(path)[:16]}-{__version__}"
+    folder = cached_assets_path(
+        "surgenet_hf", namespace=entry.repo_name, subfolder=version, assets_dir=constants.HF_ASSETS_CACHE
+    )
+    if not (folder / "config.json").exists():
+        model = convert_entry(entry, path)
+        try:
+            save_converted(model, build_image_processor(entry.statistics, entry.image_size), folder)
+        except OSError:
+            if not (folder / "config.json").exists():  # else another process was faster
+                raise
+    return folder
+
+
+def download_teacher(entry: CatalogEntry) -> Path:
+    """The teacher file from the Hub or its cache, with the right checksum.
+
+    Raises:
+        ValueError: the file has another checksum than the catalogue's, or than the Hub's.
+    """
+    path = Path(hf_hub_download(entry.upstream_repo, entry.teacher_file))
+    # the cache calls a large file by the sha256 that the Hub announced
+    announced = path.resolve().name if len(path.resolve().name) == 64 else None
+    found = file_sha256(path)
+    for source, expected in (("the catalogue", entry.teacher_sha256), ("the Hub", announced)):
+        if expected and found != expected:
+            raise ValueError(
+                f"{path} is not the {entry.name} that was published: its sha256 is {found}, {source} says {expected}. "
+                "Delete it and try again; if it is the same then, the file on the Hub was replaced: if you trust it, "
+                "convert it with scripts/convert_checkpoint.py"
+            )
+    return path
+
+
+def convert_entry(entry: CatalogEntry, path: Path) -> SurgeNetModel:
+    """`convert_checkpoint` of a catalogue entry's teacher file, with the entry's name and statistics."""
+    model = convert_checkpoint(path, task="backbone", normalization=entry.statistics)
+    found = (model.config.backbone, model.config.activation)
+    if found != (entry.backbone, entry.activation):
+        raise ValueError(f"{path} holds {found}; {entry.name} is {(entry.backbone, entry.activation)}: a wrong file")
+    model.config.pretraining |= {
+        "name": entry.name,
+        "source": f"{entry.upstream_repo}/{entry.teacher_file}",
+        "epoch": entry.epochs,
+        "statistics_reason": f"catalogue entry of {entry.name}",
+    }
+    return model

@@ -1,0 +1,262 @@
+"""Folder -> Hub: prepared and checked first, uploaded as one commit, and nothing changes when nothing changed."""
+
+import hashlib
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor
+
+from .. import __version__, configuration_surgenet, modeling_surgenet
+from ..modeling_surgenet import SurgeNetBackbone, SurgeNetModel
+from .cards import REVISION, checkpoint_card, finetuned_card
+from .catalog import CatalogEntry
+from .conversion import build_image_processor
+from .loading import convert_entry, download_teacher
+from .reading import file_sha256, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+COLLECTION = "SurgeNet"
+COLLECTION_DESCRIPTION = "Surgical foundation models, DINO-pretrained on up to 4.7 million frames of surgical video."
+# what a repository carries so that trust_remote_code loads it without this package
+REMOTE_CODE = (configuration_surgenet, modeling_surgenet)
+AUTO_MAP = {
+    "AutoConfig": "configuration_surgenet.SurgeNetConfig",
+    "AutoModel": "modeling_surgenet.SurgeNetModel",
+    "AutoBackbone": "modeling_surgenet.SurgeNetBackbone",
+    "AutoModelForImageClassification": "modeling_surgenet.SurgeNetForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_surgenet.SurgeNetForSemanticSegmentation",
+}
+# of the features of source and saved weights, relative to the largest value
+TOLERANCE = 1e-5
+
+
+@dataclass
+class Outcome:
+    """What became of one repository.
+
+    Attributes:
+        repo_id: its id.
+        changes: what differs between folder and Hub, e.g. "new README.md".
+        commit: id of the commit that was made, if any.
+        error: why it failed.
+    """
+
+    repo_id: str
+    changes: list[str] = field(default_factory=list)
+    commit: str | None = None
+    error: str | None = None
+
+
+def prepare_checkpoint(entry: CatalogEntry, repo_id: str, folder: Path) -> None:
+    """Fetch, verify, convert, check and write one published checkpoint: all that its repository holds.
+
+    Raises:
+        ValueError: the file is not what the catalogue says, or the saved model does not compute what the source does.
+        OSError: the Hub cannot be reached, or there is no room.
+    """
+    source = download_teacher(entry)
+    model = convert_entry(entry, source)
+    _write_model(model, folder)
+    build_image_processor(entry.statistics, entry.image_size).save_pretrained(folder)
+    compare_with_source(entry, source, folder)
+    provenance = {
+        "upstream file": f"{entry.upstream_repo}/{entry.teacher_file}",
+        "its sha256": file_sha256(source),
+        "converted by": f"surgenet_hf {__version__}",
+        "sha256 of model.safetensors": file_sha256(folder / "model.safetensors"),
+    }
+    (folder / "README.md").write_text(checkpoint_card(entry, repo_id, provenance), encoding="utf-8")
+
+
+def prepare_finetuned(model_dir: str | Path, repo_id: str, folder: Path) -> None:
+    """Write all that the repository of a user's own fine-tuned SurgeNet model holds.
+
+    Raises:
+        FileNotFoundError, ValueError: `model_dir` is no folder with a SurgeNet model and its image processor.
+    """
+    model_dir = Path(model_dir)
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        if not (model_dir / name).is_file():
+            raise FileNotFoundError(f"{model_dir} holds no {name}; save model and image processor there first")
+    config = AutoConfig.from_pretrained(model_dir)
+    classes = {cls.__name__: cls for cls in vars(modeling_surgenet).values() if isinstance(cls, type)}
+    architecture = (config.architectures or [None])[0]
+    if config.model_type != "surgenet" or architecture not in classes:
+        raise ValueError(f"{model_dir} holds a {config.model_type} ({architecture}), not a SurgeNet model")
+    _write_model(classes[architecture].from_pretrained(model_dir), folder)
+    AutoImageProcessor.from_pretrained(model_dir).save_pretrained(folder)
+    provenance = {
+        "published by": f"surgenet_hf {__version__}",
+        "sha256 of model.safetensors": file_sha256(folder / "model.safetensors"),
+    }
+    for results in (model_dir / "results.json", model_dir.parent / "results.json"):
+        if results.is_file():
+            shutil.copy(results, folder / "results.json")
+            break
+    (folder / "README.md").write_text(finetuned_card(folder, repo_id, provenance), encoding="utf-8")
+
+
+def compare_with_source(entry: CatalogEntry, source: Path, folder: Path) -> None:
+    """Check that what was saved computes what the source does in timm's own network, by timm's own key mapping.
+
+    Raises:
+        ValueError: a stage's features differ by more than `TOLERANCE` of the largest value.
+    """
+    reference = timm_reference(entry, source)
+    backbone = SurgeNetBackbone.from_pretrained(folder, out_indices=[1, 2, 3, 4]).eval()
+    base = SurgeNetModel.from_pretrained(folder).eval()
+    pixel_values = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        final, expected = reference.forward_intermediates(pixel_values)
+        found = [*backbone(pixel_values).feature_maps, base(pixel_values).pooler_output]
+        expected = [*expected, reference.forward_head(final)]
+    for name, ours, theirs in zip(
+        ("stage 1", "stage 2", "stage 3", "stage 4", "embedding"), found, expected, strict=True
+    ):
+        error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+        if not error <= TOLERANCE:
+            raise ValueError(f"{entry.name}: {name} of the saved model is {error:.1e} off the source weights")
+
+
+def timm_reference(entry: CatalogEntry, source: Path) -> nn.Module:
+    """timm's network of the entry's family, without classes, strictly loaded from the source file."""
+    options = {"mlp_act": nn.ReLU, "act1_layer": nn.ReLU} if entry.activation == "relu" else {}
+    network = timm.create_model(entry.backbone, num_classes=0, **options)
+    tensors = {
+        name: tensor for name, tensor in read_checkpoint(source).tensors.items() if not name.startswith("head.")
+    }
+    family = sys.modules[type(network).__module__]
+    network.load_state_dict(family.checkpoint_filter_fn(tensors, network), strict=True)
+    return network.eval()
+
+
+def publish_checkpoints(
+    entries: Iterable[CatalogEntry],
+    namespace: str,
+    output_dir: Path,
+    push: bool = False,
+    private: bool = False,
+    report: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Prepare checkpoints in `output_dir` and, with `push`, upload them and gather them in one collection.
+
+    One that fails does not stop the others: its outcome says why. `report` is called with each as it is done.
+    """
+    outcomes = []
+    for entry in entries:
+        repo_id = f"{namespace}/{entry.repo_name}"
+        outcome = _attempt(
+            repo_id,
+            output_dir / entry.repo_name,
+            lambda folder, entry=entry, repo_id=repo_id: prepare_checkpoint(entry, repo_id, folder),
+            push,
+            private,
+        )
+        if push and outcome.error is None:
+            try:
+                add_to_collection(namespace, repo_id, private)
+            except Exception as error:  # of any kind: it is reported
+                outcome.error = f"published, but not added to the collection: {error}"
+        report(outcome)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def publish_finetuned(
+    model_dir: str | Path, repo_id: str, output_dir: Path, push: bool = False, private: bool = False
+) -> Outcome:
+    """Prepare a user's own fine-tuned model in `output_dir` and, with `push`, upload it."""
+    folder = output_dir / repo_id.split("/")[-1]
+    return _attempt(repo_id, folder, lambda folder: prepare_finetuned(model_dir, repo_id, folder), push, private)
+
+
+def _attempt(repo_id: str, folder: Path, prepare: Callable[[Path], None], push: bool, private: bool) -> Outcome:
+    outcome = Outcome(repo_id)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            prepare(Path(temporary, "repository"))
+            if folder.exists():
+                shutil.rmtree(folder)
+            Path(temporary, "repository").replace(folder)
+        outcome.changes, operations = find_changes(folder, repo_id)
+        if push:
+            outcome.commit = upload(repo_id, operations, private)
+    except Exception as error:  # of any kind: it is reported, and the next checkpoint has its turn
+        logger.debug(f"{repo_id} failed", exc_info=True)
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        outcome.error = f"{type(error).__name__}: {error}{cause}"
+    return outcome
+
+
+def find_changes(folder: Path, repo_id: str) -> tuple[list[str], list[CommitOperationAdd | CommitOperationDelete]]:
+    """What an upload of `folder` would change: in words, and as operations of one commit."""
+    try:
+        tree = HfApi().list_repo_tree(repo_id, recursive=True)
+        there = {
+            file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in tree if isinstance(file, RepoFile)
+        }
+    except RepositoryNotFoundError:
+        there = {}
+    words, operations = [], []
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        git_blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        if there.get(path.name) not in (git_blob, hashlib.sha256(content).hexdigest()):
+            words.append(f"{'changed' if path.name in there else 'new'} {path.name}")
+            operations.append(CommitOperationAdd(path.name, path))
+    for name in sorted(there.keys() - {path.name for path in folder.iterdir()} - {".gitattributes"}):
+        words.append(f"deleted {name}")
+        operations.append(CommitOperationDelete(name))
+    return words, operations
+
+
+def upload(repo_id: str, operations: list[CommitOperationAdd | CommitOperationDelete], private: bool) -> str | None:
+    """One commit and the tag of this version; returns the commit's id, None where there was nothing to do.
+
+    Raises:
+        ValueError: the version's tag marks other content already.
+    """
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    tagged = any(tag.name == REVISION for tag in api.list_repo_refs(repo_id).tags)
+    if operations and tagged:
+        raise ValueError(
+            f"{repo_id} has the tag {REVISION} on other content, and examples pin it: raise the package's version"
+        )
+    commit = None
+    if operations:
+        message = f"Upload with surgenet_hf {__version__}"
+        commit = api.create_commit(repo_id, operations, commit_message=message).oid
+    if not tagged:
+        api.create_tag(repo_id, tag=REVISION)
+    return commit
+
+
+def add_to_collection(namespace: str, repo_id: str, private: bool) -> None:
+    """Put a repository into the namespace's collection, which is made if need be."""
+    api = HfApi()
+    collection = api.create_collection(
+        COLLECTION, namespace=namespace, description=COLLECTION_DESCRIPTION, private=private, exists_ok=True
+    )
+    api.add_collection_item(collection.slug, repo_id, item_type="model", exists_ok=True)
+
+
+def _write_model(model, folder: Path) -> None:
+    """Config with `auto_map`, weights, and the code that `auto_map` points to."""
+    model.config.auto_map = dict(AUTO_MAP)
+    model.save_pretrained(folder)
+    for module in REMOTE_CODE:
+        shutil.copyfile(module.__file__, folder / Path(module.__file__).name)

@@ -1,0 +1,53 @@
+import pytest
+
+from surgenet_hf.checkpoints.catalog import CATALOG, STATISTICS, find_by_sha256, find_entry
+from surgenet_hf.configuration_surgenet import SurgeNetConfig
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("SurgeNetXL", "SurgeNetXL"),
+        ("surgenetxl", "SurgeNetXL"),
+        ("surgenet/surgenetxl", "SurgeNetXL"),
+        ("SurgNet", "SurgeNet"),
+        ("SurgeNet-CHOLEC", "SurgeNet-Cholec"),
+        ("SurgeNetCholec", "SurgeNet-Cholec"),
+        ("surgenet_small", "SurgeNet-Small"),
+        ("SurgeNet-ConvNextv2", "SurgeNet-ConvNeXtV2"),
+        ("PVTv2", "SurgeNet-PVTv2"),
+        ("ImageNet1k", "ImageNet1k"),
+    ],
+)
+def test_spellings(spelling, name):
+    assert find_entry(spelling).name == name
+
+
+def test_unknown_names_get_the_near_ones():
+    with pytest.raises(ValueError, match="did you mean SurgeNet-RAMIE"):
+        find_entry("SurgeNet-RAMY")
+    with pytest.raises(ValueError, match="There are SurgeNetXL, "):
+        find_entry("resnet50")
+
+
+def test_frames_add_up_to_what_the_authors_count():
+    counts = {"SurgeNetXL": 4_711_024, "SurgeNet": 2_636_790, "SurgeNet-Small": 263_679, "SurgeNet-Public": 1_997_987}
+    assert {name: find_entry(name).pretraining_frames for name in counts} == counts
+
+
+def test_public_means_public():
+    assert all(data.public for data in find_entry("SurgeNet-Public").pretraining_sets)
+    assert "RAMIE-UMCU" in {data.name for data in find_entry("SurgeNet").pretraining_sets}
+
+
+def test_records_are_consistent():
+    assert len(CATALOG) == 10
+    for attribute in ("name", "repo_name", "teacher_file"):
+        assert len({getattr(entry, attribute) for entry in CATALOG}) == len(CATALOG)
+    for entry in CATALOG:
+        SurgeNetConfig(backbone=entry.backbone, activation=entry.activation)
+        assert entry.statistics in STATISTICS
+        # a full file is never taken for a teacher
+        assert "teacher" in entry.teacher_file or entry.full_file is None
+        for checksum in (entry.teacher_sha256, entry.full_sha256):
+            assert checksum is None or (len(checksum) == 64 and find_by_sha256(checksum) is entry)
