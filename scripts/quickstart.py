@@ -7,7 +7,7 @@ On surgical-looking frames that it makes itself, offline, in a few minutes on tw
 On real laparoscopic frames (Endoscapes2023 as downloaded), with a full-size backbone that starts from random weights:
 
     python scripts/quickstart.py --dataset endoscapes --data_dir data/endoscapes --config_name caformer_s18 \
-        --image_size 224 --max_steps 600 --per_device_train_batch_size 8 --output_dir outputs/endoscapes
+        --image_size 224 --max_steps 600 --per_device_train_batch_size 8 --bf16 --output_dir outputs/endoscapes
 
 On your own frames (D/images, D/masks and, if you like, D/classes.txt), from a converted checkpoint:
 
@@ -20,10 +20,14 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import HfApi, try_to_load_from_cache
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from surgenet_hf import SurgeNetConfig
+from surgenet_hf.checkpoints.catalog import find_entry
+from surgenet_hf.checkpoints.loading import fetch_checkpoint
 from surgenet_hf.data import load_segmentation
 from surgenet_hf.evaluation import (
     check_saved_model,
@@ -36,7 +40,7 @@ from surgenet_hf.evaluation import (
 from surgenet_hf.figures import save_figure, segmentation_figure
 from surgenet_hf.finetuning.segmentation import build_model, finetune
 
-DEFAULT_MODEL = "surgenet/surgenetxl"
+DEFAULT_MODEL = "SurgeNetXL"
 FRAMES_DRAWN = 4
 
 
@@ -55,8 +59,8 @@ class Arguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": f"Model to start from: a name on the Hub or a local folder. Left out: {DEFAULT_MODEL}, or, "
-            "where the Hub cannot be reached, a small SurgeNet with random weights."
+            "help": "Model to start from: a name on the Hub, a local folder, or a published checkpoint by its name. "
+            f"Left out: {DEFAULT_MODEL}, or, where the Hub cannot be reached, a small SurgeNet with random weights."
         },
     )
     config_name: str | None = field(
@@ -76,6 +80,9 @@ class Arguments:
         },
     )
     image_size: int = field(default=128, metadata={"help": "Height and width, in pixels, that frames are resized to."})
+    bf16: bool = field(
+        default=False, metadata={"help": "Train under bfloat16 autocast: much faster where the processor has it."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of initial weights, order and augmentation."})
 
 
@@ -108,6 +115,8 @@ def main(argv: list[str] | None = None) -> None:
         weight_decay=0.05,
         logging_steps=max(1, args.max_steps // 10),
         save_strategy="no",
+        bf16=args.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # else Trainer refuses bf16 there
         seed=args.seed,
         dataloader_pin_memory=False,
     )
@@ -156,16 +165,18 @@ print(pipeline('image-segmentation', '{model_dir}')('YOUR_FRAME.jpg'))"
 
 def choose_source(args: Arguments) -> str | SurgeNetConfig:
     """What to start from: what the user named, else SurgeNetXL, else (said in one line) a small random SurgeNet."""
-    if args.model_name_or_path:
-        return args.model_name_or_path
+    name = args.model_name_or_path
+    if name:
+        # a published checkpoint by its name; what has a slash is a folder or a repository of the Hub
+        return name if "/" in name or Path(name).exists() else str(fetch_checkpoint(name))
     if args.config_name:
         return SurgeNetConfig(backbone=args.config_name, drop_path_rate=0.1)
-    cached = [try_to_load_from_cache(DEFAULT_MODEL, name) for name in ("config.json", "model.safetensors")]
-    if all(isinstance(path, str) for path in cached):
-        return str(Path(cached[0]).parent)
-    problem = probe_hub(DEFAULT_MODEL)
-    if problem is None:
-        return DEFAULT_MODEL
+    problem = probe_hub(find_entry(DEFAULT_MODEL).upstream_repo)
+    try:
+        return str(fetch_checkpoint(DEFAULT_MODEL, local_files_only=problem is not None))
+    except LocalEntryNotFoundError:
+        if problem is None:
+            raise
     print(f"{DEFAULT_MODEL} cannot be had from the Hub ({problem}): going on with a small SurgeNet of random weights.")
     return SurgeNetConfig(
         depths=[1, 1, 2, 1], hidden_sizes=[32, 64, 128, 192], pyramid_channels=64, segmentation_channels=64

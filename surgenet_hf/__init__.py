@@ -16,7 +16,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .checkpoints.conversion import convert_checkpoint
-from .checkpoints.loading import load_checkpoint
+from .checkpoints.loading import fetch_checkpoint, load_checkpoint
 from .configuration_surgenet import SurgeNetConfig
 from .modeling_surgenet import (
     SurgeNetBackbone,
@@ -40,5 +40,6 @@ __all__ = [
     "SurgeNetForSemanticSegmentation",
     "SurgeNetModel",
     "convert_checkpoint",
+    "fetch_checkpoint",
     "load_checkpoint",
 ]

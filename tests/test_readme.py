@@ -1,20 +1,28 @@
-"""The README's examples run as they stand."""
+"""The README's tables and examples hold as they stand."""
 
+import dataclasses
+import hashlib
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 import surgenet_hf
-from surgenet_hf import SurgeNetModel, configuration_surgenet
-from surgenet_hf.checkpoints.catalog import CATALOG
+from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
+from surgenet_hf.checkpoints import catalog, publishing
+from surgenet_hf.checkpoints.catalog import CATALOG, find_entry
+from surgenet_hf.checkpoints.conversion import build_image_processor
 from tests.checkpoints.files import original, tiny
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MIGRATION = re.findall(r"^\| `([^`]*(?:pretrained|forward)[^`]*)` \| `([^`]+)` \|$", README, re.MULTILINE)
-# what the authors' load_models.py names, as of 2026: constructor -> backbone
+# what the authors' load_models.py names: constructor -> backbone
 CONSTRUCTORS = {
     "caformer_s18": "caformer_s18",
     "MetaFormerFPN": "caformer_s18",
@@ -26,27 +34,46 @@ CONSTRUCTORS = {
 
 
 @pytest.fixture
-def converted(tmp_path, monkeypatch):
-    """The README's conversions, run on tiny networks in the authors' layout; returns the original tensors."""
+def originals(tmp_path, monkeypatch, tiny_backbones):
+    """The authors' teacher files, of tiny networks, in the working folder; returns their tensors by backbone."""
     monkeypatch.chdir(tmp_path)
-    originals = {}
-    for name in set(CONSTRUCTORS.values()):
-        config = tiny(name)
-        published = {"depths": config.depths, "hidden_sizes": config.hidden_sizes}
-        monkeypatch.setitem(configuration_surgenet.BACKBONES, name, published)
-        originals[name] = original(SurgeNetModel, config)
+    originals = {name: original(SurgeNetModel, tiny(name)) for name in set(CONSTRUCTORS.values())}
     for entry in CATALOG:
         if entry.upstream_repo != "sail/dl":
             torch.save(originals[entry.backbone], entry.teacher_file)
-    exec(next(code for code in python_examples() if "convert_checkpoint(" in code), {})
     return originals
 
 
-def python_examples():
-    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_examples(originals, hub, client, monkeypatch, tmp_path):
+    """Every example, against a stand-in Hub with the authors' repository, and ours as published from it."""
+    entry = find_entry("SurgeNetXL")
+    hub.add_files(entry.upstream_repo, {entry.teacher_file: Path(entry.teacher_file)})
+    checksum = hashlib.sha256(Path(entry.teacher_file).read_bytes()).hexdigest()
+    entry = dataclasses.replace(entry, teacher_sha256=checksum)
+    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    monkeypatch.setattr(publishing, "compare_with_source", lambda *args: None)  # timm has no tiny networks
+    (outcome,) = publishing.publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)
+    assert outcome.error is None
+    SurgeNetForSemanticSegmentation(tiny()).save_pretrained("outputs/quickstart/model")
+    build_image_processor().save_pretrained("outputs/quickstart/model")
+
+    assert len(EXAMPLES) == 5
+    namespace = {"image": Image.fromarray(np.zeros((48, 64, 3), np.uint8))}
+    for example in EXAMPLES:
+        exec(example, namespace)
+        if "segmenter" in example:
+            assert namespace["embedding"].shape == (1, 64)
+            assert type(namespace["segmenter"]) is SurgeNetForSemanticSegmentation
+            assert namespace["segmenter"].config.num_labels == 7
+        if "surgenet/surgenetxl" in example:
+            tensors = namespace["model"].state_dict()
+            expected = originals["caformer_s18"]["stages.3.0.mlp.fc1.weight"]
+            assert torch.equal(tensors["encoder.stages.3.blocks.0.mlp.fc1.weight"], expected)
+    assert {part["label"] for part in namespace["segment"](namespace["image"])} <= {f"LABEL_{i}" for i in range(5)}
 
 
-def test_migration_table(converted):
+def test_migration_table(originals):
+    exec(next(example for example in EXAMPLES if "convert_checkpoint(" in example), {})
     assert {constructor.split("(")[0] for constructor, _ in MIGRATION} == CONSTRUCTORS.keys()
     for constructor, ours in MIGRATION:
         namespace = {name: getattr(transformers, name) for name in re.findall(r"AutoModel\w*", ours)}
@@ -59,14 +86,30 @@ def test_migration_table(converted):
         backbone = CONSTRUCTORS[constructor.split("(")[0]]
         assert result.config.backbone == backbone
         assert result(namespace["x"]).logits.shape[1] == 12
-        assert ("FPN" in constructor) == (type(result).__name__ == "SurgeNetForSemanticSegmentation")
-        key = {"caformer_s18": "stages.3.0.mlp.fc1", "convnextv2_tiny": "stages.3.0.pwconv1"}.get(
-            backbone, "block4.0.mlp.fc1"
-        )
-        block = result.surgenet.encoder.stages[3].blocks[0]
-        assert torch.equal(block.mlp.fc1.weight, converted[backbone][f"{key}.weight"])
+        assert ("FPN" in constructor) == (type(result) is SurgeNetForSemanticSegmentation)
+        keys = {"caformer_s18": "stages.3.0.mlp.fc1", "convnextv2_tiny": "stages.3.0.pwconv1"}
+        expected = originals[backbone][f"{keys.get(backbone, 'block4.0.mlp.fc1')}.weight"]
+        assert torch.equal(result.surgenet.encoder.stages[3].blocks[0].mlp.fc1.weight, expected)
 
 
-def test_files_table_is_the_catalogue():
-    files = re.findall(r"^\| `[\w-]+` \| `(\w+\.pth)`", README, re.MULTILINE)
-    assert sorted(files) == sorted(Path(entry.teacher_file).name for entry in CATALOG)
+def test_table_of_urls_is_the_catalogue():
+    rows = re.findall(r'^\| `([\w-]+)` \| `"([\w-]+)"` \| `(\w+\.pth)`', README, re.MULTILINE)
+    assert len(rows) == len(CATALOG)
+    for spelling, name, file in rows:
+        assert find_entry(spelling) is find_entry(name)
+        assert find_entry(name).name == name
+        assert Path(find_entry(name).teacher_file).name == file
+
+
+def test_table_of_models_is_the_catalogue():
+    rows = re.findall(r"^\| ([\w-]+) \|.*\[([\w-]+)\]\((hub_cards/[\w-]+\.md)\)", README, re.MULTILINE)
+    assert [(name, repo) for name, repo, _ in rows] == [(entry.name, entry.repo_name) for entry in CATALOG]
+    assert all((ROOT / card).is_file() for _, _, card in rows)
+
+
+def test_folder_picture():
+    for folder in re.findall(r"^  ([\w.]+)/? ", README.split("## Folders")[1].split("## ")[0], re.MULTILINE):
+        assert list((ROOT / "surgenet_hf").glob(folder)), folder
+    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    line = re.search(r"^scripts/ +(.*)$", README, re.MULTILINE).group(1)
+    assert set(line.split(", ")) == scripts

@@ -30,10 +30,15 @@ def load_checkpoint(name: str, model_class=SurgeNetModel, **kwargs):
     return model_class.from_pretrained(fetch_checkpoint(name), **kwargs)
 
 
-def fetch_checkpoint(name: str) -> Path:
-    """The folder with the converted model and its image processor; made on the first call, in the Hub's cache."""
+def fetch_checkpoint(name: str, local_files_only: bool = False) -> Path:
+    """The folder with the converted model and its image processor; made on the first call, in the Hub's cache.
+
+    Args:
+        name: of the catalogue, in any spelling.
+        local_files_only: take the file from the Hub's cache and do not ask the Hub.
+    """
     entry = find_entry(name)
-    path = download_teacher(entry)
+    path = download_teacher(entry, local_files_only)
     version = f"{file_sha256(path)[:16]}-{__version__}"
     folder = cached_assets_path(
         "surgenet_hf", namespace=entry.repo_name, subfolder=version, assets_dir=constants.HF_ASSETS_CACHE
@@ -48,13 +53,13 @@ def fetch_checkpoint(name: str) -> Path:
     return folder
 
 
-def download_teacher(entry: CatalogEntry) -> Path:
+def download_teacher(entry: CatalogEntry, local_files_only: bool = False) -> Path:
     """The teacher file from the Hub or its cache, with the right checksum.
 
     Raises:
         ValueError: the file has another checksum than the catalogue's, or than the Hub's.
     """
-    path = Path(hf_hub_download(entry.upstream_repo, entry.teacher_file))
+    path = Path(hf_hub_download(entry.upstream_repo, entry.teacher_file, local_files_only=local_files_only))
     # the cache calls a large file by the sha256 that the Hub announced
     announced = path.resolve().name if len(path.resolve().name) == 64 else None
     found = file_sha256(path)

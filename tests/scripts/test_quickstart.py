@@ -1,28 +1,30 @@
+import dataclasses
+import hashlib
+import io
 import json
+import math
 import os
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from surgenet_hf import SurgeNetModel
+from surgenet_hf.checkpoints import catalog
+from surgenet_hf.checkpoints.catalog import find_entry
 from surgenet_hf.data import load_segmentation
 from surgenet_hf.evaluation import evaluate_segmentation
+from tests.checkpoints.files import original, tiny
 from tests.scripts import load_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "quickstart.py"
 quickstart = load_script("quickstart")
 TINY = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--image_size", "32"]
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def test_the_same_seed_gives_the_same_and_the_report_says_what_to_do_next(run, f
     assert results[0] == results[1]
 
     out = capsys.readouterr().out
-    (fallback,) = [line for line in out.splitlines() if "surgenet/surgenetxl" in line]
+    (fallback,) = [line for line in out.splitlines() if "SurgeNetXL cannot" in line]
     assert "small SurgeNet of random weights" in fallback
     header = next(line for line in out.splitlines() if "majority class" in line)
     assert header.split() == ["majority", "class", "before", "after"]
@@ -120,62 +122,45 @@ def test_a_full_size_backbone_by_name():
     assert config.hidden_sizes == [96, 192, 384, 768]
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Answers with the status that `server.status` says; never, if that is None."""
-
-    def do_GET(self):
-        if self.server.status is None:
-            self.server.released.wait(10)
-            return
-        body = json.dumps({"id": "surgenet/surgenetxl"}).encode()
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
-def hub(monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.released = threading.Event()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(quickstart, "try_to_load_from_cache", lambda *args: None)
-    yield server
-    server.released.set()
-    server.shutdown()
-    server.server_close()
+def upstream(hub, client, tiny_backbones, monkeypatch):
+    """The authors' repository, with a tiny SurgeNetXL."""
+    entry = find_entry("SurgeNetXL")
+    content = io.BytesIO()
+    torch.save(original(SurgeNetModel, tiny()), content)
+    hub.add_files(entry.upstream_repo, {entry.teacher_file: content.getvalue()})
+    changed = dataclasses.replace(entry, teacher_sha256=hashlib.sha256(content.getvalue()).hexdigest())
+    entries = tuple(changed if other is entry else other for other in catalog.CATALOG)
+    monkeypatch.setattr(catalog, "CATALOG", entries)
+    return hub
 
 
-def test_the_default_model_is_asked_for_once_and_briefly(hub, capsys):
+def test_the_default_is_the_authors_surgenetxl(upstream, capsys):
     default = quickstart.Arguments()
-    hub.status = 200
-    assert quickstart.choose_source(default) == "surgenet/surgenetxl"
+    folder = quickstart.choose_source(default)
+    assert SurgeNetModel.from_pretrained(folder).config.pretraining["name"] == "SurgeNetXL"
+    assert quickstart.choose_source(quickstart.Arguments(model_name_or_path="surgenet-xl")) == folder
+    # and later from the cache, when the Hub is away
+    upstream.fail(".*", status=503, times=math.inf)
+    assert quickstart.choose_source(default) == folder
     assert capsys.readouterr().out == ""
 
-    hub.status = 404
-    assert quickstart.choose_source(default).hidden_sizes[0] == 32
-    assert len(capsys.readouterr().out.splitlines()) == 1
 
-    hub.status = None
-    assert quickstart.probe_hub("surgenet/surgenetxl", timeout=0.3) is not None
+def test_without_the_hub_it_says_so_in_one_line(upstream, capsys):
+    upstream.fail(".*", status=404, times=math.inf)
+    assert quickstart.choose_source(quickstart.Arguments()).hidden_sizes[0] == 32
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(upstream.requests) == 1  # one probe, and no more
+    with pytest.raises(OSError):  # noqa: PT011 (a name that the user typed never falls back)
+        quickstart.choose_source(quickstart.Arguments(model_name_or_path="SurgeNetXL"))
 
 
 def test_no_stage_of_the_probe_takes_longer_than_its_timeout(monkeypatch):
     # as the name resolver can, which knows no timeout
     monkeypatch.setattr(quickstart.HfApi, "model_info", lambda *args, **kwargs: time.sleep(5))
     start = time.monotonic()
-    assert quickstart.probe_hub("surgenet/surgenetxl", timeout=0.2) == "no answer within 0.2 s"
+    assert quickstart.probe_hub("someone/model", timeout=0.2) == "no answer within 0.2 s"
     assert time.monotonic() - start < 2
-
-
-def test_the_default_model_comes_from_the_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(quickstart, "try_to_load_from_cache", lambda name, file: str(tmp_path / file))
-    assert quickstart.choose_source(quickstart.Arguments()) == str(tmp_path)
 
 
 def test_as_a_user_runs_it(tmp_path):

@@ -1,0 +1,44 @@
+"""What all tests share: no network, few threads, tiny variants of the three backbones."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+
+import pytest
+import torch
+
+from surgenet_hf import SurgeNetConfig, configuration_surgenet
+from tests.hub.fixtures import client, hub  # noqa: F401
+
+torch.set_num_threads(min(torch.get_num_threads(), 2))  # more only cost time on networks this small
+
+TINY_WIDTHS = {
+    "caformer_s18": [16, 24, 32, 64],
+    "convnextv2_tiny": [8, 16, 24, 32],
+    "pvt_v2_b2": [8, 16, 20, 32],
+}
+
+
+@pytest.fixture(params=sorted(TINY_WIDTHS))
+def backbone(request) -> str:
+    """The name of a backbone; a test that asks for it runs on all three."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """`tiny_config(backbone, **changes)`: the config of a SurgeNet with one block a stage and 3 labels."""
+
+    def build(backbone: str = "caformer_s18", **changes) -> SurgeNetConfig:
+        sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": TINY_WIDTHS[backbone]}
+        heads = {"pyramid_channels": 32, "segmentation_channels": 32, "num_labels": 3}
+        return SurgeNetConfig(backbone=backbone, **{**sizes, **heads, **changes})
+
+    return build
+
+
+@pytest.fixture
+def tiny_backbones(monkeypatch):
+    """Pretend that the published backbones are tiny."""
+    for name, widths in TINY_WIDTHS.items():
+        monkeypatch.setitem(configuration_surgenet.BACKBONES, name, {"depths": [1, 1, 2, 1], "hidden_sizes": widths})

@@ -1,1 +1,0 @@
-from tests.hub.fixtures import client, hub  # noqa: F401
