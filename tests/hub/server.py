@@ -309,7 +309,9 @@ class StandInHub:
             monkeypatch.setattr(file_download, "time", clock)
         if "transformers" in sys.modules:
             from transformers import dynamic_module_utils
+            from transformers.utils import hub as transformers_hub
 
+            monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)  # it remembers the endpoint
             monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(home / "modules"))
             monkeypatch.setattr(sys, "path", [*sys.path])  # transformers appends to it
             for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
