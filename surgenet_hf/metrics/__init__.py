@@ -1,5 +1,30 @@
-"""Arrays in, numbers out: accumulating cores that keep a small record per frame."""
+"""Arrays in, numbers out: accumulating cores that keep a small record per frame or video.
 
+Each metric has `add`, `merge` (records of other processes), `videos` and `compute(videos=None)`: a flat dict whose
+floats are the headline figures, with "per_class" and "per_video" for details. `bootstrap` gives their intervals. The
+same metrics for the `evaluate` library: `evaluate.load(str(EVALUATE_MODULES / "surgical_segmentation"))`, or
+"surgical_phase", "surgical_multilabel".
+"""
+
+from pathlib import Path
+
+from .bootstrap import bootstrap, confidence_interval
+from .multilabel import MultiLabelMetric, ScoreRecord
+from .phase import PhaseMetric, PhaseRecord
 from .segmentation import FrameRecord, SegmentationMetric
+from .sequences import CHOLEC80_TRANSITIONS
 
-__all__ = ["FrameRecord", "SegmentationMetric"]
+EVALUATE_MODULES = Path(__file__).parent / "evaluate_modules"
+
+__all__ = [
+    "CHOLEC80_TRANSITIONS",
+    "EVALUATE_MODULES",
+    "FrameRecord",
+    "MultiLabelMetric",
+    "PhaseMetric",
+    "PhaseRecord",
+    "ScoreRecord",
+    "SegmentationMetric",
+    "bootstrap",
+    "confidence_interval",
+]

@@ -125,3 +125,98 @@ def test_nothing_added_and_a_clashing_ignore_index():
         SegmentationMetric(num_labels=3).compute()
     with pytest.raises(ValueError, match="ignore_index 255"):
         SegmentationMetric(num_labels=256)
+
+
+def test_frame_means_by_hand():
+    """Classes of the frame's reference, then frames, then videos; a missed class costs the diagonal."""
+    right = np.array([[0, 0, 1, 1]] * 3)
+    all_zero = np.zeros((3, 4), int)
+    metric = SegmentationMetric(num_labels=3)
+    metric.add(right, right, "a")
+    metric.add(all_zero, right, "a")  # class 1 missed; class 0: surface of columns 0-3 against columns 0-1
+    metric.add(right, all_zero, "b")  # class 1 spurious: no part in these means
+    result = metric.compute()
+    # Dice of class 0 is 2 * 6 / (12 + 6) = 2 / 3 in both wrong frames, IoU 1 / 2
+    assert result["mean_frame_dice"] == pytest.approx(((1 + (2 / 3 + 0) / 2) / 2 + 2 / 3) / 2)
+    assert result["mean_frame_iou"] == pytest.approx(((1 + (1 / 2 + 0) / 2) / 2 + 1 / 2) / 2)
+    # class 0, the whole frame (a surface of 10: all but the two inner pixels) against its left half (a surface of 6):
+    # there 3 pixels at distance 2, 2 at distance 1, 5 at 0; back 1 at distance 1 (an inner pixel), 5 at 0
+    assd = (3 * 2 + 2 * 1 + 1) / 16
+    assert result["per_class"][0]["assd"] == pytest.approx((assd / 2 + assd) / 2)
+    assert result["per_class"][1]["assd"] == result["per_class"][1]["hd95"] == pytest.approx(5 / 2)  # (0 + 5) / 2
+    assert result["mean_assd"] == pytest.approx(((0 + (assd + 5) / 2) / 2 + assd) / 2)
+    assert math.isnan(result["per_class"][2]["assd"])
+    counts = [tuple(result["per_class"][c][n] for n in ("reference_frames", "missed", "spurious")) for c in range(3)]
+    assert counts == [(3, 0, 0), (2, 1, 1), (0, 0, 0)]
+    assert result["per_video"]["b"]["mean_assd"] == pytest.approx(assd)
+    assert result["per_video"]["b"]["frames"] == 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI's, of itself
+def test_distances_agree_with_monai_where_a_class_is_on_both_sides():
+    torch = pytest.importorskip("torch")
+    monai = pytest.importorskip("monai.metrics")
+    for seed, (prediction, reference, video) in enumerate(blobs(frames=4)):
+        metric = SegmentationMetric(num_labels=4)
+        metric.add(prediction, reference, video)
+        found = metric.compute()["per_class"]
+        counted = reference != IGNORE
+        one_hot = [
+            torch.from_numpy(np.stack([(ids == c) & counted for c in range(4)]))[None].float()
+            for ids in (prediction, reference)
+        ]
+        for name, compute, options in (
+            ("assd", monai.compute_average_surface_distance, {"symmetric": True}),
+            ("hd95", monai.compute_hausdorff_distance, {"percentile": 95}),
+        ):
+            expected = compute(*one_hot, include_background=True, **options)[0].numpy()
+            both = [c for c in range(4) if one_hot[0][0, c].any() and one_hot[1][0, c].any()]
+            assert len(both) > 2, seed
+            np.testing.assert_allclose([found[c][name] for c in both], expected[both], rtol=1e-4, atol=1e-5)
+
+
+def blobs(frames):
+    rng = np.random.default_rng(5)
+    for index in range(frames):
+        rows, columns = np.mgrid[:40, :60]
+        reference, prediction = np.zeros((40, 60), np.uint8), np.zeros((40, 60), np.uint8)
+        for c in (1, 2, 3):
+            y, x, radius = rng.integers(0, 40), rng.integers(0, 60), rng.integers(4, 14)
+            reference[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = c
+            prediction[(rows - y - 2) ** 2 + (columns - x + 3) ** 2 < (radius + 1) ** 2] = c
+        prediction[rng.random(prediction.shape) < 0.02 * index] = 0
+        reference[:3], reference[:, 55:] = IGNORE, IGNORE
+        yield prediction, reference, "a"
+
+
+def test_ignored_pixels_have_no_say_in_distances():
+    reference = np.zeros((8, 8), int)
+    reference[2:5, 2:5] = 1
+    reference[6:] = IGNORE
+    for ids in (0, 1):
+        prediction = np.where(reference == 1, 1, 0)
+        prediction[6:] = ids
+        metric = SegmentationMetric(num_labels=2)
+        metric.add(prediction, reference)
+        assert metric.compute()["mean_hd95"] == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (0, 5)])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_degenerate_frames(shape, ignored):
+    metric = SegmentationMetric(num_labels=2)
+    metric.add(np.zeros(shape, np.uint8), np.full(shape, IGNORE if ignored else 0, np.uint8), "a")
+    result = metric.compute()
+    nothing = ignored or 0 in shape
+    assert result["mean_assd"] == pytest.approx(math.nan if nothing else 0, nan_ok=True)
+    assert result["mean_frame_dice"] == pytest.approx(math.nan if nothing else 1, nan_ok=True)
+    assert result["frames"] == 1
+
+
+def test_without_distances_there_are_none():
+    metric = SegmentationMetric(num_labels=2, distances=False)
+    metric.add(np.zeros((2, 2), int), np.zeros((2, 2), int), "a")
+    result = metric.compute()
+    assert "mean_assd" not in result
+    assert "assd" not in result["per_class"][0]
+    assert metric.records[0].distances is None

@@ -1,0 +1,120 @@
+"""What the metrics share: small records, each of one video, and figures on any sample of those videos."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+class VideoMetric:
+    """Keeps records (plain dataclasses with a field `video`) and computes figures on a sample of their videos.
+
+    Records can be pickled, gathered over processes and merged in any order: the figures are the same to the bit.
+    A subclass says how to summarise the records of one video, once, and how to combine the summaries of many.
+    """
+
+    record_type: type
+
+    def __init__(self, **settings):
+        self._settings = settings
+        self.records: list = []
+        self._cached = (0, [], None)
+
+    @property
+    def videos(self) -> list[str]:
+        """The ids of the videos added so far, sorted."""
+        return list(self._summary()[0])
+
+    def merge(self, other: "VideoMetric | Iterable") -> None:
+        """Add the records of another metric, or a list of records, e.g. of another process.
+
+        Raises:
+            ValueError: a metric with other settings, or records of another kind or number of classes.
+        """
+        if isinstance(other, VideoMetric):
+            if type(other) is not type(self) or other._settings != self._settings:
+                raise ValueError(
+                    f"Only a {type(self).__name__} with {self._settings} can be merged into this one, "
+                    f"found a {type(other).__name__} with {other._settings}."
+                )
+            other = other.records
+        for record in list(other):
+            if not isinstance(record, self.record_type):
+                raise ValueError(f"Expected a {self.record_type.__name__}, found a {type(record).__name__}.")
+            self._append(record)
+
+    def compute(self, videos: Sequence[str] | None = None) -> dict:
+        """The figures of these videos, a list that may name a video many times (a bootstrap sample); None: all, once.
+
+        Raises:
+            ValueError: no frame was added, no video is named, or one that was not added.
+        """
+        names, summary = self._summary()
+        if not names:
+            raise ValueError("No frame was added: there is nothing to compute.")
+        rows = np.arange(len(names))
+        if videos is not None:
+            index = {name: row for row, name in enumerate(names)}
+            unknown = sorted(set(videos) - set(index))
+            if unknown or not len(videos):
+                raise ValueError(f"No figures for the videos {unknown}: there are {', '.join(names)}.")
+            rows = np.array([index[name] for name in videos])
+        return self._figures(summary, rows, [(int(row), names[row]) for row in np.unique(rows)])
+
+    def _append(self, record) -> None:
+        """Check and keep a record."""
+        raise NotImplementedError
+
+    def _summarise(self, videos: dict[str, list]):
+        """Records by video, videos sorted -> whatever `_figures` needs, with a row per video."""
+        raise NotImplementedError
+
+    def _figures(self, summary, rows: np.ndarray, distinct: list[tuple[int, str]]) -> dict:
+        """The figures of these rows of the summary; `distinct` holds each row and its video's id once."""
+        raise NotImplementedError
+
+    def _summary(self) -> tuple[list[str], object]:
+        if self._cached[0] != len(self.records):
+            videos: dict[str, list] = {}
+            for record in self.records:
+                videos.setdefault(record.video, []).append(record)
+            videos = {name: videos[name] for name in sorted(videos)}
+            self._cached = (len(self.records), list(videos), self._summarise(videos))
+        return self._cached[1:]
+
+
+def mean(values: np.ndarray, axis: int | None = None):
+    """Mean of what is not NaN; NaN where nothing is left."""
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        means = np.where(there, values, 0).sum(axis) / there.sum(axis)
+    return float(means) if axis is None else means
+
+
+def standard_deviation(values: np.ndarray, axis: int | None = None):
+    """Sample standard deviation (divisor n - 1) of what is not NaN; NaN where less than two values are left."""
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre = np.where(there, values, 0).sum(axis, keepdims=True) / there.sum(axis, keepdims=True)
+        squares = np.where(there, (values - centre) ** 2, 0).sum(axis)
+        counts = there.sum(axis)
+        deviations = np.where(counts > 1, np.sqrt(squares / (counts - 1)), np.nan)
+    return float(deviations) if axis is None else deviations
+
+
+def ratio(numerator, denominator) -> np.ndarray:
+    """numerator / denominator, NaN where the denominator is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(np.equal(denominator, 0), np.nan, np.true_divide(numerator, denominator))
+
+
+def check_ids(where: str, name: str, ids: np.ndarray, num_labels: int) -> None:
+    """Refuse what are not integer class ids of 0 ... num_labels - 1.
+
+    Raises:
+        ValueError: with `where` (which frame or video) and `name` (prediction or reference).
+    """
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{where}: {name} must hold integer class ids, found {ids.dtype}.")
+    if ids.size and (ids.min() < 0 or ids.max() >= num_labels):
+        wrong = [int(i) for i in np.unique(ids) if not 0 <= i < num_labels]
+        raise ValueError(f"{where}: {name} holds the ids {wrong}, valid are 0 to {num_labels - 1}.")

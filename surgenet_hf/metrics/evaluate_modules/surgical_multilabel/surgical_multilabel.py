@@ -1,0 +1,27 @@
+"""`surgenet_hf.metrics.MultiLabelMetric` for `evaluate.load`."""
+
+import datasets
+import evaluate
+
+from surgenet_hf.metrics import MultiLabelMetric
+
+VALUES = datasets.Sequence(datasets.Value("float64"))
+
+
+class SurgicalMultilabel(evaluate.Metric):
+    """One prediction is one frame: scores (k,) as predictions, soft targets (k,) as references, and its video."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description="Average precision and balanced accuracy of each criterion, from soft targets.",
+            citation="",
+            inputs_description=MultiLabelMetric.__doc__ + "\n\nFigures: " + MultiLabelMetric.compute.__doc__,
+            features=datasets.Features(
+                {"predictions": VALUES, "references": VALUES, "videos": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(self, predictions, references, videos, num_labels):
+        metric = MultiLabelMetric(num_labels)
+        metric.add(predictions, references, videos)
+        return metric.compute()

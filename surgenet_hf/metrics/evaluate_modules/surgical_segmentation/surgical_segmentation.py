@@ -1,0 +1,29 @@
+"""`surgenet_hf.metrics.SegmentationMetric` for `evaluate.load`."""
+
+import datasets
+import evaluate
+import numpy as np
+
+from surgenet_hf.metrics import SegmentationMetric
+
+CLASS_MAP = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
+
+
+class SurgicalSegmentation(evaluate.Metric):
+    """One prediction is one frame: class maps (H, W) as predictions and references, and the video of each."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description="Dice, IoU, ASSD and HD95 of class maps; averaged over classes, frames and videos.",
+            citation="",
+            inputs_description=SegmentationMetric.__doc__ + "\n\nFigures: " + SegmentationMetric.compute.__doc__,
+            features=datasets.Features(
+                {"predictions": CLASS_MAP, "references": CLASS_MAP, "videos": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(self, predictions, references, videos, num_labels, ignore_index=255, distances=True):
+        metric = SegmentationMetric(num_labels, ignore_index, distances)
+        for prediction, reference, video in zip(predictions, references, videos, strict=True):
+            metric.add(np.array(prediction), np.array(reference), video)
+        return metric.compute()

@@ -1,0 +1,63 @@
+"""Sequences of phases: runs, relaxed borders, edit score and segments found. `PhaseMetric` states the definitions."""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+# The Cholec80 revision of the challenge's rule, phases counted from 0: what may still be predicted at the start of an
+# annotated segment of a phase, and what already at its end. Phases 3 to 6 can follow each other in several orders.
+CHOLEC80_TRANSITIONS = {
+    **{phase: ({phase - 1}, {phase + 1}) for phase in (0, 1, 2)},
+    **{phase: ({phase - 1}, {phase + 1, phase + 2}) for phase in (3, 4)},
+    **{phase: ({phase - 1, phase - 2}, {phase + 1, phase + 2}) for phase in (5, 6)},
+}
+
+Transitions = Mapping[int, tuple[Collection[int], Collection[int]]]
+
+
+def relaxed_correct(
+    prediction: np.ndarray, reference: np.ndarray, tolerance: int, transitions: Transitions | None = None
+) -> np.ndarray:
+    """Which frames (T,) are right, or accepted within `tolerance` frames of a border; see `PhaseMetric`."""
+    correct = prediction == reference
+    phases, starts, ends = segments(reference)
+    for index, (phase, start, end) in enumerate(zip(phases.tolist(), starts, ends, strict=True)):
+        late, early = phases[max(index - 1, 0) : index].tolist(), phases[index + 1 : index + 2].tolist()
+        if transitions is not None:
+            late, early = transitions.get(phase, ((), ()))
+        width = min(tolerance, end - start)
+        correct[start : start + width] |= np.isin(prediction[start : start + width], list(late))
+        correct[end - width : end] |= np.isin(prediction[end - width : end], list(early))
+    return correct
+
+
+def segments(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The runs of equal labels of a sequence (T,): labels, first frames, frames after the last, each (segments,)."""
+    borders = np.flatnonzero(np.diff(labels)) + 1
+    starts = np.concatenate([[0], borders])
+    return labels[starts], starts, np.concatenate([borders, [len(labels)]])
+
+
+def edit_score(prediction: np.ndarray, reference: np.ndarray) -> float:
+    """1 - Levenshtein distance of the two sequences of segments / length of the longer sequence."""
+    rows, columns = segments(prediction)[0], segments(reference)[0]
+    steps = np.arange(len(columns) + 1)
+    distances = steps
+    for index, label in enumerate(rows, start=1):
+        best = np.minimum(distances[1:] + 1, distances[:-1] + (columns != label))
+        best = np.concatenate([[index], best])
+        distances = np.minimum.accumulate(best - steps) + steps  # insertions, all at once
+    return float(1 - distances[-1] / max(len(rows), len(columns)))
+
+
+def segment_matches(prediction: np.ndarray, reference: np.ndarray, overlap: float) -> tuple[int, int, int]:
+    """Numbers of segments found at an IoU of at least `overlap`, predicted, annotated; see `PhaseMetric`."""
+    labels, starts, ends = segments(prediction)
+    true_labels, true_starts, true_ends = segments(reference)
+    taken = np.zeros(len(true_labels), bool)
+    for label, start, end in zip(labels, starts, ends, strict=True):
+        shared = np.minimum(end, true_ends) - np.maximum(start, true_starts)
+        iou = shared / (np.maximum(end, true_ends) - np.minimum(start, true_starts)) * (label == true_labels)
+        best = iou.argmax()
+        taken[best] |= iou[best] >= overlap
+    return int(taken.sum()), len(labels), len(true_labels)
