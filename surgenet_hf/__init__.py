@@ -18,15 +18,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from .checkpoints.conversion import convert_checkpoint
 from .checkpoints.loading import fetch_checkpoint, load_checkpoint
 from .configuration_surgenet import SurgeNetConfig
+from .configuration_surgenet_phase import SurgeNetPhaseConfig
 from .modeling_surgenet import (
     SurgeNetBackbone,
     SurgeNetForImageClassification,
     SurgeNetForSemanticSegmentation,
     SurgeNetModel,
 )
+from .modeling_surgenet_phase import SurgeNetForPhaseRecognition
 
 AutoConfig.register("surgenet", SurgeNetConfig, exist_ok=True)
+AutoConfig.register("surgenet_phase", SurgeNetPhaseConfig, exist_ok=True)
 AutoModel.register(SurgeNetConfig, SurgeNetModel, exist_ok=True)
+AutoModel.register(SurgeNetPhaseConfig, SurgeNetForPhaseRecognition, exist_ok=True)
 AutoBackbone.register(SurgeNetConfig, SurgeNetBackbone, exist_ok=True)
 AutoModelForImageClassification.register(SurgeNetConfig, SurgeNetForImageClassification, exist_ok=True)
 AutoModelForSemanticSegmentation.register(SurgeNetConfig, SurgeNetForSemanticSegmentation, exist_ok=True)
@@ -37,8 +41,10 @@ __all__ = [
     "SurgeNetBackbone",
     "SurgeNetConfig",
     "SurgeNetForImageClassification",
+    "SurgeNetForPhaseRecognition",
     "SurgeNetForSemanticSegmentation",
     "SurgeNetModel",
+    "SurgeNetPhaseConfig",
     "convert_checkpoint",
     "fetch_checkpoint",
     "load_checkpoint",

@@ -95,6 +95,7 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
     """
     model_dir = Path(model_dir)
     config = AutoConfig.from_pretrained(model_dir)
+    backbone = getattr(config, "backbone_config", config)
     processor = AutoImageProcessor.from_pretrained(model_dir)
     pretraining = config.pretraining or {"name": "unknown"}
     entry = next((entry for entry in CATALOG if entry.name == pretraining.get("name")), None)
@@ -120,7 +121,7 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
         mean=processor.image_mean,
         std=processor.image_std,
         statistics=pretraining.get("statistics", "unknown"),
-        config=config,
+        config=backbone,
         parameters=_count_parameters(model_dir / "model.safetensors"),
         base=f"[{entry.name}](https://huggingface.co/{entry.repo_id})" if entry else pretraining["name"],
         pretraining=pretraining,
@@ -137,6 +138,7 @@ _TASKS = {
     "SurgeNetModel": ("image-feature-extraction", "AutoModel"),
     "SurgeNetForImageClassification": ("image-classification", "AutoModelForImageClassification"),
     "SurgeNetForSemanticSegmentation": ("image-segmentation", "AutoModelForSemanticSegmentation"),
+    "SurgeNetForPhaseRecognition": ("video-classification", "AutoModel"),
 }
 
 

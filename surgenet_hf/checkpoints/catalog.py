@@ -280,5 +280,37 @@ def find_by_sha256(sha256: str) -> CatalogEntry | None:
     return next((entry for entry in CATALOG if sha256 in (entry.teacher_sha256, entry.full_sha256)), None)
 
 
+# data set of `surgenet_hf.data` -> what of its videos lies in a pretraining set, by that set's name
+_LEAKS = {
+    "cholec80": {"Cholec80": "76 of the 80 videos of Cholec80"},
+    "cholecseg8k": {"Cholec80": "76 of the 80 videos of Cholec80, which CholecSeg8k is a part of"},
+    "endoscapes": {"Cholec80": "76 of the 80 videos of Cholec80, some of which are also videos of Endoscapes"},
+    "dsad": {"DSAD": "frames of DSAD"},
+    "autolaparo": {},
+    "synthetic": {},
+}
+
+
+def leakage_note(pretraining_name: str | None, data_name: str) -> str | None:
+    """What is known of videos of an evaluation that pretraining has seen (without labels): a sentence, or None.
+
+    Args:
+        pretraining_name: `config.pretraining["name"]` of the model; None where it is not recorded.
+        data_name: of the data set, e.g. "cholec80-phase".
+    """
+    leaks = next((found for name, found in _LEAKS.items() if data_name.split("-")[0] == name), None)
+    if leaks == {} or (pretraining_name or "").startswith("none"):
+        return None
+    entry = next((entry for entry in CATALOG if entry.name == pretraining_name), None)
+    if entry is None:
+        return "unknown: where the backbone's weights come from is not recorded"
+    if entry.statistics == "imagenet":
+        return None
+    if leaks is None:
+        return f"unknown: whether the pretraining of {entry.name} saw these videos"
+    seen = [what for data, what in leaks.items() if any(used.name == data for used in entry.pretraining_sets)]
+    return f"the pretraining of {entry.name} saw {' and '.join(seen)}, without labels" if seen else None
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower().split("/")[-1]).replace("surgnet", "surgenet")

@@ -17,7 +17,13 @@ from huggingface_hub.hf_api import RepoFile
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor
 
-from .. import __version__, configuration_surgenet, modeling_surgenet
+from .. import (
+    __version__,
+    configuration_surgenet,
+    configuration_surgenet_phase,
+    modeling_surgenet,
+    modeling_surgenet_phase,
+)
 from ..modeling_surgenet import SurgeNetBackbone, SurgeNetModel
 from .cards import REVISION, checkpoint_card, finetuned_card
 from .catalog import CatalogEntry
@@ -30,13 +36,27 @@ logger = logging.getLogger(__name__)
 COLLECTION = "SurgeNet"
 COLLECTION_DESCRIPTION = "Surgical foundation models, DINO-pretrained on up to 4.7 million frames of surgical video."
 # what a repository carries so that trust_remote_code loads it without this package
-REMOTE_CODE = (configuration_surgenet, modeling_surgenet)
+REMOTE_CODE = {
+    "surgenet": (configuration_surgenet, modeling_surgenet),
+    "surgenet_phase": (
+        configuration_surgenet,
+        modeling_surgenet,
+        configuration_surgenet_phase,
+        modeling_surgenet_phase,
+    ),
+}
 AUTO_MAP = {
-    "AutoConfig": "configuration_surgenet.SurgeNetConfig",
-    "AutoModel": "modeling_surgenet.SurgeNetModel",
-    "AutoBackbone": "modeling_surgenet.SurgeNetBackbone",
-    "AutoModelForImageClassification": "modeling_surgenet.SurgeNetForImageClassification",
-    "AutoModelForSemanticSegmentation": "modeling_surgenet.SurgeNetForSemanticSegmentation",
+    "surgenet": {
+        "AutoConfig": "configuration_surgenet.SurgeNetConfig",
+        "AutoModel": "modeling_surgenet.SurgeNetModel",
+        "AutoBackbone": "modeling_surgenet.SurgeNetBackbone",
+        "AutoModelForImageClassification": "modeling_surgenet.SurgeNetForImageClassification",
+        "AutoModelForSemanticSegmentation": "modeling_surgenet.SurgeNetForSemanticSegmentation",
+    },
+    "surgenet_phase": {
+        "AutoConfig": "configuration_surgenet_phase.SurgeNetPhaseConfig",
+        "AutoModel": "modeling_surgenet_phase.SurgeNetForPhaseRecognition",
+    },
 }
 # of the features of source and saved weights, relative to the largest value
 TOLERANCE = 1e-5
@@ -91,9 +111,10 @@ def prepare_finetuned(model_dir: str | Path, repo_id: str, folder: Path) -> None
         if not (model_dir / name).is_file():
             raise FileNotFoundError(f"{model_dir} holds no {name}; save model and image processor there first")
     config = AutoConfig.from_pretrained(model_dir)
-    classes = {cls.__name__: cls for cls in vars(modeling_surgenet).values() if isinstance(cls, type)}
+    modules = REMOTE_CODE.get(config.model_type, ())
+    classes = {name: cls for module in modules for name, cls in vars(module).items() if isinstance(cls, type)}
     architecture = (config.architectures or [None])[0]
-    if config.model_type != "surgenet" or architecture not in classes:
+    if architecture not in classes:
         raise ValueError(f"{model_dir} holds a {config.model_type} ({architecture}), not a SurgeNet model")
     _write_model(classes[architecture].from_pretrained(model_dir), folder)
     AutoImageProcessor.from_pretrained(model_dir).save_pretrained(folder)
@@ -256,7 +277,8 @@ def add_to_collection(namespace: str, repo_id: str, private: bool) -> None:
 
 def _write_model(model, folder: Path) -> None:
     """Config with `auto_map`, weights, and the code that `auto_map` points to."""
-    model.config.auto_map = dict(AUTO_MAP)
+    model_type = model.config.model_type
+    model.config.auto_map = dict(AUTO_MAP[model_type])
     model.save_pretrained(folder)
-    for module in REMOTE_CODE:
+    for module in REMOTE_CODE[model_type]:
         shutil.copyfile(module.__file__, folder / Path(module.__file__).name)

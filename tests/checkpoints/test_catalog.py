@@ -1,6 +1,6 @@
 import pytest
 
-from surgenet_hf.checkpoints.catalog import CATALOG, STATISTICS, find_by_sha256, find_entry
+from surgenet_hf.checkpoints.catalog import CATALOG, STATISTICS, find_by_sha256, find_entry, leakage_note
 from surgenet_hf.configuration_surgenet import SurgeNetConfig
 
 
@@ -51,3 +51,24 @@ def test_records_are_consistent():
         assert "teacher" in entry.teacher_file or entry.full_file is None
         for checksum in (entry.teacher_sha256, entry.full_sha256):
             assert checksum is None or (len(checksum) == 64 and find_by_sha256(checksum) is entry)
+
+
+@pytest.mark.parametrize(
+    ("pretraining", "data", "note"),
+    [
+        ("SurgeNetXL", "cholec80-phase", "76 of the 80"),
+        ("SurgeNet-Cholec", "cholecseg8k", "76 of the 80"),
+        ("SurgeNet-PVTv2", "endoscapes-cvs", "also videos of Endoscapes"),
+        ("SurgeNet-Public", "dsad", "frames of DSAD"),
+        ("SurgeNet-RAMIE", "cholec80-phase", None),
+        ("SurgeNetXL", "autolaparo", None),
+        ("SurgeNetXL", "folder", "unknown"),
+        ("ImageNet1k", "cholec80-phase", None),
+        ("none (random initialisation)", "cholec80-phase", None),
+        ("unknown", "cholec80-phase", "unknown"),
+        (None, "endoscapes", "unknown"),
+    ],
+)
+def test_leakage(pretraining, data, note):
+    found = leakage_note(pretraining, data)
+    assert found is None if note is None else note in found
