@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from transformers import HfArgumentParser
 
-from surgenet_hf.data import _CLASSIFICATION, _SEGMENTATION, load_classification, load_segmentation
+from surgenet_hf.data import CLASSIFICATION, SEGMENTATION, load_classification, load_segmentation
 from surgenet_hf.data.show import show
 from surgenet_hf.figures import save_figure
 
@@ -19,7 +19,7 @@ from surgenet_hf.figures import save_figure
 @dataclass
 class Arguments:
     dataset: str = field(
-        metadata={"help": "The data set.", "choices": [*_SEGMENTATION, *_CLASSIFICATION]},
+        metadata={"help": "The data set.", "choices": [*SEGMENTATION, *CLASSIFICATION]},
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Where the data set lies; synthetic frames need no place."}
@@ -35,7 +35,7 @@ class Arguments:
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(Arguments, description=__doc__.splitlines()[0])
     (args,) = parser.parse_args_into_dataclasses(argv)
-    load = load_segmentation if args.dataset in _SEGMENTATION else load_classification
+    load = load_segmentation if args.dataset in SEGMENTATION else load_classification
     output = args.output or f"outputs/{args.dataset}_{args.split}.png"
     try:
         data = load(args.dataset, args.data_dir)

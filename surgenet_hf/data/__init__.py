@@ -27,14 +27,14 @@ def _cholec80(task: str) -> Callable:
     return load
 
 
-_SEGMENTATION = {
+SEGMENTATION = {
     "synthetic": synthetic.load,
     "endoscapes": endoscapes.load,
     "folder": folder.load,
     "cholecseg8k": _in_module("cholecseg8k"),
     "dsad": _in_module("dsad"),
 }
-_CLASSIFICATION = {
+CLASSIFICATION = {
     "synthetic-phases": synthetic_phases.load,
     "endoscapes-cvs": endoscapes_cvs.load,
     "cholec80-phase": _cholec80("phase"),
@@ -60,7 +60,7 @@ def load_segmentation(name: str, data_dir: str | Path | None = None, **kwargs) -
         ValueError: an unknown name, no `data_dir` where one is needed, or data that is not as it should be.
         FileNotFoundError: a missing folder or file.
     """
-    return _load(_SEGMENTATION, name, data_dir, kwargs)
+    return _load(SEGMENTATION, name, data_dir, kwargs)
 
 
 def load_classification(name: str, data_dir: str | Path | None = None, **kwargs) -> ClassificationData:
@@ -77,7 +77,7 @@ def load_classification(name: str, data_dir: str | Path | None = None, **kwargs)
         ValueError: an unknown name, no `data_dir` where one is needed, or data that is not as it should be.
         FileNotFoundError: a missing folder or file.
     """
-    return _load(_CLASSIFICATION, name, data_dir, kwargs)
+    return _load(CLASSIFICATION, name, data_dir, kwargs)
 
 
 def _load(loaders: dict[str, Callable], name: str, data_dir: str | Path | None, kwargs: dict):

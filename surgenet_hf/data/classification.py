@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Sequence, Value
 from tqdm import tqdm
 
-from .segmentation import _decoded, _frame_size
+from .segmentation import frame_size, read_image
 from .video import find_frames
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -171,7 +171,7 @@ def split_by_name(videos: Iterable[str], where: Path) -> dict[str, str]:
 def check_images(paths: list[Path]) -> None:
     """Read every image once, in low resolution; ValueError names the first that cannot be read."""
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        sizes = pool.imap(lambda path: _decoded(path, _frame_size), paths)
+        sizes = pool.imap(lambda path: read_image(path, frame_size), paths)
         for _ in tqdm(sizes, desc="Checking frames", total=len(paths), unit="frame"):
             pass
 

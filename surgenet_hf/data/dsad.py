@@ -42,17 +42,17 @@ from pyarrow.lib import ArrowInvalid
 from tqdm import tqdm
 
 from .segmentation import (
-    _FEATURES,
+    FEATURES,
     IGNORE_INDEX,
+    DecodeMasks,
     Sample,
     SegmentationData,
-    _Decode,
-    _decoded,
     build_splits,
     count_values,
     lookup_table,
     palette,
     raw_values,
+    read_image,
     require_folder,
 )
 
@@ -203,11 +203,11 @@ def _files(folder: Path, pattern: str) -> dict[tuple[str, str], Path]:
 
 def _combine(image: Path, masks: dict[int, Path]) -> tuple[bytes, int, int]:
     """A PNG of class ids from one mask for each class, and the pixels in two masks and of neither black nor white."""
-    height, width = _decoded(image, lambda opened: np.asarray(opened).shape[:2])
+    height, width = read_image(image, lambda opened: np.asarray(opened).shape[:2])
     ids, times = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
     odd = np.zeros((height, width), bool)
     for i, path in masks.items():
-        values = _decoded(path, raw_values)
+        values = read_image(path, raw_values)
         if values.shape != ids.shape:
             raise ValueError(
                 f"{path} is {values.shape[1]}x{values.shape[0]} pixels, but its frame {image} is {width}x{height}"
@@ -273,7 +273,7 @@ def _from_mirror(
     rows = rows.rename_columns({names[key]: key for key in ("image", "mask") if names[key] != key})
     rows = rows.add_column("video", [f"{operation:02d}" for operation in operations]).add_column("frame", frames)
     rows = rows.add_column("split", [_SPLIT_OF[operation] for operation in operations])
-    for column, feature in _FEATURES.items():
+    for column, feature in FEATURES.items():
         rows = rows.cast_column(column, feature)
     table, notes = _check_rows(rows.select(chosen), organ)
 
@@ -281,7 +281,7 @@ def _from_mirror(
     if moved := sorted({operations[i] for i in chosen if theirs[i] != _SPLIT_OF[operations[i]]}):
         notes.append(f"The files have operation(s) {_some(moved)} in other splits than those used here.")
     parts = {split: [i for i in chosen if _SPLIT_OF[operations[i]] == split] for split in SPLITS}
-    decode = _Decode(table.tobytes())
+    decode = DecodeMasks(table.tobytes())
     return DatasetDict({s: rows.select(part).with_transform(decode) for s, part in parts.items() if part}), notes
 
 

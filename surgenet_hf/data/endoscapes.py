@@ -79,7 +79,7 @@ def load(data_dir: str | Path) -> SegmentationData:
 
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for path, video, frame in masks:
-        split = _split(path, video)
+        split = split_of(path, video)
         if path.stem not in frames:
             folder = SPLITS[split][0]
             raise FileNotFoundError(
@@ -113,7 +113,7 @@ def _files(folder: Path, suffix: str) -> Iterator[tuple[Path, int, int]]:
         yield path, int(match[1]), int(match[2])
 
 
-def _split(path: Path, video: int) -> str:
+def split_of(path: Path, video: int) -> str:
     for split, (_, first, last) in SPLITS.items():
         if first <= video <= last:
             return split
@@ -128,7 +128,7 @@ def _find_frames(root: Path, masks: set[str]) -> dict[str, Path]:
             if not (root / name).is_dir():
                 continue
             for path, video, _ in _files(root / name, ".jpg"):
-                right = SPLITS[_split(path, video)][0]
+                right = SPLITS[split_of(path, video)][0]
                 if right != folder:
                     raise ValueError(
                         f"{path} is in the wrong split: video {video} belongs to {right}/; move it, "

@@ -23,7 +23,7 @@ import json
 from pathlib import Path
 
 from .classification import MULTI, ClassificationData, FrameSample, build_splits, check_images, named, require_splits
-from .endoscapes import SPLITS, _split
+from .endoscapes import SPLITS, split_of
 from .segmentation import palette, require_folder
 
 LABELS = ("C1 two structures", "C2 hepatocystic triangle", "C3 cystic plate")
@@ -102,7 +102,7 @@ def _sample(image: Path, video: int, targets: list[float], folder: str, source: 
     number, _, frame = image.stem.partition("_")
     if number != str(video) or not frame.isdecimal():
         raise ValueError(f"{source}: {image.name} is named as a frame of video {video}, <video>_<frame>.jpg, is not")
-    right = SPLITS[_split(image, video)][0]
+    right = SPLITS[split_of(image, video)][0]
     if right != folder:
         raise ValueError(
             f"{source}: {image.name} is in the wrong split: video {video} belongs to {right}/; move it, or results "

@@ -42,7 +42,7 @@ def load(data_dir: str | Path) -> SegmentationData:
             with gaps, doubles or another encoding than UTF-8, fewer than two classes in use.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
-    names = _read_classes(root / "classes.txt")
+    names = read_classes(root / "classes.txt")
     samples = _find_samples(root)
     validation = _validation_videos({sample.video for sample in samples}, root)
 
@@ -68,7 +68,7 @@ def load(data_dir: str | Path) -> SegmentationData:
     return SegmentationData("folder", labels, palette(len(labels)), build_splits(splits, table), notes=tuple(notes))
 
 
-def _read_classes(path: Path) -> tuple[str, ...]:
+def read_classes(path: Path) -> tuple[str, ...]:
     if not path.exists():
         return ()
     try:

@@ -47,7 +47,7 @@ from .classification import (
     require_splits,
     split_by_name,
 )
-from .folder import _read_classes
+from .folder import read_classes
 from .segmentation import palette, require_folder
 from .video import find_videos, frame_rate
 
@@ -75,7 +75,7 @@ def load_csv(data_dir: str | Path) -> ClassificationData:
             f"{path} has {'both' if single else 'neither'} a column 'label' {'and' if single else 'nor'} columns for "
             f"classes ({named(classes) or 'none'}); {_CSV_LAYOUT}"
         )
-    labels = classes or _read_classes(root / "classes.txt") or tuple(sorted({row["label"] for row in rows}))
+    labels = classes or read_classes(root / "classes.txt") or tuple(sorted({row["label"] for row in rows}))
     if single and len({row["label"] for row in rows}) < 2:
         raise ValueError(f"{path}: its column 'label' holds no two classes; there is nothing to tell apart")
 
@@ -135,7 +135,7 @@ def load_videos(
     if unlabelled:
         raise FileNotFoundError(f"no labels for {named(unlabelled)}: expected {root / 'phases' / unlabelled[0]}.txt")
     values = [row[0] for file in labels.values() for row in dict.fromkeys(file.values)]
-    phases = _read_classes(root / "classes.txt") or _phase_names(values, root / "phases")
+    phases = read_classes(root / "classes.txt") or _phase_names(values, root / "phases")
     if len(set(values)) < 2:
         raise ValueError(f"{root / 'phases'} holds no two phases ({named(values) or 'no labels'}); {_VIDEO_LAYOUT}")
 

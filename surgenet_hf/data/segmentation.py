@@ -27,7 +27,7 @@ _OKABE_ITO = (
     (204, 121, 167),
 )
 
-_FEATURES = Features(
+FEATURES = Features(
     {
         "image": Image(mode="RGB"),
         "mask": Image(),
@@ -113,7 +113,7 @@ def raw_values(mask: PILImage.Image) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Decode:
+class DecodeMasks:
     """Masks of a batch to class ids, by a lookup table; a class and not a closure, so that workers can pickle it."""
 
     table: bytes
@@ -139,7 +139,7 @@ def build_splits(samples: Mapping[str, list[Sample]], table: np.ndarray) -> Data
             "frame": [sample.frame for sample in samples[split]],
             "split": [split] * len(samples[split]),
         }
-        return Dataset.from_dict(columns, features=_FEATURES).with_transform(_Decode(table.tobytes()))
+        return Dataset.from_dict(columns, features=FEATURES).with_transform(DecodeMasks(table.tobytes()))
 
     return DatasetDict({split: rows(split) for split in samples})
 
@@ -157,8 +157,8 @@ def count_values(samples: list[Sample]) -> np.ndarray:
 
 
 def _check(sample: Sample) -> np.ndarray:
-    size = _decoded(sample.image, _frame_size)
-    values = _decoded(sample.mask, _mask_values)
+    size = read_image(sample.image, frame_size)
+    values = read_image(sample.mask, _mask_values)
     if values.shape != (size[1], size[0]):
         raise ValueError(
             f"{sample.mask} is {values.shape[1]}x{values.shape[0]} pixels, but its frame {sample.image} is "
@@ -167,7 +167,7 @@ def _check(sample: Sample) -> np.ndarray:
     return np.bincount(values.ravel(), minlength=256).astype(np.uint32)
 
 
-def _decoded(path: Path, function: Callable):
+def read_image(path: Path, function: Callable):
     """`function` of the opened image; whatever is wrong with the file, the error names it."""
     try:
         with PILImage.open(path) as image:
@@ -178,7 +178,7 @@ def _decoded(path: Path, function: Callable):
         raise ValueError(f"{path}: {error}") from error
 
 
-def _frame_size(image: PILImage.Image) -> tuple[int, int]:
+def frame_size(image: PILImage.Image) -> tuple[int, int]:
     """(width, height) as `datasets` will decode it, that is with the orientation tag applied."""
     width, height = image.size
     # JPEG decodes an eighth of the resolution much faster, and still reads the whole file: truncated ones are found.

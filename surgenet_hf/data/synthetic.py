@@ -62,7 +62,7 @@ def load(
         root = Path(data_dir).absolute() / f"synthetic-v{VERSION}-seed{seed}-{size[0]}x{size[1]}"
         (root / "images").mkdir(parents=True, exist_ok=True)
         (root / "masks").mkdir(exist_ok=True)
-        _write(root / "classes.txt", "\n".join(LABELS).encode() + b"\n")
+        write_file(root / "classes.txt", "\n".join(LABELS).encode() + b"\n")
 
     first_validation = num_videos - max(1, round(num_videos / 5))
     splits: dict[str, list[Sample]] = {"train": [], "validation": []}
@@ -82,21 +82,21 @@ def _sample(root: Path | None, seed: int, video: int, frame: int, size: tuple[in
             return Sample(image_path, mask_path, f"video{video:02d}", frame)
     image, mask = draw(seed, video, frame, size)
     # JPEG in memory too, so that both ways give the same pixels.
-    image_bytes, mask_bytes = _encode(image, "JPEG", quality=95), _encode(mask, "PNG")
+    image_bytes, mask_bytes = encode_image(image, "JPEG", quality=95), encode_image(mask, "PNG")
     if root is None:
         return Sample(image_bytes, mask_bytes, f"video{video:02d}", frame)
-    _write(mask_path, mask_bytes)
-    _write(image_path, image_bytes)
+    write_file(mask_path, mask_bytes)
+    write_file(image_path, image_bytes)
     return Sample(image_path, mask_path, f"video{video:02d}", frame)
 
 
-def _encode(array: np.ndarray, file_format: str, **options) -> bytes:
+def encode_image(array: np.ndarray, file_format: str, **options) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Under a name of this process first: an interrupted run leaves no half file, parallel runs do not collide."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
@@ -104,7 +104,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """What all layers share: pixel coordinates on screen and on the tissue, in units of the picture's height."""
 
     x: np.ndarray  # (H, W), 0 in the centre, to the right
@@ -120,26 +120,26 @@ def draw(seed: int, video: int, frame: int, size: tuple[int, int]) -> tuple[np.n
     here = generator(seed, video, 1 + frame)  # what a frame has for itself
     grid = _grid(look, frame, size)
 
-    image, height = _background(look, grid)
+    image, height = draw_background(look, grid)
     mask = np.zeros(size, np.uint8)
-    for label, distance, color, bulge in _organs(look, grid, frame):
+    for label, distance, color, bulge in draw_organs(look, grid, frame):
         # Contact shadow around the organ, then the organ itself with a soft edge of about a pixel.
         image *= 1 - 0.3 * np.exp(-np.clip(distance, 0, None) / 0.03)[..., None]
-        image += _step(-distance, grid.pixel)[..., None] * (color - image)
+        image += smooth_step(-distance, grid.pixel)[..., None] * (color - image)
         height += bulge  # organs lie on what is behind them
         mask[distance < 0] = label
-    image = _blood(look, grid, image)
-    image = _shade(look, grid, image, height)
+    image = draw_blood(look, grid, image)
+    image = shade_image(look, grid, image, height)
     for distance, color in _instruments(look, grid, frame):
         image *= 1 - 0.4 * np.exp(-np.clip(_shifted(distance, size), 0, None) / 0.04)[..., None]
-        image += _step(-distance, grid.pixel)[..., None] * (color - image)
+        image += smooth_step(-distance, grid.pixel)[..., None] * (color - image)
         mask[distance < 0] = INSTRUMENT
     image, outside = _camera(look, here, grid, image, frame)
     mask[outside] = 0
     return image, mask
 
 
-def _grid(look: np.random.Generator, frame: int, size: tuple[int, int]) -> _Grid:
+def _grid(look: np.random.Generator, frame: int, size: tuple[int, int]) -> Grid:
     height, width = size
     y, x = np.mgrid[:height, :width].astype(np.float32) / height
     y, x = y - 0.5, x - 0.5 * width / height
@@ -149,10 +149,10 @@ def _grid(look: np.random.Generator, frame: int, size: tuple[int, int]) -> _Grid
     angle, zoom = 0.08 * turn, 1 + 0.08 * near
     u = (math.cos(angle) * x - math.sin(angle) * y) / zoom + 0.09 * right
     v = (math.sin(angle) * x + math.cos(angle) * y) / zoom + 0.07 * down
-    return _Grid(x, y, u, v, 1 / height)
+    return Grid(x, y, u, v, 1 / height)
 
 
-def _noise(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, scale: float, octaves: int = 4) -> np.ndarray:
+def smooth_noise(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, scale: float, octaves: int = 4) -> np.ndarray:
     """Smooth noise of several octaves, about -1 to 1; `scale` is the size of its largest features."""
     total = np.zeros_like(u)
     for octave in range(octaves):
@@ -171,38 +171,38 @@ def _noise(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, scale: float,
     return total
 
 
-def _step(value: np.ndarray, width: float) -> np.ndarray:
+def smooth_step(value: np.ndarray, width: float) -> np.ndarray:
     """0 below -width, 1 above width, smooth between."""
     t = np.clip(0.5 + value / (2 * width), 0, 1)
     return t * t * (3 - 2 * t)
 
 
-def _mix(a, b, share: np.ndarray) -> np.ndarray:
+def mix_colors(a, b, share: np.ndarray) -> np.ndarray:
     """Colours (H, W, 3) from a to b."""
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     return a + (b - a) * share[..., None]
 
 
-def _tone(rng: np.random.Generator, color: tuple[float, float, float], spread: float) -> np.ndarray:
+def tone_curve(rng: np.random.Generator, color: tuple[float, float, float], spread: float) -> np.ndarray:
     """A variant of a colour (0 to 1), other in brightness and in hue."""
     return np.clip(np.array(color) * rng.uniform(1 - spread, 1 + spread) * rng.uniform(0.9, 1.1, 3), 0, 1).astype(
         np.float32
     )
 
 
-def _background(look: np.random.Generator, grid: _Grid) -> tuple[np.ndarray, np.ndarray]:
+def draw_background(look: np.random.Generator, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Peritoneum and bowel: pink to red, folded, with pale patches and thin vessels. Colours and height."""
-    folds = _noise(look, grid.u, grid.v, look.uniform(0.3, 0.6))
-    fine = _noise(look, grid.u, grid.v, 0.12)
-    red, pale = _tone(look, (0.66, 0.27, 0.23), 0.2), _tone(look, (0.84, 0.58, 0.48), 0.15)
-    image = _mix(red, pale, _step(folds + 0.4 * fine + look.uniform(-0.3, 0.3), 0.7))
-    vessels = np.abs(_noise(look, grid.u, grid.v, 0.4, 3))
-    image = _mix(image, _tone(look, (0.5, 0.1, 0.1), 0.2), 0.55 * np.exp(-vessels / 0.025))
+    folds = smooth_noise(look, grid.u, grid.v, look.uniform(0.3, 0.6))
+    fine = smooth_noise(look, grid.u, grid.v, 0.12)
+    red, pale = tone_curve(look, (0.66, 0.27, 0.23), 0.2), tone_curve(look, (0.84, 0.58, 0.48), 0.15)
+    image = mix_colors(red, pale, smooth_step(folds + 0.4 * fine + look.uniform(-0.3, 0.3), 0.7))
+    vessels = np.abs(smooth_noise(look, grid.u, grid.v, 0.4, 3))
+    image = mix_colors(image, tone_curve(look, (0.5, 0.1, 0.1), 0.2), 0.55 * np.exp(-vessels / 0.025))
     return image, 0.06 * folds + 0.012 * fine
 
 
-def _organs(
-    look: np.random.Generator, grid: _Grid, frame: int
+def draw_organs(
+    look: np.random.Generator, grid: Grid, frame: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (class, signed distance (negative inside), colours, height) from back to front."""
     u, v = grid.u, grid.v
@@ -210,20 +210,24 @@ def _organs(
     angle = math.pi / 2 + look.uniform(-0.9, 0.9)
     across = u * math.cos(angle) + v * math.sin(angle) + look.uniform(0.06, 0.2)
     along = v * math.cos(angle) - u * math.sin(angle)
-    wave = _noise(look, u, v, 0.5, 3)
+    wave = smooth_noise(look, u, v, 0.5, 3)
 
     center = look.uniform(-0.25, 0.25), look.uniform(0.38, 0.5)
     radius = look.uniform(0.2, 0.3)
-    lobes = _noise(look, u, v, 0.22, 3)
+    lobes = smooth_noise(look, u, v, 0.22, 3)
     fat = np.hypot((along - center[0]) / look.uniform(1.2, 2), across - center[1]) - radius + 0.12 * lobes
-    cells = np.abs(_noise(look, u, v, 0.13, 2))
-    color = _mix(_tone(look, (0.85, 0.62, 0.3), 0.15), _tone(look, (0.96, 0.84, 0.56), 0.08), _step(cells - 0.2, 0.5))
-    yield FAT, fat, color, (0.06 + 0.03 * _step(cells, 0.5)) * _dome(fat, 0.12)
+    cells = np.abs(smooth_noise(look, u, v, 0.13, 2))
+    color = mix_colors(
+        tone_curve(look, (0.85, 0.62, 0.3), 0.15),
+        tone_curve(look, (0.96, 0.84, 0.56), 0.08),
+        smooth_step(cells - 0.2, 0.5),
+    )
+    yield FAT, fat, color, (0.06 + 0.03 * smooth_step(cells, 0.5)) * _dome(fat, 0.12)
 
     liver = across + 0.08 * wave
-    grain = _noise(look, u, v, 0.05, 3)
-    dark, light = _tone(look, (0.38, 0.13, 0.1), 0.3), _tone(look, (0.58, 0.26, 0.2), 0.2)
-    color = _mix(dark, light, _step(wave + 0.35 * grain, 0.9))
+    grain = smooth_noise(look, u, v, 0.05, 3)
+    dark, light = tone_curve(look, (0.38, 0.13, 0.1), 0.3), tone_curve(look, (0.58, 0.26, 0.2), 0.2)
+    color = mix_colors(dark, light, smooth_step(wave + 0.35 * grain, 0.9))
     yield LIVER, liver, color, (0.14 + 0.002 * grain) * _dome(liver, 0.25)
 
     # A pear that hangs from the liver's edge, its wide end towards the instruments.
@@ -236,9 +240,13 @@ def _organs(
     bladder = (np.hypot(p / girth, q / length) - 1) * 0.14 + 0.04 * wave
     hue = look.uniform(0, 1)  # from greenish, thin-walled to pink-grey, inflamed
     base = (1 - hue) * np.array([0.5, 0.55, 0.33]) + hue * np.array([0.74, 0.55, 0.48])
-    veins = np.abs(_noise(look, u, v, 0.2, 3))
-    color = _mix(_tone(look, base, 0.12), _tone(look, base * 1.25, 0.1), _step(_noise(look, u, v, 0.3), 0.8))
-    color = _mix(color, _tone(look, (0.55, 0.18, 0.16), 0.2), 0.4 * np.exp(-veins / 0.03))
+    veins = np.abs(smooth_noise(look, u, v, 0.2, 3))
+    color = mix_colors(
+        tone_curve(look, base, 0.12),
+        tone_curve(look, base * 1.25, 0.1),
+        smooth_step(smooth_noise(look, u, v, 0.3), 0.8),
+    )
+    color = mix_colors(color, tone_curve(look, (0.55, 0.18, 0.16), 0.2), 0.4 * np.exp(-veins / 0.03))
     yield GALLBLADDER, bladder, color, 0.15 * _dome(bladder, 0.14)
 
 
@@ -247,15 +255,15 @@ def _dome(distance: np.ndarray, width: float) -> np.ndarray:
     return 1 - np.clip(1 + distance / width, 0, 1) ** 2
 
 
-def _blood(look: np.random.Generator, grid: _Grid, image: np.ndarray) -> np.ndarray:
+def draw_blood(look: np.random.Generator, grid: Grid, image: np.ndarray) -> np.ndarray:
     """Stains on whatever lies there; they are no class."""
-    stains = _noise(look, grid.u, grid.v, 0.35) - look.uniform(0.5, 1.1)
-    return image * _mix((1.0, 1.0, 1.0), (0.6, 0.2, 0.2), 0.85 * _step(stains, 0.12))
+    stains = smooth_noise(look, grid.u, grid.v, 0.35) - look.uniform(0.5, 1.1)
+    return image * mix_colors((1.0, 1.0, 1.0), (0.6, 0.2, 0.2), 0.85 * smooth_step(stains, 0.12))
 
 
-def _shade(look: np.random.Generator, grid: _Grid, image: np.ndarray, height: np.ndarray) -> np.ndarray:
+def shade_image(look: np.random.Generator, grid: Grid, image: np.ndarray, height: np.ndarray) -> np.ndarray:
     """Light from the endoscope on a wet surface: diffuse, and highlights where it faces the lamp."""
-    ripples = _noise(look, grid.u, grid.v, 0.06, 2)
+    ripples = smooth_noise(look, grid.u, grid.v, 0.06, 2)
     slope_y, slope_x = np.gradient(height + 0.003 * ripples, grid.pixel)
     # The lamp sits beside the lens, and the scene is near: from each place the lamp is seen in another direction, and
     # the direction half way between lamp and lens, where a mirror would have to face, is another too.
@@ -267,12 +275,12 @@ def _shade(look: np.random.Generator, grid: _Grid, image: np.ndarray, height: np
 
     diffuse = facing(lamp_x - 0.6 * grid.x, lamp_y - 0.6 * grid.y)
     shine = np.exp((facing(lamp_x - 0.8 * grid.x, lamp_y - 0.8 * grid.y) - 1) / look.uniform(0.003, 0.008))
-    shine = shine * _step(ripples - look.uniform(-0.1, 0.3), 0.3)
+    shine = shine * smooth_step(ripples - look.uniform(-0.1, 0.3), 0.3)
     image = image * (0.25 + 0.85 * np.clip(diffuse, 0, 1))[..., None]
-    return _mix(image, (1.0, 0.97, 0.94), 0.85 * shine)
+    return mix_colors(image, (1.0, 0.97, 0.94), 0.85 * shine)
 
 
-def _instruments(look: np.random.Generator, grid: _Grid, frame: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _instruments(look: np.random.Generator, grid: Grid, frame: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (signed distance, colours) of one or two instruments: a shaft from the border, and a tip of two jaws."""
     side = look.uniform(0, 2 * np.pi)
     for number in range(look.integers(1, 3)):
@@ -291,12 +299,12 @@ def _instruments(look: np.random.Generator, grid: _Grid, frame: int) -> Iterator
         blades = np.abs(np.abs(t) - opening * (1 - lever)) - width * (0.25 + 0.45 * lever)
         blades = np.maximum(blades, np.abs(s - jaw / 2) - jaw / 2)
 
-        metal = _tone(look, (0.72, 0.73, 0.76), 0.12)
-        sheath = metal * 0.95 if look.uniform() < 0.4 else _tone(look, (0.13, 0.13, 0.15), 0.4)
+        metal = tone_curve(look, (0.72, 0.73, 0.76), 0.12)
+        sheath = metal * 0.95 if look.uniform() < 0.4 else tone_curve(look, (0.13, 0.13, 0.15), 0.4)
         profile = np.clip(t / width, -1, 1)
         gloss = np.exp(-(((profile - look.uniform(-0.5, 0.5)) / 0.16) ** 2))
         tube = (0.35 + 0.65 * np.sqrt(1 - profile**2))[..., None]
-        tube = _mix(sheath * tube, (1.0, 1.0, 1.0), 0.6 * gloss)
+        tube = mix_colors(sheath * tube, (1.0, 1.0, 1.0), 0.6 * gloss)
         collar = np.abs(s - jaw - 0.02) < 0.015
         tube = np.where(collar[..., None], metal * (0.5 + 0.5 * gloss[..., None]), tube)
         ridges = 0.75 + 0.25 * np.sin(s / 0.012)
@@ -311,18 +319,18 @@ def _shifted(distance: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _camera(
-    look: np.random.Generator, here: np.random.Generator, grid: _Grid, image: np.ndarray, frame: int
+    look: np.random.Generator, here: np.random.Generator, grid: Grid, image: np.ndarray, frame: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Smoke, fall-off of light, rim, white balance, exposure and noise: the picture, and what the rim covers."""
     amount = look.uniform(-0.3, 0.5) + 0.15 * math.sin(0.2 * frame + look.uniform(0, 6))
     drift = 0.03 * frame
-    clouds = _noise(look, grid.x + drift, grid.y - 0.5 * drift, 0.6)
-    image = _mix(image, (0.72, 0.7, 0.7), min(max(amount, 0), 0.45) * _step(clouds + 0.2, 0.9))
+    clouds = smooth_noise(look, grid.x + drift, grid.y - 0.5 * drift, 0.6)
+    image = mix_colors(image, (0.72, 0.7, 0.7), min(max(amount, 0), 0.45) * smooth_step(clouds + 0.2, 0.9))
 
     radius = np.hypot(grid.x - look.uniform(-0.06, 0.06), grid.y - look.uniform(-0.06, 0.06))
     image = image * np.exp(-look.uniform(0.6, 1.6) * radius**2)[..., None]
     rim = look.uniform(0.54, 0.62) if look.uniform() < 0.4 else math.inf
-    image = image * (1 - 0.97 * _step(radius - rim, 0.012))[..., None]
+    image = image * (1 - 0.97 * smooth_step(radius - rim, 0.012))[..., None]
     image = image * look.uniform(0.92, 1.08, 3).astype(np.float32) * look.uniform(1.0, 1.35)
     image = image + 0.012 * here.standard_normal(image.shape, np.float32)
     return (255 * np.clip(image, 0, 1) ** 0.9).astype(np.uint8), radius > rim

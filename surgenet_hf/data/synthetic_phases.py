@@ -30,17 +30,17 @@ from .sampling import generator
 from .segmentation import palette
 from .synthetic import (
     NOTE,
-    _background,
-    _blood,
-    _encode,
-    _Grid,
-    _mix,
-    _noise,
-    _organs,
-    _shade,
-    _step,
-    _tone,
-    _write,
+    Grid,
+    draw_background,
+    draw_blood,
+    draw_organs,
+    encode_image,
+    mix_colors,
+    shade_image,
+    smooth_noise,
+    smooth_step,
+    tone_curve,
+    write_file,
 )
 
 PHASES = (
@@ -123,7 +123,7 @@ def load(
         name = f"synthetic-phases-v{VERSION}-seed{seed}-{size[0]}x{size[1]}-{length[0]}to{length[1]}"
         root = Path(data_dir).absolute() / name
         (root / "phases").mkdir(parents=True, exist_ok=True)
-        _write(root / "classes.txt", "\n".join(PHASES).encode() + b"\n")
+        write_file(root / "classes.txt", "\n".join(PHASES).encode() + b"\n")
 
     held_out = max(2, round(num_videos * 3 / 8))
     first_validation, first_test = num_videos - held_out, num_videos - held_out // 2
@@ -144,15 +144,15 @@ def _video(
     if root is not None:
         (root / "frames" / name).mkdir(parents=True, exist_ok=True)
         rows = "".join(f"{frame}\t{PHASES[phase]}\n" for frame, (phase, _) in enumerate(steps))
-        _write(root / "phases" / f"{name}.txt", f"Frame\tPhase\n{rows}".encode())
+        write_file(root / "phases" / f"{name}.txt", f"Frame\tPhase\n{rows}".encode())
     for frame, (phase, view) in enumerate(steps):
         image: Path | bytes = b"" if root is None else root / "frames" / name / f"{frame:06d}.jpg"
         if root is None or not image.exists():
-            encoded = _encode(draw(seed, video, frame, view, size), "JPEG", quality=95)
+            encoded = encode_image(draw(seed, video, frame, view, size), "JPEG", quality=95)
             if root is None:
                 image = encoded
             else:
-                _write(image, encoded)
+                write_file(image, encoded)
         bar.update()
         yield FrameSample(image, phase, name, frame)
 
@@ -200,15 +200,17 @@ def draw(seed: int, video: int, frame: int, view: View, size: tuple[int, int]) -
     top, left = (round(float(pad * (1 + 0.55 * shift))) for shift in glide)
     image = image[top : top + height, left : left + width].copy()
     y, x = np.mgrid[:height, :width].astype(np.float32) / height
-    grid = _Grid(x - 0.5 * width / height, y - 0.5, x, y, 1 / height)
+    grid = Grid(x - 0.5 * width / height, y - 0.5, x, y, 1 / height)
 
     if view.blood:
-        stains = _step(_noise(here, x, y, 0.4, 2), 0.3)
-        image = image * _mix((1.0, 1.0, 1.0), (0.55, 0.1, 0.1), 0.9 * stains)
+        stains = smooth_step(smooth_noise(here, x, y, 0.4, 2), 0.3)
+        image = image * mix_colors((1.0, 1.0, 1.0), (0.55, 0.1, 0.1), 0.9 * stains)
     for distance, color in _things(look, here, grid, frame, view):
-        image += _step(-distance, 1.5 * grid.pixel)[..., None] * (color - image)
+        image += smooth_step(-distance, 1.5 * grid.pixel)[..., None] * (color - image)
     if view.smoke:
-        image = _mix(image, (0.72, 0.7, 0.7), here.uniform(0.1, 0.45) * _step(_noise(here, x, y, 0.6, 2) + 0.2, 0.9))
+        image = mix_colors(
+            image, (0.72, 0.7, 0.7), here.uniform(0.1, 0.45) * smooth_step(smooth_noise(here, x, y, 0.6, 2) + 0.2, 0.9)
+        )
     image = image * look.uniform(0.94, 1.06, 3).astype(np.float32) * here.uniform(0.9, 1.25)
     image = image * np.exp(-look.uniform(0.4, 1.2) * (grid.x**2 + grid.y**2))[..., None]
     image = image + 0.015 * here.standard_normal(image.shape, np.float32)
@@ -222,26 +224,26 @@ def _tissue(seed: int, video: int, size: tuple[int, int], gallbladder: bool) -> 
     pad = round(_MARGIN * size[0])
     y, x = np.mgrid[-pad : size[0] + pad, -pad : size[1] + pad].astype(np.float32) / size[0]
     x, y = x - 0.5 * size[1] / size[0], y - 0.5
-    grid = _Grid(x, y, x, y, 1 / size[0])
-    image, height = _background(look, grid)
-    *others, bladder = _organs(look, grid, 0)
+    grid = Grid(x, y, x, y, 1 / size[0])
+    image, height = draw_background(look, grid)
+    *others, bladder = draw_organs(look, grid, 0)
     for _, distance, color, bulge in [*others, bladder] if gallbladder else others:
         image *= 1 - 0.3 * np.exp(-np.clip(distance, 0, None) / 0.03)[..., None]
-        image += _step(-distance, grid.pixel)[..., None] * (color - image)
+        image += smooth_step(-distance, grid.pixel)[..., None] * (color - image)
         height += bulge
-    return _shade(look, grid, _blood(look, grid, image), height)
+    return shade_image(look, grid, draw_blood(look, grid, image), height)
 
 
 def _things(
-    look: np.random.Generator, here: np.random.Generator, grid: _Grid, frame: int, view: View
+    look: np.random.Generator, here: np.random.Generator, grid: Grid, frame: int, view: View
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (signed distance, colour) of bag, clips and instruments, from back to front."""
     side = look.uniform(0, 2 * np.pi) + here.uniform(-0.5, 0.5)
-    cloth, metal = _tone(look, (0.8, 0.86, 0.8), 0.06), _tone(look, (0.72, 0.73, 0.76), 0.1)
+    cloth, metal = tone_curve(look, (0.8, 0.86, 0.8), 0.06), tone_curve(look, (0.72, 0.73, 0.76), 0.1)
     motion = np.sin(frame * look.uniform(0.2, 0.5, 4) + look.uniform(0, 2 * np.pi, 4)) + here.uniform(-0.8, 0.8, 4)
     motion = (0.1 * motion).tolist()
     if view.bag:
-        folds = _noise(here, grid.x, grid.y, 0.3, 2)
+        folds = smooth_noise(here, grid.x, grid.y, 0.3, 2)
         yield (
             np.hypot((grid.x - motion[0]) / 1.3, grid.y - motion[1] - 0.1) - 0.3 + 0.05 * folds,
             cloth * (0.85 + 0.25 * folds)[..., None],
@@ -257,7 +259,7 @@ def _things(
 
 
 def _instrument(
-    grid: _Grid, bearing: float, place: tuple[float, float], width: float, sheath: np.ndarray, tip: np.ndarray
+    grid: Grid, bearing: float, place: tuple[float, float], width: float, sheath: np.ndarray, tip: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A shaft from the border to a place, and its tip."""
     x, y = grid.x - place[0], grid.y - place[1]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from surgenet_hf.data import load_classification, synthetic_phases
-from surgenet_hf.data.synthetic import _encode
+from surgenet_hf.data.synthetic import encode_image
 from surgenet_hf.data.synthetic_phases import PHASES, plan
 
 SMALL = {"num_videos": 4, "length": (24, 30), "size": (32, 48)}
@@ -59,7 +59,7 @@ def test_a_frame_is_a_function_of_seed_video_and_frame(small):
     assert not _same(first, _rows(load_classification("synthetic-phases", seed=1, **SMALL)))
     synthetic_phases._tissue.cache_clear()
     _, view = plan(0, 1, SMALL["length"])[7]
-    alone = _encode(synthetic_phases.draw(0, 1, 7, view, SMALL["size"]), "JPEG", quality=95)
+    alone = encode_image(synthetic_phases.draw(0, 1, 7, view, SMALL["size"]), "JPEG", quality=95)
     image = next(row["image"] for row in small.splits["train"] if (row["video"], row["frame"]) == ("video01", 7))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(alone))), np.asarray(image))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import _CLASSIFICATION, _SEGMENTATION, folder, synthetic
+from surgenet_hf.data import CLASSIFICATION, SEGMENTATION, folder, synthetic
 from tests.scripts import load_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "show_data.py"
@@ -84,6 +84,6 @@ def test_unknown_names_are_told_the_known_ones(capsys):
     assert "cholecseg8k" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dataset", [*_SEGMENTATION, *_CLASSIFICATION])
+@pytest.mark.parametrize("dataset", [*SEGMENTATION, *CLASSIFICATION])
 def test_every_set_says_where_it_is_to_be_had(dataset):
     assert script.where_to_get(dataset).startswith(f"Where to get {dataset}: ")
