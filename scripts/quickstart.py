@@ -39,6 +39,7 @@ from surgenet_hf.evaluation import (
 )
 from surgenet_hf.figures import save_figure, segmentation_figure
 from surgenet_hf.finetuning.segmentation import build_model, finetune
+from surgenet_hf.finetuning.training import trained_model
 
 DEFAULT_MODEL = "SurgeNetXL"
 FRAMES_DRAWN = 4
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     baseline = majority_class_baseline(data)
     model.to(training_args.device)
     before = evaluate_segmentation(model, processor, data)["metrics"]
-    model = finetune(model, processor, data, training_args).model
+    model = trained_model(finetune(model, processor, data, training_args))
     results = evaluate_segmentation(model, processor, data)
     results["comparisons"] = {"majority_class": baseline, "before_training": before}
 

@@ -3,12 +3,16 @@
 A results file holds
 
     schema       "surgenet_hf.results/1"
-    task         "semantic-segmentation"
+    task         "semantic-segmentation", "image-classification" or "phase-recognition"
     model        name, type, parameters, and pretraining: the provenance of its weights, or "unknown"
-    data         name, split, frames, videos, labels, notes of the integrity check
-    metrics      mean_dice, mean_iou, pixel_accuracy, mean_video_dice,
-                 per_class: {label: {dice, iou}}, per_video: {video: {mean_dice}}
-                 (`surgenet_hf.metrics.SegmentationMetric` says what they mean; null is an absent class)
+    seed         of the training, or null
+    data         name, split, frames, videos, labels, notes of the integrity check, and leakage: what is known, or
+                 "unknown", of videos that the backbone's pretraining has seen; null where it has seen none
+    metrics      the headline figures by name, and per_class: {label: figures}; `surgenet_hf.metrics` says what they
+                 mean; null is undefined
+    intervals    {figure: [low, high]}: 95 % by bootstrap over the videos
+    bootstrap    {figure: its value in each draw}; two files on the same videos are paired draw by draw
+    per_video    {video: figures}
     comparisons  {name: metrics} of others on the same data, e.g. the majority-class baseline
     versions     of Python and the libraries
     command      the command line that made it
@@ -20,87 +24,213 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from .metrics import SegmentationMetric
+from .checkpoints.catalog import leakage_note
+from .data import SegmentationData
+from .metrics import (
+    CHOLEC80_TRANSITIONS,
+    MultiLabelMetric,
+    PhaseMetric,
+    SegmentationMetric,
+    bootstrap,
+    confidence_interval,
+)
 
 SCHEMA = "surgenet_hf.results/1"
+HEADLINES = (
+    "mean_dice",
+    "mean_video_dice",
+    "mean_assd",
+    "mean_hd95",
+    "mean_average_precision",
+    "mean_balanced_accuracy",
+    "accuracy",
+    "macro_f1",
+    "edit_score",
+    "f1@50",
+)
+FRAMES_DRAWN = 4
 LIBRARIES = ("surgenet_hf", "torch", "transformers", "timm", "datasets", "numpy")
 
 
-def predict_segmentation(model, processor, dataset, batch_size: int = 8) -> Iterator[tuple[dict, np.ndarray]]:
-    """Predict every row of a split, in its order.
+@dataclass
+class Evaluation:
+    """Results, and what figures need beside them.
 
-    Args:
-        model: a semantic segmentation model of transformers; its mode (train or eval) is restored afterwards.
-        processor: its image processor.
-        dataset: rows {"image", "mask", ...} as `surgenet_hf.data` gives them.
-
-    Yields:
-        the row, and its class map: uint8 (H, W) at the size of the row's mask.
+    Attributes:
+        results: in the schema.
+        metric: with the records of all frames.
+        truths, predictions: of phases, {video: phase ids (T,)}.
     """
+
+    results: dict
+    metric: SegmentationMetric | MultiLabelMetric | PhaseMetric
+    truths: dict[str, np.ndarray] = field(default_factory=dict)
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def predict(
+    model, processor, dataset, indices: Iterable[int], batch_size: int = 8
+) -> Iterator[tuple[list[dict], object]]:
+    """The prediction loop: rows of a data set, batch by batch, and the model's outputs for them.
+
+    The model's mode (train or eval) is restored afterwards.
+    """
+    indices = list(indices)
     training = model.training
     model.eval()
     try:
-        with tqdm(total=len(dataset), desc="Predicting", unit="frame", leave=False) as progress:
-            for start in range(0, len(dataset), batch_size):
-                rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        with tqdm(total=len(indices), desc="Predicting", unit="frame", leave=False) as progress:
+            for start in range(0, len(indices), batch_size):
+                rows = [dataset[i] for i in indices[start : start + batch_size]]
                 inputs = processor([row["image"] for row in rows], return_tensors="pt").to(model.device, model.dtype)
                 with torch.inference_mode():  # not around the yield: it would reach into the caller
                     outputs = model(**inputs)
-                    sizes = [row["mask"].shape for row in rows]
-                    class_maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-                for row, class_map in zip(rows, class_maps, strict=True):
-                    yield row, class_map.to("cpu", torch.uint8).numpy()
+                yield rows, outputs
                 progress.update(len(rows))
     finally:
         model.train(training)
 
 
-def evaluate_segmentation(model, processor, data, split: str = "validation", batch_size: int = 8) -> dict:
-    """Evaluate a segmentation model on a split of `surgenet_hf.data.SegmentationData`: the results, in the schema.
+def predict_segmentation(
+    model, processor, dataset, batch_size: int = 8, indices: Iterable[int] | None = None
+) -> Iterator[tuple[dict, np.ndarray]]:
+    """Predict rows of a split, in their order.
+
+    Args:
+        model: a semantic segmentation model of transformers.
+        processor: its image processor.
+        dataset: rows {"image", "mask", ...} as `surgenet_hf.data` gives them.
+        indices: of the rows; None: all.
+
+    Yields:
+        the row, and its class map: uint8 (H, W) at the size of the row's mask.
+    """
+    indices = range(len(dataset)) if indices is None else indices
+    for rows, outputs in predict(model, processor, dataset, indices, batch_size):
+        sizes = [row["mask"].shape for row in rows]
+        with torch.inference_mode():
+            class_maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        for row, class_map in zip(rows, class_maps, strict=True):
+            yield row, class_map.to("cpu", torch.uint8).numpy()
+
+
+def predict_scores(
+    model, processor, dataset, batch_size: int = 8, indices: Iterable[int] | None = None
+) -> Iterator[tuple[dict, np.ndarray]]:
+    """The rows, and their scores, float32 (num_labels,): sigmoid for several labels at once, else softmax."""
+    multi_label = model.config.problem_type == "multi_label_classification"
+    indices = range(len(dataset)) if indices is None else indices
+    for rows, outputs in predict(model, processor, dataset, indices, batch_size):
+        logits = outputs.logits.float()
+        scores = logits.sigmoid() if multi_label else logits.softmax(-1)
+        yield from zip(rows, scores.cpu().numpy(), strict=True)
+
+
+def predict_phases(model, processor, dataset, indices: Iterable[int], batch_size: int = 32) -> tuple[np.ndarray, ...]:
+    """Phases (T,) of the frames of one video, annotated and predicted, by a frame classifier or a temporal model."""
+    temporal = model.config.model_type == "surgenet_phase"
+    truths, found = [], []
+    for rows, outputs in predict(model.surgenet if temporal else model, processor, dataset, indices, batch_size):
+        truths += [row["labels"] for row in rows]
+        found.append(outputs.pooler_output if temporal else outputs.logits)
+    found = torch.cat(found)
+    if temporal:
+        training = model.training
+        model.eval()
+        with torch.inference_mode():
+            found = model(features=found[None]).logits[0]
+        model.train(training)
+    return np.array(truths, dtype=np.int64), found.argmax(-1).cpu().numpy()
+
+
+def evaluate(
+    model, processor, data, split: str = "validation", batch_size: int = 8, seed: int | None = None, draws: int = 1000
+) -> Evaluation:
+    """Evaluate a model on a split; the task follows from the data. In a run of several processes, each takes a part.
+
+    Args:
+        model: for segmentation, classification of frames, or phase recognition, with the data's classes.
+        processor: its image processor.
+        data: `SegmentationData` or `ClassificationData`.
+        seed: of the training, for the record.
+        draws: of the bootstrap.
 
     Raises:
         ValueError: the split does not exist, or the model has another number of classes than the data.
     """
+    rows = _split(data, split)
     if model.config.num_labels != len(data.labels):
         raise ValueError(
             f"The model has {model.config.num_labels} classes, the data set {data.name!r} has {len(data.labels)}."
         )
-    metric = SegmentationMetric(len(data.labels), data.ignore_index)
-    for row, class_map in predict_segmentation(model, processor, _split(data, split), batch_size):
-        metric.add(class_map, row["mask"], row["video"])
-    return {
+    truths, predictions = {}, {}
+    state = PartialState()
+    share = range(state.process_index, len(rows), state.num_processes)
+    if isinstance(data, SegmentationData):
+        task, metric = "semantic-segmentation", SegmentationMetric(len(data.labels), data.ignore_index)
+        for row, class_map in predict_segmentation(model, processor, rows, batch_size, share):
+            metric.add(class_map, row["mask"], row["video"])
+    elif data.problem_type == "multi_label_classification":
+        task, metric = "image-classification", MultiLabelMetric(len(data.labels))
+        for row, scores in predict_scores(model, processor, rows, batch_size, share):
+            metric.add(scores[None], row["labels"][None], row["video"])
+    else:
+        task = "phase-recognition"
+        transitions = CHOLEC80_TRANSITIONS if data.name == "cholec80-phase" else None
+        rate = data.frames_per_second or 1.0
+        metric = PhaseMetric(len(data.labels), frames_per_second=rate, transitions=transitions)
+        for number, (video, indices) in enumerate(video_ranges(rows).items()):
+            if number % state.num_processes == state.process_index:
+                truths[video], predictions[video] = predict_phases(model, processor, rows, indices)
+                metric.add(predictions[video], truths[video], video)
+    if state.num_processes > 1:
+        metric.records = gather_object(metric.records)
+        truths, predictions = (dict(gather_object(list(each.items()))) for each in (truths, predictions))
+    results = {
         "schema": SCHEMA,
-        "task": "semantic-segmentation",
+        "task": task,
         "model": {
             "name": model.name_or_path or "unknown",
             "type": model.config.model_type,
             "parameters": model.num_parameters(),
             "pretraining": getattr(model.config, "pretraining", None) or "unknown",
         },
+        "seed": seed,
         "data": {
             "name": data.name,
             "split": split,
-            "frames": len(metric.records),
-            "videos": sorted({record.video for record in metric.records}),
+            "frames": len(rows),
+            "videos": metric.videos,
             "labels": list(data.labels),
             "notes": list(data.notes),
+            "leakage": leakage_note((getattr(model.config, "pretraining", None) or {}).get("name"), data.name),
         },
-        "metrics": _named(metric.compute(), data.labels),
+        **_figures(metric, data.labels, draws),
         "comparisons": {},
         "versions": _versions(),
         "command": shlex.join(["python", *sys.argv]),
     }
+    return Evaluation(results, metric, truths, predictions)
 
 
-def majority_class_baseline(data, split: str = "validation") -> dict:
+def evaluate_segmentation(model, processor, data, split: str = "validation", batch_size: int = 8) -> dict:
+    """The results of `evaluate`, in the schema."""
+    return evaluate(model, processor, data, split, batch_size).results
+
+
+def majority_class_baseline(data: SegmentationData, split: str = "validation") -> dict:
     """Metrics on a split of always predicting the commonest class of the train split's pixels."""
     pixels = np.zeros(256, np.int64)
     for row in _split(data, "train"):
@@ -109,7 +239,23 @@ def majority_class_baseline(data, split: str = "validation") -> dict:
     metric = SegmentationMetric(len(data.labels), data.ignore_index)
     for row in _split(data, split):
         metric.add(np.full_like(row["mask"], majority), row["mask"], row["video"])
-    return _named(metric.compute(), data.labels)
+    return _figures(metric, data.labels, draws=0)["metrics"]
+
+
+def video_ranges(split) -> dict[str, range]:
+    """The rows of each video of a split, whose rows are in order of video and time.
+
+    Raises:
+        ValueError: the rows of a video are not in one piece.
+    """
+    videos = split.select_columns(["video"])[:]["video"]
+    ranges = {}
+    for video, rows in groupby(range(len(videos)), key=videos.__getitem__):
+        rows = list(rows)
+        if video in ranges:
+            raise ValueError(f"the rows of video {video} are not in one piece")
+        ranges[video] = range(rows[0], rows[-1] + 1)
+    return ranges
 
 
 def check_saved_model(path: str | os.PathLike, rows: list[dict], class_maps: list[np.ndarray], device="cpu") -> float:
@@ -165,6 +311,54 @@ def comparison_table(columns: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def summary(results: dict) -> str:
+    """The headline figures of results with their intervals, and the note on leakage, as text."""
+    data = results["data"]
+    lines = [f"\n{data['name']}, {data['split']}: {data['frames']} frames of {len(data['videos'])} videos"]
+    for name, value in results["metrics"].items():
+        if name in HEADLINES:
+            low, high = results["intervals"][name]
+            lines.append(f"  {name:<24}{value:8.3f}   95 % interval {low:.3f} to {high:.3f}")
+    if data["leakage"]:
+        lines.append(f"  Leakage: {data['leakage']}.")
+    return "\n".join(lines)
+
+
+def write_figures(evaluation: Evaluation, model, processor, data, split: str, output_dir: str | os.PathLike) -> None:
+    """The task's pictures as PNG and PDF: overlays and bars, precision-recall curves, or phase ribbons."""
+    from . import figures
+
+    output_dir = Path(output_dir)
+    results = evaluation.results
+    title = f"{data.name}, {split}"
+    if results["task"] == "semantic-segmentation":
+        rows = _split(data, split)
+        drawn = sorted({i * len(rows) // FRAMES_DRAWN for i in range(FRAMES_DRAWN)})
+        rows, class_maps = zip(*predict_segmentation(model, processor, rows, indices=drawn), strict=True)
+        figure = figures.segmentation_figure(
+            [row["image"] for row in rows],
+            [row["mask"] for row in rows],
+            class_maps,
+            data.labels,
+            data.colors,
+            row_titles=[f"{row['video']}, frame {row['frame']}" for row in rows],
+            title=f"{title}: mean Dice {results['metrics']['mean_dice']:.3f}",
+        )
+        figures.save_both(figure, output_dir / "segmentation")
+        dice = [results["metrics"]["per_class"][label]["dice"] for label in data.labels]
+        figures.save_both(figures.bar_figure({"Dice": dice}, data.labels, title=title), output_dir / "per_class")
+    elif results["task"] == "image-classification":
+        records = evaluation.metric.records
+        targets = np.concatenate([record.targets for record in records])
+        scores = np.concatenate([record.scores for record in records])
+        figure = figures.precision_recall_figure(targets, scores, data.labels, title=title)
+        figures.save_both(figure, output_dir / "precision_recall")
+    else:
+        seconds = 1 / (data.frames_per_second or 1.0)
+        figure = figures.phase_figure(evaluation.truths, evaluation.predictions, data.labels, seconds, title=title)
+        figures.save_both(figure, output_dir / "phases")
+
+
 def write_results(results: dict, path: str | os.PathLike) -> None:
     """Write results as JSON (NaN becomes null): the file is there whole or not at all."""
     text = json.dumps(_without_nan(results), indent=2, ensure_ascii=False, allow_nan=False)
@@ -184,15 +378,18 @@ def _split(data, split: str):
     return data.splits[split]
 
 
-def _named(computed: dict, labels: tuple[str, ...]) -> dict:
-    """What `SegmentationMetric.compute` gives, with names in place of class ids."""
+def _figures(metric, labels: tuple[str, ...], draws: int) -> dict:
+    """metrics, intervals, bootstrap and per_video of a metric, with names in place of class ids."""
+    computed = metric.compute()
+    drawn = bootstrap(metric, draws) if draws else {}
     return {
-        **{key: computed[key] for key in ("mean_dice", "mean_iou", "pixel_accuracy", "mean_video_dice")},
-        "per_class": {
-            label: {"dice": dice, "iou": iou}
-            for label, dice, iou in zip(labels, computed["dice"], computed["iou"], strict=True)
+        "metrics": {
+            **{name: value for name, value in computed.items() if isinstance(value, float)},
+            "per_class": {label: computed["per_class"][i] for i, label in enumerate(labels)},
         },
-        "per_video": {video: {"mean_dice": dice} for video, dice in computed["video_dice"].items()},
+        "intervals": {name: list(confidence_interval(values)) for name, values in drawn.items()},
+        "bootstrap": {name: [round(value, 6) for value in values.tolist()] for name, values in drawn.items()},
+        "per_video": computed["per_video"],
     }
 
 

@@ -9,8 +9,9 @@ from transformers import TrainingArguments
 from surgenet_hf import SurgeNetConfig
 from surgenet_hf.data import SegmentationData
 from surgenet_hf.data.sampling import generator
-from surgenet_hf.finetuning import segmentation
-from surgenet_hf.finetuning.segmentation import SegmentationFrames, augment_frame, build_model, finetune
+from surgenet_hf.finetuning import frames as frames_module
+from surgenet_hf.finetuning.frames import Frames, augment_frame
+from surgenet_hf.finetuning.segmentation import build_model, finetune
 from surgenet_hf.metrics import SegmentationMetric
 
 TINY = SurgeNetConfig(
@@ -49,7 +50,7 @@ def arguments(tmp_path, **kwargs):
 
 def test_frames_and_masks_stay_aligned_through_augmentation_and_processor(data):
     _, processor = build_model(TINY, data, 32)
-    frames = SegmentationFrames(data.splits["train"], processor, augment_seed=0)
+    frames = Frames(data.splits["train"], processor, "light")
     agreement = []
     for epoch in range(8):
         frames.set_epoch(epoch)
@@ -67,7 +68,7 @@ def test_augmentation_varies_and_depends_on_seed_epoch_and_index_alone(data):
     _, processor = build_model(TINY, data, 32)
 
     def draw(seed, epoch, index):
-        frames = SegmentationFrames([data.splits["train"][0]] * 2, processor, seed)
+        frames = Frames([data.splits["train"][0]] * 2, processor, "light", seed)
         frames.set_epoch(epoch)
         return frames[index]["pixel_values"]
 
@@ -104,7 +105,7 @@ def test_every_epoch_of_training_augments_anew(data, tmp_path, monkeypatch, work
             print(seed, epoch, index, file=file)
         return generator(seed, epoch, index)
 
-    monkeypatch.setattr(segmentation, "generator", spy)
+    monkeypatch.setattr(frames_module, "generator", spy)
     if not by_accelerate:  # with several processes accelerate does not pass the epoch on to the data set
         monkeypatch.setattr("accelerate.data_loader.DataLoaderShard.set_epoch", lambda self, epoch: None)
     model, processor = build_model(TINY, data, 32)
@@ -132,7 +133,7 @@ def test_training_learns_and_its_evaluation_counts_every_frame_once(data, tmp_pa
 
     metric = SegmentationMetric(2)
     model.eval()
-    for item in map(SegmentationFrames(data.splits["validation"], processor).__getitem__, range(3)):
+    for item in map(Frames(data.splits["validation"], processor).__getitem__, range(3)):
         with torch.inference_mode():
             logits = model(pixel_values=item["pixel_values"][None]).logits
         metric.add(logits.argmax(1)[0].numpy(), item["labels"].numpy())
@@ -144,9 +145,9 @@ def test_training_learns_and_its_evaluation_counts_every_frame_once(data, tmp_pa
 
 
 def test_without_augmentation_nothing_is_drawn(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(segmentation, "generator", lambda *args: pytest.fail("drew"))
+    monkeypatch.setattr(frames_module, "generator", lambda *args: pytest.fail("drew"))
     model, processor = build_model(TINY, data, 32)
-    finetune(model, processor, data, arguments(tmp_path, max_steps=1), augment=False)
+    finetune(model, processor, data, arguments(tmp_path, max_steps=1), augmentation="none")
 
 
 def test_model_fits_the_data(data, tmp_path):

@@ -1,0 +1,63 @@
+"""Evaluate a saved model on any split of a data set: results.json with intervals, and figures.
+
+python scripts/evaluate_model.py --model_name_or_path outputs/endoscapes/model --dataset endoscapes --data_dir D \
+    --split validation --output_dir outputs/endoscapes/validation
+torchrun --nproc_per_node 2 scripts/evaluate_model.py ...   # the same figures
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    HfArgumentParser,
+)
+
+import surgenet_hf  # noqa: F401  (makes the Auto classes know our models)
+from surgenet_hf.data import load_classification, load_segmentation
+from surgenet_hf.evaluation import evaluate, summary, write_figures, write_results
+
+
+@dataclass
+class EvaluationArguments:
+    model_name_or_path: str = field(metadata={"help": "A fine-tuned model: a folder or a repository of the Hub."})
+    dataset: str = field(metadata={"help": "Name of the data set."})
+    output_dir: str = field(metadata={"help": "Folder for results.json and figures."})
+    data_dir: str | None = field(default=None, metadata={"help": "Where the data set lies."})
+    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Frames at a time."})
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(EvaluationArguments, description=__doc__.splitlines()[0])
+    (args,) = parser.parse_args_into_dataclasses(argv)
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    try:
+        config = AutoConfig.from_pretrained(args.model_name_or_path)
+        architecture = (config.architectures or ["unknown"])[0]
+        if architecture.endswith("ForSemanticSegmentation"):
+            auto, data = AutoModelForSemanticSegmentation, load_segmentation(args.dataset, args.data_dir)
+        else:
+            auto = AutoModelForImageClassification if config.model_type == "surgenet" else AutoModel
+            data = load_classification(args.dataset, args.data_dir)
+        model = auto.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(state.device)
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+        evaluation = evaluate(model, processor, data, args.split, args.per_device_eval_batch_size)
+    except (OSError, ValueError) as error:  # what the user can mend: the message is enough
+        sys.exit(f"error: {error}")
+    if state.is_main_process:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        write_figures(evaluation, model, processor, data, args.split, args.output_dir)
+        write_results(evaluation.results, Path(args.output_dir, "results.json"))
+        print(summary(evaluation.results))
+
+
+if __name__ == "__main__":
+    main()

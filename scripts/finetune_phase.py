@@ -1,0 +1,117 @@
+"""Fine-tune a SurgeNet for phase recognition in two stages: a frame classifier, then a causal TCN on its features.
+
+python scripts/finetune_phase.py --model_name_or_path SurgeNetXL --dataset cholec80-phase --data_dir cholec80 \
+    --output_dir outputs/cholec80 --bf16
+
+Both stages leave a model and results.json, in OUTPUT_DIR/stage1 and OUTPUT_DIR/stage2; the second is the result. A run
+that was killed goes on with the same command and --resume_from_checkpoint true. A frame classifier of an earlier run,
+given as --model_name_or_path with --skip_stage1, goes straight to stage 2.
+"""
+
+import sys
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+
+from surgenet_hf import SurgeNetForPhaseRecognition
+from surgenet_hf.data import load_classification
+from surgenet_hf.finetuning import phase
+from surgenet_hf.finetuning.classification import build_model, classification_loss, finetune
+from surgenet_hf.finetuning.training import (
+    DataArguments,
+    ModelArguments,
+    SurgeNetTrainingArguments,
+    finished,
+    freeze_backbone,
+    publish_results,
+    source_of,
+    stage_arguments,
+)
+
+
+@dataclass
+class PhaseArguments:
+    """Stage 2; the defaults are the authors'. Stage 1 takes the other arguments."""
+
+    skip_stage1: bool = field(default=False, metadata={"help": "--model_name_or_path is a frame classifier already."})
+    tcn_learning_rate: float = field(default=7e-4, metadata={"help": "Of stage 2 (7e-4: the authors')."})
+    tcn_epochs: int = field(default=200, metadata={"help": "Of stage 2 (up to 200: the authors')."})
+    tcn_early_stopping_patience: int | None = field(default=20, metadata={"help": "Of stage 2, in epochs."})
+
+
+@dataclass
+class PhaseTrainingArguments(SurgeNetTrainingArguments):
+    learning_rate: float = field(default=1e-5, metadata={"help": "Of stage 1 (1e-5: the authors')."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Of stage 1 (64: the authors')."})
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser((ModelArguments, DataArguments, PhaseArguments, PhaseTrainingArguments))
+    try:
+        model_args, data_args, phase_args, training_args = parser.parse_args_into_dataclasses(argv)
+        push, training_args.push_to_hub = training_args.push_to_hub, False  # with our card, at the end
+        data = load_classification(data_args.dataset, data_args.data_dir, **data_args.options())
+        stage1 = str(Path(training_args.output_dir, "stage1"))
+        stage1_args = stage_arguments(deepcopy(training_args), stage1)
+        stage2_args = stage_arguments(
+            deepcopy(training_args),
+            str(Path(training_args.output_dir, "stage2")),
+            learning_rate=phase_args.tcn_learning_rate,
+            num_train_epochs=phase_args.tcn_epochs,
+            max_steps=-1,
+            per_device_train_batch_size=1,
+            per_device_eval_batch_size=1,
+        )
+        set_seed(training_args.seed)
+        if phase_args.skip_stage1:
+            frame_model = source_of(model_args)
+            processor = AutoImageProcessor.from_pretrained(frame_model)
+        elif not finished(stage1):
+            model, processor = build_model(source_of(model_args), data, model_args.image_size)
+    except (OSError, ValueError) as error:  # what the user can mend: the message is enough
+        sys.exit(f"error: {error}")
+    if training_args.process_index == 0:
+        print(*data.notes, sep="\n")
+
+    balanced = model_args.class_weights == "balanced"
+    if not phase_args.skip_stage1:
+        frame_model = str(Path(stage1, "model"))
+        if not finished(stage1):
+            if model_args.freeze_backbone:
+                freeze_backbone(model)
+            trainer = finetune(
+                model,
+                processor,
+                data,
+                stage1_args,
+                augmentation=model_args.augmentation,
+                loss=classification_loss(data, balanced),
+                layer_decay=model_args.layer_decay,
+                early_stopping_patience=model_args.early_stopping_patience,
+            )
+            publish_results(trainer, processor, data, model_args.eval_split, push)
+        processor = AutoImageProcessor.from_pretrained(frame_model)
+
+    set_seed(training_args.seed)
+    model = SurgeNetForPhaseRecognition.from_backbone(
+        frame_model,
+        id2label=dict(enumerate(data.labels)),
+        label2id={label: i for i, label in enumerate(data.labels)},
+        frames_per_second=data.frames_per_second or 1.0,
+    )
+    trainer = phase.finetune(
+        model,
+        processor,
+        data,
+        stage2_args,
+        cache_dir=Path(training_args.output_dir, "features"),
+        balanced=balanced,
+        early_stopping_patience=phase_args.tcn_early_stopping_patience,
+    )
+    publish_results(trainer, processor, data, model_args.eval_split, push)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Classification of frames on Trainer: one label of many (phases), or several with soft targets (CVS, tools)."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForImageClassification, EvalPrediction, TrainingArguments
+
+from ..data import ClassificationData
+from ..metrics import MultiLabelMetric, PhaseMetric
+from .frames import Frames
+from .segmentation import build_model as build_any_model
+from .training import SetEpoch, SurgeNetTrainer, balanced_weights, resume_point
+
+
+def build_model(source, data: ClassificationData, image_size: int):
+    """As `surgenet_hf.finetuning.segmentation.build_model`, with a classification head."""
+    return build_any_model(source, data, image_size, AutoModelForImageClassification)
+
+
+def finetune(
+    model,
+    processor,
+    data: ClassificationData,
+    training_args: TrainingArguments,
+    augmentation: str = "light",
+    loss=None,
+    **options,
+) -> SurgeNetTrainer:
+    """Train on the train split; Trainer's own evaluation runs on the validation split and chooses checkpoints.
+
+    It gives "eval_mean_average_precision" for several labels at once, "eval_macro_f1" and "eval_accuracy" for one.
+
+    Args:
+        model, processor: as `build_model` gives them.
+        training_args: its seed decides order and augmentation.
+        augmentation: of the training frames, see `Frames`.
+        loss: `loss(logits, labels)` as `classification_loss` makes it; None: the model's own.
+        options: of `SurgeNetTrainer`.
+    """
+    frames = Frames(data.splits["train"], processor, augmentation, training_args.seed)
+    trainer = SurgeNetTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=frames,
+        eval_dataset=Frames(data.splits["validation"], processor),
+        processing_class=processor,
+        compute_metrics=multi_label_metrics if is_multi_label(data) else single_label_metrics,
+        callbacks=[SetEpoch(frames)],
+        task_metric="mean_average_precision" if is_multi_label(data) else "macro_f1",
+        loss=loss,
+        **options,
+    )
+    trainer.train(resume_from_checkpoint=resume_point(training_args))
+    return trainer
+
+
+def is_multi_label(data: ClassificationData) -> bool:
+    return data.problem_type == "multi_label_classification"
+
+
+def multi_label_metrics(predictions: EvalPrediction) -> dict[str, float]:
+    """Of logits (n, k) and soft targets (n, k)."""
+    metric = MultiLabelMetric(predictions.predictions.shape[1])
+    metric.add(1 / (1 + np.exp(-predictions.predictions.astype(np.float64))), predictions.label_ids, "all")
+    return {name: value for name, value in metric.compute().items() if isinstance(value, float)}
+
+
+def single_label_metrics(predictions: EvalPrediction) -> dict[str, float]:
+    """Of logits (n, k) and class ids (n,)."""
+    metric = PhaseMetric(predictions.predictions.shape[1])
+    metric.add(predictions.predictions.argmax(1), predictions.label_ids, "all")
+    computed = metric.compute()
+    return {name: computed[name] for name in ("accuracy", "macro_f1")}
+
+
+def classification_loss(data: ClassificationData, balanced: bool):
+    """`loss(logits (B, k), labels) -> scalar` with balanced classes; None, for the model's own, without.
+
+    For one label of many, classes weigh 1 / frequency; for several at once, the positives of each weigh
+    negatives / positives.
+    """
+    if not balanced:
+        return None
+    labels = np.array(data.splits["train"].select_columns(["labels"])[:]["labels"], dtype=np.float32)
+    if is_multi_label(data):
+        positives = torch.from_numpy(labels).sum(0)
+        weights = (len(labels) - positives) / positives.clamp(min=1)
+        return lambda logits, labels: F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights.to(logits))
+    counts = torch.bincount(torch.from_numpy(labels).long(), minlength=len(data.labels))
+    weights = balanced_weights(counts)
+    return lambda logits, labels: F.cross_entropy(logits, labels, weight=weights.to(logits))

@@ -1,0 +1,83 @@
+"""Rows of a data set as a model's training inputs; every random draw is a function of (seed, epoch, index)."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from ..data.sampling import generator
+
+# smallest side of the crop, and largest change of brightness and contrast, as shares; largest rotation in degrees
+STRENGTHS = {"light": (0.7, 0.2, 0), "strong": (0.5, 0.4, 15)}
+
+
+class Frames(torch.utils.data.Dataset):
+    """Rows of a split as {"pixel_values": (3, height, width), "labels"}.
+
+    Labels are (height, width) class ids of masks, a class id, or (num_labels,) soft targets, as the rows have them.
+
+    Args:
+        split: rows {"image": PIL, "mask": uint8 (H, W) or "labels", ...}.
+        processor: the model's image processor.
+        augmentation: "none", "light" or "strong"; frames and masks change alike, anew in every epoch.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, split, processor, augmentation: str = "none", seed: int = 0):
+        if augmentation != "none" and augmentation not in STRENGTHS:
+            raise ValueError(f"augmentation must be 'none' or one of {sorted(STRENGTHS)}, got {augmentation!r}")
+        self.split = split
+        self.processor = processor
+        self.augmentation = augmentation
+        self.seed = seed
+        # in shared memory, so that data loader workers that live through all epochs see it change
+        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = self.split[index]
+        image, mask = row["image"], row.get("mask")
+        if self.augmentation != "none":
+            rng = generator(self.seed, int(self.epoch), index)
+            image, mask = augment_frame(image, mask, rng, self.augmentation)
+        inputs = self.processor(image, segmentation_maps=mask, return_tensors="pt")
+        labels = torch.as_tensor(row["labels"]) if mask is None else inputs["labels"][0]
+        return {"pixel_values": inputs["pixel_values"][0], "labels": labels}
+
+
+def augment_frame(
+    image: Image.Image, mask: np.ndarray | None, rng: np.random.Generator, strength: str = "light"
+) -> tuple[Image.Image, np.ndarray | None]:
+    """Crop, flip (every second time), change brightness and contrast and, if strong, rotate; see `STRENGTHS`.
+
+    Args:
+        image: RGB of size (W, H).
+        mask: uint8 (H, W), which is cropped, flipped and rotated with the image; or None.
+        rng: the only source of random draws.
+        strength: "light" or "strong".
+
+    Returns:
+        image and mask at the crop's size; the image processor resizes both. Corners that a rotation leaves empty are
+        black in the image, and 255, to be ignored, in the mask.
+    """
+    smallest, jitter, degrees = STRENGTHS[strength]
+    width, height = image.size
+    scale = rng.uniform(smallest, 1.0)
+    size = [round(scale * height), round(scale * width)]
+    crop = [int(rng.integers(0, height - size[0] + 1)), int(rng.integers(0, width - size[1] + 1)), *size]
+    flip = rng.random() < 0.5
+    brightness, contrast = rng.uniform(1 - jitter, 1 + jitter, size=2)
+    angle = rng.uniform(-degrees, degrees)
+
+    def move(picture, fill):
+        picture = F.crop(picture, *crop)
+        picture = F.horizontal_flip(picture) if flip else picture
+        return F.rotate(picture, angle, fill=fill) if degrees else picture
+
+    image = F.adjust_contrast(F.adjust_brightness(move(image, 0), brightness), contrast)
+    return image, None if mask is None else np.array(move(Image.fromarray(mask), 255))

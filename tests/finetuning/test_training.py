@@ -1,0 +1,164 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from surgenet_hf import SurgeNetConfig, SurgeNetForSemanticSegmentation
+from surgenet_hf.data.synthetic import load as load_synthetic
+from surgenet_hf.finetuning.segmentation import build_model, finetune, pixel_weights, segmentation_loss
+from surgenet_hf.finetuning.training import (
+    SurgeNetTrainingArguments,
+    balanced_weights,
+    freeze_backbone,
+    layer_groups,
+    resume_point,
+    stage_arguments,
+)
+
+TINY = SurgeNetConfig(
+    depths=[1, 1, 2, 1],
+    hidden_sizes=[16, 24, 32, 64],
+    pyramid_channels=32,
+    segmentation_channels=64,
+    segmentation_dropout=0.2,
+    drop_path_rate=0.2,
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_synthetic(num_videos=3, frames_per_video=4, size=(36, 48))
+
+
+def arguments(output_dir, **changes):
+    defaults = {
+        "max_steps": 7,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "use_cpu": True,
+        "learning_rate": 1e-3,
+    }
+    return TrainingArguments(output_dir=str(output_dir), **{**defaults, **changes})
+
+
+def run(data, args):
+    torch.manual_seed(0)
+    model, processor = build_model(TINY, data, 32)
+    finetune(model, processor, data, args, "strong")
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_in_mid_epoch_it_ends_with_the_same_weights(data, tmp_path, workers):
+    """Steps 5 to 7 of epochs of 4: augmentation, dropout and order must go on where they stopped."""
+    steps = {"save_strategy": "steps", "save_steps": 5, "dataloader_num_workers": workers}
+    expected = run(data, arguments(tmp_path / "a", **steps))
+    assert len(data.splits["train"]) == 8
+    (tmp_path / "b").mkdir()
+    shutil.copytree(tmp_path / "a" / "checkpoint-5", tmp_path / "b" / "checkpoint-5")  # what a killed run leaves
+    torch.manual_seed(1)
+    np.random.seed(1)
+    found = run(data, arguments(tmp_path / "b", resume_from_checkpoint="true", **steps))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    other = run(data, arguments(tmp_path / "c", seed=1))
+    assert not all(torch.equal(other[name], expected[name]) for name in expected)
+
+
+def test_an_earlier_run_is_not_continued_by_accident(tmp_path):
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(ValueError, match="--resume_from_checkpoint true"):
+        resume_point(arguments(tmp_path))
+    assert resume_point(arguments(tmp_path, resume_from_checkpoint="true")) == str(tmp_path / "checkpoint-3")
+    with pytest.raises(ValueError, match="nothing to resume from"):
+        resume_point(arguments(tmp_path / "new", resume_from_checkpoint="true"))
+    assert resume_point(arguments(tmp_path / "new")) is None
+
+
+def test_stages_resume_where_the_run_was(tmp_path):
+    assert stage_arguments(arguments(tmp_path), str(tmp_path / "s1"), max_steps=3).max_steps == 3
+    (tmp_path / "s1" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(ValueError, match="earlier run"):
+        stage_arguments(arguments(tmp_path), str(tmp_path / "s1"))
+    resumed = arguments(tmp_path, resume_from_checkpoint="true")
+    assert stage_arguments(resumed, str(tmp_path / "s1")).resume_from_checkpoint == "true"
+    # the second stage had not begun
+    assert stage_arguments(resumed, str(tmp_path / "s2")).resume_from_checkpoint is None
+
+
+def test_learning_rate_falls_with_depth():
+    model = SurgeNetForSemanticSegmentation(TINY)
+    groups = layer_groups(model, 0.5, learning_rate=1.0, weight_decay=0.1)
+    rates = {}
+    for group in groups:
+        for parameter in group["params"]:
+            rates[id(parameter)] = (group["lr"], group["weight_decay"])
+    assert len(rates) == len(list(model.parameters()))
+    encoder = model.surgenet.encoder
+    assert rates[id(model.decode_head.classifier.weight)] == (1.0, 0.1)
+    assert rates[id(encoder.stages[3].blocks[0].mlp.fc1.weight)] == (0.5, 0.1)
+    assert rates[id(encoder.stages[3].downsample.conv.bias)] == (0.5, 0.0)
+    assert rates[id(encoder.stages[2].blocks[0].mlp.fc1.weight)] == (0.125, 0.1)
+    assert rates[id(encoder.stem.conv.weight)] == (0.5**6, 0.1)
+
+
+def test_layer_decay_and_frozen_backbone_reach_the_training(data, tmp_path):
+    model, processor = build_model(TINY, data, 32)
+    freeze_backbone(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    finetune(model, processor, data, arguments(tmp_path, max_steps=2), layer_decay=0.5)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(name.startswith("decode_head.") for name in changed)
+
+
+def test_the_best_checkpoint_is_the_tasks(data, tmp_path):
+    """Of the metric, not of the loss, which Trainer takes where nothing is said."""
+    args = SurgeNetTrainingArguments(
+        output_dir=str(tmp_path),
+        num_train_epochs=4,
+        per_device_train_batch_size=2,
+        disable_tqdm=True,
+        learning_rate=3e-3,
+    )
+    model, processor = build_model(TINY, data, 32)
+    trainer = finetune(model, processor, data, args)
+    evaluations = {log["step"]: log["eval_mean_dice"] for log in trainer.state.log_history if "eval_mean_dice" in log}
+    assert len(evaluations) == 4
+    best = max(evaluations, key=evaluations.get)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+    assert trainer.state.best_metric == evaluations[best]
+    assert trainer.evaluate()["eval_mean_dice"] == evaluations[best]
+
+
+def test_losses():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 5, 6, requires_grad=True), torch.randint(0, 3, (2, 5, 6))
+    labels[0, :2] = 255
+    plain = segmentation_loss("cross_entropy")(logits, labels)
+    torch.testing.assert_close(plain, torch.nn.functional.cross_entropy(logits, labels, ignore_index=255))
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    weighted = segmentation_loss("cross_entropy", weights=weights)(logits, labels)
+    expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255, weight=weights)
+    torch.testing.assert_close(weighted, expected)
+
+    perfect = torch.nn.functional.one_hot(labels.where(labels != 255, 0), 3).movedim(-1, 1) * 100.0
+    assert segmentation_loss("cross_entropy+dice")(perfect, labels) < 1e-3
+    assert 0.5 < segmentation_loss("cross_entropy+dice")(logits, labels) - plain < 1
+    nothing = segmentation_loss("cross_entropy+dice")(logits, torch.full_like(labels, 255))
+    nothing.backward()
+    assert nothing == 0
+    assert not logits.grad.isnan().any()
+    with pytest.raises(ValueError, match="loss must be one of"):
+        segmentation_loss("dice")
+
+
+def test_balanced_weights(data):
+    weights = balanced_weights(torch.tensor([90, 10, 0]))
+    torch.testing.assert_close(weights, torch.tensor([0.2, 1.8, 0.0]))
+    weights = pixel_weights(data)
+    pixels = np.bincount(np.concatenate([row["mask"].ravel() for row in data.splits["train"]]), minlength=256)
+    assert weights.argmin() == pixels[: len(data.labels)].argmax()

@@ -1,0 +1,158 @@
+"""finetune_segmentation, finetune_classification, finetune_phase and evaluate_model, on sets of a few frames."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
+
+from surgenet_hf.data import load_segmentation
+from tests.scripts import load_script
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+finetune_segmentation = load_script("finetune_segmentation").main
+finetune_classification = load_script("finetune_classification").main
+finetune_phase = load_script("finetune_phase").main
+evaluate_model = load_script("evaluate_model").main
+COMMON = "--config_name tiny --image_size 32 --per_device_train_batch_size 2 --max_steps 2 --disable_tqdm true".split()
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    root = tmp_path_factory.mktemp("masks")
+    load_segmentation("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
+    return next(root.iterdir())
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Frames of two criteria with soft targets, three frames a video."""
+    root = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    with open(root / "labels.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "video", "C1", "C2"])
+        for video in "abcde":
+            for i in range(3):
+                Image.fromarray(rng.integers(0, 255, (32, 48, 3), np.uint8)).save(root / f"{video}_{i}.png")
+                table.writerow([f"{video}_{i}.png", video, [0, 0.33, 1][i], [1, 0.67, 0][i]])
+    return root
+
+
+@pytest.fixture(scope="module")
+def phases(tmp_path_factory):
+    """Five videos of 12 frames, of three phases that a colour tells."""
+    root = tmp_path_factory.mktemp("phases")
+    (root / "phases").mkdir()
+    for video in "abcde":
+        (root / "frames" / video).mkdir(parents=True)
+        labels = np.repeat([0, 1, 2], [3, 5, 4])
+        for i, phase in enumerate(labels):
+            pixels = np.zeros((32, 48, 3), np.uint8)
+            pixels[..., phase] = 200
+            Image.fromarray(pixels).save(root / "frames" / video / f"{i:06d}.jpg")
+        rows = "".join(f"{i}\t{'abc'[phase]}\n" for i, phase in enumerate(labels))
+        (root / "phases" / f"{video}.txt").write_text("Frame\tPhase\n" + rows)
+    return root
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_segmentation_and_evaluation(masks, tmp_path):
+    options = "--class_weights balanced --loss cross_entropy+dice --layer_decay 0.8 --augmentation strong".split()
+    data = ["--dataset", "folder", "--data_dir", str(masks)]
+    finetune_segmentation([*COMMON, *data, *options, "--output_dir", str(tmp_path / "out"), "--seed", "3"])
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model", "results.json", "segmentation.png", "segmentation.pdf", "per_class.png"} <= written
+    results = results_of(tmp_path / "out")
+    assert results["seed"] == 3
+    assert results["data"]["split"] == "validation"
+    assert results["data"]["leakage"] is None  # random weights have seen nothing
+    AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out" / "model")
+
+    model = ["--model_name_or_path", str(tmp_path / "out" / "model"), "--split", "validation"]
+    evaluate_model([*model, *data, "--output_dir", str(tmp_path / "again")])
+    again = results_of(tmp_path / "again")
+    for key in ("metrics", "intervals", "bootstrap", "per_video"):
+        assert again[key] == results[key]
+
+
+def test_classification(labelled, tmp_path):
+    data = ["--dataset", "csv", "--data_dir", str(labelled)]
+    options = ["--class_weights", "balanced", "--freeze_backbone"]
+    finetune_classification([*COMMON, *data, *options, "--output_dir", str(tmp_path)])
+    assert results_of(tmp_path)["task"] == "image-classification"
+    assert "mean_average_precision" in results_of(tmp_path)["metrics"]
+    assert (tmp_path / "precision_recall.png").exists()
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "model")
+    assert model.config.problem_type == "multi_label_classification"
+    assert list(model.config.id2label.values()) == ["C1", "C2"]
+
+
+def test_phase_in_two_stages(phases, tmp_path, capsys):
+    data = ["--dataset", "videos", "--data_dir", str(phases)]
+    options = ["--tcn_epochs", "2", "--class_weights", "balanced", "--output_dir", str(tmp_path / "out")]
+    finetune_phase([*COMMON, *data, *options])
+    for stage in ("stage1", "stage2"):
+        assert results_of(tmp_path / "out" / stage)["task"] == "phase-recognition"
+        assert (tmp_path / "out" / stage / "phases.png").exists()
+    model = AutoModel.from_pretrained(tmp_path / "out" / "stage2" / "model")
+    assert type(model).__name__ == "SurgeNetForPhaseRecognition"
+    assert list(model.config.id2label.values()) == ["a", "b", "c"]
+
+    # what evaluate_model finds is what training wrote
+    model = ["--model_name_or_path", str(tmp_path / "out" / "stage2" / "model"), "--split", "validation"]
+    evaluate_model([*model, *data, "--output_dir", str(tmp_path / "again")])
+    assert results_of(tmp_path / "again")["metrics"] == results_of(tmp_path / "out" / "stage2")["metrics"]
+
+    # again: refused; killed in stage 2 and resumed: stage 1 and the features stay, the result is the same
+    with pytest.raises(SystemExit, match="earlier run"):
+        finetune_phase([*COMMON, *data, *options])
+    expected = results_of(tmp_path / "out" / "stage2")["metrics"]
+    stage1 = (tmp_path / "out" / "stage1" / "results.json").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "out" / "stage2")
+    finetune_phase([*COMMON, *data, *options, "--resume_from_checkpoint", "true"])
+    assert (tmp_path / "out" / "stage1" / "results.json").stat().st_mtime_ns == stage1
+    assert results_of(tmp_path / "out" / "stage2")["metrics"] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--dataset folder --output_dir {tmp}/o --config_name tiny", "needs data_dir"),
+        ("--dataset nothing --output_dir {tmp}/o --config_name tiny", "unknown data set"),
+        ("--dataset synthetic --output_dir {tmp}/o", "either --model_name_or_path or --config_name"),
+        ("--dataset synthetic --config_name tiny", "--output_dir is missing"),
+        ("--output_dir {tmp}/o --config_name tiny", "--dataset is missing"),
+        ("--dataset folder --data_dir {masks} --output_dir {tmp}/o --model_name_or_path SurgeNetQ", "did you mean"),
+        ("--dataset folder --data_dir {masks} --output_dir {tmp}/o --config_name tiny --layer_decay 2", "layer_decay"),
+    ],
+)
+def test_what_the_user_can_mend(arguments, message, masks, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        finetune_segmentation(arguments.format(tmp=tmp_path, masks=masks).split())
+    assert not (tmp_path / "o").exists()
+
+
+def test_two_processes(masks, tmp_path):
+    """torchrun with 2 processes: trains, and the figures are those of one process."""
+    data = ["--dataset", "folder", "--data_dir", str(masks)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
+    script = [SCRIPTS / "finetune_segmentation.py", *COMMON, *data, "--output_dir", tmp_path / "out"]
+    finished = subprocess.run([*map(str, [*torchrun, *script])], capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stdout.count("Written to") == 1
+    model = ["--model_name_or_path", str(tmp_path / "out" / "model"), "--split", "validation"]
+    evaluate_model([*model, *data, "--output_dir", str(tmp_path / "again")])
+    one, two = results_of(tmp_path / "again"), results_of(tmp_path / "out")
+    assert one["metrics"] == two["metrics"]
+    assert one["bootstrap"] == two["bootstrap"]
+    assert AutoConfig.from_pretrained(tmp_path / "out" / "model").pretraining["name"].startswith("none")
