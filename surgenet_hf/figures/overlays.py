@@ -1,8 +1,6 @@
 """Segmentation overlays: frame, reference and prediction side by side."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -119,18 +117,6 @@ def paint(
     painted[: len(labels)] = [label.lower() != NOT_PAINTED for label in labels]
     opacity = np.where(_borders(class_map), 1.0, FILL) * painted[class_map]
     return (frame + opacity[..., None] * (table[class_map] - frame)).round().astype(np.uint8)
-
-
-def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> None:
-    """Write a figure in the format of the file's ending: the file is there whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        figure.savefig(temporary, dpi=dpi)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _borders(class_map: np.ndarray) -> np.ndarray:

@@ -1,0 +1,179 @@
+"""Models against each other: radar of ranks, blob chart of bootstrap ranks, bars with intervals."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from .style import NORMAL, SMALL, WIDTH, color, dash, hatch, marker, new_figure, plain
+
+OUTLINE = withStroke(linewidth=2, foreground="white")
+
+
+def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], title: str = "") -> Figure:
+    """Ranks of models over data sets and metrics, as in the SurgeNet paper: a line a model, rank 1 outermost.
+
+    Args:
+        ranks: (models, axes), 1 is best; NaN where a model has no result: its line is broken there.
+        models: names; their order gives colours, markers and dashes.
+        axes: names of data set and metric; a line break keeps them short.
+
+    Raises:
+        ValueError: ranks of another shape, or fewer than three axes.
+    """
+    ranks = np.asarray(ranks, float)
+    if ranks.shape != (len(models), len(axes)) or len(axes) < 3:
+        raise ValueError(
+            f"A radar needs ranks of (models, axes) with at least 3 axes; found {ranks.shape} for {len(models)} "
+            f"models and {len(axes)} axes."
+        )
+    worst = max(len(models), 2)
+    rows = -(-len(models) // 3)
+    figure = new_figure(WIDTH, 5.2 + 0.22 * rows, title)
+    chart = figure.add_subplot(projection="polar")
+    chart.set_theta_offset(np.pi / 2)
+    chart.set_theta_direction(-1)
+    chart.set_ylim(0, worst)
+    chart.spines["polar"].set_color("0.75")
+    chart.grid(color="0.85", linewidth=0.8)
+
+    angles = np.arange(len(axes)) * 2 * np.pi / len(axes)
+    chart.set_xticks(angles, axes, fontsize=NORMAL)
+    for label, angle in zip(chart.get_xticklabels(), angles, strict=True):
+        across = np.sin(angle)
+        label.set_ha("center" if abs(across) < 0.2 else "left" if across > 0 else "right")
+    chart.tick_params(axis="x", pad=7)
+    chart.set_yticks(range(1, worst + 1), [])
+    for rank in range(1, worst + 1):  # in the first gap between two spokes, away from the lines' corners
+        radius = worst + 1 - rank
+        text = chart.text(angles[1] / 2, radius, str(rank), fontsize=SMALL, color="0.35", ha="center", va="center")
+        text.set_path_effects([OUTLINE])
+
+    radii = worst + 1 - ranks
+    closed = np.append(angles, angles[0])
+    for i, model in enumerate(models):
+        style = {"color": color(i), "marker": marker(i), "markeredgecolor": "white", "zorder": 3 + i}
+        style["markersize"] = max(6, 11 - 1.5 * i)  # of models that tie, the lower one shows around the upper one
+        line = np.append(radii[i], radii[i, 0])
+        chart.plot(closed, line, linestyle=dash(i), linewidth=1.8, label=model, clip_on=False, **style)
+    figure.legend(
+        loc="outside lower center", ncols=min(3, len(models)), fontsize=NORMAL, frameon=False, handlelength=3
+    )
+    return figure
+
+
+def blob_figure(ranks: Mapping[str, np.ndarray], title: str = "") -> Figure:
+    """Ranks of each model over bootstrap draws: a blob's area is the share of draws with that rank.
+
+    A cross marks the median, a line spans 95 % of the draws; with up to ten models, shares of 10 % and more are
+    written.
+
+    Args:
+        ranks: {model: ranks of any shape}, e.g. (data sets and metrics, draws), in the order to draw; 1 is best, ties
+            have half ranks, NaN is left out.
+
+    Raises:
+        ValueError: a model without any rank.
+    """
+    pooled = {model: np.ravel(values)[~np.isnan(np.ravel(values))] for model, values in ranks.items()}
+    if not pooled or (empty := [model for model, values in pooled.items() if not len(values)]):
+        raise ValueError(f"Every model needs ranks; without: {', '.join(empty) if pooled else 'all'}.")
+    cell = min(1.0, (WIDTH - 1.2) / len(pooled))  # inches from blob to blob
+    count = max(len(pooled), 2)
+    figure = new_figure(1.6 + cell * len(pooled), 1.6 + cell * count, title)
+    axes = figure.add_subplot()
+    whole = (0.92 * 72 * cell) ** 2  # points squared: the blob of a share of 1
+    for x, (model, values) in enumerate(pooled.items()):
+        found, counts = np.unique(values, return_counts=True)
+        shares = counts / len(values)
+        axes.scatter(
+            np.full(len(found), x), found, s=whole * shares, color=color(x), alpha=0.75, linewidth=0, label=model
+        )
+        low, middle, high = np.percentile(values, [2.5, 50, 97.5])
+        axes.plot([x, x], [low, high], color="black", linewidth=1.2, zorder=3)
+        axes.plot(x, middle, marker="x", color="black", markersize=8, markeredgewidth=2, zorder=4)
+        for rank, share in zip(found, shares, strict=True):
+            if share >= 0.1 and len(pooled) <= 10:
+                _write_share(axes, x, rank, share, 0.46 * 72 * cell * share**0.5)
+    axes.set_xlim(-0.6, len(pooled) - 0.4)
+    axes.set_ylim(count + 0.6, 0.4)
+    axes.set_yticks(range(1, count + 1))
+    axes.set_xticks(range(len(pooled)), pooled, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_ylabel("rank (1 is best)", fontsize=NORMAL)
+    axes.set_axisbelow(True)
+    axes.grid(color="0.9", linewidth=0.8)
+    plain(axes)
+    axes.tick_params(axis="x", labelsize=NORMAL)
+    axes.set_title("area: share of draws    ×: median    line: 95 %", fontsize=SMALL, color="0.3")
+    return figure
+
+
+def _write_share(axes, x: float, rank: float, share: float, radius: float) -> None:
+    """A blob's share: inside, below the median's cross, or on its right where the blob is small (radius in points)."""
+    place, align = ((0, -0.55 * radius), "center") if radius >= 18 else ((radius + 2, 0), "left")
+    style = {"fontsize": SMALL, "ha": align, "va": "center", "zorder": 5, "path_effects": [OUTLINE]}
+    text = ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
+    axes.annotate(text, (x, rank), place, textcoords="offset points", **style)
+
+
+def bar_figure(
+    values: Mapping[str, Sequence[float]],
+    labels: Sequence[str],
+    intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    quantity: str = "Dice",
+    limits: tuple[float, float] = (0, 1),
+    title: str = "",
+) -> Figure:
+    """A value for each class, with its interval: a group of bars a class, a colour and hatch a series.
+
+    Args:
+        values: {name of a model or run: a value for each label}; NaN is written as "none".
+        labels: names of the classes.
+        intervals: {name: (low, high) for each label}, for all or some of the names; NaN draws none.
+        quantity: what is measured, for the axis.
+        limits: of the axis.
+
+    Raises:
+        ValueError: a series with another number of values or intervals than labels.
+    """
+    intervals = intervals or {}
+    for name, series in [*values.items(), *intervals.items()]:
+        if len(series) != len(labels):
+            raise ValueError(f"{name}: {len(series)} values or intervals for {len(labels)} labels.")
+    thickness = 0.8 / len(values)
+    rows = -(-len(values) // 3) if len(values) > 1 else 0
+    height = 0.8 + 0.22 * rows + len(labels) * max(0.3, 0.2 * len(values) + 0.1)
+    figure = new_figure(WIDTH, height, title)
+    axes = figure.add_subplot()
+    span = limits[1] - limits[0]
+    for i, (name, series) in enumerate(values.items()):
+        series = np.asarray(series, float)
+        y = np.arange(len(labels)) + (i - (len(values) - 1) / 2) * thickness
+        axes.barh(
+            y,
+            np.nan_to_num(series),
+            0.9 * thickness,
+            color=color(i),
+            hatch=hatch(i),
+            edgecolor="white",
+            linewidth=0,
+            label=name,
+        )
+        bounds = np.asarray(intervals.get(name, np.full((len(labels), 2), np.nan)), float)
+        for place, value, (low, high) in zip(y, series, bounds, strict=True):
+            end = np.nanmax([value, high, 0]) if not np.isnan(value) else 0
+            if not np.isnan([value, low, high]).any():
+                axes.plot([low, high], [place, place], color="white", linewidth=3, solid_capstyle="butt")
+                axes.plot([low, high], [place, place], color="black", linewidth=1.3, solid_capstyle="butt")
+            text = "none" if np.isnan(value) else f"{value:.2f}"
+            axes.text(end + 0.008 * span, place, text, fontsize=SMALL, va="center")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xlim(limits[0], limits[1] + 0.06 * span)
+    axes.set_xlabel(quantity + (", with 95 % interval" if intervals else ""), fontsize=NORMAL)
+    plain(axes)
+    axes.tick_params(axis="y", labelsize=NORMAL, length=0)
+    if len(values) > 1:
+        figure.legend(loc="outside lower center", ncols=min(3, len(values)), fontsize=NORMAL, frameon=False)
+    return figure

@@ -1,0 +1,76 @@
+"""Precision-recall curves of the critical view of safety and other multi-label tasks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from .style import NORMAL, SMALL, WIDTH, color, new_figure, plain
+
+OUTLINE = withStroke(linewidth=2, foreground="white")
+
+
+def precision_recall_figure(
+    targets: np.ndarray, scores: np.ndarray, labels: Sequence[str], title: str = "", threshold: float = 0.5
+) -> Figure:
+    """Precision over recall of each criterion in a panel of its own, with average precision and prevalence.
+
+    Args:
+        targets: (N, C), 0 to 1, e.g. the raters' mean; positive at `threshold` and above, NaN is left out.
+        scores: (N, C), higher is more likely.
+        labels: names of the C criteria.
+
+    Raises:
+        ValueError: targets, scores and labels differ in size.
+    """
+    targets, scores = np.asarray(targets, float), np.asarray(scores, float)
+    if targets.shape != scores.shape or targets.shape[1:] != (len(labels),):
+        raise ValueError(f"targets {targets.shape}, scores {scores.shape} and {len(labels)} labels do not fit.")
+    columns = min(3, len(labels))
+    rows = -(-len(labels) // columns)
+    figure = new_figure(WIDTH * columns / 3, 0.3 + 2.9 * rows, title)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for panel in panels[len(labels) :]:
+        panel.set_axis_off()
+    for i, (panel, label) in enumerate(zip(panels, labels, strict=False)):
+        known = ~np.isnan(targets[:, i])
+        positive = targets[known, i] >= threshold
+        panel.set_title(f"{label}\nAP undefined", fontsize=NORMAL, weight="bold")
+        panel.set(xlim=(0, 1.02), ylim=(0, 1.05), aspect="equal")
+        panel.set_xlabel("recall", fontsize=NORMAL)
+        panel.set_xticks([0, 0.5, 1])
+        panel.set_yticks([0, 0.5, 1])
+        plain(panel)
+        panel.tick_params(labelbottom=True)
+        if not positive.any():
+            panel.text(0.5, 0.5, "no positive frames", fontsize=NORMAL, ha="center")
+            continue
+        recall, precision = precision_recall(positive, scores[known, i])
+        average = np.sum(np.diff(recall, prepend=0) * precision)
+        prevalence = positive.mean()
+        panel.step(
+            np.append(0, recall), np.append(precision[0], precision), where="pre", color=color(i), linewidth=1.8
+        )
+        panel.axhline(prevalence, color="0.35", linewidth=1.2, linestyle=(0, (4, 2)))
+        above = prevalence < 0.9
+        style = {"fontsize": SMALL, "color": "0.25", "path_effects": [OUTLINE]}
+        offset = 0.02 if above else -0.02
+        va = "bottom" if above else "top"
+        panel.text(0.02, prevalence + offset, f"prevalence {prevalence:.2f}", va=va, **style)
+        panel.set_title(f"{label}\nAP {average:.3f}", fontsize=NORMAL, weight="bold")
+    panels[0].set_ylabel("precision", fontsize=NORMAL)
+    return figure
+
+
+def precision_recall(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision with each distinct score as the threshold, from the highest down.
+
+    Args:
+        positive: bool (N,), at least one true; scores: (N,).
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # of the frames with the same score
+    hits = np.cumsum(positive[order])[last]
+    taken = np.arange(1, len(scores) + 1)[last]
+    return hits / positive.sum(), hits / taken

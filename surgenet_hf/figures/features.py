@@ -1,0 +1,194 @@
+"""What a backbone sees: t-SNE of embeddings, and dense features as colours."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from .style import LARGE, NORMAL, SMALL, WIDTH, color, marker, new_figure
+
+OUTLINE = withStroke(linewidth=3, foreground="white")
+NAMED_GROUPS = 12  # up to so many groups may have their name on the picture too
+
+
+def tsne(embeddings: np.ndarray, perplexity: float = 30, seed: int = 0) -> np.ndarray:
+    """Coordinates (N, 2) of embeddings (N, C): principal components (at most 50), then t-SNE of scikit-learn.
+
+    The perplexity is lowered to a third of the other points where there are few.
+
+    Raises:
+        ValueError: fewer than 4 embeddings, or some that are not finite.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    embeddings = np.asarray(embeddings, np.float32)
+    if embeddings.ndim != 2 or len(embeddings) < 4 or not np.isfinite(embeddings).all():
+        raise ValueError(f"t-SNE needs finite embeddings (N, C) with N at least 4; found {embeddings.shape}.")
+    components = min(50, *embeddings.shape)
+    reduced = PCA(components, random_state=seed).fit_transform(embeddings)
+    perplexity = min(perplexity, (len(embeddings) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+
+
+def scatter_figure(coordinates: np.ndarray, groups: Sequence[str], title: str = "", group_name: str = "") -> Figure:
+    """A point for each frame, with colour and marker of its group.
+
+    Up to 12 groups carry their names on the picture too, where they stand apart from the others.
+
+    Args:
+        coordinates: (N, 2), e.g. of `tsne`; their scale means nothing, so there are no ticks.
+        groups: N names: of data sets, procedures, videos or phases.
+        group_name: what the groups are, for the legend.
+
+    Raises:
+        ValueError: another number of groups than points.
+    """
+    coordinates, groups = np.asarray(coordinates), np.asarray(groups)
+    if coordinates.shape != (len(groups), 2) or not len(groups):
+        raise ValueError(f"One group for each point (N, 2): found {len(groups)} groups for {coordinates.shape}.")
+    names = list(dict.fromkeys(groups.tolist()))
+    columns = -(-len(names) // 24)
+    figure = new_figure(WIDTH + 1.4 * (columns - 1), 5, title)
+    axes = figure.add_subplot()
+    size = float(np.clip(6000 / len(groups), 8, 45))
+    order = np.random.default_rng(0).permutation(len(groups))  # of layers: later groups do not cover earlier ones
+    height = np.empty(len(groups), int)
+    height[order] = np.arange(len(groups))
+    layers = 8
+    for i, name in enumerate(names):
+        for layer in range(layers):
+            members = (groups == name) & (height % layers == layer)
+            axes.scatter(
+                *coordinates[members].T,
+                s=size,
+                color=color(i),
+                marker=marker(i),
+                edgecolor="white",
+                linewidth=0.3,
+                zorder=2 + layer / layers,
+            )
+        label = f"{name} ({np.sum(groups == name)})"
+        axes.scatter([], [], s=45, color=color(i), marker=marker(i), label=label)
+    middle = (coordinates.min(0) + coordinates.max(0)) / 2
+    reach = 0.55 * max(np.ptp(coordinates, axis=0).max(), 1e-12)  # a square, whatever the shape of the cloud
+    axes.set(xticks=[], yticks=[], aspect="equal")
+    axes.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
+    axes.set_xlabel("t-SNE 1", fontsize=NORMAL)
+    axes.set_ylabel("t-SNE 2", fontsize=NORMAL)
+    axes.spines[:].set_color("0.75")
+    figure.legend(
+        loc="outside right upper",
+        fontsize=NORMAL if columns == 1 else SMALL,
+        frameon=False,
+        ncols=columns,
+        title=f"{group_name} (frames)" if group_name else None,
+        title_fontsize=NORMAL,
+    )
+    if 1 < len(names) <= NAMED_GROUPS:
+        _write_names(figure, axes, coordinates, groups, names)
+    return figure
+
+
+def pca_to_rgb(features: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Dense features (C, h, w) of each frame to colours (h, w, 3) in 0 to 1: the first three principal components.
+
+    The components are of all frames together, so that a colour means the same everywhere; each is scaled from its
+    2nd to its 98th percentile.
+
+    Raises:
+        ValueError: no features, fewer than 3 channels, or channels that differ between frames.
+    """
+    channels = {np.shape(feature)[0] if np.ndim(feature) == 3 else None for feature in features}
+    if len(channels) != 1 or None in channels or min(channels) < 3:
+        raise ValueError(
+            "Features (C, h, w) of at least one frame, with the same C, at least 3, are needed; "
+            f"found {[np.shape(feature) for feature in features]}."
+        )
+    pixels = np.concatenate([np.reshape(feature, (len(feature), -1)).T for feature in features]).astype(np.float64)
+    centred = pixels - pixels.mean(0)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    components = centred @ directions[:, :-4:-1]
+    components *= np.sign((components**3).sum(0) + 1e-30)  # the sign is arbitrary: take the one of the longer tail
+    low, high = np.percentile(components, [2, 98], axis=0)
+    colors = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
+    sizes = [np.shape(feature)[1:] for feature in features]
+    parts = np.split(colors, np.cumsum([h * w for h, w in sizes])[:-1])
+    return [part.reshape(*size, 3) for part, size in zip(parts, sizes, strict=True)]
+
+
+def feature_figure(
+    frames: Sequence, features: Sequence[np.ndarray], row_titles: Sequence[str] = (), title: str = ""
+) -> Figure:
+    """One row a frame: the frame, its dense features as colours, and their first component in grey.
+
+    The grey map says in brightness, for eyes that do not tell the colours apart, what matters most of the middle one.
+
+    Args:
+        frames: RGB images, PIL or (H, W, 3).
+        features: (C, h, w) of each frame.
+        row_titles: a line for each frame, e.g. its data set and video.
+
+    Raises:
+        ValueError: another number of features than frames, or features that `pca_to_rgb` refuses.
+    """
+    if len(frames) != len(features):
+        raise ValueError(f"{len(frames)} frames, but features of {len(features)}.")
+    maps = pca_to_rgb(features)
+    frames = [np.asarray(frame) for frame in frames]
+    width = WIDTH / 3
+    heights = [width * frame.shape[0] / frame.shape[1] for frame in frames]
+    strip = 0.22
+    total = sum(heights) + strip * (1 + bool(title) + len(frames) * bool(row_titles)) + 0.1
+    figure = Figure(figsize=(WIDTH, total), facecolor="white")
+    top = total - 0.05
+    if title:
+        top -= strip
+        figure.text(0.5, (top + strip / 2) / total, title, ha="center", va="center", fontsize=LARGE, weight="bold")
+    top -= strip
+    for column, name in enumerate(("frame", "features: 3 components", "component 1")):
+        figure.text((column + 0.5) / 3, (top + strip / 2) / total, name, ha="center", va="center", fontsize=NORMAL)
+    for row, (frame, colors, height) in enumerate(zip(frames, maps, heights, strict=True)):
+        if row_titles:
+            top -= strip
+            figure.text(0.005, (top + 0.01) / total, row_titles[row], va="bottom", fontsize=SMALL, color="0.25")
+        top -= height
+        for column, picture in enumerate((frame, colors, colors[..., 0])):
+            axes = figure.add_axes(((column + 0.005) / 3, top / total, 0.99 / 3, 0.98 * height / total))
+            axes.set_axis_off()
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    return figure
+
+
+def _write_names(figure: Figure, axes, coordinates: np.ndarray, groups: np.ndarray, names: list[str]) -> None:
+    """Write the name of each group that stands apart above it, unless another name is there."""
+    some = np.random.default_rng(0).permutation(len(groups))[:2000]
+    points, of_points = coordinates[some], groups[some]
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    to_others = distances + np.diag(np.full(len(some), np.inf))
+    texts = []
+    for name in names:
+        members = of_points == name
+        neighbours = min(5, members.sum() - 1)
+        if neighbours < 1:
+            continue
+        nearest = np.argpartition(to_others[members], neighbours - 1, axis=1)[:, :neighbours]
+        if np.mean(of_points[nearest] == name) < 0.7:
+            continue
+        within = distances[np.ix_(members, members)].sum(0)
+        x, y = points[members][within.argmin()]  # the most central member: inside the group, whatever its shape
+        near = points[members & (np.abs(points[:, 0] - x) < np.std(points[members, 0]) + 1e-9)]
+        top = np.percentile(near[:, 1], 95)
+        style = {"fontsize": NORMAL, "weight": "bold", "ha": "center", "va": "bottom", "zorder": 4, "clip_on": True}
+        text = axes.annotate(name, (x, max(y, top)), (0, 4), textcoords="offset points", **style)
+        text.set_path_effects([OUTLINE])
+        texts.append(text)
+    figure.draw_without_rendering()  # places known from here on
+    kept = []
+    for text in texts:
+        box = text.get_window_extent()
+        if any(box.overlaps(other) for other in kept):
+            text.remove()
+        else:
+            kept.append(box)

@@ -1,0 +1,103 @@
+"""Phase ribbons: the course of an operation, truth over prediction."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+
+from .style import NORMAL, SMALL, WIDTH, color, hatch, new_figure, plain
+
+UNLABELLED = "0.88"  # colour of frames without a phase
+ROW = 0.42  # inches of height for a video
+
+
+def phase_figure(
+    truths: Mapping[str, np.ndarray],
+    predictions: Mapping[str, np.ndarray],
+    labels: Sequence[str],
+    seconds_per_frame: float = 1.0,
+    title: str = "",
+) -> Figure:
+    """One row a video: the true phases above, the predicted ones below, over time in minutes.
+
+    Long segments carry their phase's number, all have its colour and hatch; the share of right frames is on the right.
+
+    Args:
+        truths, predictions: {video: phase ids (T,)}; an id below 0 in the truth marks a frame without a phase.
+        labels: names of the phases, in the order of their ids.
+        seconds_per_frame: time from frame to frame.
+
+    Raises:
+        ValueError: videos or lengths differ, or an id has no label.
+    """
+    if not truths or truths.keys() != predictions.keys():
+        raise ValueError(
+            f"Truths and predictions of the same videos are needed: {', '.join(truths) or 'none'} against "
+            f"{', '.join(predictions) or 'none'}."
+        )
+    for video in truths:
+        truth, prediction = np.asarray(truths[video]), np.asarray(predictions[video])
+        if truth.shape != prediction.shape or truth.ndim != 1 or not len(truth):
+            raise ValueError(f"{video}: phases of shape {truth.shape} in truth, {prediction.shape} in prediction.")
+        if max(truth.max(), prediction.max()) >= len(labels):
+            raise ValueError(f"{video}: phase {max(truth.max(), prediction.max())}, with {len(labels)} labels.")
+
+    minutes = seconds_per_frame / 60
+    longest = max(map(len, truths.values())) * minutes
+    columns = 2 if max(map(len, labels)) > 22 else 3
+    legend_rows = -(-(len(labels) + 1) // columns)
+    figure = new_figure(WIDTH, 0.85 + ROW * len(truths) + 0.24 * legend_rows, title)
+    axes = figure.add_subplot()
+    present, unlabelled = set(), False
+    for row, video in enumerate(truths):
+        truth, prediction = np.asarray(truths[video]), np.asarray(predictions[video])
+        for phases, top in ((truth, row - 0.4), (prediction, row + 0.02)):
+            for phase, start, end in segments(phases):
+                if phase < 0:
+                    unlabelled = True
+                else:
+                    present.add(phase)
+                _draw(axes, phase, start * minutes, end * minutes, top, longest)
+        known = truth >= 0
+        right = f"{np.mean(truth[known] == prediction[known]):.0%}" if known.any() else "-"
+        axes.annotate(right, (1.01, row), xycoords=("axes fraction", "data"), fontsize=SMALL, va="center")
+    axes.annotate(
+        "right\nframes", (1.01, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=SMALL
+    )
+    axes.set_title("of each video: truth above, prediction below", fontsize=SMALL, color="0.3", loc="left")
+    axes.set_xlim(0, longest)
+    axes.set_ylim(len(truths) - 0.45, -0.55)
+    axes.set_yticks(range(len(truths)), truths)
+    axes.set_xlabel("time, min", fontsize=NORMAL)
+    plain(axes)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", labelsize=NORMAL, length=0)
+    handles = [Patch(label=f"{i + 1}  {labels[i]}", **_fill(i)) for i in sorted(present)]
+    if unlabelled:
+        handles.append(Patch(label="no phase", **_fill(-1)))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=NORMAL, frameon=False, handleheight=1.2
+    )
+    return figure
+
+
+def segments(phases: np.ndarray) -> list[tuple[int, int, int]]:
+    """Runs of equal phases: (phase, first frame, frame after the last)."""
+    edges = np.flatnonzero(np.diff(phases)) + 1
+    starts, ends = [0, *edges.tolist()], [*edges.tolist(), len(phases)]
+    return [(int(phases[start]), start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+def _draw(axes, phase: int, start: float, end: float, top: float, longest: float) -> None:
+    axes.broken_barh([(start, end - start)], (top, 0.38), **_fill(phase))
+    if phase >= 0 and end - start > 0.022 * longest:
+        text = axes.text((start + end) / 2, top + 0.2, str(phase + 1), fontsize=SMALL, ha="center", va="center")
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+
+
+def _fill(phase: int) -> dict:
+    if phase < 0:
+        return {"facecolor": UNLABELLED, "linewidth": 0}
+    return {"facecolor": color(phase), "hatch": hatch(phase), "edgecolor": (1, 1, 1, 0.6), "linewidth": 0}

@@ -1,0 +1,73 @@
+"""What all figures share: colours, markers, hatches, text sizes for print, and saving."""
+
+import os
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, made to be told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/);
+# dark grey for
+# black, yellow last, as it is faint on white. A marker, dash or hatch of its own goes with each colour.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h", "p")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oo", "++++", "||||", "**")
+
+WIDTH = 7.2  # inches: a page's text width, so that sizes below are those in print
+SMALL, NORMAL, LARGE = 8, 9, 10.5  # points
+
+
+def color(i: int) -> str:
+    return COLORS[i % len(COLORS)]
+
+
+def marker(i: int) -> str:
+    """Another marker for each index; where colours begin again, the pair of colour and marker is still new."""
+    return MARKERS[i % len(MARKERS)]
+
+
+def hatch(i: int) -> str:
+    return HATCHES[i % len(HATCHES)]
+
+
+def dash(i: int):
+    return DASHES[i % len(DASHES)]
+
+
+def new_figure(width: float, height: float, title: str = "") -> Figure:
+    """An empty figure of `width` x `height` inches that lays itself out."""
+    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=LARGE, weight="bold")
+    return figure
+
+
+def plain(axes) -> None:
+    """Only the axes that are read: no frame at the top and on the right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=SMALL)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> None:
+    """Write a figure in the format of the file's ending: the file is there whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        # in PDF: text as text, and no date, so that the same figure gives the same file
+        undated = {"metadata": {"CreationDate": None}} if path.suffix == ".pdf" else {}
+        with rc_context({"pdf.fonttype": 42}):
+            figure.savefig(temporary, dpi=dpi, **undated)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_both(figure: Figure, path: str | os.PathLike, dpi: int = 300) -> tuple[Path, Path]:
+    """Write a figure as `path`.png and `path`.pdf; returns the two paths. `path` is without the ending."""
+    path = Path(path)
+    paths = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.pdf")
+    for each in paths:
+        save_figure(figure, each, dpi)
+    return paths

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from surgenet_hf.figures import phase_figure
+from surgenet_hf.figures.ribbons import segments
+
+LABELS = ["Preparation", "Dissection", "Clipping"]
+
+
+def test_truth_lies_over_the_prediction_in_minutes():
+    truth = np.repeat([0, 1, -1], [60, 120, 60])
+    prediction = np.repeat([0, 2, 1], [120, 60, 60])
+    figure = phase_figure({"v1": truth, "v2": truth[:100]}, {"v1": prediction, "v2": truth[:100]}, LABELS, 2, "Title")
+    (axes,) = figure.axes
+    bars = [path.get_extents() for collection in axes.collections for path in collection.get_paths()]
+    assert len(bars) == 3 + 3 + 2 + 2
+    assert [(bar.x0, bar.x1) for bar in bars[:6]] == [(0, 2), (2, 6), (6, 8), (0, 4), (4, 6), (6, 8)]
+    assert all(truth_bar.y1 <= bar.y0 for truth_bar in bars[:3] for bar in bars[3:6])
+    assert axes.yaxis_inverted()  # so lower values are above
+    assert axes.get_xlim() == (0, 8)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["v1", "v2"]
+    written = [text.get_text() for text in axes.texts]
+    # numbers of phases, and the share of right frames where there is truth: 60 of 180
+    assert written == ["1", "2", "1", "3", "2", "33%", "1", "2", "1", "2", "100%", "right\nframes"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["1  Preparation", "2  Dissection", "3  Clipping", "no phase"]
+    hatches = {patch.get_hatch() for patch in figure.legends[0].get_patches()[:3]}
+    assert len(hatches) == 3
+
+
+def test_short_segments_are_drawn_without_a_number():
+    truth = np.repeat([0, 1, 0], [500, 5, 500])
+    (axes,) = phase_figure({"v": truth}, {"v": np.zeros(1005, int)}, LABELS).axes
+    assert len(axes.collections) == 4
+    assert [text.get_text() for text in axes.texts[:-2]] == ["1", "1", "1"]
+
+
+def test_segments():
+    assert segments(np.array([2, 2, 0, 2])) == [(2, 0, 2), (0, 2, 3), (2, 3, 4)]
+    assert segments(np.array([1])) == [(1, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("truths", "predictions", "message"),
+    [
+        ({"a": [0]}, {"b": [0]}, "a against b"),
+        ({"a": [0, 1]}, {"a": [0]}, r"a: phases of shape \(2,\)"),
+        ({"a": [0, 3]}, {"a": [0, 0]}, "a: phase 3, with 3 labels"),
+    ],
+)
+def test_what_does_not_fit_is_refused(truths, predictions, message):
+    truths, predictions = ({video: np.array(ids) for video, ids in each.items()} for each in (truths, predictions))
+    with pytest.raises(ValueError, match=message):
+        phase_figure(truths, predictions, LABELS)
