@@ -32,17 +32,16 @@ from surgenet_hf.data import load_segmentation
 from surgenet_hf.evaluation import (
     check_saved_model,
     comparison_table,
+    draw_segmentation,
     evaluate_segmentation,
     majority_class_baseline,
-    predict_segmentation,
     write_results,
 )
-from surgenet_hf.figures import save_figure, segmentation_figure
+from surgenet_hf.figures import save_figure
 from surgenet_hf.finetuning.segmentation import build_model, finetune
 from surgenet_hf.finetuning.training import trained_model
 
 DEFAULT_MODEL = "SurgeNetXL"
-FRAMES_DRAWN = 4
 
 
 @dataclass
@@ -105,7 +104,6 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:  # what the user can mend: the message is enough
         sys.exit(f"quickstart.py: error: {error}")
 
-    validation = data.splits["validation"]
     training_args = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=args.max_steps,
@@ -134,21 +132,12 @@ def main(argv: list[str] | None = None) -> None:
     results["model"]["name"] = str(model_dir)
     write_results(results, output_dir / "results.json")
 
-    drawn = validation.select(sorted({i * len(validation) // FRAMES_DRAWN for i in range(FRAMES_DRAWN)}))
-    rows, class_maps = zip(*predict_segmentation(model, processor, drawn), strict=True)
+    mean_dice = results["metrics"]["mean_dice"]
+    figure, rows, class_maps = draw_segmentation(model, processor, data, "validation", mean_dice)
     agreement = check_saved_model(model_dir, rows, class_maps, model.device)
-    figure = segmentation_figure(
-        [row["image"] for row in rows],
-        [row["mask"] for row in rows],
-        class_maps,
-        data.labels,
-        data.colors,
-        row_titles=[f"{row['video']}, frame {row['frame']}" for row in rows],
-        title=f"{data.name}, validation: mean Dice {results['metrics']['mean_dice']:.3f}",
-    )
     save_figure(figure, picture)
 
-    print(f"\n{data.name}, validation split: {len(validation)} frames, in %")
+    print(f"\n{data.name}, validation split: {results['data']['frames']} frames, in %")
     print(comparison_table({"majority class": baseline, "before": before, "after": results["metrics"]}))
     print(f"""
 Loaded back, AutoModelForSemanticSegmentation and pipeline("image-segmentation") agree with it on {agreement:.2%}.

@@ -324,6 +324,29 @@ def summary(results: dict) -> str:
     return "\n".join(lines)
 
 
+def draw_segmentation(model, processor, data: SegmentationData, split: str, mean_dice: float):
+    """Some frames of a split, spread over it: frame, reference and prediction.
+
+    Returns:
+        (matplotlib Figure, rows, class maps)
+    """
+    from .figures import segmentation_figure
+
+    rows = _split(data, split)
+    drawn = sorted({i * len(rows) // FRAMES_DRAWN for i in range(FRAMES_DRAWN)})
+    rows, class_maps = zip(*predict_segmentation(model, processor, rows, indices=drawn), strict=True)
+    figure = segmentation_figure(
+        [row["image"] for row in rows],
+        [row["mask"] for row in rows],
+        class_maps,
+        data.labels,
+        data.colors,
+        row_titles=[f"{row['video']}, frame {row['frame']}" for row in rows],
+        title=f"{data.name}, {split}: mean Dice {mean_dice:.3f}",
+    )
+    return figure, rows, class_maps
+
+
 def write_figures(evaluation: Evaluation, model, processor, data, split: str, output_dir: str | os.PathLike) -> None:
     """The task's pictures as PNG and PDF: overlays and bars, precision-recall curves, or phase ribbons."""
     from . import figures
@@ -332,18 +355,7 @@ def write_figures(evaluation: Evaluation, model, processor, data, split: str, ou
     results = evaluation.results
     title = f"{data.name}, {split}"
     if results["task"] == "semantic-segmentation":
-        rows = _split(data, split)
-        drawn = sorted({i * len(rows) // FRAMES_DRAWN for i in range(FRAMES_DRAWN)})
-        rows, class_maps = zip(*predict_segmentation(model, processor, rows, indices=drawn), strict=True)
-        figure = figures.segmentation_figure(
-            [row["image"] for row in rows],
-            [row["mask"] for row in rows],
-            class_maps,
-            data.labels,
-            data.colors,
-            row_titles=[f"{row['video']}, frame {row['frame']}" for row in rows],
-            title=f"{title}: mean Dice {results['metrics']['mean_dice']:.3f}",
-        )
+        figure, *_ = draw_segmentation(model, processor, data, split, results["metrics"]["mean_dice"])
         figures.save_both(figure, output_dir / "segmentation")
         dice = [results["metrics"]["per_class"][label]["dice"] for label in data.labels]
         figures.save_both(figures.bar_figure({"Dice": dice}, data.labels, title=title), output_dir / "per_class")

@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+# one thread, in subprocesses too: networks this small gain nothing from more, and lose much on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from surgenet_hf import SurgeNetConfig, configuration_surgenet
 from tests.hub.fixtures import client, hub  # noqa: F401
 
-torch.set_num_threads(min(torch.get_num_threads(), 2))  # more only cost time on networks this small
+torch.set_num_threads(1)
 
 TINY_WIDTHS = {
     "caformer_s18": [16, 24, 32, 64],
