@@ -52,9 +52,13 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
         model = auto_class.from_config(config, dtype=torch.float32)
         processor = build_image_processor("surgenet", image_size)
     else:
-        # a head for other classes has other sizes: it starts anew, and transformers says so
-        model = auto_class.from_pretrained(source, **options, dtype=torch.float32, ignore_mismatched_sizes=True)
-        processor = AutoImageProcessor.from_pretrained(source, size={"height": image_size, "width": image_size})
+        size = {"height": image_size, "width": image_size}
+        try:
+            # a head for other classes has other sizes: it starts anew, and transformers says so
+            model = auto_class.from_pretrained(source, **options, dtype=torch.float32, ignore_mismatched_sizes=True)
+            processor = AutoImageProcessor.from_pretrained(source, size=size)
+        except OSError as error:  # whose words do not always name the model
+            raise OSError(f"no model with an image processor at {source}: {error}") from error
     return model, processor
 
 
