@@ -24,6 +24,12 @@ import surgenet_hf  # noqa: F401  (makes the Auto classes know our models)
 from surgenet_hf.data import load_classification, load_segmentation
 from surgenet_hf.evaluation import evaluate, summary, write_figures, write_results
 
+TASKS = {
+    "SurgeNetForSemanticSegmentation": (AutoModelForSemanticSegmentation, load_segmentation),
+    "SurgeNetForImageClassification": (AutoModelForImageClassification, load_classification),
+    "SurgeNetForPhaseRecognition": (AutoModel, load_classification),
+}
+
 
 @dataclass
 class EvaluationArguments:
@@ -31,6 +37,9 @@ class EvaluationArguments:
     dataset: str = field(metadata={"help": "Name of the data set."})
     output_dir: str = field(metadata={"help": "Folder for results.json and figures."})
     data_dir: str | None = field(default=None, metadata={"help": "Where the data set lies."})
+    data_split: str | None = field(
+        default=None, metadata={"help": "Of the data sets with several splits by video; as in training."}
+    )
     split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "Frames at a time."})
 
@@ -41,16 +50,18 @@ def main(argv: list[str] | None = None) -> None:
     state = PartialState(cpu=not torch.accelerator.is_available())
     try:
         config = AutoConfig.from_pretrained(args.model_name_or_path)
-        architecture = (config.architectures or ["unknown"])[0]
-        if architecture.endswith("ForSemanticSegmentation"):
-            auto, data = AutoModelForSemanticSegmentation, load_segmentation(args.dataset, args.data_dir)
-        else:
-            auto = AutoModelForImageClassification if config.model_type == "surgenet" else AutoModel
-            data = load_classification(args.dataset, args.data_dir)
+        architecture = (config.architectures or ["unknown model"])[0]
+        if architecture not in TASKS:
+            raise ValueError(
+                f"{args.model_name_or_path} holds a {architecture}, which has no trained head to evaluate; it must be "
+                f"one of {', '.join(TASKS)}: fine-tune it first"
+            )
+        auto, load = TASKS[architecture]
+        data = load(args.dataset, args.data_dir, **({"split": args.data_split} if args.data_split else {}))
         model = auto.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(state.device)
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
         evaluation = evaluate(model, processor, data, args.split, args.per_device_eval_batch_size)
-    except (OSError, ValueError) as error:  # what the user can mend: the message is enough
+    except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
         sys.exit(f"error: {error}")
     if state.is_main_process:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import HfApi
 from transformers import AutoImageProcessor, HfArgumentParser, set_seed
 
 from surgenet_hf import SurgeNetForPhaseRecognition
@@ -52,7 +53,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         model_args, data_args, phase_args, training_args = parser.parse_args_into_dataclasses(argv)
         push, training_args.push_to_hub = training_args.push_to_hub, False  # with our card, at the end
+        if push:
+            HfApi().whoami()  # a missing token shows now, not after the training
         data = load_classification(data_args.dataset, data_args.data_dir, **data_args.options())
+        if data.problem_type != "single_label_classification":
+            raise ValueError(f"{data.name} has several labels a frame, not phases: use finetune_classification.py")
         stage1 = str(Path(training_args.output_dir, "stage1"))
         stage1_args = stage_arguments(deepcopy(training_args), stage1)
         stage2_args = stage_arguments(
@@ -70,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
             processor = AutoImageProcessor.from_pretrained(frame_model)
         elif not finished(stage1):
             model, processor = build_model(source_of(model_args), data, model_args.image_size)
-    except (OSError, ValueError) as error:  # what the user can mend: the message is enough
+    except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
         sys.exit(f"error: {error}")
     if training_args.process_index == 0:
         print(*data.notes, sep="\n")
@@ -91,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
                 layer_decay=model_args.layer_decay,
                 early_stopping_patience=model_args.early_stopping_patience,
             )
-            publish_results(trainer, processor, data, model_args.eval_split, push)
+            publish_results(trainer, processor, data, model_args.eval_split)
         processor = AutoImageProcessor.from_pretrained(frame_model)
 
     set_seed(training_args.seed)
@@ -110,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         balanced=balanced,
         early_stopping_patience=phase_args.tcn_early_stopping_patience,
     )
-    publish_results(trainer, processor, data, model_args.eval_split, push)
+    publish_results(trainer, processor, data, model_args.eval_split, push, name=Path(training_args.output_dir).name)
 
 
 if __name__ == "__main__":

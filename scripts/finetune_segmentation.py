@@ -11,6 +11,7 @@ A run that was killed goes on with the same command and --resume_from_checkpoint
 import sys
 from dataclasses import dataclass, field
 
+from huggingface_hub import HfApi
 from transformers import HfArgumentParser, set_seed
 
 from surgenet_hf.data import load_segmentation
@@ -38,11 +39,13 @@ def main(argv: list[str] | None = None) -> None:
     try:
         model_args, data_args, loss_args, training_args = parser.parse_args_into_dataclasses(argv)
         push, training_args.push_to_hub = training_args.push_to_hub, False  # with our card, at the end
+        if push:
+            HfApi().whoami()  # a missing token shows now, not after the training
         resume_point(training_args)
         data = load_segmentation(data_args.dataset, data_args.data_dir, **data_args.options())
         set_seed(training_args.seed)
         model, processor = build_model(source_of(model_args), data, model_args.image_size)
-    except (OSError, ValueError) as error:  # what the user can mend: the message is enough
+    except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
         sys.exit(f"error: {error}")
     if training_args.process_index == 0:
         print(*data.notes, sep="\n")

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.color_by == "video" and len(set(saved["dataset"])) > 1:  # data sets may call their videos alike
             groups = [" ".join(names) for names in zip(saved["dataset"], groups, strict=True)]
         coordinates = tsne(saved["embeddings"], seed=args.seed)
-    except (OSError, ValueError) as error:  # what the user can mend: the message is enough
+    except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
         sys.exit(f"plot_embeddings.py: error: {error}")
 
     model = str(saved["model"])

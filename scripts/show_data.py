@@ -41,12 +41,12 @@ def main(argv: list[str] | None = None) -> None:
         data = load(args.dataset, args.data_dir)
     except FileNotFoundError as error:
         sys.exit(f"error: {error}\n{where_to_get(args.dataset)}")
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}" + ("" if args.data_dir else f"\n{where_to_get(args.dataset)}"))
     print(*data.notes, sep="\n")
     try:
         save_figure(show(data, args.split, args.num_frames, args.seed), output)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"Written: {output}")
 

@@ -10,7 +10,7 @@ A results file holds
                  "unknown", of videos that the backbone's pretraining has seen; null where it has seen none
     metrics      the headline figures by name, and per_class: {label: figures}; `surgenet_hf.metrics` says what they
                  mean; null is undefined
-    intervals    {figure: [low, high]}: 95 % by bootstrap over the videos
+    intervals    {figure: [low, high]}: 95 % by bootstrap over the videos; none where there is one video
     bootstrap    {figure: its value in each draw}; two files on the same videos are paired draw by draw
     per_video    {video: figures}
     comparisons  {name: metrics} of others on the same data, e.g. the majority-class baseline
@@ -22,6 +22,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -60,6 +61,7 @@ HEADLINES = (
     "edit_score",
     "f1@50",
 )
+SEQUENCE_FIGURES = ("edit", "f1@", "relaxed")  # of phases in time
 FRAMES_DRAWN = 4
 LIBRARIES = ("surgenet_hf", "torch", "transformers", "timm", "datasets", "numpy")
 
@@ -175,6 +177,9 @@ def evaluate(
         raise ValueError(
             f"The model has {model.config.num_labels} classes, the data set {data.name!r} has {len(data.labels)}."
         )
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    if names != list(data.labels) and not all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        raise ValueError(f"The model's classes are {names}, those of {data.name!r} are {list(data.labels)}.")
     truths, predictions = {}, {}
     state = PartialState()
     share = range(state.process_index, len(rows), state.num_processes)
@@ -187,7 +192,8 @@ def evaluate(
         for row, scores in predict_scores(model, processor, rows, batch_size, share):
             metric.add(scores[None], row["labels"][None], row["video"])
     else:
-        task = "phase-recognition"
+        # without a frame rate the rows are frames, not a sequence
+        task = "phase-recognition" if data.frames_per_second else "image-classification"
         transitions = CHOLEC80_TRANSITIONS if data.name == "cholec80-phase" else None
         rate = data.frames_per_second or 1.0
         metric = PhaseMetric(len(data.labels), frames_per_second=rate, transitions=transitions)
@@ -217,7 +223,7 @@ def evaluate(
             "notes": list(data.notes),
             "leakage": leakage_note((getattr(model.config, "pretraining", None) or {}).get("name"), data.name),
         },
-        **_figures(metric, data.labels, draws),
+        **_figures(metric, data.labels, draws, temporal=task != "image-classification"),
         "comparisons": {},
         "versions": _versions(),
         "command": shlex.join(["python", *sys.argv]),
@@ -317,8 +323,9 @@ def summary(results: dict) -> str:
     lines = [f"\n{data['name']}, {data['split']}: {data['frames']} frames of {len(data['videos'])} videos"]
     for name, value in results["metrics"].items():
         if name in HEADLINES:
-            low, high = results["intervals"][name]
-            lines.append(f"  {name:<24}{value:8.3f}   95 % interval {low:.3f} to {high:.3f}")
+            low, high = results["intervals"].get(name, (None, None))
+            interval = "one video: no interval" if low is None else f"95 % interval {low:.3f} to {high:.3f}"
+            lines.append(f"  {name:<24}{value:8.3f}   {interval}")
     if data["leakage"]:
         lines.append(f"  Leakage: {data['leakage']}.")
     return "\n".join(lines)
@@ -359,12 +366,17 @@ def write_figures(evaluation: Evaluation, model, processor, data, split: str, ou
         figures.save_both(figure, output_dir / "segmentation")
         dice = [results["metrics"]["per_class"][label]["dice"] for label in data.labels]
         figures.save_both(figures.bar_figure({"Dice": dice}, data.labels, title=title), output_dir / "per_class")
-    elif results["task"] == "image-classification":
+    elif isinstance(evaluation.metric, MultiLabelMetric):
         records = evaluation.metric.records
         targets = np.concatenate([record.targets for record in records])
         scores = np.concatenate([record.scores for record in records])
         figure = figures.precision_recall_figure(targets, scores, data.labels, title=title)
         figures.save_both(figure, output_dir / "precision_recall")
+    elif results["task"] == "image-classification":
+        f1 = [results["metrics"]["per_class"][label]["f1"] for label in data.labels]
+        figures.save_both(
+            figures.bar_figure({"F1": f1}, data.labels, quantity="F1", title=title), output_dir / "per_class"
+        )
     else:
         seconds = 1 / (data.frames_per_second or 1.0)
         figure = figures.phase_figure(evaluation.truths, evaluation.predictions, data.labels, seconds, title=title)
@@ -390,10 +402,13 @@ def _split(data, split: str):
     return data.splits[split]
 
 
-def _figures(metric, labels: tuple[str, ...], draws: int) -> dict:
+def _figures(metric, labels: tuple[str, ...], draws: int, temporal: bool = True) -> dict:
     """metrics, intervals, bootstrap and per_video of a metric, with names in place of class ids."""
     computed = metric.compute()
-    drawn = bootstrap(metric, draws) if draws else {}
+    drawn = bootstrap(metric, draws) if draws and len(metric.videos) > 1 else {}  # one video has no spread
+    if not temporal:
+        computed = {name: value for name, value in computed.items() if not name.startswith(SEQUENCE_FIGURES)}
+        drawn = {name: value for name, value in drawn.items() if name in computed}
     return {
         "metrics": {
             **{name: value for name, value in computed.items() if isinstance(value, float)},

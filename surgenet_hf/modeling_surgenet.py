@@ -93,6 +93,7 @@ class SurgeNetPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _backbone_prefixes = (".encoder.", ".surgenet.encoder.")  # of the parameters that a file must hold
     _no_split_modules = ["MetaFormerBlock", "ConvNeXtBlock", "PvtV2Block"]  # noqa: RUF012
 
     @torch.no_grad()
@@ -126,7 +127,7 @@ class SurgeNetPreTrainedModel(PreTrainedModel):
         found = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"]}
         found["of another shape"] = [key for key, *_ in info["mismatched_keys"]]
         wrong = {
-            kind: sorted(key for key in keys if f".{key}".startswith((".encoder.", ".surgenet.encoder.")))
+            kind: sorted(key for key in keys if f".{key}".startswith(cls._backbone_prefixes))
             for kind, keys in found.items()
         }
         # without a name, everything is meant to be initialised
@@ -147,6 +148,9 @@ class SurgeNetModel(SurgeNetPreTrainedModel):
         >>> model = SurgeNetModel.from_pretrained("surgenet/surgenetxl")
         >>> model(pixel_values).pooler_output  # (B, C): the embedding that DINO trained
     """
+
+    # segmentation models lack the norm of the embedding: SurgeNetBackbone takes their feature maps
+    _backbone_prefixes = (".encoder.", ".layernorm.")
 
     def __init__(self, config: SurgeNetConfig, add_pooling_layer: bool = True):
         super().__init__(config)

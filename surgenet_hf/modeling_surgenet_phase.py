@@ -151,6 +151,7 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
     """
 
     config: SurgeNetPhaseConfig
+    _backbone_prefixes = (".surgenet.",)
     accepts_loss_kwargs = False  # Trainer then averages the loss over accumulated batches itself
 
     def __init__(self, config: SurgeNetPhaseConfig):

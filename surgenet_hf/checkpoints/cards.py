@@ -115,8 +115,12 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
         summary=f"{BACKBONE_NAMES[config.backbone]} with a {task} head for {len(config.id2label)} classes: "
         f"{', '.join(config.id2label.values())}.",
         entry=None,
-        examples=[_example(repo_id, auto_class, ".logits")],
-        remote_example=_remote_example(repo_id, auto_class),
+        examples=[
+            _phase_example(repo_id)
+            if config.model_type == "surgenet_phase"
+            else _example(repo_id, auto_class, ".logits")
+        ],
+        remote_example=_remote_example(repo_id, auto_class, "COMMIT"),
         image_size=(processor.size["height"], processor.size["width"]),
         mean=processor.image_mean,
         std=processor.image_std,
@@ -156,10 +160,20 @@ def _example(repo_id: str, auto_class: str, output: str, **arguments) -> str:
     )
 
 
-def _remote_example(repo_id: str, auto_class: str) -> str:
+def _phase_example(repo_id: str) -> str:
+    return (
+        "import surgenet_hf\nfrom transformers import AutoImageProcessor, AutoModel\n\n"
+        f'processor = AutoImageProcessor.from_pretrained("{repo_id}")\n'
+        f'model = AutoModel.from_pretrained("{repo_id}").eval()\n'
+        'frames = processor(images, return_tensors="pt").pixel_values  # of a video, in order, at its frame rate\n'
+        "model(frames[None]).logits  # (1, T, phases); model.stream takes one frame at a time"
+    )
+
+
+def _remote_example(repo_id: str, auto_class: str, revision: str = REVISION) -> str:
     return (
         f"from transformers import {auto_class}\n\n"
-        f'model = {auto_class}.from_pretrained("{repo_id}", trust_remote_code=True, revision="{REVISION}")'
+        f'model = {auto_class}.from_pretrained("{repo_id}", trust_remote_code=True, revision="{revision}")'
     )
 
 

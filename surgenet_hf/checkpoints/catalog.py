@@ -287,7 +287,6 @@ _LEAKS = {
     "endoscapes": {"Cholec80": "76 of the 80 videos of Cholec80, some of which are also videos of Endoscapes"},
     "dsad": {"DSAD": "frames of DSAD"},
     "autolaparo": {},
-    "synthetic": {},
 }
 
 
@@ -299,7 +298,7 @@ def leakage_note(pretraining_name: str | None, data_name: str) -> str | None:
         data_name: of the data set, e.g. "cholec80-phase".
     """
     leaks = next((found for name, found in _LEAKS.items() if data_name.split("-")[0] == name), None)
-    if leaks == {} or (pretraining_name or "").startswith("none"):
+    if data_name.startswith("synthetic") or (pretraining_name or "").startswith("none"):
         return None
     entry = next((entry for entry in CATALOG if entry.name == pretraining_name), None)
     if entry is None:

@@ -213,7 +213,7 @@ def choose_statistics(checkpoint: CheckpointFile, config: SurgeNetConfig, choice
         return "imagenet", "StarReLU: the ImageNet CAFormer"
     logger.warning(
         f"{checkpoint.path.name} does not say which image statistics it was trained with: taking SurgeNet's. "
-        "If it was trained with ImageNet's, say normalization='imagenet'."
+        "If it was trained with ImageNet's, convert it again with normalization (--normalization) imagenet."
     )
     return "surgenet", "assumed: nothing in the file tells"
 

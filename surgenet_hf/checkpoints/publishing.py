@@ -33,6 +33,7 @@ from .reading import file_sha256, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
+MARKER = ".prepared-by-surgenet_hf"  # in a folder that may be replaced; it is not uploaded
 COLLECTION = "SurgeNet"
 COLLECTION_DESCRIPTION = "Surgical foundation models, DINO-pretrained on up to 4.7 million frames of surgical video."
 # what a repository carries so that trust_remote_code loads it without this package
@@ -184,6 +185,7 @@ def publish_checkpoints(
             lambda folder, entry=entry, repo_id=repo_id: prepare_checkpoint(entry, repo_id, folder),
             push,
             private,
+            tag=True,
         )
         if push and outcome.error is None:
             try:
@@ -200,21 +202,26 @@ def publish_finetuned(
 ) -> Outcome:
     """Prepare a user's own fine-tuned model in `output_dir` and, with `push`, upload it."""
     folder = output_dir / repo_id.split("/")[-1]
-    return _attempt(repo_id, folder, lambda folder: prepare_finetuned(model_dir, repo_id, folder), push, private)
+    return _attempt(repo_id, folder, lambda to: prepare_finetuned(model_dir, repo_id, to), push, private, tag=False)
 
 
-def _attempt(repo_id: str, folder: Path, prepare: Callable[[Path], None], push: bool, private: bool) -> Outcome:
+def _attempt(
+    repo_id: str, folder: Path, prepare: Callable[[Path], None], push: bool, private: bool, tag: bool
+) -> Outcome:
     outcome = Outcome(repo_id)
     try:
+        if folder.exists() and not (folder / MARKER).exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} was not prepared by this script; choose another output_dir")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             prepare(Path(temporary, "repository"))
+            Path(temporary, "repository", MARKER).touch()
             if folder.exists():
                 shutil.rmtree(folder)
             Path(temporary, "repository").replace(folder)
         outcome.changes, operations = find_changes(folder, repo_id)
         if push:
-            outcome.commit = upload(repo_id, operations, private)
+            outcome.commit = upload(repo_id, operations, private, tag)
     except Exception as error:  # of any kind: it is reported, and the next checkpoint has its turn
         logger.debug(f"{repo_id} failed", exc_info=True)
         cause = f" ({error.__cause__})" if error.__cause__ else ""
@@ -232,28 +239,34 @@ def find_changes(folder: Path, repo_id: str) -> tuple[list[str], list[CommitOper
     except RepositoryNotFoundError:
         there = {}
     words, operations = [], []
-    for path in sorted(folder.iterdir()):
+    paths = sorted(path for path in folder.iterdir() if path.name != MARKER)
+    for path in paths:
         content = path.read_bytes()
         git_blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         if there.get(path.name) not in (git_blob, hashlib.sha256(content).hexdigest()):
             words.append(f"{'changed' if path.name in there else 'new'} {path.name}")
             operations.append(CommitOperationAdd(path.name, path))
-    for name in sorted(there.keys() - {path.name for path in folder.iterdir()} - {".gitattributes"}):
+    for name in sorted(there.keys() - {path.name for path in paths} - {".gitattributes"}):
         words.append(f"deleted {name}")
         operations.append(CommitOperationDelete(name))
     return words, operations
 
 
-def upload(repo_id: str, operations: list[CommitOperationAdd | CommitOperationDelete], private: bool) -> str | None:
-    """One commit and the tag of this version; returns the commit's id, None where there was nothing to do.
+def upload(
+    repo_id: str, operations: list[CommitOperationAdd | CommitOperationDelete], private: bool, tag: bool
+) -> str | None:
+    """One commit and, with `tag`, the tag of this version, which the examples of our own cards pin.
+
+    Returns:
+        the commit's id, None where there was nothing to do.
 
     Raises:
         ValueError: the version's tag marks other content already.
     """
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
-    tagged = any(tag.name == REVISION for tag in api.list_repo_refs(repo_id).tags)
-    if operations and tagged:
+    tagged = not tag or any(ref.name == REVISION for ref in api.list_repo_refs(repo_id).tags)
+    if operations and tag and tagged:
         raise ValueError(
             f"{repo_id} has the tag {REVISION} on other content, and examples pin it: raise the package's version"
         )

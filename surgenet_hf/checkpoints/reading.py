@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 # What a full DINO checkpoint pickles beside tensors: its command line and numpy scalars (named as numpy 1 and 2 do).
@@ -101,9 +102,14 @@ def file_sha256(path: str | os.PathLike) -> str:
 def _load(path: Path):
     """The content of a weight file, tensors on the CPU."""
     if path.suffix == ".safetensors":
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is cut short or damaged ({error}); download it again") from error
     with open(path, "rb") as file:
         start = file.read(64)
+    if not start:
+        raise ValueError(f"{path} is empty; download it again")
     is_zip = start.startswith(b"PK")
     if not is_zip and not start.startswith((b"\x80", b"(", b"c")):
         raise ValueError(

@@ -1,44 +1,41 @@
 """Frames and labels: one module per data set, all giving data sets of one schema."""
 
+import inspect
 from collections.abc import Callable
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 
-from . import autolaparo, cholec80, endoscapes, endoscapes_cvs, folder, own, synthetic, synthetic_phases
+from . import (
+    autolaparo,
+    cholec80,
+    cholecseg8k,
+    dsad,
+    endoscapes,
+    endoscapes_cvs,
+    folder,
+    own,
+    synthetic,
+    synthetic_phases,
+)
 from .classification import ClassificationData
 from .segmentation import SegmentationData
 
 __all__ = ["ClassificationData", "SegmentationData", "load_classification", "load_segmentation"]
 
 
-def _in_module(name: str) -> Callable:
-    """`load` of a module that is imported when it is asked for."""
-
-    def load(*args, **kwargs):
-        return import_module(f"{__name__}.{name}").load(*args, **kwargs)
-
-    return load
-
-
-def _cholec80(task: str) -> Callable:
-    def load(data_dir: str | Path, **kwargs) -> ClassificationData:
-        return cholec80.load(data_dir, task, **kwargs)
-
-    return load
-
-
 SEGMENTATION = {
     "synthetic": synthetic.load,
     "endoscapes": endoscapes.load,
     "folder": folder.load,
-    "cholecseg8k": _in_module("cholecseg8k"),
-    "dsad": _in_module("dsad"),
+    "cholecseg8k": cholecseg8k.load,
+    "cholecseg8k-8": partial(cholecseg8k.load, classes=8),
+    "dsad": dsad.load,
 }
 CLASSIFICATION = {
     "synthetic-phases": synthetic_phases.load,
     "endoscapes-cvs": endoscapes_cvs.load,
-    "cholec80-phase": _cholec80("phase"),
-    "cholec80-tools": _cholec80("tools"),
+    "cholec80-phase": partial(cholec80.load, task="phase"),
+    "cholec80-tools": partial(cholec80.load, task="tools"),
     "autolaparo": autolaparo.load,
     "csv": own.load_csv,
     "videos": own.load_videos,
@@ -50,8 +47,8 @@ def load_segmentation(name: str, data_dir: str | Path | None = None, **kwargs) -
     """A segmentation data set by its name.
 
     Args:
-        name: "synthetic", "endoscapes", "folder", "cholecseg8k" or "dsad"; what each expects in `data_dir` is in the
-            docstring of its module.
+        name: "synthetic", "endoscapes", "folder", "cholecseg8k" (13 classes), "cholecseg8k-8" (EndoViT's 8) or "dsad";
+            what each expects in `data_dir` is in the docstring of its module.
         data_dir: where the data lies. "synthetic" takes it as the place to write to and needs none; "dsad" takes
             the name of its Hub repository too.
         kwargs: passed on to `load` of the module.
@@ -85,4 +82,7 @@ def _load(loaders: dict[str, Callable], name: str, data_dir: str | Path | None, 
         raise ValueError(f"unknown data set {name!r}; the known ones are {', '.join(loaders)}")
     if data_dir is None and name not in _MADE:
         raise ValueError(f"the data set {name!r} needs data_dir, the folder that holds it; none was given")
+    unknown = kwargs.keys() - inspect.signature(loaders[name]).parameters.keys()
+    if unknown:
+        raise ValueError(f"the data set {name!r} has no choice of {', '.join(sorted(unknown))}")
     return loaders[name](data_dir, **kwargs)

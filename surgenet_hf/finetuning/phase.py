@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, TrainingArguments
@@ -22,7 +23,7 @@ from .training import SurgeNetTrainer, balanced_weights, resume_point
 
 
 class VideoFeatures(torch.utils.data.Dataset):
-    """The embeddings of each video of a split: {"features": (T, C), "labels": (T,)}, one item a video.
+    """The embeddings and phases of each video of a split: {"features": (T, C), "labels": (T,)}, one item a video.
 
     They are computed at first and kept in a folder of `cache_dir` that belongs to these weights and this processor: a
     file a video, written whole or not at all, so that a run that was killed goes on with the next video.
@@ -31,26 +32,30 @@ class VideoFeatures(torch.utils.data.Dataset):
     def __init__(self, model: SurgeNetForPhaseRecognition, processor, split, cache_dir: str | os.PathLike):
         self.cache_dir = Path(cache_dir, fingerprint(model.surgenet, processor))
         self.cache_dir.mkdir(parents=True, exist_ok=True)
-        self.ranges = video_ranges(split)
-        self.videos = list(self.ranges)
-        for video in tqdm(self.videos, desc="Features", unit="video"):
-            if not self._path(video).exists():
-                self._save(video, *compute_features(model, processor, split, self.ranges[video]))
+        ranges = video_ranges(split)
+        self.videos = list(ranges)
+        labels = split.select_columns(["labels"])[:]["labels"]
+        self.labels = {video: torch.tensor([labels[i] for i in rows]) for video, rows in ranges.items()}
+        state = PartialState()
+        for video in tqdm(self.videos[state.process_index :: state.num_processes], desc="Features", unit="video"):
+            if not self._path(video).exists() or len(np.load(self._path(video))) != len(ranges[video]):
+                self._save(video, compute_features(model, processor, split, ranges[video]))
+        state.wait_for_everyone()
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        with np.load(self._path(self.videos[index])) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in ("features", "labels")}
+        video = self.videos[index]
+        return {"features": torch.from_numpy(np.load(self._path(video))), "labels": self.labels[video]}
 
     def _path(self, video: str) -> Path:
-        return self.cache_dir / f"{video}.npz"
+        return self.cache_dir / f"{video}.npy"
 
-    def _save(self, video: str, features: np.ndarray, labels: np.ndarray) -> None:
+    def _save(self, video: str, features: np.ndarray) -> None:
         temporary = self._path(video).with_suffix(".partial")
         with open(temporary, "wb") as file:
-            np.savez(file, features=features, labels=labels)
+            np.save(file, features)
         temporary.replace(self._path(video))
 
 
@@ -62,13 +67,10 @@ def fingerprint(model: torch.nn.Module, processor) -> str:
     return digest.hexdigest()[:16]
 
 
-def compute_features(model, processor, split, rows: range, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (T, C), float32, and phases (T,) of the given rows of a split."""
-    features, labels = [], []
-    for batch, outputs in predict(model.surgenet, processor, split, rows, batch_size):
-        features.append(outputs.pooler_output.float().cpu().numpy())
-        labels += [row["labels"] for row in batch]
-    return np.concatenate(features), np.array(labels, dtype=np.int64)
+def compute_features(model, processor, split, rows: range, batch_size: int = 32) -> np.ndarray:
+    """Embeddings (T, C), float32, of the given rows of a split."""
+    batches = predict(model.surgenet, processor, split, rows, batch_size)
+    return np.concatenate([outputs.pooler_output.float().cpu().numpy() for _, outputs in batches])
 
 
 def collate_videos(videos: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -8,12 +8,14 @@ import torch
 from huggingface_hub import HfApi
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from ..checkpoints.loading import fetch_checkpoint
 from ..checkpoints.publishing import publish_finetuned
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
 from ..evaluation import evaluate, summary, write_figures, write_results
+
+logger = logging.get_logger(__name__)
 
 TASK_METRIC = "task"  # stands for the metric that `SurgeNetTrainer` is told; None would become the loss
 AUGMENTATIONS = ("none", "light", "strong")
@@ -190,10 +192,12 @@ class SurgeNetTrainer(Trainer):
 def resume_point(args: TrainingArguments) -> str | None:
     """The checkpoint to go on from: the one asked for, or the last in `output_dir` with --resume_from_checkpoint true.
 
+    A run that was killed before its first checkpoint begins anew.
+
     Raises:
-        ValueError: there is none where one was asked for; or there is one, and nobody asked to go on from it.
+        ValueError: there is a checkpoint, and nobody asked to go on from it.
     """
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    last = last_checkpoint(args.output_dir)
     asked = args.resume_from_checkpoint
     if asked is None or str(asked).lower() == "false":
         if last is not None:
@@ -205,8 +209,15 @@ def resume_point(args: TrainingArguments) -> str | None:
     if str(asked).lower() != "true":
         return str(asked)
     if last is None:
-        raise ValueError(f"nothing to resume from: {args.output_dir} holds no checkpoint")
+        logger.warning(f"{args.output_dir} holds no checkpoint yet: beginning anew")
     return last
+
+
+def last_checkpoint(output_dir: str) -> str | None:
+    """The last checkpoint that is whole: Trainer writes its state last, and a killed run may leave less."""
+    folders = Path(output_dir).glob("checkpoint-*")
+    whole = [folder for folder in folders if (folder / "trainer_state.json").is_file()]
+    return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
 
 
 def layer_groups(model: nn.Module, layer_decay: float, learning_rate: float, weight_decay: float) -> list[dict]:
@@ -264,8 +275,7 @@ def stage_arguments(args: TrainingArguments, output_dir: str, **changes) -> Trai
     args.output_dir = output_dir
     for name, value in changes.items():
         setattr(args, name, value)
-    last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    if last is None:
+    if last_checkpoint(output_dir) is None:
         if finished(output_dir) and args.resume_from_checkpoint is None:
             raise ValueError(f"{output_dir} is from an earlier run: name another --output_dir")
         args.resume_from_checkpoint = None
@@ -283,11 +293,15 @@ def trained_model(trainer: Trainer) -> nn.Module:
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
-def publish_results(trainer: Trainer, processor, data, split: str | None, push: bool = False) -> None:
+def publish_results(
+    trainer: Trainer, processor, data, split: str | None, push: bool = False, name: str | None = None
+) -> None:
     """Save the model, evaluate it and write model/, results.json and figures; with `push`, to the Hub with our card.
 
     Args:
         split: of the figures; None: test where the data has one, else validation.
+        push: upload it as --hub_model_id, or else as `name`.
+        name: default: that of the output folder.
     """
     args, model = trainer.args, trained_model(trainer)
     output_dir = Path(args.output_dir)
@@ -301,7 +315,7 @@ def publish_results(trainer: Trainer, processor, data, split: str | None, push: 
         write_results(evaluation.results, output_dir / "results.json")
         print(summary(evaluation.results), f"Written to {output_dir}: model, results.json, figures", sep="\n")
         if push:
-            repo_id = args.hub_model_id or f"{HfApi().whoami()['name']}/{output_dir.name}"
+            repo_id = args.hub_model_id or f"{HfApi().whoami()['name']}/{name or output_dir.name}"
             outcome = publish_finetuned(
                 output_dir / "model", repo_id, output_dir / "hub", push=True, private=bool(args.hub_private_repo)
             )

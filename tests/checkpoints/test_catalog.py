@@ -67,6 +67,8 @@ def test_records_are_consistent():
         ("none (random initialisation)", "cholec80-phase", None),
         ("unknown", "cholec80-phase", "unknown"),
         (None, "endoscapes", "unknown"),
+        (None, "autolaparo", "unknown"),
+        (None, "synthetic-phases", None),
     ],
 )
 def test_leakage(pretraining, data, note):

@@ -185,14 +185,33 @@ def test_users_own_model(hub, client, finetuned, tmp_path):
     again = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True, private=True)
     assert (again.changes, again.commit) == ([], None)
 
-    # other weights under the tag that examples pin: refused, until the version is raised
+    assert not hub.repos["maintainer/mine"].tags  # the version of this package says nothing of a user's weights
     model = SurgeNetForSemanticSegmentation.from_pretrained(finetuned)
     torch.nn.init.ones_(model.decode_head.classifier.bias)
     model.save_pretrained(finetuned)
     changed = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
-    assert "raise the package's version" in changed.error
-    assert "changed model.safetensors" in changed.changes
-    assert len(hub.repos["maintainer/mine"].commits) == 2
+    assert changed.error is None
+    assert changed.changes == ["changed README.md", "changed model.safetensors"]
+    assert len(hub.repos["maintainer/mine"].commits) == 3
+
+
+def test_a_users_folder_is_not_replaced(hub, client, finetuned):
+    """output_dir/NAME may be the very run that is published."""
+    outcome = publish_finetuned(finetuned, "maintainer/mine", finetuned.parents[1])
+    assert "was not prepared by this script" in outcome.error
+    assert (finetuned / "model.safetensors").exists()
+
+
+def test_other_content_under_a_pinned_tag_is_refused(hub, client, tiny_backbones, monkeypatch, tmp_path):
+    monkeypatch.setattr(publishing, "compare_with_source", lambda *args: None)  # timm has no tiny networks
+    entry = find_entry("SurgeNet-RAMIE")
+    hub.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(original(SurgeNetModel, tiny()))})
+    (first,) = publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)
+    assert first.error is None
+    hub.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(original(SurgeNetModel, tiny(), seed=1))})
+    (second,) = publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)
+    assert "raise the package's version" in second.error
+    assert len(hub.repos["surgenet/surgenet-ramie"].commits) == 2
 
 
 def test_not_a_model(hub, client, tmp_path):
@@ -245,7 +264,7 @@ class NoTimm:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, NoTimm())
 from transformers import AutoModelForSemanticSegmentation
-AutoModelForSemanticSegmentation.from_pretrained("maintainer/mine", trust_remote_code=True, revision="v0.1.0")
+AutoModelForSemanticSegmentation.from_pretrained("maintainer/mine", trust_remote_code=True, revision="main")
 """
     run = subprocess.run(
         [sys.executable, "-c", code], env=hub.environment(tmp_path / "home"), capture_output=True, text=True

@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints.reading import read_checkpoint
@@ -88,7 +89,7 @@ def test_no_code_hides_in_the_arguments(weights, tmp_path):
     [
         (b"<!DOCTYPE html><title>404</title>", "not a PyTorch file.*web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
-        (b"", "not a PyTorch file"),
+        (b"", "is empty"),
         (b"\x80\x02garbage", "cannot be read|could run code"),
     ],
 )
@@ -119,3 +120,11 @@ def test_not_a_state_dict(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
         read_checkpoint(tmp_path / "nothing.pth")
+
+
+def test_truncated_safetensors(weights, tmp_path):
+    save_file(weights, tmp_path / "file.safetensors")
+    whole = (tmp_path / "file.safetensors").read_bytes()
+    (tmp_path / "file.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cut short"):
+        read_checkpoint(tmp_path / "file.safetensors")
