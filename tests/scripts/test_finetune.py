@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
+from surgenet_hf import SurgeNetForImageClassification, SurgeNetModel
+from surgenet_hf.checkpoints.conversion import build_image_processor
 from surgenet_hf.data import load_segmentation
+from tests.checkpoints.files import tiny
 from tests.scripts import load_script
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -156,3 +159,39 @@ def test_two_processes(masks, tmp_path):
     assert one["metrics"] == two["metrics"]
     assert one["bootstrap"] == two["bootstrap"]
     assert AutoConfig.from_pretrained(tmp_path / "out" / "model").pretraining["name"].startswith("none")
+
+
+def test_pushed_with_our_card(hub, client, phases, tmp_path):
+    """The phase model, not the frame classifier before it, in one commit; a missing token shows before training."""
+    data = ["--dataset", "videos", "--data_dir", str(phases), "--tcn_epochs", "1"]
+    push = ["--push_to_hub", "true", "--hub_private_repo", "true"]
+    finetune_phase([*COMMON, *data, *push, "--output_dir", str(tmp_path / "my-phases")])
+    assert hub.repos.keys() == {"maintainer/my-phases"}
+    repo = hub.repos["maintainer/my-phases"]
+    assert repo.private
+    assert len(repo.commits) == 2
+    assert {"model.safetensors", "modeling_surgenet_phase.py", "results.json"} <= repo.files().keys()
+    card = repo.files()["README.md"].decode()
+    assert "macro_f1" in card
+    assert "model(frames[None]).logits" in card
+
+    hub.fail("whoami", status=401)
+    with pytest.raises(SystemExit, match="error"):
+        finetune_phase([*COMMON, *data, *push, "--output_dir", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
+def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path):
+    """A backbone without a trained head, and classes by other names."""
+    SurgeNetModel(tiny()).save_pretrained(tmp_path / "backbone")
+    csv_data = ["--dataset", "csv", "--data_dir", str(labelled), "--output_dir", str(tmp_path / "o")]
+    with pytest.raises(SystemExit, match="no trained head"):
+        evaluate_model(["--model_name_or_path", str(tmp_path / "backbone"), *csv_data])
+    config = tiny(num_labels=2)
+    config.id2label = {0: "other", 1: "names"}
+    SurgeNetForImageClassification(config).save_pretrained(tmp_path / "head")
+    build_image_processor(image_size=32).save_pretrained(tmp_path / "head")
+    with pytest.raises(SystemExit, match=r"classes are \['other', 'names'\]"):
+        evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split", "validation"])
+    with pytest.raises(SystemExit, match="no choice of split"):
+        evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--data_split", "x"])
