@@ -22,7 +22,7 @@ from transformers import (
 
 import surgenet_hf  # noqa: F401  (makes the Auto classes know our models)
 from surgenet_hf.data import load_classification, load_segmentation
-from surgenet_hf.evaluation import evaluate, summary, write_figures, write_results
+from surgenet_hf.evaluation import evaluate, recorded_seed, summary, write_figures, write_results
 
 TASKS = {
     "SurgeNetForSemanticSegmentation": (AutoModelForSemanticSegmentation, load_segmentation),
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         data = load(args.dataset, args.data_dir, **({"split": args.data_split} if args.data_split else {}))
         model = auto.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(state.device)
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
-        evaluation = evaluate(model, processor, data, args.split, args.per_device_eval_batch_size)
+        seed = recorded_seed(args.model_name_or_path)
+        evaluation = evaluate(model, processor, data, args.split, args.per_device_eval_batch_size, seed)
     except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
         sys.exit(f"error: {error}")
     if state.is_main_process:

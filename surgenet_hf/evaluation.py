@@ -317,6 +317,12 @@ def comparison_table(columns: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def recorded_seed(model_dir: str | os.PathLike) -> int | None:
+    """The seed of a model's training, from the results.json that training left beside its folder."""
+    path = Path(model_dir).parent / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("seed") if path.is_file() else None
+
+
 def summary(results: dict) -> str:
     """The headline figures of results with their intervals, and the note on leakage, as text."""
     data = results["data"]
