@@ -105,6 +105,7 @@ WIDTH, HEIGHT = 854, 480
 _LAYOUT = (
     "expected the layout of the CholecSeg8k archive: videoNN/videoNN_SSSSS/ with frame_F_endo.png and "
     "frame_F_endo_watershed_mask.png"
+    f". Get it from {SOURCE}"
 )
 
 

@@ -87,6 +87,7 @@ _SPLIT_OF = {operation: split for split, operations in SPLITS.items() for operat
 _LAYOUT = (
     "expected the archive's multilabel/<operation>/ with image23.png and mask23_<structure>.png, and "
     "<structure>/<operation>/ with image23.png and mask23.png; or the mirror's .parquet files"
+    f". Get it from {SOURCE}"
 )
 
 

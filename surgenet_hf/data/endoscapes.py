@@ -58,8 +58,10 @@ NUM_FRAMES = 493
 # split: (its folder, first video, last video)
 SPLITS = {"train": ("train", 1, 120), "validation": ("val", 121, 161), "test": ("test", 162, 201)}
 
+SOURCE = "https://github.com/CAMMA-public/Endoscapes (free)"
 _LAYOUT = (
     "expected the official Endoscapes2023 layout: train/, val/, test/ with <video>_<frame>.jpg and semseg/ with .png"
+    f". Get it from {SOURCE}"
 )
 
 

@@ -1,4 +1,3 @@
-import importlib
 import pickle
 
 import numpy as np
@@ -33,11 +32,14 @@ def test_a_missing_data_dir_is_an_error_of_its_own(name, tmp_path):
         load_classification(name, tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["cholecseg8k", "dsad"])
-def test_segmentation_sets_of_modules_that_are_imported_when_asked_for(name, tmp_path, monkeypatch):
-    module = importlib.import_module(f"surgenet_hf.data.{name}")
-    monkeypatch.setattr(module, "load", lambda data_dir, **kwargs: (data_dir, kwargs))
-    assert load_segmentation(name, tmp_path, some="option") == (tmp_path, {"some": "option"})
+@pytest.mark.parametrize(
+    ("name", "source"), [("cholecseg8k", "kaggle"), ("cholecseg8k-8", "kaggle"), ("dsad", "figshare")]
+)
+def test_segmentation_sets_say_where_to_get_them(name, source, tmp_path):
+    with pytest.raises(FileNotFoundError, match=source):
+        load_segmentation(name, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no choice of some"):
+        load_segmentation(name, tmp_path, some="option")
 
 
 def _samples(tmp_path, video="v", frames=(0, 1), labels=0):
