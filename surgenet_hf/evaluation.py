@@ -131,13 +131,10 @@ def predict_segmentation(
 def predict_scores(
     model, processor, dataset, batch_size: int = 8, indices: Iterable[int] | None = None
 ) -> Iterator[tuple[dict, np.ndarray]]:
-    """The rows, and their scores, float32 (num_labels,): sigmoid for several labels at once, else softmax."""
-    multi_label = model.config.problem_type == "multi_label_classification"
+    """The rows, and the scores of several labels at once, float32 (num_labels,): the sigmoid of each logit."""
     indices = range(len(dataset)) if indices is None else indices
     for rows, outputs in predict(model, processor, dataset, indices, batch_size):
-        logits = outputs.logits.float()
-        scores = logits.sigmoid() if multi_label else logits.softmax(-1)
-        yield from zip(rows, scores.cpu().numpy(), strict=True)
+        yield from zip(rows, outputs.logits.float().sigmoid().cpu().numpy(), strict=True)
 
 
 def predict_phases(model, processor, dataset, indices: Iterable[int], batch_size: int = 32) -> tuple[np.ndarray, ...]:
@@ -170,7 +167,7 @@ def evaluate(
         draws: of the bootstrap.
 
     Raises:
-        ValueError: the split does not exist, or the model has another number of classes than the data.
+        ValueError: the split does not exist, or the model has other classes, or another kind of labels, than the data.
     """
     rows = _split(data, split)
     if model.config.num_labels != len(data.labels):
@@ -180,6 +177,9 @@ def evaluate(
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if names != list(data.labels) and not all(re.fullmatch(r"LABEL_\d+", name) for name in names):
         raise ValueError(f"The model's classes are {names}, those of {data.name!r} are {list(data.labels)}.")
+    trained_for, needed = model.config.problem_type, getattr(data, "problem_type", None)
+    if trained_for and needed and trained_for != needed:
+        raise ValueError(f"The model was trained for {trained_for}, the data set {data.name!r} is for {needed}.")
     truths, predictions = {}, {}
     state = PartialState()
     share = range(state.process_index, len(rows), state.num_processes)

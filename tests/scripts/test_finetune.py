@@ -193,5 +193,10 @@ def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path
     build_image_processor(image_size=32).save_pretrained(tmp_path / "head")
     with pytest.raises(SystemExit, match=r"classes are \['other', 'names'\]"):
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split", "validation"])
+    config.id2label = {0: "C1", 1: "C2"}
+    config.problem_type = "single_label_classification"  # softmax scores would be taken for those of several labels
+    SurgeNetForImageClassification(config).save_pretrained(tmp_path / "head")
+    with pytest.raises(SystemExit, match="trained for single_label_classification"):
+        evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split", "validation"])
     with pytest.raises(SystemExit, match="no choice of split"):
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--data_split", "x"])
