@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         seed = recorded_seed(args.model_name_or_path)
         evaluation = evaluate(model, processor, data, args.split, args.per_device_eval_batch_size, seed)
     except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
-        sys.exit(f"error: {error}")
+        sys.exit(f"error ({args.model_name_or_path} on {args.dataset}): {error}")
     if state.is_main_process:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         write_figures(evaluation, model, processor, data, args.split, args.output_dir)
