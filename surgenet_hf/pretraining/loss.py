@@ -55,13 +55,15 @@ class DinoLoss(nn.Module):
         return (equal_pairs - all_pairs) / (num_pairs * student_logits.shape[1])
 
     @torch.no_grad()
-    def update_center(self, teacher_logits: torch.Tensor):
+    def update_center(self, teacher_logits: torch.Tensor, keep: torch.Tensor | bool = True):
         """Move the centre towards the mean of `teacher_logits` (T, B, K) over crops, samples and all processes.
 
-        To be called after the loss of the same step, by all processes with equal B.
+        To be called after the loss of the same step, by all processes with equal B; nothing changes unless `keep`, a
+        bool scalar on the device that all processes agree on.
         """
         mean = teacher_logits.float().mean(dim=(0, 1)).unsqueeze(0)
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(mean)
             mean = mean / distributed.get_world_size()
-        self.center.lerp_(mean, 1 - self.center_momentum)
+        keep = torch.as_tensor(keep, device=mean.device)
+        self.center.copy_(torch.where(keep, self.center.lerp(mean, 1 - self.center_momentum), self.center))

@@ -5,7 +5,9 @@ One step is `training_step`; it does what the original training loop does, and w
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,50 +20,42 @@ from .loss import DinoLoss
 from .schedules import Schedules, StepValues, cosine_schedule, scaled_learning_rate, teacher_temperatures
 
 NUM_GLOBAL_CROPS = 2  # the teacher sees these, the first of each sample; the student sees all
+# what suits some thousand frames: fewer prototypes, a faster teacher, a longer warm-up
+SMALL = {"out_dim": 4096, "momentum_teacher": 0.99, "warmup_epochs": 20}
+
+
+def _option(default, help: str, **metadata):
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
 class DinoConfig:
-    """Hyper-parameters of the method, by the names of the original; the defaults are SurgeNet's recipe.
+    """Hyper-parameters of the method, by the names of the original; the defaults are SurgeNet's recipe."""
 
-    Args:
-        epochs: length of all schedules.
-        lr: learning rate after the warm-up for 256 images a step; scaled linearly with the total batch.
-        min_lr: learning rate at the end.
-        warmup_epochs: of the learning rate, from 0.
-        weight_decay: at the start, of all but biases and vectors.
-        weight_decay_end: at the end.
-        clip_grad: largest L2 norm of the gradient of each single parameter; 0 leaves gradients as they are.
-        freeze_last_layer: number of epochs in which the last layer of the head stays as it is.
-        momentum_teacher: of the teacher's moving average at the start; 1 at the end.
-        warmup_teacher_temp: the teacher's temperature at the start.
-        teacher_temp: the same after its warm-up.
-        warmup_teacher_temp_epochs: length of that warm-up.
-        student_temp: the student's temperature.
-        center_momentum: of the running mean of the teacher's logits.
-        out_dim, hidden_dim, bottleneck_dim, head_layers, use_bn_in_head, norm_last_layer: see `DinoHead`.
-    """
-
-    epochs: int = 50
-    lr: float = 5e-4
-    min_lr: float = 1e-6
-    warmup_epochs: int = 10
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.4
-    clip_grad: float = 3.0
-    freeze_last_layer: int = 1
-    momentum_teacher: float = 0.996
-    warmup_teacher_temp: float = 0.04
-    teacher_temp: float = 0.04
-    warmup_teacher_temp_epochs: int = 0
-    student_temp: float = 0.1
-    center_momentum: float = 0.9
-    out_dim: int = 65_536
-    hidden_dim: int = 2048
-    bottleneck_dim: int = 256
-    head_layers: int = 3
-    use_bn_in_head: bool = False
-    norm_last_layer: bool = True
+    epochs: int = _option(50, "Length of all schedules.", aliases=["--num_train_epochs"])
+    lr: float = _option(
+        5e-4,
+        "Learning rate after the warm-up for 256 frames a step; scaled linearly with the total batch.",
+        aliases=["--learning_rate"],
+    )
+    min_lr: float = _option(1e-6, "Learning rate at the end.")
+    warmup_epochs: int = _option(10, "Warm-up of the learning rate, from 0.")
+    weight_decay: float = _option(0.04, "Weight decay at the start, of all but biases and vectors.")
+    weight_decay_end: float = _option(0.4, "Weight decay at the end.")
+    clip_grad: float = _option(3.0, "Largest L2 norm of the gradient of each single parameter; 0: no clipping.")
+    freeze_last_layer: int = _option(1, "Epochs in which the last layer of the head stays as it is.")
+    momentum_teacher: float = _option(0.996, "Of the teacher's moving average at the start; 1 at the end.")
+    warmup_teacher_temp: float = _option(0.04, "The teacher's temperature at the start.")
+    teacher_temp: float = _option(0.04, "The teacher's temperature after its warm-up.")
+    warmup_teacher_temp_epochs: int = _option(0, "Length of that warm-up.")
+    student_temp: float = _option(0.1, "The student's temperature.")
+    center_momentum: float = _option(0.9, "Of the running mean of the teacher's logits.")
+    out_dim: int = _option(65_536, "Prototypes of the head.")
+    hidden_dim: int = _option(2048, "Width of the head's hidden layers.")
+    bottleneck_dim: int = _option(256, "Width of the head's output before the prototypes.")
+    head_layers: int = _option(3, "Layers of the head's MLP.")
+    use_bn_in_head: bool = _option(False, "Batch norm in the head.")
+    norm_last_layer: bool = _option(True, "Fix the norm of each prototype to 1: more stable.")
 
     def __post_init__(self):
         for name in ("warmup_teacher_temp", "teacher_temp", "student_temp"):
@@ -76,8 +70,8 @@ class DinoConfig:
 
     @classmethod
     def small(cls, **changes) -> "DinoConfig":
-        """For data sets of some thousand frames: fewer prototypes, a faster teacher, a longer warm-up."""
-        return cls(**{"out_dim": 4096, "momentum_teacher": 0.99, "warmup_epochs": 20, **changes})
+        """For data sets of some thousand frames, see `SMALL`."""
+        return cls(**{**SMALL, **changes})
 
 
 class DinoNetwork(nn.Module):
@@ -150,9 +144,11 @@ class DinoModel(nn.Module):
         self.train()
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float):
-        """teacher <- momentum * teacher + (1 - momentum) * student, for each parameter."""
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+    def update_teacher(self, momentum: float, keep: torch.Tensor):
+        """teacher <- momentum * teacher + (1 - momentum) * student, for each parameter, if `keep` (bool scalar)."""
+        teacher = list(self.teacher.parameters())
+        weight = torch.where(keep, 1 - momentum, 0.0).float()
+        torch._foreach_lerp_(teacher, list(self.student.parameters()), [weight] * len(teacher))
 
 
 def build_schedules(config: DinoConfig, steps_per_epoch: int, total_batch_size: int) -> Schedules:
@@ -192,19 +188,37 @@ def parameter_groups(student: DinoNetwork) -> list[dict]:
     return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
 
+def build_optimizer(student: DinoNetwork) -> torch.optim.AdamW:
+    """AdamW over the `parameter_groups`; fused, because only that can leave out a step without asking the device."""
+    return torch.optim.AdamW(parameter_groups(student), lr=0.0, fused=True)  # the schedules set lr and weight decay
+
+
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float):
-    """Scale the gradient of each parameter down to an L2 norm of `max_norm`, each by itself."""
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Scale the gradient of each parameter down to an L2 norm of `max_norm` (0: not at all), each by itself.
+
+    Returns:
+        the norms before (n,), of the n parameters that have a gradient.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if gradients:
-        norms = torch.stack(torch._foreach_norm(gradients))
+    norms = torch.stack(torch._foreach_norm(gradients))
+    if max_norm:
         torch._foreach_mul_(gradients, (max_norm / (norms + 1e-6)).clamp(max=1.0).unbind())
+    return norms
+
+
+class Outputs(NamedTuple):
+    """The loss of this process's samples with its graph, and the logits (S, B, K) and (T, B, K) without."""
+
+    loss: torch.Tensor
+    student_logits: torch.Tensor
+    teacher_logits: torch.Tensor
 
 
 def compute_loss(
     model: DinoModel, crops: Sequence[torch.Tensor], teacher_temp: float, student: nn.Module | None = None
-) -> torch.Tensor:
-    """The loss of this process's samples, with its graph; afterwards the centre is moved.
+) -> Outputs:
+    """The forward pass.
 
     Args:
         crops: N tensors (B, 3, h, w), the two global crops first.
@@ -214,56 +228,84 @@ def compute_loss(
         teacher_logits = model.teacher(crops[:NUM_GLOBAL_CROPS])
     student_logits = (model.student if student is None else student)(crops)
     loss = model.loss(student_logits, teacher_logits, teacher_temp)
-    model.loss.update_center(teacher_logits)
-    return loss
+    return Outputs(loss, student_logits.detach(), teacher_logits)
 
 
-def apply_gradients(model: DinoModel, optimizer: torch.optim.Optimizer, values: StepValues):
-    """The second half of a step: clip, optimise, and let the teacher follow. Gradients are used up.
+def apply_gradients(
+    model: DinoModel, optimizer: torch.optim.Optimizer, values: StepValues, teacher_means: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """The second half of a step: clip, optimise, and let centre and teacher follow. Gradients are used up.
+
+    Where a gradient is not finite, nothing changes. Gradients are the mean over all processes, so all agree; and
+    nobody waits for the device.
 
     Args:
-        optimizer: over the `parameter_groups` of `model.student`.
+        optimizer: from `build_optimizer`, perhaps as Accelerate wraps it.
         values: of this step, from `Schedules.at`.
+        teacher_means: mean teacher logits (K,) of each of the step's batches in this process.
+
+    Returns:
+        whether all gradients were finite: a bool scalar on the device.
     """
     for group, weight_decay in zip(optimizer.param_groups, (values.weight_decay, 0.0), strict=True):
         group["lr"] = values.lr
         group["weight_decay"] = weight_decay
-    if model.config.clip_grad:
-        clip_gradients(model.student.parameters(), model.config.clip_grad)
+    finite = clip_gradients(model.student.parameters(), model.config.clip_grad).isfinite().all()
     if values.freeze_last_layer:  # without a gradient there is no decay and no moment either
         for parameter in model.student.head.last_layer.parameters():
             parameter.grad = None
+    getattr(optimizer, "optimizer", optimizer).found_inf = (~finite).float()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    model.update_teacher(values.momentum)
+    model.loss.update_center(torch.stack(list(teacher_means)).unsqueeze(1), finite)
+    model.update_teacher(values.momentum, finite)
+    return finite
+
+
+class StepResult(NamedTuple):
+    """All on the device: mean loss of this process's samples, whether the step was taken, and its last outputs."""
+
+    loss: torch.Tensor
+    finite: torch.Tensor
+    outputs: Outputs
 
 
 def training_step(
     model: DinoModel,
     optimizer: torch.optim.Optimizer,
     schedules: Schedules,
-    crops: Sequence[torch.Tensor],
+    batches: Iterable[Sequence[torch.Tensor]],
     step: int,
+    num_batches: int = 1,
     student: nn.Module | None = None,
     backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
-) -> torch.Tensor:
-    """One step of DINO.
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> StepResult:
+    """One step of DINO, over one batch or the accumulated gradients of several.
 
     With several processes, each gives the same number of samples of its own, and `student` in a
     DistributedDataParallel wrapper. What is optimised is then the mean of their losses, that of the whole batch.
 
     Args:
-        optimizer: over the `parameter_groups` of `model.student`.
-        crops: N tensors (B, 3, h, w), the two global crops first.
+        optimizer: from `build_optimizer`.
+        batches: crops of each batch: N tensors (B, 3, h, w), the two global crops first. Read one by one.
         step: number of optimiser steps before this one, over all epochs.
+        num_batches: their number.
         student: `model.student` as wrapped for distributed training; default: `model.student`.
         backward: what computes gradients, e.g. `Accelerator.backward`.
-
-    Returns:
-        The loss of this process's samples, a detached scalar on the device.
+        autocast: a context for the forward pass, e.g. `Accelerator.autocast`.
     """
     values = schedules.at(step)
-    loss = compute_loss(model, crops, values.teacher_temp, student)
-    backward(loss)
-    apply_gradients(model, optimizer, values)
-    return loss.detach()
+    student = model.student if student is None else student
+    losses, teacher_means = [], []
+    for number, crops in enumerate(batches, 1):
+        # processes exchange gradients once a step
+        alone = student.no_sync() if number < num_batches and hasattr(student, "no_sync") else nullcontext()
+        with alone:
+            with autocast():
+                outputs = compute_loss(model, crops, values.teacher_temp, student)
+            backward(outputs.loss / num_batches)
+        losses.append(outputs.loss.detach())
+        teacher_means.append(outputs.teacher_logits.float().mean(dim=(0, 1)))
+    finite = apply_gradients(model, optimizer, values, teacher_means)
+    return StepResult(torch.stack(losses).mean(), finite, outputs._replace(loss=losses[-1]))

@@ -10,7 +10,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from surgenet_hf import SurgeNetConfig, SurgeNetModel
-from surgenet_hf.pretraining.method import DinoConfig, DinoModel, build_schedules, parameter_groups, training_step
+from surgenet_hf.pretraining.method import DinoConfig, DinoModel, build_optimizer, build_schedules, training_step
 from tests.goldens import fill
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -57,11 +57,12 @@ def nine_steps(rank: int, world_size: int, rendezvous: str, output: str):
         distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
         student = DistributedDataParallel(model.student)
     schedules = build_schedules(model.config, RUN["iterations_per_epoch"], RUN["batch_size"])
-    optimizer = torch.optim.AdamW(parameter_groups(model.student))
+    optimizer = build_optimizer(model.student)
     losses, centers = [], []
     for step in range(len(schedules.lr)):
-        loss = training_step(model, optimizer, schedules, crops_of_step(step, rank, world_size), step, student)
-        losses.append(loss.item())
+        crops = crops_of_step(step, rank, world_size)
+        result = training_step(model, optimizer, schedules, [crops], step, student=student)
+        losses.append(result.loss.item())
         centers.append(model.loss.center[0].numpy().copy())
     found = {"losses": losses, "centers": centers}
     found |= {name: getattr(schedules, name) for name in ("lr", "weight_decay", "momentum")}

@@ -9,6 +9,7 @@ from surgenet_hf.pretraining.method import (
     DinoConfig,
     DinoModel,
     apply_gradients,
+    build_optimizer,
     build_schedules,
     clip_gradients,
     compute_loss,
@@ -43,10 +44,12 @@ def changed(network: torch.nn.Module, before: dict[str, torch.Tensor]) -> set[st
 
 
 def run(model: DinoModel, steps: range, images: list[torch.Tensor], optimizer=None) -> torch.optim.Optimizer:
-    optimizer = optimizer or torch.optim.AdamW(parameter_groups(model.student))
+    optimizer = optimizer or build_optimizer(model.student)
     schedules = build_schedules(model.config, steps_per_epoch=2, total_batch_size=256)
     for step in steps:
-        assert training_step(model, optimizer, schedules, images, step).isfinite()
+        result = training_step(model, optimizer, schedules, [images], step)
+        assert result.finite
+        assert result.loss.isfinite()
     return optimizer
 
 
@@ -62,8 +65,7 @@ def test_teacher_starts_equal_and_only_follows(build, backbone):
     assert max(rates["student"], default=0) > 0
     assert max(rates["teacher"], default=0) == 0
 
-    loss = compute_loss(model, crops(64, 64, 32), teacher_temp=0.04)
-    loss.backward()
+    compute_loss(model, crops(64, 64, 32), teacher_temp=0.04).loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
     without = {name for name, p in model.student.named_parameters() if p.grad is None}
     assert without == {"head.last_layer.weight_g"}  # each other parameter is used: distributed training insists
@@ -75,7 +77,7 @@ def test_moving_average(build):
         for parameter in model.student.parameters():
             parameter.add_(1.0)
     before = state(model.teacher)
-    model.update_teacher(0.75)
+    model.update_teacher(0.75, torch.tensor(True))
     for name, tensor in model.teacher.state_dict().items():
         torch.testing.assert_close(tensor, 0.75 * before[name] + 0.25 * model.student.state_dict()[name])
 
@@ -100,14 +102,53 @@ def test_teacher_sees_the_global_crops(build):
     model, seen = build(), []
     model.teacher.register_forward_hook(lambda module, inputs, outputs: seen.extend(inputs[0]))
     images = crops(64, 48, 32, 32)
-    loss = compute_loss(model, images, 0.04)
+    outputs = compute_loss(model, images, 0.04)
     assert [image.shape[-1] for image in seen] == [64, 48]
-    # the loss is that of the old centre, which then moves
     teacher_logits = model.teacher(images[:2])
-    expected_center = 0.1 * teacher_logits.mean(dim=(0, 1))
-    torch.testing.assert_close(model.loss.center[0], expected_center)
-    model.loss.center.zero_()
-    torch.testing.assert_close(loss, model.loss(model.student(images), teacher_logits, 0.04))
+    torch.testing.assert_close(outputs.teacher_logits, teacher_logits)
+    torch.testing.assert_close(outputs.loss, model.loss(model.student(images), teacher_logits, 0.04))
+
+
+def test_center_follows_after_the_loss(build):
+    model, images = build(), crops(64, 64)
+    with torch.no_grad():
+        mean = model.teacher(images).mean(dim=(0, 1))
+        expected = model.loss(model.student(images), model.teacher(images), 0.04)  # of the old centre
+    schedules = build_schedules(model.config, steps_per_epoch=2, total_batch_size=256)
+    result = training_step(model, build_optimizer(model.student), schedules, [images], 0)
+    torch.testing.assert_close(result.loss, expected)
+    torch.testing.assert_close(model.loss.center[0], 0.1 * mean)
+
+
+def test_accumulated_batches_are_one_batch(build):
+    images = crops(64, 64, 32, batch=4)
+    schedules = build_schedules(DinoConfig(**SMALL_HEAD), steps_per_epoch=2, total_batch_size=256)
+    whole, halves = build(), build()
+    for model, batches in ((whole, [images]), (halves, [[c[:2] for c in images], [c[2:] for c in images]])):
+        optimizer = build_optimizer(model.student)
+        for step in range(3):
+            result = training_step(model, optimizer, schedules, batches, step, num_batches=len(batches))
+    torch.testing.assert_close(whole.loss.center, halves.loss.center, rtol=1e-4, atol=1e-6)
+    for name, tensor in halves.teacher.state_dict().items():
+        torch.testing.assert_close(tensor, whole.teacher.state_dict()[name], rtol=1e-3, atol=1e-5)
+    assert result.finite
+
+
+def test_step_without_finite_gradients_changes_nothing(build):
+    model = build(freeze_last_layer=0)
+    optimizer = run(model, range(2), crops(64, 64, 32))
+    before, moments = state(model), copy.deepcopy(optimizer.state_dict())
+    broken = crops(64, 64, 32)
+    broken[2][1] = torch.nan
+    schedules = build_schedules(model.config, steps_per_epoch=2, total_batch_size=256)
+    result = training_step(model, optimizer, schedules, [broken], 2)
+    assert not result.finite
+    assert not result.loss.isfinite()
+    assert not changed(model, before)
+    for found, expected in zip(optimizer.state_dict()["state"].values(), moments["state"].values(), strict=True):
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    run(model, range(3, 4), crops(64, 64, 32), optimizer)  # and the next one goes on
+    assert changed(model, before)
 
 
 def test_parameter_groups(build, backbone):
@@ -181,10 +222,10 @@ def test_gradients_reach_the_optimizer_clipped(build, clip_grad, norm):
     model = build(clip_grad=clip_grad)
     for parameter in model.student.parameters():
         parameter.grad = torch.full_like(parameter, 100 / parameter.numel() ** 0.5)
-    optimizer = torch.optim.SGD(parameter_groups(model.student), lr=1.0)
+    optimizer = torch.optim.SGD(parameter_groups(model.student), lr=1.0, fused=True)
     values = build_schedules(model.config, 2, 256).at(2)._replace(lr=1.0, weight_decay=0.0)
     before = copy.deepcopy(model.student)
-    apply_gradients(model, optimizer, values)
+    apply_gradients(model, optimizer, values, [torch.zeros(12)])
     for old, new in zip(before.parameters(), model.student.parameters(), strict=True):
         if old.requires_grad:
             assert (old - new).norm().item() == pytest.approx(norm, rel=1e-3)
