@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from .. import __version__
 from ..configuration_surgenet import SurgeNetConfig
-from .catalog import CATALOG, CITATIONS, STATISTICS, CatalogEntry
+from .catalog import CITATIONS, STATISTICS, CatalogEntry, base_entry, is_from_scratch
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 REVISION = f"v{__version__}"  # the tag that publishing sets, and that the examples of remote code pin
@@ -63,12 +63,7 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
             f"Converted from {upstream}, tensor by tensor, for transformers."
         ),
         entry=entry,
-        examples=[
-            _example(repo_id, "AutoModel", ".pooler_output  # the embedding"),
-            _example(repo_id, "AutoModelForSemanticSegmentation", ".logits  # of a new head: train it", num_labels=7),
-            _example(repo_id, "AutoModelForImageClassification", ".logits  # of a new head: train it", num_labels=7),
-            _example(repo_id, "AutoBackbone", ".feature_maps  # strides 4 to 32", out_indices=[1, 2, 3, 4]),
-        ],
+        examples=_backbone_examples(repo_id),
         remote_example=_remote_example(repo_id, "AutoModel"),
         image_size=(entry.image_size, entry.image_size),
         mean=STATISTICS[entry.statistics][0],
@@ -97,12 +92,12 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
     config = AutoConfig.from_pretrained(model_dir)
     backbone = getattr(config, "backbone_config", config)
     processor = AutoImageProcessor.from_pretrained(model_dir)
-    pretraining = config.pretraining or {"name": "unknown"}
-    entry = next((entry for entry in CATALOG if entry.name == pretraining.get("name")), None)
+    pretraining = {"name": "unknown"} | (config.pretraining or {})
+    entry = base_entry(pretraining["name"])
     paths = [path for path in (model_dir / "results.json", model_dir.parent / "results.json") if path.exists()]
     results = json.loads(paths[0].read_text(encoding="utf-8")) if paths else None
     task, auto_class = _TASKS[config.architectures[0]]
-    licence = entry.licence if entry else "cc-by-nc-sa-4.0"
+    licence = _licence(pretraining["name"])
     return _render(
         ModelCardData(
             license=licence,
@@ -127,11 +122,60 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
         statistics=pretraining.get("statistics", "unknown"),
         config=backbone,
         parameters=_count_parameters(model_dir / "model.safetensors"),
-        base=f"[{entry.name}](https://huggingface.co/{entry.repo_id})" if entry else pretraining["name"],
+        base=_link(pretraining["name"]),
         pretraining=pretraining,
         results=results,
         metrics=_flat_metrics(results) if results else None,
         cholec80=entry is not None and _saw_cholec80(entry),
+        seen=_own_data(pretraining),
+        provenance=provenance,
+        licence=licence,
+        citations=[CITATIONS[key] for key in ("surgenetxl", "demi2024")],
+    )
+
+
+def pretrained_card(
+    model_dir: str | Path, repo_id: str | None = None, provenance: dict[str, str] | None = None
+) -> str:
+    """The card of a backbone that is none of the published ones: of a pretraining of one's own.
+
+    Args:
+        model_dir: folder with weights, image processor and config, whose `pretraining` is that of
+            `pretraining.export.describe_pretraining`, or of a conversion.
+        repo_id: of the repository that carries the card; default: the card stays in the folder.
+        provenance: rows of the provenance table.
+    """
+    model_dir = Path(model_dir)
+    config = AutoConfig.from_pretrained(model_dir)
+    processor = AutoImageProcessor.from_pretrained(model_dir)
+    pretraining = {"name": "unknown"} | (config.pretraining or {})
+    entry = base_entry(pretraining["name"])
+    licence = _licence(pretraining["name"])
+    return _render(
+        ModelCardData(
+            license=licence,
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
+            tags=["surgenet", "surgery", "endoscopy", "medical", "timm", "dino", "self-supervised-learning"],
+            base_model=entry.repo_id if entry else None,
+        ),
+        title=repo_id.split("/")[-1] if repo_id else pretraining["name"],
+        summary=f"A backbone for surgical computer vision: {BACKBONE_NAMES[config.backbone]}. Its weights: "
+        f"{_link(pretraining['name'])}.",
+        entry=None,
+        own=pretraining,
+        examples=_backbone_examples(repo_id or model_dir.name),
+        remote_example=_remote_example(repo_id, "AutoModel", "COMMIT") if repo_id else None,
+        image_size=(processor.size["height"], processor.size["width"]),
+        mean=processor.image_mean,
+        std=processor.image_std,
+        statistics=pretraining.get("statistics", "unknown"),
+        config=config,
+        parameters=_count_parameters(model_dir / "model.safetensors"),
+        base=_link(pretraining["base"]["name"]) if pretraining.get("base") else "random weights",
+        published=_link(entry.name) if entry else None,
+        cholec80=entry is not None and _saw_cholec80(entry),
+        seen=_own_data(pretraining),
         provenance=provenance,
         licence=licence,
         citations=[CITATIONS[key] for key in ("surgenetxl", "demi2024")],
@@ -139,7 +183,6 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
 
 
 _TASKS = {
-    "SurgeNetModel": ("image-feature-extraction", "AutoModel"),
     "SurgeNetForImageClassification": ("image-classification", "AutoModelForImageClassification"),
     "SurgeNetForSemanticSegmentation": ("image-segmentation", "AutoModelForSemanticSegmentation"),
     "SurgeNetForPhaseRecognition": ("video-classification", "AutoModel"),
@@ -148,6 +191,15 @@ _TASKS = {
 
 def _render(card_data: ModelCardData, **context) -> str:
     return str(ModelCard.from_template(card_data, template_path=TEMPLATE, **context)).rstrip() + "\n"
+
+
+def _backbone_examples(repo_id: str) -> list[str]:
+    return [
+        _example(repo_id, "AutoModel", ".pooler_output  # the embedding"),
+        _example(repo_id, "AutoModelForSemanticSegmentation", ".logits  # of a new head: train it", num_labels=7),
+        _example(repo_id, "AutoModelForImageClassification", ".logits  # of a new head: train it", num_labels=7),
+        _example(repo_id, "AutoBackbone", ".feature_maps  # strides 4 to 32", out_indices=[1, 2, 3, 4]),
+    ]
 
 
 def _example(repo_id: str, auto_class: str, output: str, **arguments) -> str:
@@ -180,6 +232,28 @@ def _remote_example(repo_id: str, auto_class: str, revision: str = REVISION) -> 
 def _count_parameters(path: Path) -> int:
     with safe_open(path, "pt") as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+
+
+def _own_data(pretraining: dict) -> list[str]:
+    """Names of the data sets of one's own pretraining, and of those before it."""
+    base = pretraining.get("base")
+    return [*(_own_data(base) if base else []), *pretraining.get("data", [])]
+
+
+def _licence(pretraining_name: str) -> str:
+    """Of weights made of others: theirs; where the others are unknown they may be SurgeNet's."""
+    entry = base_entry(pretraining_name)
+    if entry:
+        return entry.licence
+    return "other" if is_from_scratch(pretraining_name) else "cc-by-nc-sa-4.0"
+
+
+def _link(pretraining_name: str) -> str:
+    """The name, with a link to the published checkpoint in it."""
+    entry = base_entry(pretraining_name)
+    if entry is None:
+        return pretraining_name
+    return f"[{entry.name}](https://huggingface.co/{entry.repo_id}){pretraining_name.removeprefix(entry.name)}"
 
 
 def _saw_cholec80(entry: CatalogEntry) -> bool:

@@ -6,6 +6,7 @@ and the papers in `CITATIONS`. Sums of frames over a subset's data sets are ours
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Channel means and standard deviations of RGB in [0, 1]. SurgeNet's own were used in pretraining and stand in the full
@@ -290,6 +291,34 @@ _LEAKS = {
 }
 
 
+# `config.pretraining["name"]` of weights that are not published ones
+RANDOM_WEIGHTS = "none (random initialisation)"
+_FROM_SCRATCH = "DINO on "
+_CONTINUED = ", continued on "
+
+
+def pretraining_name(base_name: str, data_names: Sequence[str]) -> str:
+    """What weights are called that DINO made of others: the name tells what they stand on, and notes read it.
+
+    Args:
+        base_name: of the start weights, `RANDOM_WEIGHTS` for none.
+        data_names: of the data sets that the frames came from.
+    """
+    data = " + ".join(data_names)
+    return f"{_FROM_SCRATCH}{data}" if base_name == RANDOM_WEIGHTS else f"{base_name}{_CONTINUED}{data}"
+
+
+def is_from_scratch(pretraining_name: str | None) -> bool:
+    """Whether weights stand on no others."""
+    return (pretraining_name or "").startswith((RANDOM_WEIGHTS, _FROM_SCRATCH))
+
+
+def base_entry(pretraining_name: str | None) -> CatalogEntry | None:
+    """The published checkpoint that weights are, or were continued from; None where they stand on none."""
+    base = (pretraining_name or "").split(_CONTINUED)[0]
+    return next((entry for entry in CATALOG if entry.name == base), None)
+
+
 def leakage_note(pretraining_name: str | None, data_name: str) -> str | None:
     """What is known of videos of an evaluation that pretraining has seen (without labels): a sentence, or None.
 
@@ -297,14 +326,24 @@ def leakage_note(pretraining_name: str | None, data_name: str) -> str | None:
         pretraining_name: `config.pretraining["name"]` of the model; None where it is not recorded.
         data_name: of the data set, e.g. "cholec80-phase".
     """
-    leaks = next((found for name, found in _LEAKS.items() if data_name.split("-")[0] == name), None)
-    if data_name.startswith("synthetic") or (pretraining_name or "").startswith("none"):
+    if data_name.startswith("synthetic"):
         return None
-    entry = next((entry for entry in CATALOG if entry.name == pretraining_name), None)
+    base, *own = (pretraining_name or "").split(_CONTINUED)
+    notes = [None if is_from_scratch(base) else _leakage_of_published(base, data_name)]
+    if base.startswith(_FROM_SCRATCH):
+        own.insert(0, base.removeprefix(_FROM_SCRATCH))
+    if own:
+        notes.append(f"unknown: whether its pretraining on {' and '.join(own)} saw these videos")
+    return "; ".join(note for note in notes if note) or None
+
+
+def _leakage_of_published(name: str, data_name: str) -> str | None:
+    entry = base_entry(name)
     if entry is None:
         return "unknown: where the backbone's weights come from is not recorded"
     if entry.statistics == "imagenet":
         return None
+    leaks = next((found for known, found in _LEAKS.items() if data_name.split("-")[0] == known), None)
     if leaks is None:
         return f"unknown: whether the pretraining of {entry.name} saw these videos"
     seen = [what for data, what in leaks.items() if any(used.name == data for used in entry.pretraining_sets)]

@@ -74,17 +74,15 @@ def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> Checkp
     path = Path(path)
     if network not in ("teacher", "student"):
         raise ValueError(f"network must be 'teacher' or 'student', got {network!r}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; give the path of a downloaded .pth checkpoint")
-    content = _load(path)
+    content = read_content(path)
     checkpoint = CheckpointFile(path=path, sha256=file_sha256(path), tensors={})
-    if isinstance(content, Mapping) and ("student" in content or "teacher" in content):
+    if is_dino(content):
         if not isinstance(content.get(network), Mapping):
             raise ValueError(f"{path} holds no {network}; it holds {sorted(map(str, content))}")
         checkpoint.layout = "dino"
         checkpoint.network = network
         checkpoint.epoch = content.get("epoch")
-        checkpoint.args = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
+        checkpoint.args = dino_args(content)
         checkpoint.center = content.get("dino_loss", {}).get("center")
         content = content[network]
     elif network != "teacher":
@@ -93,14 +91,31 @@ def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> Checkp
     return checkpoint
 
 
+def is_dino(content) -> bool:
+    """Whether the content of a weight file is a full DINO checkpoint."""
+    return isinstance(content, Mapping) and ("student" in content or "teacher" in content)
+
+
+def dino_args(content: Mapping) -> dict:
+    """The training command line in the content of a full DINO checkpoint; empty where there is none."""
+    return dict(vars(content["args"])) if isinstance(content.get("args"), argparse.Namespace) else {}
+
+
 def file_sha256(path: str | os.PathLike) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _load(path: Path):
-    """The content of a weight file, tensors on the CPU."""
+def read_content(path: str | os.PathLike):
+    """All that a weight file holds, as it was saved, tensors on the CPU and memory-mapped; runs no code from it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; give the path of a downloaded .pth checkpoint")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -152,21 +167,31 @@ def _unnest(content, path: Path) -> dict[str, torch.Tensor]:
     return dict(content)
 
 
+def strip_wrappers(
+    tensors: dict[str, torch.Tensor], wrappers: tuple[str, ...] = _WRAPPERS, others: tuple[str, ...] = ()
+) -> tuple[dict[str, torch.Tensor], str]:
+    """Names without the prefixes `wrappers` that all of them have, and the prefix that is gone.
+
+    Args:
+        others: names that begin so may lack the prefixes.
+    """
+    stripped = ""
+    while wrapper := next((wrapper for wrapper in wrappers if _is_wrapped(tensors, wrapper, others)), None):
+        tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+        stripped += wrapper
+    return tensors, stripped
+
+
+def _is_wrapped(tensors: dict[str, torch.Tensor], wrapper: str, others: tuple[str, ...]) -> bool:
+    return any(name.startswith(wrapper) for name in tensors) and all(
+        name.startswith((wrapper, *others)) for name in tensors
+    )
+
+
 def _unwrap(checkpoint: CheckpointFile, tensors: dict[str, torch.Tensor]) -> None:
     """Strip the names of wrappers, and set the DINO head apart."""
-
-    def strip(tensors, wrapper, others=()):
-        if not tensors or not all(name.startswith((wrapper, *others)) for name in tensors):
-            return tensors
-        checkpoint.prefix += wrapper
-        return {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-
-    before = None
-    while before != (before := checkpoint.prefix):
-        for wrapper in _WRAPPERS:
-            tensors = strip(tensors, wrapper)
+    tensors, outer = strip_wrappers(tensors)
     checkpoint.dino_head = {name.removeprefix("head."): t for name, t in tensors.items() if _DINO_HEAD.match(name)}
-    tensors = strip({name: t for name, t in tensors.items() if not _DINO_HEAD.match(name)}, "backbone.")
-    for wrapper in _SEGMENTATION_WRAPPERS:
-        tensors = strip(tensors, wrapper, others=("FPN.",))
-    checkpoint.tensors = tensors
+    tensors, inner = strip_wrappers({n: t for n, t in tensors.items() if not _DINO_HEAD.match(n)}, ("backbone.",))
+    checkpoint.tensors, innermost = strip_wrappers(tensors, _SEGMENTATION_WRAPPERS, others=("FPN.",))
+    checkpoint.prefix = outer + inner + innermost

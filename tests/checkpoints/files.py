@@ -1,13 +1,18 @@
 """Files in the authors' layouts, of tiny networks."""
 
 import argparse
+import copy
+import json
 import pickle
+import warnings
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from surgenet_hf import SurgeNetConfig
+from surgenet_hf import SurgeNetConfig, SurgeNetModel
 from surgenet_hf.checkpoints.conversion import to_original_state_dict
 from tests.conftest import TINY_WIDTHS
 
@@ -47,6 +52,11 @@ class Numpy1Pickle:
         dispatch = {**pickle._Pickler.dispatch, type(np._core.multiarray.scalar): save_global}  # noqa: RUF012
 
 
+def save_content(path, content: dict, numpy1=True):
+    """Save as under numpy 1, which the published files were saved under, or as today."""
+    torch.save(content, path, **({"pickle_module": Numpy1Pickle, "pickle_protocol": 2} if numpy1 else {}))
+
+
 def save_dino(path, teacher: dict, student: dict, args: dict, numpy1=True):
     """A full checkpoint of the original DINO loop."""
     head = {"mlp.0.weight": torch.ones(4, 2), "last_layer.weight_g": torch.ones(3, 1)}
@@ -64,4 +74,81 @@ def save_dino(path, teacher: dict, student: dict, args: dict, numpy1=True):
         "args": argparse.Namespace(**args),
         "dino_loss": {"center": torch.zeros(1, 3)},
     }
-    torch.save(content, path, **({"pickle_module": Numpy1Pickle, "pickle_protocol": 2} if numpy1 else {}))
+    save_content(path, content, numpy1)
+
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+
+
+def original_order(names, backbone: str) -> list[str]:
+    """Names of a backbone in the order that the original code has them in: that of the goldens, made by it."""
+    manifest = json.loads((GOLDENS / "models_manifest.json").read_text())
+    order = list(manifest[f"{backbone}/classification"])
+    assert set(names) <= set(order)
+    return sorted(names, key=order.index)
+
+
+def original_head(in_dim: int, out_dim=12, hidden_dim=16, bottleneck_dim=8, batch_norm=False) -> nn.ModuleDict:
+    """The parameters of the original projection head with three layers, by torch's own means."""
+    norms = [[nn.BatchNorm1d(hidden_dim)] if batch_norm else [] for _ in range(2)]
+    mlp = [
+        nn.Linear(in_dim, hidden_dim),
+        *norms[0],
+        nn.GELU(),
+        nn.Linear(hidden_dim, hidden_dim),
+        *norms[1],
+        nn.GELU(),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated, but what the original names its weights by
+        last_layer = nn.utils.weight_norm(nn.Linear(bottleneck_dim, out_dim, bias=False))
+    return nn.ModuleDict({"mlp": nn.Sequential(*mlp, nn.Linear(hidden_dim, bottleneck_dim)), "last_layer": last_layer})
+
+
+class OriginalTraining:
+    """A student of the original DINO loop as a plain list of tensors in its order and shapes, and its optimiser."""
+
+    def __init__(self, config: SurgeNetConfig, norm_last_layer=True, batch_norm=False, seed=0):
+        weights = original(SurgeNetModel, config, seed)
+        head = original_head(config.hidden_sizes[-1], batch_norm=batch_norm)
+        self.student = {f"backbone.{name}": weights[name] for name in original_order(weights, config.backbone)}
+        self.student |= {f"head.{name}": tensor.clone() for name, tensor in head.state_dict().items()}
+        buffers = {f"head.{name}" for name, _ in head.named_buffers()}
+        self.parameters = {name: nn.Parameter(t) for name, t in self.student.items() if name not in buffers}
+        if norm_last_layer:
+            self.parameters["head.last_layer.weight_g"].requires_grad = False
+        self.student |= self.parameters
+        groups = [[], []]
+        for name, parameter in self.parameters.items():
+            if parameter.requires_grad:
+                groups[name.endswith(".bias") or len(parameter.shape) == 1].append(parameter)
+        self.optimizer = torch.optim.AdamW([{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}])
+        self.optimizer.param_groups[0].update(lr=0.01, weight_decay=0.2, eps=1e-6)
+        self.optimizer.param_groups[1].update(lr=0.01, eps=1e-6)
+
+    def gradients(self, step: int, frozen=False) -> dict[str, torch.Tensor]:
+        """By the original's names; none of the last layer where it is frozen."""
+        generator = torch.Generator().manual_seed(step)
+        return {
+            name: torch.randn(parameter.shape, generator=generator)
+            for name, parameter in self.parameters.items()
+            if parameter.requires_grad and not (frozen and "last_layer" in name)
+        }
+
+    def step(self, gradients: dict[str, torch.Tensor]):
+        for name, parameter in self.parameters.items():
+            parameter.grad = gradients.get(name)
+        self.optimizer.step()
+
+    def content(self, epoch=3, **args) -> dict:
+        """What the original saves."""
+        student = {name: tensor.detach().clone() for name, tensor in self.student.items()}
+        out_dim = len(student["head.last_layer.weight_v"])
+        return {
+            "student": OrderedDict((f"module.{name}", tensor) for name, tensor in student.items()),
+            "teacher": OrderedDict((name, tensor + tensor.is_floating_point()) for name, tensor in student.items()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "epoch": epoch,
+            "args": argparse.Namespace(**args),
+            "dino_loss": OrderedDict(center=torch.linspace(-1, 1, out_dim)[None]),
+        }

@@ -6,7 +6,13 @@ import pytest
 from huggingface_hub import ModelCard
 
 from surgenet_hf import SurgeNetConfig, SurgeNetForImageClassification, SurgeNetModel
-from surgenet_hf.checkpoints.cards import PARAMETERS, STAR_RELU_PARAMETERS, checkpoint_card, finetuned_card
+from surgenet_hf.checkpoints.cards import (
+    PARAMETERS,
+    STAR_RELU_PARAMETERS,
+    checkpoint_card,
+    finetuned_card,
+    pretrained_card,
+)
 from surgenet_hf.checkpoints.catalog import CATALOG, STATISTICS, find_entry
 from surgenet_hf.checkpoints.conversion import build_image_processor
 from tests.checkpoints.files import tiny
@@ -84,3 +90,96 @@ def test_finetuned_card(tmp_path):
         "Cholec80",
     ):
         assert expected in card.text
+
+
+def test_finetuned_card_knows_what_its_backbone_stands_on(tmp_path):
+    """The note on Cholec80 and the licence outlive a pretraining of one's own."""
+    config = tiny(num_labels=3)
+    config.pretraining = {"name": "SurgeNetXL, continued on mine", "base": {"name": "SurgeNetXL"}, "data": ["mine"]}
+    SurgeNetForImageClassification(config).save_pretrained(tmp_path)
+    build_image_processor(image_size=96).save_pretrained(tmp_path)
+    card = ModelCard(finetuned_card(tmp_path, "me/finetuned"))
+    assert (card.data.license, card.data.base_model) == ("cc-by-nc-sa-4.0", "surgenet/surgenetxl")
+    assert "Fine-tuned from [SurgeNetXL](https://huggingface.co/surgenet/surgenetxl), continued on mine." in card.text
+    assert "76 of the 80 videos of Cholec80" in card.text
+    assert "pretrained on mine: whether results are on videos of these is unknown" in card.text
+
+
+OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "statistics": "surgenet"}
+
+
+@pytest.mark.parametrize(
+    ("pretraining", "licence", "base_model", "expected", "absent"),
+    [
+        (
+            {**OWN, "name": "SurgeNetXL, continued on mine", "base": {"name": "SurgeNetXL"}},
+            "cc-by-nc-sa-4.0",
+            "surgenet/surgenetxl",
+            ["3 epochs, on 4,321 frames of mine", "started from [SurgeNetXL]", "76 of the 80", "the frames of mine"],
+            ["random weights"],
+        ),
+        (
+            {
+                **OWN,
+                "name": "SurgeNetXL, continued on first, continued on mine",
+                "base": {"name": "SurgeNetXL, continued on first", "data": ["first"], "base": {"name": "SurgeNetXL"}},
+            },
+            "cc-by-nc-sa-4.0",
+            "surgenet/surgenetxl",
+            ["surgenet/surgenetxl), continued on first.", "76 of the 80", "the frames of first and mine"],
+            [],
+        ),
+        (
+            {
+                **OWN,
+                "name": "DINO on mine",
+                "base": None,
+                "recipe": {"lr": 5e-4},
+                "knn": {"knn_accuracy": 0.75, "k": 20},
+            },
+            "other",
+            None,
+            ["started from random weights", "| lr | 0.0005 |", "| knn_accuracy | 0.7500 |", "| k | 20 |"],
+            ["Cholec80", "CC BY-NC-SA", "SurgeNetXL]", "Nothing was measured"],
+        ),
+        (
+            {**OWN, "name": "ImageNet1k, continued on mine", "base": {"name": "ImageNet1k"}},
+            "apache-2.0",
+            "surgenet/caformer-s18-imagenet1k",
+            ["the frames of mine", "Nothing was measured"],
+            ["Cholec80", "No surgical data set was seen"],
+        ),
+        (
+            {**OWN, "name": "unknown, continued on mine", "base": {"name": "unknown"}},
+            "cc-by-nc-sa-4.0",
+            None,
+            ["started from unknown", "Unknown: which videos"],
+            ["random weights"],
+        ),
+        (
+            {"name": "SurgeNetXL", "source": "x.pth", "source_sha256": "0" * 64, "statistics": "surgenet"},
+            "cc-by-nc-sa-4.0",
+            "surgenet/surgenetxl",
+            ["Converted from x.pth", "76 of the 80", "See the card of [SurgeNetXL]"],
+            ["Unknown: which"],
+        ),
+        (None, "cc-by-nc-sa-4.0", None, ["a file that is not recorded", "which videos the pretraining saw"], []),
+    ],
+)
+def test_pretrained_card(pretraining, licence, base_model, expected, absent, client, tmp_path):
+    SurgeNetModel(tiny(pretraining=pretraining)).save_pretrained(tmp_path)
+    build_image_processor().save_pretrained(tmp_path)
+    card = ModelCard(pretrained_card(tmp_path, "me/mine", {"published by": "me"}))
+    card.validate()
+    assert (card.data.license, card.data.base_model) == (licence, base_model)
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    for text in [*expected, "# mine", "Not a medical device", "0.46888983", 'revision="COMMIT"', "It has no head"]:
+        assert text in card.text
+    for text in [*absent, "Fine-tuned from"]:
+        assert text not in card.text
+    assert not re.search(r"\{\{|\{%|None|undefined", card.text)
+    for code in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+        compile(code, "card", "exec")
+        assert "me/mine" in code
+    # in its folder it does not speak of code that is not there
+    assert "trust_remote_code" not in pretrained_card(tmp_path)

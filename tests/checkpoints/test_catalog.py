@@ -1,6 +1,18 @@
+import re
+
 import pytest
 
-from surgenet_hf.checkpoints.catalog import CATALOG, STATISTICS, find_by_sha256, find_entry, leakage_note
+from surgenet_hf.checkpoints.catalog import (
+    CATALOG,
+    RANDOM_WEIGHTS,
+    STATISTICS,
+    base_entry,
+    find_by_sha256,
+    find_entry,
+    is_from_scratch,
+    leakage_note,
+    pretraining_name,
+)
 from surgenet_hf.configuration_surgenet import SurgeNetConfig
 
 
@@ -69,8 +81,30 @@ def test_records_are_consistent():
         (None, "endoscapes", "unknown"),
         (None, "autolaparo", "unknown"),
         (None, "synthetic-phases", None),
+        ("SurgeNetXL, continued on mine", "cholec80-phase", "76 of the 80.*; unknown: whether .* on mine saw"),
+        ("SurgeNetXL, continued on mine", "autolaparo", "unknown: whether its pretraining on mine"),
+        ("SurgeNetXL, continued on a, continued on b", "endoscapes", "also videos of Endoscapes.*; unknown.*a and b"),
+        ("ImageNet1k, continued on mine", "cholec80-phase", "unknown: whether its pretraining on mine"),
+        ("unknown, continued on mine", "autolaparo", "unknown: where .*; unknown: whether .* mine"),
+        ("DINO on mine", "autolaparo", "^unknown: whether its pretraining on mine saw these videos$"),
+        ("DINO on mine, continued on more", "dsad", "on mine and more saw"),
+        ("DINO on SurgeNet-RAMIE", "cholec80-phase", "unknown"),
+        ("none such", "cholec80-phase", "unknown"),
+        ("SurgeNetXL, continued on mine", "synthetic", None),
     ],
 )
 def test_leakage(pretraining, data, note):
     found = leakage_note(pretraining, data)
-    assert found is None if note is None else note in found
+    assert found is None if note is None else re.search(note, found)
+
+
+def test_names_of_own_pretraining():
+    """The name of the start weights stays in that of what was made of them."""
+    assert pretraining_name(RANDOM_WEIGHTS, ["a", "b"]) == "DINO on a + b"
+    name = pretraining_name(pretraining_name("SurgeNetXL", ["a"]), ["b"])
+    assert name == "SurgeNetXL, continued on a, continued on b"
+    assert base_entry(name) is find_entry("SurgeNetXL")
+    assert base_entry("DINO on SurgeNetXL") is None
+    assert base_entry(None) is None
+    scratch = {RANDOM_WEIGHTS: True, "DINO on a, continued on b": True, name: False, "unknown": False, None: False}
+    assert {name: is_from_scratch(name) for name in scratch} == scratch

@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints import publishing
@@ -16,6 +17,7 @@ from surgenet_hf.checkpoints.catalog import UPSTREAM_REPO, find_entry
 from surgenet_hf.checkpoints.conversion import build_image_processor, save_converted, to_original_state_dict
 from surgenet_hf.checkpoints.loading import convert_entry
 from surgenet_hf.checkpoints.publishing import compare_with_source, publish_checkpoints, publish_finetuned
+from surgenet_hf.pretraining.export import describe_pretraining, export_teacher
 from tests.checkpoints.files import original, tiny
 from tests.checkpoints.test_loading import pth
 from tests.checkpoints.test_parity import original_state_dict
@@ -193,6 +195,31 @@ def test_users_own_model(hub, client, finetuned, tmp_path):
     assert changed.error is None
     assert changed.changes == ["changed README.md", "changed model.safetensors"]
     assert len(hub.repos["maintainer/mine"].commits) == 3
+
+
+def test_own_pretraining(hub, client, tmp_path):
+    """What a run exported, with the card of a backbone."""
+    pretraining = describe_pretraining({"name": "SurgeNetXL"}, ["mine"], epoch=2, frames=500)
+    folder, model = tmp_path / "run" / "model", SurgeNetModel(tiny())
+    export_teacher(model, folder, pretraining, build_image_processor(), {"lr": 5e-4}, {"knn_accuracy": 0.5})
+    outcome = publish_finetuned(folder, "maintainer/mine", tmp_path / "out", push=True)
+    assert outcome.error is None
+    files = hub.repos["maintainer/mine"].files()
+    assert files.keys() == FILES | {".gitattributes"}
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model == "surgenet/surgenetxl"
+    for expected in (
+        "2 epochs, on 500 frames of mine",
+        "| lr | 0.0005 |",
+        "| knn_accuracy | 0.5000 |",
+        "76 of the 80",
+    ):
+        assert expected in card.text
+    again = publish_finetuned(folder, "maintainer/mine", tmp_path / "out", push=True)
+    assert (again.changes, again.commit) == ([], None)
+    remote = AutoModel.from_pretrained("maintainer/mine")
+    assert remote.config.pretraining["name"] == "SurgeNetXL, continued on mine"
+    assert all(torch.equal(tensor, remote.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_users_folder_is_not_replaced(hub, client, finetuned):

@@ -1,0 +1,212 @@
+"""Full DINO checkpoints of the authors, read: weights, centre, and the optimiser's state by name.
+
+The layout is that of facebookresearch/dino (main_dino.py): `student`, `teacher`, `optimizer`, `epoch`, `args`,
+`dino_loss` and perhaps `fp16_scaler`. The optimiser knows its parameters by position alone: those of the student in
+the order of its state dict, fixed ones left out, in two groups, decayed and not.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..configuration_surgenet import SurgeNetConfig
+from .catalog import find_by_sha256
+from .conversion import describe_network
+from .reading import CheckpointFile, dino_args, file_sha256, is_dino, read_content, strip_wrappers
+
+OPTIMIZER_OPTIONS = ("lr", "betas", "eps", "weight_decay", "amsgrad")
+_FIXED = "head.last_layer.weight_g"  # fixed with norm_last_layer, and then unknown to the optimiser
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+# the first layer of each stage: of CAFormer and ConvNeXtV2, of PVTv2
+_DOWNSAMPLING = re.compile(r"backbone\.(?:downsample_layers\.(\d)\.(?:conv|\d)|patch_embed(\d)\.proj)\.weight")
+_BLOCK = re.compile(r"backbone\.(?:stages\.(\d)|block(\d))\.(\d+)\.")
+
+
+@dataclass
+class DinoCheckpoint:
+    """What a full DINO checkpoint holds, by the original's names `backbone.*` and `head.*`.
+
+    Attributes:
+        path, sha256: of the file.
+        student, teacher: weights and buffers in the original's order and shapes.
+        center: of the loss, (1, out_dim).
+        epoch: number of epochs done.
+        args: the command line of the training.
+        moments: the optimiser's state of each parameter that has one: `step`, `exp_avg`, `exp_avg_sq`.
+        options: of the optimiser's two groups (decayed, not decayed): `lr`, `betas`, ...; empty without moments.
+        norm_last_layer: whether the last layer's norm was fixed; None where the file does not tell.
+        no_moments: why there are none, "" where there are.
+        others: what else the file holds, e.g. "fp16_scaler".
+    """
+
+    path: Path
+    sha256: str
+    student: dict[str, torch.Tensor]
+    teacher: dict[str, torch.Tensor]
+    center: torch.Tensor
+    epoch: int
+    args: dict
+    moments: dict[str, dict] = field(default_factory=dict)
+    options: list[dict] = field(default_factory=list)
+    norm_last_layer: bool | None = None
+    no_moments: str = ""
+    others: list[str] = field(default_factory=list)
+
+    @property
+    def backbone(self) -> CheckpointFile:
+        """The teacher's backbone, as the functions of `checkpoints.conversion` take it."""
+        names = {n.removeprefix("backbone."): t for n, t in self.teacher.items() if n.startswith("backbone.")}
+        return CheckpointFile(self.path, self.sha256, names, "dino", "teacher", args=self.args, epoch=self.epoch)
+
+    @property
+    def pretraining(self) -> dict:
+        """Where the weights come from, as in `SurgeNetConfig.pretraining`: what the file says, else its checksum.
+
+        The image statistics are `conversion.choose_statistics(checkpoint.backbone, config)`.
+        """
+        if isinstance(self.args.get("pretraining"), dict):  # a file of ours
+            return dict(self.args["pretraining"])
+        entry = find_by_sha256(self.sha256)
+        return {
+            "name": entry.name if entry else "unknown",
+            "source": self.path.name,
+            "source_sha256": self.sha256,
+            "epoch": self.epoch,
+        }
+
+
+def read_dino_checkpoint(path: str | os.PathLike) -> DinoCheckpoint:
+    """Read a full DINO checkpoint; runs no code from it. Tensors are memory-mapped: the file must stay.
+
+    Moments that cannot be told to belong to a parameter are left out, and `no_moments` says why.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read safely, is no full DINO checkpoint, or lacks a part.
+    """
+    path = Path(path)
+    content = read_content(path)
+    if not is_dino(content):
+        raise ValueError(
+            f"{path} is not a full DINO checkpoint (student, teacher, optimizer, ...). If it holds the weights of a "
+            "teacher, convert it with scripts/convert_checkpoint.py and start from the folder that this gives"
+        )
+    center = content["dino_loss"].get("center") if isinstance(content.get("dino_loss"), Mapping) else None
+    parts = {
+        "student": _is_state_dict(content.get("student")),
+        "teacher": _is_state_dict(content.get("teacher")),
+        "epoch": isinstance(content.get("epoch"), int),
+        "dino_loss.center": isinstance(center, torch.Tensor),
+    }
+    if missing := [name for name, present in parts.items() if not present]:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}, so training cannot go on from it; it holds "
+            f"{', '.join(sorted(map(str, content)))}"
+        )
+    checkpoint = DinoCheckpoint(
+        path=path,
+        sha256=file_sha256(path),
+        student=strip_wrappers(dict(content["student"]))[0],
+        teacher=strip_wrappers(dict(content["teacher"]))[0],
+        center=center,
+        epoch=content["epoch"],
+        args=dino_args(content),
+        others=sorted(content.keys() - {"student", "teacher", "optimizer", "epoch", "args", "dino_loss"}),
+    )
+    checkpoint.norm_last_layer = checkpoint.args.get("norm_last_layer")
+    try:
+        _read_moments(checkpoint, content.get("optimizer"))
+    except ValueError as error:
+        checkpoint.moments, checkpoint.options, checkpoint.no_moments = {}, [], str(error)
+    return checkpoint
+
+
+def _is_state_dict(value) -> bool:
+    return isinstance(value, Mapping) and value and all(isinstance(item, torch.Tensor) for item in value.values())
+
+
+def _read_moments(checkpoint: DinoCheckpoint, optimizer) -> None:
+    """Name the optimiser's state; sets `moments`, `options` and `norm_last_layer`.
+
+    Raises:
+        ValueError: with the reason why it cannot be used.
+    """
+    if not isinstance(optimizer, Mapping) or not optimizer.get("state") or "param_groups" not in optimizer:
+        raise ValueError("the file holds no state of an optimiser")
+    state, groups = optimizer["state"], optimizer["param_groups"]
+    sizes = [len(group["params"]) for group in groups]
+    for fixed in (True, False):
+        names = _original_groups(checkpoint.student, fixed)
+        if [len(group) for group in names] == sizes:
+            checkpoint.norm_last_layer = fixed
+            break
+    else:
+        raise ValueError(
+            f"the optimiser's groups have {sizes} parameters, those of the student would have "
+            f"{[len(group) for group in names]} (decayed, not decayed)"
+        )
+    by_position = {
+        position: name
+        for group, group_names in zip(groups, names, strict=True)
+        for position, name in zip(group["params"], group_names, strict=True)
+    }
+    for position, moments in state.items():
+        name = by_position.get(position)
+        if name is None or not {"step", "exp_avg", "exp_avg_sq"} <= moments.keys():
+            raise ValueError(f"the optimiser's state {position} is not AdamW's of a parameter: {sorted(moments)}")
+        for key, value in moments.items():
+            if key != "step" and (value.shape != checkpoint.student[name].shape or not value.isfinite().all()):
+                raise ValueError(
+                    f"{key} of {name} is {tuple(value.shape)}, or not finite; the parameter is "
+                    f"{tuple(checkpoint.student[name].shape)}"
+                )
+        checkpoint.moments[name] = dict(moments)
+    checkpoint.options = [{key: group[key] for key in OPTIMIZER_OPTIONS if key in group} for group in groups]
+
+
+def _original_groups(student: dict[str, torch.Tensor], norm_last_layer: bool) -> list[list[str]]:
+    """Names of the decayed and of the other parameters, by the original's rule, in its order: the state dict's."""
+    groups = [[], []]
+    for name, tensor in student.items():
+        if not name.endswith(_BUFFERS) and not (norm_last_layer and name == _FIXED):
+            groups[name.endswith(".bias") or tensor.dim() == 1].append(name)
+    return groups
+
+
+def backbone_sizes(checkpoint: DinoCheckpoint) -> dict:
+    """`backbone`, `activation`, `depths` and `hidden_sizes` of `SurgeNetConfig`, from the file's tensors.
+
+    Raises:
+        ValueError: it is none of the three backbones in the original naming.
+    """
+    network = describe_network(checkpoint.backbone)
+    widths, depths = {}, {}
+    for name, tensor in checkpoint.teacher.items():
+        if (match := _DOWNSAMPLING.fullmatch(name)) and tensor.dim() == 4:
+            widths[match[1] or match[2]] = len(tensor)
+        if match := _BLOCK.match(name):
+            depths[match[1] or match[2]] = int(match[3]) + 1  # blocks come in order
+    if network["backbone"] is None or network["naming"] != "original" or len(widths) != 4 or len(depths) != 4:
+        raise ValueError(
+            network.get("problem") or f"{checkpoint.path} holds no whole {network['backbone']} of the original code"
+        )
+    return {
+        "backbone": network["backbone"],
+        "activation": network["activation"],
+        "depths": [depths[stage] for stage in sorted(depths)],
+        "hidden_sizes": [widths[stage] for stage in sorted(widths)],
+    }
+
+
+def backbone_config(checkpoint: DinoCheckpoint) -> SurgeNetConfig:
+    """The config of the backbone in the file, from its tensors; `drop_path_rate` from the command line if it is there.
+
+    Raises:
+        ValueError: as `backbone_sizes`.
+    """
+    rate = float(checkpoint.args.get("drop_path_rate", 0.0))
+    return SurgeNetConfig(**backbone_sizes(checkpoint), drop_path_rate=rate, pretraining=checkpoint.pretraining)
