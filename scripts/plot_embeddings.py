@@ -11,7 +11,6 @@ python scripts/plot_embeddings.py --embeddings outputs/embeddings/embeddings.npz
 
 import sys
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,10 @@ import torch
 from transformers import AutoImageProcessor, HfArgumentParser
 
 from surgenet_hf import SurgeNetModel, fetch_checkpoint
-from surgenet_hf.data import CLASSIFICATION, SEGMENTATION, load_classification, load_segmentation
-from surgenet_hf.data.classification import SINGLE
-from surgenet_hf.evaluation import predict
+from surgenet_hf.embeddings import embed_frames, has_phases, load_frames
 from surgenet_hf.figures import feature_figure, save_both, scatter_figure, tsne
 
 GROUPS = {"dataset": "data set", "video": "video", "phase": "phase"}
-MAPS_DRAWN = 4  # frames whose dense features are drawn
-MAP_SCALE = 3  # times the processor's size for these: features have a stride of 32 pixels
 
 
 @dataclass
@@ -92,62 +87,13 @@ def main(argv: list[str] | None = None) -> None:
     print("Written\n" + "\n".join(f"  {path}" for path in written))
 
 
-def load_frames(names: list[str], data_dirs: list[str], max_frames: int) -> list[tuple]:
-    """Evenly spread frames of each data set, in all its splits, not yet decoded: (data, split, indices)."""
-    loaders = dict.fromkeys(CLASSIFICATION, load_classification) | dict.fromkeys(SEGMENTATION, load_segmentation)
-    parts = []
-    for name, data_dir in zip_longest(names, data_dirs):
-        if name not in loaders:
-            raise ValueError(f"unknown data set {name!r}; the known ones are {', '.join(loaders)}")
-        data = loaders[name](name, data_dir)
-        chosen = spread(sum(map(len, data.splits.values())), max_frames)
-        for split in data.splits.values():
-            parts.append((data, split, chosen[chosen < len(split)].tolist()))
-            chosen = chosen[chosen >= len(split)] - len(split)
-    return parts
-
-
-def spread(total: int, count: int) -> np.ndarray:
-    """`count` of the numbers 0 ... total - 1, evenly spread; all if there are no more."""
-    return np.unique(np.linspace(0, total - 1, count).astype(int))
-
-
-def has_phases(data) -> bool:
-    return getattr(data, "problem_type", None) == SINGLE
-
-
 def embed(name: str, parts: list[tuple]) -> dict[str, np.ndarray]:
-    """What embeddings.npz holds.
-
-    embeddings (N, C); dataset, video and phase (N,), where a frame without a phase has an empty one; drawn (M,), the
-    numbers of the frames with dense features: frame<i> (H, W, 3) and features<i> (C, h, w); model, its name.
-    """
+    """What embeddings.npz holds: that of `embed_frames`, and the name of the model."""
     path = name if "/" in name or Path(name).exists() else fetch_checkpoint(name)
     model = SurgeNetModel.from_pretrained(path)
     model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    processor = AutoImageProcessor.from_pretrained(path)
-    embeddings, groups = [], []
-    for data, split, indices in parts:
-        for rows, outputs in predict(model, processor, split, indices):
-            embeddings.append(outputs.pooler_output.float().cpu().numpy())
-            for row in rows:
-                phase = data.labels[int(row["labels"])] if has_phases(data) else ""
-                groups.append((data.name, row["video"], phase))
-    saved = {
-        "embeddings": np.concatenate(embeddings),
-        **{key: np.array(column) for key, column in zip(GROUPS, zip(*groups, strict=True), strict=True)},
-        "model": np.array(model_label(name)),
-        "drawn": spread(len(groups), MAPS_DRAWN),
-    }
-    size = {side: MAP_SCALE * processor.size[side] for side in ("height", "width")}
-    processor = AutoImageProcessor.from_pretrained(path, size=size)
-    places = [(split, index) for _, split, indices in parts for index in indices]
-    for i, number in enumerate(saved["drawn"]):
-        split, index = places[number]
-        (((row,), outputs),) = predict(model, processor, split, [index])
-        saved[f"frame{i}"] = np.asarray(row["image"])
-        saved[f"features{i}"] = outputs.last_hidden_state[0].float().cpu().numpy()
-    return saved
+    found = embed_frames(model, AutoImageProcessor.from_pretrained(path), parts)
+    return found | {"model": np.array(model_label(name))}
 
 
 def read_embeddings(path: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,154 @@
+"""Is a DINO run alive: entropy and divergence of its outputs, spread and rank of its features, names for a collapse.
+
+Centring alone drives the teacher's outputs to the uniform distribution, sharpening alone to one prototype; the two
+keep each other in balance. Where the balance is lost, all samples get the same output, and there is nothing left to
+learn (Caron et al. 2021, section 5.3).
+"""
+
+import math
+
+import torch
+from torch import distributed
+from torch.nn import functional as F
+
+# Nats that the outputs must tell of their samples: entropy of the mean output less mean entropy of the outputs. Runs
+# that are well start with 0.07 and more, and small ones pass a plateau at 6e-3; in those that collapse (teacher too
+# hot, no centring, learning rate too high) it falls below 3e-4. An output within 1e-3 nats of the uniform one cannot
+# tell more than that.
+INFORMATION = 1e-3
+# Nats, entropy of the mean output: one prototype has 98 % of it.
+ONE_PROTOTYPE = 0.1
+# The mean cosine similarity of two samples is about 1 - std^2, here 0.9999. At random initialisation the std is 0.2.
+SAME_FEATURES = 0.01
+# Two equally strong directions have rank 2; here the second has 2 % of the first's strength.
+ONE_DIRECTION = 1.1
+MIN_SAMPLES = 8  # fewer may well be neighbours in one video, and alike in a run that is well
+PATIENCE = 3  # one batch may be odd; so many in a row are not
+
+
+class Monitor:
+    """Measures a step of DINO, and says when the run has collapsed.
+
+    Args:
+        out_dim: K, the number of prototypes.
+    """
+
+    def __init__(self, out_dim: int):
+        self.out_dim = out_dim
+        self._num_samples = 0
+        self._collapsed = 0  # measurements in a row
+
+    @torch.no_grad()
+    def measure(
+        self,
+        student_logits: torch.Tensor,
+        teacher_logits: torch.Tensor,
+        embeddings: torch.Tensor,
+        center: torch.Tensor,
+        student_temp: float,
+        teacher_temp: float,
+    ) -> dict[str, torch.Tensor]:
+        """Float32 scalars on the device, over the samples of all processes, which all call this with equal B.
+
+        On a GPU the rank's singular values wait for the device; all else does not. Measure where the loss is read.
+
+        Args:
+            student_logits: (S, B, K), all crops.
+            teacher_logits: (T, B, K), the first T of the same crops.
+            embeddings: (B, C), the backbone's embedding of one crop of each sample.
+            center: (1, K), that of the loss at this step; `update_center` moves it afterwards.
+            student_temp, teacher_temp: temperatures of the softmax.
+
+        Returns:
+            teacher_entropy: nats, of softmax((teacher - center) / temp), mean over crops and samples.
+            teacher_mean_entropy: nats, of the mean of these distributions.
+            teacher_student_kl: nats, KL(teacher || student), mean over pairs of different crops; the loss is this
+                and teacher_entropy.
+            center_norm: L2.
+            feature_std: of L2-normalised embeddings over the samples, mean over channels, times sqrt(C): 1 is
+                isotropic, 0 collapsed; NaN with one sample.
+            feature_rank: effective rank (Roy and Vetterli 2007) of the same embeddings, centred: exp of the entropy
+                of their normalised singular values; NaN with one sample.
+        """
+        log_targets = F.log_softmax((teacher_logits.float() - center.float()) / teacher_temp, dim=-1)
+        targets = log_targets.exp()
+        log_p = F.log_softmax(student_logits.float() / student_temp, dim=-1)
+        num_teacher, num_samples = targets.shape[:2]
+        entropy = -(targets * log_targets).sum(-1).mean()
+        num_pairs = num_teacher * (len(log_p) - 1) * num_samples
+        equal_pairs = (targets * log_p[:num_teacher]).sum()
+        cross_entropy = (equal_pairs - (targets.sum(0) * log_p.sum(0)).sum()) / num_pairs
+        sums = torch.cat([entropy[None], cross_entropy[None], targets.mean(dim=(0, 1))])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(sums)
+            sums = sums / distributed.get_world_size()
+            parts = [torch.empty_like(embeddings) for _ in range(distributed.get_world_size())]
+            distributed.all_gather(parts, embeddings.contiguous())
+            embeddings = torch.cat(parts)
+        entropy, cross_entropy, mean = sums[0], sums[1], sums[2:]
+        self._num_samples = len(embeddings)
+        std, rank = _spread(F.normalize(embeddings.float(), dim=1))
+        return {
+            "teacher_entropy": entropy,
+            "teacher_mean_entropy": -torch.xlogy(mean, mean).sum(),
+            "teacher_student_kl": cross_entropy - entropy,
+            "center_norm": center.float().norm(),
+            "feature_std": std,
+            "feature_rank": rank,
+        }
+
+    def diagnose(self, values: dict[str, float]) -> str | None:
+        """What is wrong and what to do, if the last `PATIENCE` measurements all show a collapse; else None.
+
+        To be called once after each measurement. The plateau near the uniform output in which a run starts is no
+        collapse; whether to stop before the end of the warm-up is for the caller to decide.
+
+        Args:
+            values: of `measure`, as numbers. NaNs show nothing.
+        """
+        found = self._collapse(values)
+        self._collapsed = self._collapsed + 1 if found else 0
+        return found if self._collapsed >= PATIENCE else None
+
+    def _collapse(self, values: dict[str, float]) -> str | None:
+        most = math.log(self.out_dim)
+        entropy, mean_entropy = values["teacher_entropy"], values["teacher_mean_entropy"]
+        std, rank = values["feature_std"], values["feature_rank"]
+        enough = self._num_samples >= MIN_SAMPLES
+        seen = (
+            f"entropy {entropy:.4f} of at most {most:.4f} nats, KL to the student {values['teacher_student_kl']:.1e}"
+        )
+        if most - entropy < INFORMATION:
+            return (
+                f"collapsed to the uniform output: the teacher prefers no prototype ({seen}). Lower teacher_temp and "
+                "warmup_teacher_temp, warm up for longer or lower lr."
+            )
+        if enough and mean_entropy < ONE_PROTOTYPE:
+            return (
+                f"collapsed to one prototype: the teacher gives all samples the same sharp output ({seen}). Let the "
+                "centre follow faster (lower center_momentum), raise teacher_temp or lower lr."
+            )
+        if enough and mean_entropy - entropy < INFORMATION:
+            return (
+                f"collapsed to one output: the teacher's output is the same for all samples ({seen}). Lower lr, warm "
+                "up for longer, or let the centre follow faster (lower center_momentum)."
+            )
+        if enough and (std < SAME_FEATURES or rank < ONE_DIRECTION):
+            return (
+                "collapsed features: all samples have nearly the same embedding, or differ in one direction only "
+                f"(standard deviation {std:.2g} of 1, rank {rank:.2f}). Lower lr or warm up for longer, and check "
+                "that the frames differ."
+            )
+        return None
+
+
+def _spread(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standard deviation and effective rank of features (N, C) of length 1."""
+    if len(features) < 2:
+        return features.new_full((), torch.nan), features.new_full((), torch.nan)
+    std = features.std(0).mean() * features.shape[1] ** 0.5
+    # an SVD of what is not finite is an error; std is NaN then, and the rank with it
+    singular = torch.linalg.svdvals((features - features.mean(0)).nan_to_num(0, 0, 0))
+    share = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
+    rank = torch.exp(-torch.xlogy(share, share).sum())
+    return std, torch.where(std.isfinite(), rank, torch.nan)
