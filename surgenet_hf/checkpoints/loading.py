@@ -5,6 +5,7 @@ from pathlib import Path
 from huggingface_hub import cached_assets_path, constants, hf_hub_download
 
 from .. import __version__
+from ..configuration_surgenet import SurgeNetConfig
 from ..modeling_surgenet import SurgeNetModel
 from .catalog import CatalogEntry, find_entry
 from .conversion import build_image_processor, convert_checkpoint, save_converted
@@ -51,6 +52,26 @@ def fetch_checkpoint(name: str, local_files_only: bool = False) -> Path:
             if not (folder / "config.json").exists():  # else another process was faster
                 raise
     return folder
+
+
+def find_source(model_name_or_path: str | None, config_name: str | None = None) -> str | SurgeNetConfig:
+    """What the training scripts start from: a folder, a Hub repository, or a configuration for random weights.
+
+    Args:
+        model_name_or_path: a folder, a repository, or the name of a published checkpoint, which is fetched.
+        config_name: instead of it, a backbone, or "tiny", which is a small CAFormer.
+
+    Raises:
+        ValueError: a name without a slash that is neither a folder nor a published checkpoint.
+    """
+    if config_name == "tiny":
+        return SurgeNetConfig(
+            depths=[1, 1, 2, 1], hidden_sizes=[32, 64, 128, 192], pyramid_channels=64, segmentation_channels=64
+        )
+    if config_name:
+        return SurgeNetConfig(backbone=config_name)
+    name = model_name_or_path
+    return name if "/" in name or Path(name).exists() else str(fetch_checkpoint(name))
 
 
 def download_teacher(entry: CatalogEntry, local_files_only: bool = False) -> Path:

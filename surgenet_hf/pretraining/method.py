@@ -208,11 +208,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
 
 
 class Outputs(NamedTuple):
-    """The loss of this process's samples with its graph, and the logits (S, B, K) and (T, B, K) without."""
+    """The loss of this process's samples with its graph; and what it was computed of, without."""
 
     loss: torch.Tensor
-    student_logits: torch.Tensor
-    teacher_logits: torch.Tensor
+    student_logits: torch.Tensor  # (S, B, K)
+    teacher_logits: torch.Tensor  # (T, B, K)
+    center: torch.Tensor  # (1, K)
 
 
 def compute_loss(
@@ -228,7 +229,7 @@ def compute_loss(
         teacher_logits = model.teacher(crops[:NUM_GLOBAL_CROPS])
     student_logits = (model.student if student is None else student)(crops)
     loss = model.loss(student_logits, teacher_logits, teacher_temp)
-    return Outputs(loss, student_logits.detach(), teacher_logits)
+    return Outputs(loss, student_logits.detach(), teacher_logits, model.loss.center.clone())
 
 
 def apply_gradients(

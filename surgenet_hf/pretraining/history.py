@@ -1,0 +1,42 @@
+"""The log of a run as JSON lines."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+
+class History:
+    """Entries {"step", ...} of `history.jsonl`, in the order of steps.
+
+    Args:
+        folder: where it lies; it is made.
+        step: the run goes on after this step: later entries, of a run that was killed, are dropped.
+        write: whether to write at all; of several processes one does.
+    """
+
+    def __init__(self, folder: Path, step: int, write: bool = True):
+        self.path = folder / "history.jsonl"
+        self.write = write
+        self.entries: list[dict] = []
+        if self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            entries = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be cut
+            self.entries = [entry for entry in entries if entry["step"] <= step]
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(map(_line, self.entries)), encoding="utf-8")
+            os.replace(temporary, self.path)
+
+    def add(self, entry: dict) -> None:
+        """Append an entry; what is not finite becomes null."""
+        entry = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+        self.entries.append(entry)
+        if self.write:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(entry))
+
+
+def _line(entry: dict) -> str:
+    return json.dumps(entry) + "\n"

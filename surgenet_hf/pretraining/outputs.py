@@ -1,0 +1,63 @@
+"""What a run leaves beside its checkpoints: k-NN figures, curves, the teacher as a model, the original's format."""
+
+from huggingface_hub import HfApi
+
+from ..checkpoints.conversion import build_image_processor
+from ..checkpoints.publishing import publish_finetuned
+from ..data import CLASSIFICATION, load_classification, load_segmentation
+from ..figures.pretraining import pretraining_figure
+from .export import export_teacher
+from .knn import knn_accuracy
+from .original import save_dino_checkpoint
+
+KNN_FRAMES = 5000  # of each split at most: more change the figure little and cost minutes an epoch
+
+
+def load_knn_data(name: str | None, data_dir: str | None):
+    """The labelled data set that k-NN is measured on, or None."""
+    if name is None:
+        return None
+    return (load_classification if name in CLASSIFICATION else load_segmentation)(name, data_dir)
+
+
+def finish_epoch(run, done: int) -> None:
+    """k-NN of the teacher on the labelled set, the teacher as a model folder, and the curves; all processes call it.
+
+    Args:
+        run: a `training.Pretraining`.
+        done: number of steps done; 0 gives the figures of the start weights.
+    """
+    teacher, epochs, found = run.model.teacher.backbone, run.epochs(done), {}
+    processor = build_image_processor(run.start.statistics, run.crop_config.global_crops_size)
+    if run.knn_data is not None and (epochs % run.args.knn_epochs == 0 or done == run.last_step):
+        with run.accelerator.autocast():
+            found = knn_accuracy(teacher, processor, run.knn_data, max_frames=KNN_FRAMES)
+        run.history.add({"step": done, "epoch": epochs, **found})
+        run.accelerator.log(found, step=done)
+        run.progress.write(f"epoch {epochs}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    if run.is_main and done:
+        figures = {"data set": run.args.knn_dataset, **found} if found else None
+        export_teacher(teacher, run.output_dir / "model", run.provenance(done), processor, run.recipe(), figures)
+        figure = pretraining_figure(run.history.entries, run.output_dir.name)
+        figure.savefig(run.output_dir / "pretraining.png", dpi=120)
+
+
+def finish_run(run) -> None:
+    """The original's format and the upload, where they are asked for."""
+    args = run.args
+    if not run.is_main:
+        return
+    print(f"The teacher is in {run.output_dir / 'model'}")
+    if args.export_dino_checkpoint:
+        epoch = run.last_step // run.steps_per_epoch
+        path = run.output_dir / f"checkpoint{epoch:04}.pth"
+        optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
+        save_dino_checkpoint(path, run.model, optimizer, epoch, run.options, run.provenance(run.last_step))
+        print(f"In the original's format: {path}")
+    if args.push_to_hub:
+        repo_id = args.hub_model_id or f"{HfApi().whoami()['name']}/{run.output_dir.name}"
+        model, folder = run.output_dir / "model", run.output_dir / "hub"
+        outcome = publish_finetuned(model, repo_id, folder, push=True, private=args.hub_private_repo)
+        if outcome.error:
+            raise RuntimeError(f"{repo_id} was not published: {outcome.error}")
+        print(f"Published {repo_id}")

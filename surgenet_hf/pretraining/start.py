@@ -1,0 +1,137 @@
+"""Where a run starts: random weights, published ones, its own checkpoint, or a full DINO checkpoint of the authors."""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..checkpoints.catalog import RANDOM_WEIGHTS
+from ..checkpoints.conversion import choose_statistics
+from ..checkpoints.dino import DinoCheckpoint, backbone_config
+from ..checkpoints.loading import find_source
+from ..configuration_surgenet import SurgeNetConfig
+from ..modeling_surgenet import SurgeNetModel
+from .arguments import PretrainingArguments
+from .original import load_dino_checkpoint
+from .state import read_record
+
+DEFAULT_BACKBONE = "caformer_s18"
+
+
+@dataclass
+class Start:
+    """The beginning of a run.
+
+    Attributes:
+        step: number of optimiser steps done.
+        pretraining: what is known of the start weights, as in `config.pretraining`.
+        statistics: of the images, "surgenet" or "imagenet".
+        counts: of what a resumed run has counted.
+        notes: what was taken from where, to be printed.
+    """
+
+    step: int = 0
+    pretraining: dict | None = None
+    statistics: str = "surgenet"
+    counts: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def build_backbone(args: PretrainingArguments, resume: Path | DinoCheckpoint | None) -> SurgeNetModel:
+    """The student's backbone: with its start weights, or, where a checkpoint will set them, of the right sizes."""
+    if isinstance(resume, DinoCheckpoint):
+        config = backbone_config(resume)
+    elif resume is not None:
+        config = SurgeNetConfig.from_dict(read_record(resume)["backbone"])
+    else:
+        name = args.backbone or (None if args.model_name_or_path else DEFAULT_BACKBONE)
+        config = find_source(args.model_name_or_path, name)
+    if isinstance(config, str):
+        return SurgeNetModel.from_pretrained(config, drop_path_rate=args.drop_path_rate)
+    config = copy.deepcopy(config)
+    config.drop_path_rate = args.drop_path_rate
+    return SurgeNetModel(config)
+
+
+def load_start(run, resume: Path | DinoCheckpoint | None) -> Start:
+    """Set the run's weights and optimiser to where it starts.
+
+    Raises:
+        ValueError: a checkpoint that does not fit the run, or at the end of its schedules.
+    """
+    if isinstance(resume, DinoCheckpoint):
+        start = _load_original(run, resume)
+    elif resume is not None:
+        start = _load_own(run, resume)
+    else:
+        config = run.model.student.backbone.config
+        name = run.args.model_name_or_path
+        start = Start(pretraining=config.pretraining if name else {"name": RANDOM_WEIGHTS})
+        start.notes.append(f"Student and teacher start from {name or f'random weights ({config.backbone})'}.")
+    if run.args.normalization != "auto":
+        start.statistics = run.args.normalization
+    elif resume is None and (start.pretraining or {}).get("statistics"):
+        start.statistics = start.pretraining["statistics"]
+    if isinstance(resume, DinoCheckpoint) and start.step >= len(run.schedules.lr):
+        raise ValueError(
+            f"the checkpoint is at the end of its {run.dino.epochs} epochs; lay new schedules with --extend_epochs N, "
+            "in another --output_dir"
+        )
+    return start
+
+
+def _load_original(run, checkpoint: DinoCheckpoint) -> Start:
+    optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
+    report = load_dino_checkpoint(checkpoint, run.model, optimizer)
+    extended = run.args.extend_epochs is not None
+    statistics, reason = choose_statistics(
+        checkpoint.backbone, run.model.student.backbone.config, run.args.normalization
+    )
+    start = Start(
+        step=0 if extended else checkpoint.epoch * run.steps_per_epoch,
+        pretraining=checkpoint.pretraining,
+        statistics=statistics,
+        notes=[str(report), f"Image statistics: {statistics} ({reason})."],
+    )
+    if extended:
+        start.notes.append(f"Schedules are laid anew over {run.dino.epochs} epochs.")
+    return start
+
+
+def _load_own(run, folder: Path) -> Start:
+    record = read_record(folder)
+    own = folder.resolve().parent == run.output_dir.resolve()
+    extended = run.args.extend_epochs is not None and not own
+    if not extended:
+        _compare_options(record, run, folder)
+    run.accelerator.load_state(str(folder))
+    start = Start(
+        pretraining=record["start"]["pretraining"], statistics=record["start"]["statistics"], counts=record["counts"]
+    )
+    if extended:
+        start.counts = {}
+        start.pretraining = record["pretraining"]
+        start.notes.append(f"Weights and moments of {folder}; schedules are laid anew over {run.dino.epochs} epochs.")
+        return start
+    start.step = record["step"]
+    start.notes.append(f"Going on from {folder}, after step {record['step']}.")
+    processes = run.accelerator.num_processes
+    if processes != record["num_processes"]:
+        epoch = record["step"] // record["steps_per_epoch"]
+        start.step = epoch * run.steps_per_epoch
+        start.notes.append(
+            f"It was written by {record['num_processes']} processes, these are {processes}: going on from the start "
+            f"of epoch {epoch}, now step {start.step}, with the weights of the checkpoint."
+        )
+    return start
+
+
+def _compare_options(record: dict, run, folder: Path) -> None:
+    """Raise a ValueError where a run would not be the one that the checkpoint is of."""
+    now = run.options | {"frames": run.feed.description}
+    was = record["options"] | {"frames": record["frames"]}
+    differing = [f"{name}: {was[name]} then, {now[name]} now" for name in now if now[name] != was.get(name)]
+    if differing:
+        raise ValueError(
+            f"{folder} is of another run:\n- " + "\n- ".join(differing) + "\nGive the same options and data; or lay "
+            "schedules anew with --extend_epochs N --resume_from_checkpoint CHECKPOINT in another --output_dir"
+        )
