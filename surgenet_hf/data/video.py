@@ -26,7 +26,7 @@ _LONGEST_GAP = 60.0  # seconds: more is a jump of the clock, as where recordings
 
 
 def iter_frames(
-    path: str | Path, frames_per_second: float = 1.0, max_side: int | None = None
+    path: str | Path, frames_per_second: float = 1.0, max_side: int | None = None, threads: int = 0
 ) -> Iterator[tuple[int, Image.Image]]:
     """Yield (index, upright RGB picture) of a video; picture `index` is that of time `index / frames_per_second`.
 
@@ -34,12 +34,13 @@ def iter_frames(
         path: a video that FFmpeg can read.
         frames_per_second: how many to take, of whatever number the video has.
         max_side: shrink pictures whose longer side has more pixels than this.
+        threads: of the decoder; 0: as many as there are cores.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not a video, or one that breaks off or cannot be decoded to its end.
     """
-    for index, frame in _sample(Path(path), frames_per_second):
+    for index, frame in _sample(Path(path), frames_per_second, threads):
         yield index, _picture(frame, max_side)
 
 
@@ -225,7 +226,7 @@ def _seconds(path: Path) -> float:
         return 0.0
 
 
-def _sample(path: Path, frames_per_second: float) -> Iterator[tuple[int, object]]:
+def _sample(path: Path, frames_per_second: float, threads: int = 0) -> Iterator[tuple[int, object]]:
     """Yield (index, PyAV frame): the frame on screen at time index / frames_per_second after the first one."""
     if not frames_per_second > 0:
         raise ValueError(f"frames_per_second must be above 0, got {frames_per_second}")
@@ -236,7 +237,7 @@ def _sample(path: Path, frames_per_second: float) -> Iterator[tuple[int, object]
     try:
         with av.open(str(path)) as container:
             stream = _stream(container, path)
-            stream.thread_type = "AUTO"
+            stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
             for frame in container.decode(stream):
                 if frame.time is None:
                     raise ValueError(f"{path}: its frames have no time stamps; {repair}")

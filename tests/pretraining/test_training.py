@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModel
 from surgenet_hf import SurgeNetModel
 from surgenet_hf.data import synthetic
 from surgenet_hf.pretraining import training
+from tests.checkpoints.files import OriginalTraining, save_content, tiny
 from tests.scripts import load_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_dino.py"
@@ -332,3 +333,49 @@ def test_small_set_gets_a_hint(frames, tmp_path, capsys):
     load_script("pretrain_dino").main(args)
     assert "--preset" not in capsys.readouterr().out
     assert weights(tmp_path / "small", 1)["loss.center"].shape == (1, 4096)
+
+
+@pytest.fixture
+def authors_file(tmp_path) -> Path:
+    """A full DINO checkpoint of the authors' layout after two of four epochs, of a tiny network."""
+    original = OriginalTraining(tiny())
+    original.step(original.gradients(0))
+    statistics = {"data_mean": [0.46888983, 0.29536288, 0.28712815], "data_std": [0.24689102, 0.21034359, 0.21188641]}
+    args = {
+        "epochs": 4,
+        "warmup_epochs": 1,
+        "lr": 0.01,
+        "local_crops_number": 1,
+        "norm_last_layer": True,
+        **statistics,
+    }
+    save_content(tmp_path / "checkpoint0002.pth", original.content(epoch=2, **args))
+    return tmp_path / "checkpoint0002.pth"
+
+
+def go_on(frames: Path, output_dir: Path, file: Path, more: str = "") -> None:
+    sizes = "--global_crops_size 48 --local_crops_size 32 --per_device_train_batch_size 4 --logging_steps 1"
+    command = f"--dataset folder --data_dir {frames} --output_dir {output_dir} {sizes} {more}"
+    load_script("pretrain_dino").main([*command.split(), "--resume_from_checkpoint", str(file)])
+
+
+def test_authors_checkpoint_goes_on_at_its_epoch(frames, authors_file, tmp_path, capsys):
+    go_on(frames, tmp_path / "run", authors_file, "--export_dino_checkpoint")
+    said = capsys.readouterr().out
+    assert "student and teacher, backbone and head" in said
+    assert "moments of the optimiser for" in said
+    entries = history(tmp_path / "run")
+    assert [entry["step"] for entry in entries] == list(range(9, 17))  # epochs 2 and 3, of 4 steps each
+    assert entries[0]["lr"] == pytest.approx(0.75 * 0.01 * 4 / 256, rel=0.01)  # a third of the cosine
+    assert (tmp_path / "run" / "checkpoint0004.pth").is_file()
+    with pytest.raises(SystemExit, match=r"at the end of its 4 epochs; lay new schedules with --extend_epochs"):
+        go_on(frames, tmp_path / "more", tmp_path / "run" / "checkpoint0004.pth")
+    go_on(frames, tmp_path / "more", tmp_path / "run" / "checkpoint0004.pth", "--extend_epochs 2")
+    assert [entry["step"] for entry in history(tmp_path / "more")] == list(range(1, 9))
+    pretraining = AutoModel.from_pretrained(tmp_path / "more" / "model").config.pretraining
+    assert pretraining["name"] == f"unknown, continued on {frames.name}, continued on {frames.name}"
+
+
+def test_other_head_than_the_checkpoints_is_refused(frames, authors_file, tmp_path):
+    with pytest.raises(SystemExit, match="out_dim"):
+        go_on(frames, tmp_path / "run", authors_file, "--out_dim 64")
