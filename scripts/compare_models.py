@@ -14,8 +14,9 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from surgenet_hf.comparison import compare, markdown_table, paired_table, read_results
+from surgenet_hf.comparison import compare, markdown_table, paired_table
 from surgenet_hf.figures import blob_figure, radar_figure, save_both
+from surgenet_hf.results import read_results
 
 
 @dataclass

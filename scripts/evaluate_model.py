@@ -22,7 +22,8 @@ from transformers import (
 
 import surgenet_hf  # noqa: F401  (makes the Auto classes know our models)
 from surgenet_hf.data import load_classification, load_segmentation
-from surgenet_hf.evaluation import evaluate, recorded_seed, summary, write_figures, write_results
+from surgenet_hf.evaluation import evaluate, recorded_seed, write_results
+from surgenet_hf.reporting import summary, write_figures
 
 TASKS = {
     "SurgeNetForSemanticSegmentation": (AutoModelForSemanticSegmentation, load_segmentation),

@@ -8,24 +8,23 @@ that was killed goes on with the same command and --resume_from_checkpoint true.
 given as --model_name_or_path with --skip_stage1, goes straight to stage 2.
 """
 
-import sys
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+from transformers import AutoImageProcessor, set_seed
 
 from surgenet_hf import SurgeNetForPhaseRecognition
 from surgenet_hf.data import load_classification
 from surgenet_hf.finetuning import phase
 from surgenet_hf.finetuning.classification import build_model, classification_loss, finetune
 from surgenet_hf.finetuning.training import (
-    DataArguments,
-    ModelArguments,
     SurgeNetTrainingArguments,
     finished,
     freeze_backbone,
+    load_data,
+    mendable_errors,
+    parse_arguments,
     publish_results,
     source_of,
     stage_arguments,
@@ -49,13 +48,11 @@ class PhaseTrainingArguments(SurgeNetTrainingArguments):
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser((ModelArguments, DataArguments, PhaseArguments, PhaseTrainingArguments))
-    try:
-        model_args, data_args, phase_args, training_args = parser.parse_args_into_dataclasses(argv)
-        push, training_args.push_to_hub = training_args.push_to_hub, False  # with our card, at the end
-        if push:
-            HfApi().whoami()  # a missing token shows now, not after the training
-        data = load_classification(data_args.dataset, data_args.data_dir, **data_args.options())
+    with mendable_errors():
+        model_args, data_args, phase_args, training_args, push = parse_arguments(
+            argv, PhaseArguments, training=PhaseTrainingArguments
+        )
+        data = load_data(load_classification, data_args, training_args)
         if data.problem_type != "single_label_classification":
             raise ValueError(f"{data.name} has several labels a frame, not phases: use finetune_classification.py")
         stage1 = str(Path(training_args.output_dir, "stage1"))
@@ -69,16 +66,11 @@ def main(argv: list[str] | None = None) -> None:
             per_device_train_batch_size=1,
             per_device_eval_batch_size=1,
         )
-        set_seed(training_args.seed)
         if phase_args.skip_stage1:
             frame_model = source_of(model_args)
             processor = AutoImageProcessor.from_pretrained(frame_model)
         elif not finished(stage1):
             model, processor = build_model(source_of(model_args), data, model_args.image_size)
-    except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
-        sys.exit(f"error: {error}")
-    if training_args.process_index == 0:
-        print(*data.notes, sep="\n")
 
     balanced = model_args.class_weights == "balanced"
     if not phase_args.skip_stage1:
@@ -91,10 +83,8 @@ def main(argv: list[str] | None = None) -> None:
                 processor,
                 data,
                 stage1_args,
-                augmentation=model_args.augmentation,
                 loss=classification_loss(data, balanced),
-                layer_decay=model_args.layer_decay,
-                early_stopping_patience=model_args.early_stopping_patience,
+                **model_args.options(),
             )
             publish_results(trainer, processor, data, model_args.eval_split)
         processor = AutoImageProcessor.from_pretrained(frame_model)

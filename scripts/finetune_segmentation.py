@@ -8,23 +8,11 @@ torchrun --nproc_per_node 2 scripts/finetune_segmentation.py --model_name_or_pat
 A run that was killed goes on with the same command and --resume_from_checkpoint true.
 """
 
-import sys
 from dataclasses import dataclass, field
-
-from huggingface_hub import HfApi
-from transformers import HfArgumentParser, set_seed
 
 from surgenet_hf.data import load_segmentation
 from surgenet_hf.finetuning.segmentation import LOSSES, build_model, finetune, pixel_weights, segmentation_loss
-from surgenet_hf.finetuning.training import (
-    DataArguments,
-    ModelArguments,
-    SurgeNetTrainingArguments,
-    freeze_backbone,
-    publish_results,
-    resume_point,
-    source_of,
-)
+from surgenet_hf.finetuning.training import mendable_errors, parse_arguments, prepare, publish_results
 
 
 @dataclass
@@ -35,32 +23,17 @@ class SegmentationArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser((ModelArguments, DataArguments, SegmentationArguments, SurgeNetTrainingArguments))
-    try:
-        model_args, data_args, loss_args, training_args = parser.parse_args_into_dataclasses(argv)
-        push, training_args.push_to_hub = training_args.push_to_hub, False  # with our card, at the end
-        if push:
-            HfApi().whoami()  # a missing token shows now, not after the training
-        resume_point(training_args)
-        data = load_segmentation(data_args.dataset, data_args.data_dir, **data_args.options())
-        set_seed(training_args.seed)
-        model, processor = build_model(source_of(model_args), data, model_args.image_size)
-    except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
-        sys.exit(f"error: {error}")
-    if training_args.process_index == 0:
-        print(*data.notes, sep="\n")
-    if model_args.freeze_backbone:
-        freeze_backbone(model)
+    with mendable_errors():
+        model_args, data_args, loss_args, training_args, push = parse_arguments(argv, SegmentationArguments)
+        data, model, processor = prepare(load_segmentation, build_model, model_args, data_args, training_args)
     weights = pixel_weights(data) if model_args.class_weights == "balanced" else None
     trainer = finetune(
         model,
         processor,
         data,
         training_args,
-        augmentation=model_args.augmentation,
         loss=segmentation_loss(loss_args.loss, data.ignore_index, weights),
-        layer_decay=model_args.layer_decay,
-        early_stopping_patience=model_args.early_stopping_patience,
+        **model_args.options(),
     )
     publish_results(trainer, processor, data, model_args.eval_split, push)
 

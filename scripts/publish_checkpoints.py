@@ -12,12 +12,10 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from transformers import HfArgumentParser
 
 from surgenet_hf.checkpoints.catalog import CATALOG, NAMESPACE, find_entry
-from surgenet_hf.checkpoints.publishing import Outcome, publish_checkpoints, publish_finetuned
+from surgenet_hf.checkpoints.publishing import Outcome, check_login, publish_checkpoints, publish_finetuned
 
 
 @dataclass
@@ -44,10 +42,8 @@ def main(argv: list[str] | None = None) -> None:
         names = [entry.name for entry in CATALOG] if args.names == "all" else (args.names or "").split(",")
         entries = [find_entry(name) for name in names if name]
         if args.push:
-            HfApi().whoami()
-    except LocalTokenNotFoundError:
-        sys.exit("error: --push needs a token: run `hf auth login`, or set HF_TOKEN")
-    except (HfHubHTTPError, ValueError) as error:
+            check_login()
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     with tempfile.TemporaryDirectory() as temporary:
         output_dir = Path(args.output_dir or temporary)

@@ -31,8 +31,6 @@ from surgenet_hf.checkpoints.loading import fetch_checkpoint
 from surgenet_hf.data import load_segmentation
 from surgenet_hf.evaluation import (
     check_saved_model,
-    comparison_table,
-    draw_segmentation,
     evaluate_segmentation,
     majority_class_baseline,
     write_results,
@@ -40,6 +38,7 @@ from surgenet_hf.evaluation import (
 from surgenet_hf.figures import save_figure
 from surgenet_hf.finetuning.segmentation import build_model, finetune
 from surgenet_hf.finetuning.training import trained_model
+from surgenet_hf.reporting import comparison_table, draw_segmentation
 
 DEFAULT_MODEL = "SurgeNetXL"
 

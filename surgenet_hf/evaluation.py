@@ -49,20 +49,7 @@ from .metrics import (
 )
 
 SCHEMA = "surgenet_hf.results/1"
-HEADLINES = (
-    "mean_dice",
-    "mean_video_dice",
-    "mean_assd",
-    "mean_hd95",
-    "mean_average_precision",
-    "mean_balanced_accuracy",
-    "accuracy",
-    "macro_f1",
-    "edit_score",
-    "f1@50",
-)
 SEQUENCE_FIGURES = ("edit", "f1@", "relaxed")  # of phases in time
-FRAMES_DRAWN = 4
 LIBRARIES = ("surgenet_hf", "torch", "transformers", "timm", "datasets", "numpy")
 
 
@@ -113,15 +100,15 @@ def predict_segmentation(
     Args:
         model: a semantic segmentation model of transformers.
         processor: its image processor.
-        dataset: rows {"image", "mask", ...} as `surgenet_hf.data` gives them.
+        dataset: rows {"image", "mask", ...} as `surgenet_hf.data` gives them; or images alone, {"image"}.
         indices: of the rows; None: all.
 
     Yields:
-        the row, and its class map: uint8 (H, W) at the size of the row's mask.
+        the row, and its class map: uint8 (H, W) at the size of the row's mask, or of its image where it has none.
     """
     indices = range(len(dataset)) if indices is None else indices
     for rows, outputs in predict(model, processor, dataset, indices, batch_size):
-        sizes = [row["mask"].shape for row in rows]
+        sizes = [row["mask"].shape if "mask" in row else row["image"].size[::-1] for row in rows]
         with torch.inference_mode():
             class_maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
         for row, class_map in zip(rows, class_maps, strict=True):
@@ -131,10 +118,16 @@ def predict_segmentation(
 def predict_scores(
     model, processor, dataset, batch_size: int = 8, indices: Iterable[int] | None = None
 ) -> Iterator[tuple[dict, np.ndarray]]:
-    """The rows, and the scores of several labels at once, float32 (num_labels,): the sigmoid of each logit."""
+    """The rows, and the scores of the labels, float32 (num_labels,).
+
+    Of several labels at once, the sigmoid of each logit; of one label of many (the model's `problem_type`), the softmax.
+    """
+    one_of_many = model.config.problem_type == "single_label_classification"
     indices = range(len(dataset)) if indices is None else indices
     for rows, outputs in predict(model, processor, dataset, indices, batch_size):
-        yield from zip(rows, outputs.logits.float().sigmoid().cpu().numpy(), strict=True)
+        logits = outputs.logits.float()
+        scores = logits.softmax(-1) if one_of_many else logits.sigmoid()
+        yield from zip(rows, scores.cpu().numpy(), strict=True)
 
 
 def predict_phases(model, processor, dataset, indices: Iterable[int], batch_size: int = 32) -> tuple[np.ndarray, ...]:
@@ -154,6 +147,24 @@ def predict_phases(model, processor, dataset, indices: Iterable[int], batch_size
     return np.array(truths, dtype=np.int64), found.argmax(-1).cpu().numpy()
 
 
+def stream_phases(model, processor, images: Iterable) -> Iterator[np.ndarray]:
+    """The scores of the phases, float32 (num_labels,), of each image of a video that goes on, as it comes.
+
+    Args:
+        model: temporal (it remembers the frames before), or a frame classifier of one label of many.
+        images: RGB, PIL, at the rate that the model was trained on.
+    """
+    state = None
+    for image in images:
+        if model.config.model_type == "surgenet_phase":
+            ((_, outputs),) = predict(model.surgenet, processor, [{"image": image}], [0])
+            logits, state = model.stream(outputs.pooler_output, state)
+            yield logits[0].float().softmax(-1).cpu().numpy()
+        else:
+            ((_, scores),) = predict_scores(model, processor, [{"image": image}])
+            yield scores
+
+
 def evaluate(
     model, processor, data, split: str = "validation", batch_size: int = 8, seed: int | None = None, draws: int = 1000
 ) -> Evaluation:
@@ -169,7 +180,7 @@ def evaluate(
     Raises:
         ValueError: the split does not exist, or the model has other classes, or another kind of labels, than the data.
     """
-    rows = _split(data, split)
+    rows = split_rows(data, split)
     if model.config.num_labels != len(data.labels):
         raise ValueError(
             f"The model has {model.config.num_labels} classes, the data set {data.name!r} has {len(data.labels)}."
@@ -239,13 +250,24 @@ def evaluate_segmentation(model, processor, data, split: str = "validation", bat
 def majority_class_baseline(data: SegmentationData, split: str = "validation") -> dict:
     """Metrics on a split of always predicting the commonest class of the train split's pixels."""
     pixels = np.zeros(256, np.int64)
-    for row in _split(data, "train"):
+    for row in split_rows(data, "train"):
         pixels += np.bincount(row["mask"].ravel(), minlength=256)
     majority = int(pixels[: len(data.labels)].argmax())
     metric = SegmentationMetric(len(data.labels), data.ignore_index)
-    for row in _split(data, split):
+    for row in split_rows(data, split):
         metric.add(np.full_like(row["mask"], majority), row["mask"], row["video"])
     return _figures(metric, data.labels, draws=0)["metrics"]
+
+
+def split_rows(data, split: str):
+    """The rows of a split of a data set.
+
+    Raises:
+        ValueError: it has no such split.
+    """
+    if split not in data.splits:
+        raise ValueError(f"The data set {data.name!r} has no split {split!r}; it has {', '.join(data.splits)}.")
+    return data.splits[split]
 
 
 def video_ranges(split) -> dict[str, range]:
@@ -296,97 +318,10 @@ def check_saved_model(path: str | os.PathLike, rows: list[dict], class_maps: lis
     return float(agreement)
 
 
-def comparison_table(columns: dict[str, dict]) -> str:
-    """Metrics side by side as text: a row per class and one of means, for each column's name Dice and IoU in %."""
-    first = next(iter(columns.values()))
-    rows = {label: [metrics["per_class"][label] for metrics in columns.values()] for label in first["per_class"]}
-    rows["mean"] = [{"dice": metrics["mean_dice"], "iou": metrics["mean_iou"]} for metrics in columns.values()]
-    name_width = max(len("class"), *map(len, rows))
-    widths = [max(len(name), 12) for name in columns]
-    lines = [
-        " " * name_width + "".join(f"   {name:>{width}}" for name, width in zip(columns, widths, strict=True)),
-        f"{'class':<{name_width}}" + "".join(f"   {'Dice':>{width - 6}}{'IoU':>6}" for width in widths),
-    ]
-    lines.append("-" * len(lines[0]))
-    for label, cells in rows.items():
-        line = f"{label:<{name_width}}"
-        for cell, width in zip(cells, widths, strict=True):
-            line += f"   {_percent(cell['dice']):>{width - 6}}{_percent(cell['iou']):>6}"
-        lines.append(line)
-    lines.insert(-1, lines[2])
-    return "\n".join(lines)
-
-
 def recorded_seed(model_dir: str | os.PathLike) -> int | None:
     """The seed of a model's training, from the results.json that training left beside its folder."""
     path = Path(model_dir).parent / "results.json"
     return json.loads(path.read_text(encoding="utf-8")).get("seed") if path.is_file() else None
-
-
-def summary(results: dict) -> str:
-    """The headline figures of results with their intervals, and the note on leakage, as text."""
-    data = results["data"]
-    lines = [f"\n{data['name']}, {data['split']}: {data['frames']} frames of {len(data['videos'])} videos"]
-    for name, value in results["metrics"].items():
-        if name in HEADLINES:
-            low, high = results["intervals"].get(name, (None, None))
-            interval = "one video: no interval" if low is None else f"95 % interval {low:.3f} to {high:.3f}"
-            lines.append(f"  {name:<24}{value:8.3f}   {interval}")
-    if data["leakage"]:
-        lines.append(f"  Leakage: {data['leakage']}.")
-    return "\n".join(lines)
-
-
-def draw_segmentation(model, processor, data: SegmentationData, split: str, mean_dice: float):
-    """Some frames of a split, spread over it: frame, reference and prediction.
-
-    Returns:
-        (matplotlib Figure, rows, class maps)
-    """
-    from .figures import segmentation_figure
-
-    rows = _split(data, split)
-    drawn = sorted({i * len(rows) // FRAMES_DRAWN for i in range(FRAMES_DRAWN)})
-    rows, class_maps = zip(*predict_segmentation(model, processor, rows, indices=drawn), strict=True)
-    figure = segmentation_figure(
-        [row["image"] for row in rows],
-        [row["mask"] for row in rows],
-        class_maps,
-        data.labels,
-        data.colors,
-        row_titles=[f"{row['video']}, frame {row['frame']}" for row in rows],
-        title=f"{data.name}, {split}: mean Dice {mean_dice:.3f}",
-    )
-    return figure, rows, class_maps
-
-
-def write_figures(evaluation: Evaluation, model, processor, data, split: str, output_dir: str | os.PathLike) -> None:
-    """The task's pictures as PNG and PDF: overlays and bars, precision-recall curves, or phase ribbons."""
-    from . import figures
-
-    output_dir = Path(output_dir)
-    results = evaluation.results
-    title = f"{data.name}, {split}"
-    if results["task"] == "semantic-segmentation":
-        figure, *_ = draw_segmentation(model, processor, data, split, results["metrics"]["mean_dice"])
-        figures.save_both(figure, output_dir / "segmentation")
-        dice = [results["metrics"]["per_class"][label]["dice"] for label in data.labels]
-        figures.save_both(figures.bar_figure({"Dice": dice}, data.labels, title=title), output_dir / "per_class")
-    elif isinstance(evaluation.metric, MultiLabelMetric):
-        records = evaluation.metric.records
-        targets = np.concatenate([record.targets for record in records])
-        scores = np.concatenate([record.scores for record in records])
-        figure = figures.precision_recall_figure(targets, scores, data.labels, title=title)
-        figures.save_both(figure, output_dir / "precision_recall")
-    elif results["task"] == "image-classification":
-        f1 = [results["metrics"]["per_class"][label]["f1"] for label in data.labels]
-        figures.save_both(
-            figures.bar_figure({"F1": f1}, data.labels, quantity="F1", title=title), output_dir / "per_class"
-        )
-    else:
-        seconds = 1 / (data.frames_per_second or 1.0)
-        figure = figures.phase_figure(evaluation.truths, evaluation.predictions, data.labels, seconds, title=title)
-        figures.save_both(figure, output_dir / "phases")
 
 
 def write_results(results: dict, path: str | os.PathLike) -> None:
@@ -400,12 +335,6 @@ def write_results(results: dict, path: str | os.PathLike) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _split(data, split: str):
-    if split not in data.splits:
-        raise ValueError(f"The data set {data.name!r} has no split {split!r}; it has {', '.join(data.splits)}.")
-    return data.splits[split]
 
 
 def _figures(metric, labels: tuple[str, ...], draws: int, temporal: bool = True) -> dict:
@@ -434,10 +363,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a source tree that was not installed
             versions[name] = "not installed"
     return versions
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _without_nan(value):

@@ -12,8 +12,8 @@ from surgenet_hf.comparison import (
     paired_bootstrap,
     paired_table,
     rank,
-    read_results,
 )
+from surgenet_hf.results import read_results
 
 VIDEOS = ["v1", "v2", "v3"]
 

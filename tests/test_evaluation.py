@@ -13,7 +13,6 @@ from surgenet_hf.checkpoints.conversion import build_image_processor
 from surgenet_hf.data import SegmentationData
 from surgenet_hf.evaluation import (
     check_saved_model,
-    comparison_table,
     evaluate_segmentation,
     majority_class_baseline,
     predict_segmentation,
@@ -175,17 +174,3 @@ def test_a_saved_model_is_checked_against_what_was_trained(data, model, tmp_path
     build_image_processor("imagenet", 64).save_pretrained(tmp_path)  # only the statistics are wrong
     with pytest.raises(RuntimeError, match="not what was trained"):
         check_saved_model(tmp_path, rows, class_maps)
-
-
-def test_comparison_table():
-    def metrics(dice, iou):
-        per_class = {"background": {"dice": dice, "iou": iou}, "tool": {"dice": math.nan, "iou": math.nan}}
-        return {"mean_dice": dice, "mean_iou": iou, "per_class": per_class}
-
-    lines = comparison_table({"before": metrics(0.1, 0.05), "after": metrics(1.0, 1.0)}).splitlines()
-    assert lines[0].split() == ["before", "after"]
-    assert lines[1].split() == ["class", "Dice", "IoU", "Dice", "IoU"]
-    assert lines[3].split() == ["background", "10.0", "5.0", "100.0", "100.0"]
-    assert lines[4].split() == ["tool", "-", "-", "-", "-"]
-    assert lines[6].split() == ["mean", "10.0", "5.0", "100.0", "100.0"]
-    assert len({len(line) for line in lines}) == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import timm
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor
@@ -25,7 +25,7 @@ from .. import (
     modeling_surgenet_phase,
 )
 from ..modeling_surgenet import SurgeNetBackbone, SurgeNetModel
-from .cards import REVISION, checkpoint_card, finetuned_card
+from .cards import REVISION, checkpoint_card, finetuned_card, pretrained_card
 from .catalog import CatalogEntry
 from .conversion import build_image_processor
 from .loading import convert_entry, download_teacher
@@ -102,7 +102,7 @@ def prepare_checkpoint(entry: CatalogEntry, repo_id: str, folder: Path) -> None:
 
 
 def prepare_finetuned(model_dir: str | Path, repo_id: str, folder: Path) -> None:
-    """Write all that the repository of a user's own fine-tuned SurgeNet model holds.
+    """Write all that the repository of a user's own SurgeNet model holds, fine-tuned or pretrained.
 
     Raises:
         FileNotFoundError, ValueError: `model_dir` is no folder with a SurgeNet model and its image processor.
@@ -127,7 +127,8 @@ def prepare_finetuned(model_dir: str | Path, repo_id: str, folder: Path) -> None
         if results.is_file():
             shutil.copy(results, folder / "results.json")
             break
-    (folder / "README.md").write_text(finetuned_card(folder, repo_id, provenance), encoding="utf-8")
+    card = pretrained_card if architecture == "SurgeNetModel" else finetuned_card
+    (folder / "README.md").write_text(card(folder, repo_id, provenance), encoding="utf-8")
 
 
 def compare_with_source(entry: CatalogEntry, source: Path, folder: Path) -> None:
@@ -164,6 +165,20 @@ def timm_reference(entry: CatalogEntry, source: Path) -> nn.Module:
     return network.eval()
 
 
+def check_login() -> None:
+    """That the Hub knows the user shows before the work, not after it.
+
+    Raises:
+        OSError: there is no token, the Hub refuses it, or it cannot be reached.
+    """
+    try:
+        HfApi().whoami()
+    except LocalTokenNotFoundError as error:
+        raise OSError("an upload needs a token: run `hf auth login`, or set HF_TOKEN") from error
+    except Exception as error:  # of any kind: those of the network are the HTTP library's own
+        raise OSError(f"the Hub cannot be reached, or refuses the token: {error}") from error
+
+
 def publish_checkpoints(
     entries: Iterable[CatalogEntry],
     namespace: str,
@@ -179,7 +194,7 @@ def publish_checkpoints(
     outcomes = []
     for entry in entries:
         repo_id = f"{namespace}/{entry.repo_name}"
-        outcome = _attempt(
+        outcome = publish_folder(
             repo_id,
             output_dir / entry.repo_name,
             lambda folder, entry=entry, repo_id=repo_id: prepare_checkpoint(entry, repo_id, folder),
@@ -202,12 +217,22 @@ def publish_finetuned(
 ) -> Outcome:
     """Prepare a user's own fine-tuned model in `output_dir` and, with `push`, upload it."""
     folder = output_dir / repo_id.split("/")[-1]
-    return _attempt(repo_id, folder, lambda to: prepare_finetuned(model_dir, repo_id, to), push, private, tag=False)
+    return publish_folder(repo_id, folder, lambda to: prepare_finetuned(model_dir, repo_id, to), push, private)
 
 
-def _attempt(
-    repo_id: str, folder: Path, prepare: Callable[[Path], None], push: bool, private: bool, tag: bool
+def publish_folder(
+    repo_id: str,
+    folder: Path,
+    prepare: Callable[[Path], None],
+    push: bool = False,
+    private: bool = False,
+    tag: bool = False,
+    repo_type: str = "model",
 ) -> Outcome:
+    """Write a repository's folder by `prepare`, whole or not at all, compare it with the Hub and, with `push`, upload.
+
+    A folder that was not prepared here is not replaced. Nothing is raised: the outcome says what went wrong.
+    """
     outcome = Outcome(repo_id)
     try:
         if folder.exists() and not (folder / MARKER).exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -219,9 +244,9 @@ def _attempt(
             if folder.exists():
                 shutil.rmtree(folder)
             Path(temporary, "repository").replace(folder)
-        outcome.changes, operations = find_changes(folder, repo_id)
+        outcome.changes, operations = find_changes(folder, repo_id, repo_type)
         if push:
-            outcome.commit = upload(repo_id, operations, private, tag)
+            outcome.commit = upload(repo_id, operations, private, tag, repo_type)
     except Exception as error:  # of any kind: it is reported, and the next checkpoint has its turn
         logger.debug(f"{repo_id} failed", exc_info=True)
         cause = f" ({error.__cause__})" if error.__cause__ else ""
@@ -229,31 +254,38 @@ def _attempt(
     return outcome
 
 
-def find_changes(folder: Path, repo_id: str) -> tuple[list[str], list[CommitOperationAdd | CommitOperationDelete]]:
+def find_changes(
+    folder: Path, repo_id: str, repo_type: str = "model"
+) -> tuple[list[str], list[CommitOperationAdd | CommitOperationDelete]]:
     """What an upload of `folder` would change: in words, and as operations of one commit."""
     try:
-        tree = HfApi().list_repo_tree(repo_id, recursive=True)
+        tree = HfApi().list_repo_tree(repo_id, recursive=True, repo_type=repo_type)
         there = {
             file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in tree if isinstance(file, RepoFile)
         }
     except RepositoryNotFoundError:
         there = {}
     words, operations = [], []
-    paths = sorted(path for path in folder.iterdir() if path.name != MARKER)
-    for path in paths:
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    paths.pop(MARKER, None)
+    for name, path in sorted(paths.items()):
         content = path.read_bytes()
         git_blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        if there.get(path.name) not in (git_blob, hashlib.sha256(content).hexdigest()):
-            words.append(f"{'changed' if path.name in there else 'new'} {path.name}")
-            operations.append(CommitOperationAdd(path.name, path))
-    for name in sorted(there.keys() - {path.name for path in paths} - {".gitattributes"}):
+        if there.get(name) not in (git_blob, hashlib.sha256(content).hexdigest()):
+            words.append(f"{'changed' if name in there else 'new'} {name}")
+            operations.append(CommitOperationAdd(name, path))
+    for name in sorted(there.keys() - paths.keys() - {".gitattributes"}):
         words.append(f"deleted {name}")
         operations.append(CommitOperationDelete(name))
     return words, operations
 
 
 def upload(
-    repo_id: str, operations: list[CommitOperationAdd | CommitOperationDelete], private: bool, tag: bool
+    repo_id: str,
+    operations: list[CommitOperationAdd | CommitOperationDelete],
+    private: bool,
+    tag: bool,
+    repo_type: str = "model",
 ) -> str | None:
     """One commit and, with `tag`, the tag of this version, which the examples of our own cards pin.
 
@@ -264,8 +296,9 @@ def upload(
         ValueError: the version's tag marks other content already.
     """
     api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    tagged = not tag or any(ref.name == REVISION for ref in api.list_repo_refs(repo_id).tags)
+    space_sdk = "gradio" if repo_type == "space" else None
+    api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk)
+    tagged = not tag or any(ref.name == REVISION for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags)
     if operations and tag and tagged:
         raise ValueError(
             f"{repo_id} has the tag {REVISION} on other content, and examples pin it: raise the package's version"
@@ -273,9 +306,9 @@ def upload(
     commit = None
     if operations:
         message = f"Upload with surgenet_hf {__version__}"
-        commit = api.create_commit(repo_id, operations, commit_message=message).oid
+        commit = api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type).oid
     if not tagged:
-        api.create_tag(repo_id, tag=REVISION)
+        api.create_tag(repo_id, tag=REVISION, repo_type=repo_type)
     return commit
 
 

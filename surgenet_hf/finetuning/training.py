@@ -1,19 +1,30 @@
 """What fine-tuning of every task shares: arguments, the Trainer, and training that resumes exactly."""
 
 import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils import logging
 
 from ..checkpoints.loading import fetch_checkpoint
-from ..checkpoints.publishing import publish_finetuned
+from ..checkpoints.publishing import check_login, publish_finetuned
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
-from ..evaluation import evaluate, summary, write_figures, write_results
+from ..evaluation import evaluate, write_results
+from ..reporting import summary, write_figures
 
 logger = logging.get_logger(__name__)
 
@@ -67,6 +78,11 @@ class ModelArguments:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"--layer_decay must be in (0, 1], got {self.layer_decay}")
 
+    def options(self) -> dict:
+        """For `finetune` of a task on frames."""
+        names = ("augmentation", "layer_decay", "early_stopping_patience")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass
 class DataArguments:
@@ -80,10 +96,6 @@ class DataArguments:
     def __post_init__(self):
         if not self.dataset:
             raise ValueError("--dataset is missing")
-
-    def options(self) -> dict:
-        """For the loader."""
-        return {"split": self.data_split} if self.data_split else {}
 
 
 @dataclass
@@ -114,6 +126,66 @@ class SurgeNetTrainingArguments(TrainingArguments):
         if self.use_cpu is False and not torch.accelerator.is_available():
             self.use_cpu = True  # else Trainer refuses bf16 there
         super().__post_init__()
+
+
+@contextmanager
+def mendable_errors() -> Iterator[None]:
+    """What the user can mend ends the script, and the message is enough."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_arguments(argv: list[str] | None, *own: type, training: type = SurgeNetTrainingArguments) -> tuple:
+    """ModelArguments, DataArguments, the script's `own`, those of training, and whether to push; the seed is set.
+
+    Trainer itself never pushes: `publish_results` does so at the end, with our card.
+
+    Raises:
+        ValueError: of the arguments.
+        OSError: --push_to_hub, and the Hub does not know the user: that shows now, not after the training.
+    """
+    parser = HfArgumentParser((ModelArguments, DataArguments, *own, training))
+    *others, training_args = parser.parse_args_into_dataclasses(argv)
+    push, training_args.push_to_hub = training_args.push_to_hub, False
+    if push:
+        check_login()
+    set_seed(training_args.seed)
+    return *others, training_args, push
+
+
+def load_data(load: Callable, data_args: DataArguments, training_args: TrainingArguments):
+    """The data set as `load`, of `surgenet_hf.data`, gives it; the first process prints the notes on it."""
+    options = {"split": data_args.data_split} if data_args.data_split else {}
+    data = load(data_args.dataset, data_args.data_dir, **options)
+    if training_args.process_index == 0:
+        print(*data.notes, sep="\n")
+    return data
+
+
+def prepare(
+    load: Callable,
+    build_model: Callable,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> tuple:
+    """What a task in one stage trains: (data, model, processor).
+
+    Args:
+        load: as in `load_data`.
+        build_model: of the task's module.
+
+    Raises:
+        ImportError, OSError, ValueError: of data and model, or an earlier run is in the way (`resume_point`).
+    """
+    resume_point(training_args)
+    data = load_data(load, data_args, training_args)
+    model, processor = build_model(source_of(model_args), data, model_args.image_size)
+    if model_args.freeze_backbone:
+        freeze_backbone(model)
+    return data, model, processor
 
 
 def source_of(args: ModelArguments) -> str | SurgeNetConfig:

@@ -41,6 +41,8 @@ LFS_SUFFIX = re.compile(r"\.(bin|ckpt|h5|msgpack|npy|npz|onnx|parquet|pkl|pt|pth
 LFS_SIZE = 10 * 1024 * 1024  # regular files are smaller
 LICENSES = """apache-2.0 mit openrail bsd bsd-2-clause bsd-3-clause cc cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0
     cc-by-nd-4.0 cc-by-nc-nd-4.0 cc-by-nc-sa-4.0 agpl-3.0 gpl-3.0 lgpl-3.0 mpl-2.0 unlicense unknown other"""
+SDKS = ["gradio", "docker", "static"]
+COLORS = ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
 MESSAGES = {
     401: "Invalid credentials in Authorization header",  # by these words the client tells it from a missing repository
     403: "Forbidden: you don't have the rights to do this",
@@ -453,7 +455,8 @@ class StandInHub:
 
     @route("POST /api/validate-yaml")
     def validate_yaml(self, ask):
-        _, errors, warnings = card_of(json.loads(ask.body)["content"])
+        what = json.loads(ask.body)
+        _, errors, warnings = card_of(what["content"], what["repoType"])
         errors, warnings = ([{"message": text} for text in texts] for texts in (errors, warnings))
         return Reply({"errors": errors, "warnings": warnings}, 400 if errors else 200)
 
@@ -513,7 +516,7 @@ class StandInHub:
                 if not inside:
                     raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
                 changes |= dict.fromkeys(inside)
-        if changes.get("README.md") and (errors := card_of(changes["README.md"].decode())[1]):
+        if changes.get("README.md") and (errors := card_of(changes["README.md"].decode(), kind)[1]):
             raise HubError(400, "Your push was rejected: " + "; ".join(errors))
         commit = repo.commit(changes, head["value"]["summary"], revision)
         url = f"{self.endpoint}/{repo.slug}/commit/{commit.sha}"
@@ -628,7 +631,7 @@ def entries_of(commit, start=""):
     return entries
 
 
-def card_of(text):
+def card_of(text, kind="model"):
     """The metadata of a README.md, and the errors and warnings that the Hub has for it; the commonest of its rules."""
     match = re.match(r"\s*---[\r\n]+([\S\s]*?)[\r\n]+---(?:[\r\n]|$)", text)
     if not match:
@@ -648,6 +651,12 @@ def card_of(text):
     if bad := [name for name in listed("license") if name not in LICENSES.split()]:
         errors.append(f'"license" must be one of {LICENSES.split()}, not {bad}')
     errors += [f'"{key}" must be an array' for key in ("tags", "widget") if not isinstance(card.get(key, []), list)]
+    if kind == "space":
+        for key, values in {"sdk": SDKS, "colorFrom": COLORS, "colorTo": COLORS}.items():
+            if card.get(key, values[0]) not in values:
+                errors.append(f'"{key}" must be one of {values}')
+        if len(card.get("short_description", "")) > 60:
+            errors.append('"short_description" length must be less than or equal to 60 characters long')
     named = r"[\w.-]+(/[\w.-]+)?"
     for key, problems in (("base_model", errors), ("datasets", warnings)):
         bad = [name for name in listed(key) if not re.fullmatch(named, str(name))]

@@ -230,6 +230,10 @@ def test_space(hub, client, folder):
     snapshot = contents(snapshot_download("surgenet/demo", repo_type="space"))
     assert snapshot == hub.repos["spaces/surgenet/demo"].files()
 
+    (folder / "README.md").write_text(f"---\nsdk: gradio\ncolorFrom: teal\nshort_description: {'x' * 61}\n---\n")
+    with pytest.raises(ValueError, match=r'"colorFrom" must be one of .*\n.*"short_description" length must be'):
+        client.upload_folder(folder_path=folder, repo_id="surgenet/demo", repo_type="space")
+
 
 def test_auto_model(hub, client, tmp_path):
     config = surgenet_hf.SurgeNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[16, 24, 32, 64])

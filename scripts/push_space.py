@@ -1,0 +1,71 @@
+"""Build the repository of the demo Space and, with --push, upload it.
+
+A Space's build sees its own repository alone, and this package is not on PyPI: so the repository holds, beside the
+files of spaces/surgenet-demo, the package itself. Without --push it is built, and what would change is shown.
+
+python scripts/push_space.py --repo_id me/surgenet-demo --output_dir prepared
+python scripts/push_space.py --repo_id me/surgenet-demo --push --private
+"""
+
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub.utils import validate_repo_id
+from transformers import HfArgumentParser
+
+from surgenet_hf.checkpoints.publishing import check_login, publish_folder
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class SpaceArguments:
+    repo_id: str = field(metadata={"help": "ORG/NAME of the Space."})
+    push: bool = field(default=False, metadata={"help": "Upload. Without it nothing on the Hub changes."})
+    private: bool = field(default=False, metadata={"help": "Make a new Space private."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder to build the Space's own in; left out: a temporary one."}
+    )
+
+
+def prepare_space(folder: Path) -> None:
+    """Write all that the Space's repository holds: the app, the package and the licence of both."""
+    leave_out = shutil.ignore_patterns(".*", "__pycache__")
+    shutil.copytree(ROOT / "spaces" / "surgenet-demo", folder, ignore=leave_out)
+    shutil.copytree(ROOT / "surgenet_hf", folder / "surgenet_hf", ignore=leave_out)
+    shutil.copy(ROOT / "LICENSE", folder)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(SpaceArguments, description=__doc__.splitlines()[0])
+    (args,) = parser.parse_args_into_dataclasses(argv)
+    try:
+        validate_repo_id(args.repo_id)
+        if "/" not in args.repo_id:
+            raise ValueError(f"--repo_id must be ORG/NAME, got {args.repo_id}")
+        if args.push:
+            check_login()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(args.output_dir or temporary, args.repo_id.split("/")[1])
+        outcome = publish_folder(args.repo_id, folder, prepare_space, args.push, args.private, repo_type="space")
+    if outcome.error:
+        sys.exit(f"error: {args.repo_id}: {outcome.error}")
+    for change in outcome.changes:
+        print(change)
+    if args.output_dir:
+        print(f"Built {folder}: `python app.py` there starts it")
+    if not outcome.changes:
+        print(f"{args.repo_id}: as on the Hub")
+    elif args.push:
+        print(f"{args.repo_id}: commit {outcome.commit}")
+    else:
+        print(f"{args.repo_id}: {len(outcome.changes)} files to change; --push uploads them")
+
+
+if __name__ == "__main__":
+    main()
