@@ -13,6 +13,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..checkpoints.conversion import build_image_processor
 from ..data import SegmentationData
 from ..metrics import SegmentationMetric
@@ -48,7 +49,7 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
     if isinstance(source, PreTrainedConfig):
         config = copy.deepcopy(source)
         config.update(options)
-        config.pretraining = {"name": "none (random initialisation)", "statistics": "surgenet"}
+        config.pretraining = {"name": RANDOM_WEIGHTS, "statistics": "surgenet"}
         model = auto_class.from_config(config, dtype=torch.float32)
         processor = build_image_processor("surgenet", image_size)
     else:

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..checkpoints.loading import fetch_checkpoint
+from ..checkpoints.loading import find_source
 from ..checkpoints.publishing import check_login, publish_finetuned
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
 from ..evaluation import evaluate, write_results
@@ -189,19 +189,11 @@ def prepare(
 
 
 def source_of(args: ModelArguments) -> str | SurgeNetConfig:
-    """What to start from: a configuration, a folder, or a repository's name.
-
-    Raises:
-        ValueError: a name without a slash that is neither a folder nor a published checkpoint.
-    """
-    if args.config_name == "tiny":
-        return SurgeNetConfig(
-            depths=[1, 1, 2, 1], hidden_sizes=[32, 64, 128, 192], pyramid_channels=64, segmentation_channels=64
-        )
-    if args.config_name:
-        return SurgeNetConfig(backbone=args.config_name, drop_path_rate=0.1)
-    name = args.model_name_or_path
-    return name if "/" in name or Path(name).exists() else str(fetch_checkpoint(name))
+    """What to start from, see `find_source`; random weights of full size train with drop path."""
+    source = find_source(args.model_name_or_path, args.config_name)
+    if isinstance(source, SurgeNetConfig) and args.config_name != "tiny":
+        source.drop_path_rate = 0.1
+    return source
 
 
 class SetEpoch(TrainerCallback):

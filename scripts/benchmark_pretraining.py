@@ -1,0 +1,24 @@
+"""Measure DINO pretraining on this machine, part by part, and against the original loop where a checkout is given.
+
+python scripts/benchmark_pretraining.py --batch_size 4
+python scripts/benchmark_pretraining.py --batch_size 64 --dataloader_num_workers 16 --channels_last --torch_compile \
+    --dino_repo dino --surgenet_repo SurgeNet
+"""
+
+import sys
+
+from transformers import HfArgumentParser
+
+from surgenet_hf.pretraining.augmentation import CropConfig
+from surgenet_hf.pretraining.benchmark import BenchmarkArguments, run_benchmark
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        run_benchmark(*HfArgumentParser((BenchmarkArguments, CropConfig)).parse_args_into_dataclasses(argv))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
