@@ -9,7 +9,9 @@ while it is decoded, which is faster, as far as no crop gets fewer pixels of the
 """
 
 import io
+import os
 import signal
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -301,8 +303,19 @@ def loader_options(num_workers: int, pin_memory: bool, prefetch_factor: int) -> 
 
 
 def _init_worker(worker: int) -> None:
-    # Job schedulers send SIGTERM to all processes; the training process needs its workers to finish the step.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Let a worker obey a SIGTERM of the training process alone.
+
+    Job schedulers send it to all processes, but the training process needs its workers to finish the step.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # on Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class _DamagedError(Exception):

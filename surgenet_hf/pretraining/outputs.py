@@ -59,5 +59,8 @@ def finish_run(run) -> None:
         model, folder = run.output_dir / "model", run.output_dir / "hub"
         outcome = publish_finetuned(model, repo_id, folder, push=True, private=args.hub_private_repo)
         if outcome.error:
-            raise RuntimeError(f"{repo_id} was not published: {outcome.error}")
+            raise OSError(
+                f"{repo_id} was not published: {outcome.error}. The run is whole: the same command with "
+                "--resume_from_checkpoint true tries again"
+            )
         print(f"Published {repo_id}")

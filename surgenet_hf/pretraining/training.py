@@ -22,11 +22,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..checkpoints.catalog import STATISTICS
 from ..checkpoints.dino import DinoCheckpoint
+from ..checkpoints.publishing import check_login
 from ..data.sampling import generator
 from .arguments import PretrainingArguments, options_of
 from .augmentation import CropConfig, normalize
@@ -54,6 +56,21 @@ class TrainingStopped(RuntimeError):
     """Going on would be in vain; the message says why, and what to do."""
 
 
+def find_trackers(report_to: list[str]) -> list[str] | None:
+    """What Accelerate logs with; it would pass over one that is not installed without a word.
+
+    Raises:
+        ValueError: a tracker that is not installed.
+    """
+    available = [str(tracker) for tracker in get_available_trackers()]
+    if missing := set(report_to) - {"none", "all", *available}:
+        raise ValueError(
+            f"--report_to {' '.join(sorted(missing))}: not installed, or unknown to Accelerate; "
+            f"there is {', '.join(available) or 'none'}"
+        )
+    return [tracker for tracker in report_to if tracker != "none"] or None
+
+
 class Pretraining:
     """A run; `train` does it.
 
@@ -74,10 +91,12 @@ class Pretraining:
     ):
         self.args, self.frame_args, self.crop_config, self.dino = args, frame_args, crop_config, dino
         self.output_dir = Path(args.output_dir)
+        if args.push_to_hub:
+            check_login()  # a missing token shows now, not after the training
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else Accelerate overlooks torchrun's processes there
             mixed_precision=args.mixed_precision,
-            log_with=None if args.report_to == ["none"] else args.report_to,
+            log_with=find_trackers(args.report_to),
             project_dir=args.output_dir,
         )
         self.device = self.accelerator.device

@@ -7,12 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
@@ -379,3 +381,67 @@ def test_authors_checkpoint_goes_on_at_its_epoch(frames, authors_file, tmp_path,
 def test_other_head_than_the_checkpoints_is_refused(frames, authors_file, tmp_path):
     with pytest.raises(SystemExit, match="out_dim"):
         go_on(frames, tmp_path / "run", authors_file, "--out_dim 64")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_resume_by_replay(frames, tmp_path, workers):
+    for number in range(2):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as shard:
+            for path in sorted(frames.glob("*.jpg"))[9 * number : 9 * (number + 1)]:
+                shard.add(path, path.name)
+    options = f"--dataset shards --data_dir {tmp_path} --streaming --frames_per_epoch 16 --shuffle_buffer 4"
+    options += f" --dataloader_num_workers {workers} --save_steps 3"
+    pretrain(frames, tmp_path / "whole", options)
+    pretrain(frames, tmp_path / "parts", f"{options} --max_steps 7")
+    pretrain(frames, tmp_path / "parts", f"{options} --resume_from_checkpoint true")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_published_with_our_card(hub, client, frames, tmp_path):
+    options = "--max_steps 4 --push_to_hub --hub_private_repo"
+    with pytest.raises(
+        SystemExit, match=r"(?s)org/my-dino was not published: .*403.*--resume_from_checkpoint true tries"
+    ):
+        pretrain(frames, tmp_path / "my-dino", f"{options} --hub_model_id org/my-dino")
+    pretrain(frames, tmp_path / "my-dino", f"{options} --resume_from_checkpoint true")
+    repo = hub.repos["maintainer/my-dino"]
+    assert repo.private
+    assert {"model.safetensors", "modeling_surgenet.py", "preprocessor_config.json"} <= repo.files().keys()
+    assert "DINO" in repo.files()["README.md"].decode()
+    hub.fail("whoami", status=401)
+    with pytest.raises(SystemExit, match="error"):
+        pretrain(frames, tmp_path / "other", "--push_to_hub")
+    assert not (tmp_path / "other").exists()
+
+
+def test_tracker_that_is_not_there(frames, tmp_path):
+    with pytest.raises(SystemExit, match="--report_to nothing: not installed, or unknown to Accelerate"):
+        pretrain(frames, tmp_path / "run", "--report_to nothing")
+
+
+def test_trackers_get_what_the_log_gets(frames, tmp_path, monkeypatch):
+    logged = {}
+    monkeypatch.setattr(training, "find_trackers", lambda names: [Tracker(logged)])
+    pretrain(frames, tmp_path, "--max_steps 4")
+    assert [logged[step]["loss"] for step in range(1, 5)] == losses(tmp_path)
+    assert "teacher_entropy" in logged[3]
+
+
+class Tracker(GeneralTracker):
+    """Keeps what Accelerate logs."""
+
+    name = "memory"
+    requires_logging_directory = False
+
+    def __init__(self, logged: dict):
+        super().__init__()
+        self.logged = logged
+
+    @property
+    def tracker(self):
+        return self.logged
+
+    def store_init_configuration(self, values: dict): ...
+
+    def log(self, values: dict, step: int | None = None, **kwargs):
+        self.logged.setdefault(step, {}).update(values)
