@@ -409,7 +409,7 @@ def test_published_with_our_card(hub, client, frames, tmp_path):
     assert {"model.safetensors", "modeling_surgenet.py", "preprocessor_config.json"} <= repo.files().keys()
     assert "DINO" in repo.files()["README.md"].decode()
     hub.fail("whoami", status=401)
-    with pytest.raises(SystemExit, match="error"):
+    with pytest.raises(SystemExit, match="refuses the token"):
         pretrain(frames, tmp_path / "other", "--push_to_hub")
     assert not (tmp_path / "other").exists()
 
