@@ -32,6 +32,7 @@ from .device_augmentation import crop_batch
 from .feed import Feed
 from .frames import collate, unpack_images
 from .method import DinoConfig, DinoModel, build_optimizer, build_schedules, compute_loss, training_step
+from .precision import cpu_autocast, keep_depthwise_in_float32
 from .sources import FrameArguments
 
 PARTS = ("decode", "crops", "forward_backward", "step", "end_to_end")
@@ -138,7 +139,6 @@ class Benchmark:
             paths,
         )
         self.contents = [path.read_bytes() for path in paths[: args.batch_size]]
-        self.half = torch.bfloat16
         self.turn = 0
 
     def decode(self) -> Candidates:
@@ -177,7 +177,7 @@ class Benchmark:
         crops = self._random_crops()
 
         def of(half: bool):
-            model = self._model()
+            model = self._model(half)
 
             def run():
                 with self._autocast(half):
@@ -214,16 +214,21 @@ class Benchmark:
             steps["ours, bf16, compiled"] = self._our_step(True, compiled=True)
         return steps
 
-    def _model(self) -> DinoModel:
+    def _model(self, half: bool) -> DinoModel:
         torch.manual_seed(0)
         backbone = SurgeNetModel(find_source(None, self.args.backbone))
-        return DinoModel(backbone, DinoConfig(out_dim=self.args.out_dim)).to(self.device)
+        model = DinoModel(backbone, DinoConfig(out_dim=self.args.out_dim)).to(self.device)
+        if half and self.device.type == "cpu":
+            keep_depthwise_in_float32(model)
+        return model
 
     def _autocast(self, half: bool):
-        return torch.autocast(self.device.type, self.half) if half else nullcontext()
+        if not half:
+            return nullcontext()
+        return cpu_autocast() if self.device.type == "cpu" else torch.autocast(self.device.type, torch.bfloat16)
 
     def _our_step(self, half: bool, channels_last: bool = False, compiled: bool = False) -> Callable:
-        model = self._model()
+        model = self._model(half)
         if channels_last:
             model.to(memory_format=torch.channels_last)
         if compiled:
@@ -264,7 +269,7 @@ class Benchmark:
 
         def step(crops: list[torch.Tensor]):
             crops = [crop.to(self.device, non_blocking=True) for crop in crops]
-            with torch.autocast(self.device.type, torch.float16 if on_gpu else self.half, enabled=half):
+            with torch.autocast(self.device.type, torch.float16 if on_gpu else torch.bfloat16, enabled=half):
                 teacher_output = teacher(crops[:2])
                 student_output = student(crops)
                 loss = dino_loss(student_output, teacher_output, 1)

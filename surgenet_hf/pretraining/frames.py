@@ -241,9 +241,8 @@ def reduce_decoding(image: Image.Image, crops: Crops, config: CropConfig) -> int
     scale = max(s for s in (1, 2, 4, 8) if s <= max(most, 1))
     if scale == 1 or image.format != "JPEG":
         return 1
-    width, _ = image.size
-    _, box = image.draft(None, (image.width // scale, image.height // scale))
-    return round(width / box[2])
+    image.draft(None, (image.width // scale, image.height // scale))
+    return scale
 
 
 def collate(samples: list[dict]) -> dict:

@@ -40,6 +40,7 @@ from .history import History
 from .method import SMALL, DinoConfig, DinoModel, StepResult, build_optimizer, build_schedules, training_step
 from .monitoring import Monitor
 from .outputs import finish_epoch, finish_run, load_knn_data
+from .precision import cpu_autocast, keep_depthwise_in_float32
 from .sources import FrameArguments
 from .start import build_backbone, load_start
 from .state import register_model, save_checkpoint
@@ -141,6 +142,10 @@ class Pretraining:
         if args.torch_compile:
             self.model.student.backbone.compile()
             self.model.teacher.backbone.compile()
+        self.autocast = self.accelerator.autocast
+        if args.bf16 and self.device.type == "cpu":
+            keep_depthwise_in_float32(self.model)
+            self.autocast = cpu_autocast
         self.student, self.optimizer = self.accelerator.prepare(
             self.model.student, build_optimizer(self.model.student)
         )
@@ -192,7 +197,7 @@ class Pretraining:
                 self.args.gradient_accumulation_steps,
                 self.student,
                 self.accelerator.backward,
-                self.accelerator.autocast,
+                self.autocast,
             )
             losses.append(result.loss)
             self.masked += ~result.finite
@@ -243,7 +248,7 @@ class Pretraining:
     @torch.no_grad()
     def _measure(self, result: StepResult, done: int) -> dict[str, float]:
         """The monitor's figures after a step, which a collapse shows in."""
-        with self.accelerator.autocast():
+        with self.autocast():
             embeddings = self.model.teacher.backbone(self.first_crop).pooler_output
         values = self.monitor.measure(
             result.outputs.student_logits,

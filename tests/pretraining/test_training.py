@@ -36,6 +36,7 @@ NUM_FRAMES, STEPS_PER_EPOCH, NUM_STEPS = 18, 4, 12  # batches of 4: two frames o
 @pytest.fixture(autouse=True)
 def forget_accelerate():
     """Accelerate keeps the precision for the life of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
