@@ -113,6 +113,8 @@ class Pretraining:
             processes,
             self.crop_on_device,
         )
+        if frame_args.streaming:  # which frames a stream gives depends on it
+            self.feed.description["dataloader_num_workers"] = args.dataloader_num_workers
         self.total_batch_size, self.steps_per_epoch = args.step_batch_size * processes, self.feed.steps_per_epoch
         self.schedules = build_schedules(dino, self.steps_per_epoch, self.total_batch_size)
         num_steps = len(self.schedules.lr)
