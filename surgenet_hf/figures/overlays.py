@@ -139,13 +139,13 @@ def _write_ids(axes, class_map: np.ndarray, ignore_index: int) -> None:
     for i in np.unique(coarse):
         region = coarse == i
         if i != ignore_index and region.mean() > SPECK:
-            y, x = _thickest(region)
+            y, x = thickest(region)
             style = {"fontsize": 9, "color": "white", "weight": "bold", "ha": "center", "va": "center"}
             text = axes.text(x * stride, y * stride, str(i), clip_on=True, **style)
             text.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
-def _thickest(region: np.ndarray) -> tuple[int, int]:
+def thickest(region: np.ndarray) -> tuple[int, int]:
     """The pixel that lasts longest when the region is worn away from its border: (row, column)."""
     while region.any():
         last, padded = region, np.pad(region, 1)

@@ -1,0 +1,77 @@
+"""What the page says: header, banners, and the tab About."""
+
+from html import escape
+
+from media import MAX_IMAGE_BYTES, MAX_SECONDS, MAX_UPLOAD_BYTES
+
+from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS
+
+HEADER = """<div class="header"><h1>SurgeNet demo</h1>
+<p>See what surgical foundation models see in a frame or a clip.</p>
+<p class="warning" role="note"><strong>Not a medical device.</strong> For research only: never use it for decisions on
+patients, and upload nothing that shows who a patient is.</p></div>"""
+
+OFFLINE = """<div class="banner" role="status"><strong>The Hugging Face Hub cannot be reached.</strong> The published
+SurgeNet models cannot be fetched now. Every tab works with a small demo model instead, which is untrained or was
+trained on drawn scenes only; what it says of real frames means nothing.</div>"""
+
+KEPT_SECONDS = 1800  # that uploads and results stay
+_ROWS = "\n".join(
+    f"| {entry.name} | {entry.backbone} | {entry.pretraining_frames:,} | {entry.licence} |" for entry in CATALOG
+)
+ABOUT = f"""
+## What this is
+
+SurgeNet models are backbones pretrained with DINO, without labels, on frames of surgical videos (Jaspers et al.,
+Medical Image Analysis 108:103873, 2026). **Features** shows what such a backbone tells apart. **Segment**,
+**Classify** and **Video** need a model that was fine-tuned for the task; until you choose one, a small demo model
+stands in, which was trained on drawn scenes or not at all.
+
+## Not a medical device
+
+For research and teaching. Nothing here was validated for clinical use. Do not use it to decide on, diagnose, treat or
+monitor anybody. Models fail silently: on other procedures, other cameras, smoke, blood, and at random.
+
+## Models
+
+| name | backbone | frames of pretraining | licence |
+|---|---|---|---|
+{_ROWS}
+
+Any public fine-tuned SurgeNet model on the Hub can be typed in by its id (`ORG/NAME`). Only SurgeNet's own model types
+in the safetensors format are loaded, and no code of a repository is run. Some of the pretraining sets hold public
+videos (Cholec80, Endoscapes and others): a model may have seen frames like yours.
+
+## Licence
+
+Code: MIT. The SurgeNet weights, and models fine-tuned from them, are CC BY-NC-SA 4.0: not for commercial use. The
+example frames and clips are drawn by a program.
+
+## What happens to your files
+
+They stay on this server for at most {KEPT_SECONDS * 11 // 600} minutes and are then deleted; nothing is recorded or
+sent elsewhere. The server asks only the Hugging Face Hub, for models. Pictures may have up to
+{MAX_IMAGE_BYTES // 2**20} MB, clips up to {MAX_UPLOAD_BYTES // 2**20} MB and {MAX_SECONDS // 60} minutes.
+
+## From Python
+
+```python
+from gradio_client import Client, handle_file
+
+client = Client("http://127.0.0.1:7860")  # or the ORG/NAME of a Space
+overlay, areas, mask, legend = client.predict(handle_file("frame.jpg"), "demo", api_name="/segment")
+```
+
+The others are `/classify`, `/features`, `/similarity`, `/video` and `/model_info`; "Use via API" below documents them.
+
+## Citation
+
+```
+{CITATIONS["surgenetxl"]}
+```
+"""
+
+
+def note(text: str) -> str:
+    """A line below a model or beside a result; what comes from a model's configuration is escaped."""
+    return f'<p class="note">{escape(text)}</p>'

@@ -1,0 +1,252 @@
+"""The browser demo: see what SurgeNet models see in a frame or a clip.
+
+    python spaces/surgenet-demo/app.py
+    python spaces/surgenet-demo/app.py --model outputs/quickstart/model --port 7861
+
+Without network it works with a small model that it makes itself. Not a medical device.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# before the imports that read them: no statistics to anybody, no bars of progress in the log
+os.environ.update(
+    {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TQDM_DISABLE": "1"}
+)
+
+import gradio as gr
+from about import ABOUT, HEADER, KEPT_SECONDS, OFFLINE, note
+from demo import TRAINED
+from media import MAX_UPLOAD_BYTES, Refused, read_image
+from models import ModelStore
+from starlette.middleware import Middleware
+from tabs import Tabs
+
+HERE = Path(__file__).parent
+EXAMPLES = sorted((HERE / "examples").glob("frame_*.jpg"))
+CLIPS = sorted((HERE / "examples").glob("clip_*.mp4"))
+# the fonts of the visitor's device: none is fetched
+SANS, MONO = ("system-ui", "Segoe UI", "Roboto", "sans-serif"), ("ui-monospace", "monospace")
+THEME = gr.themes.Soft(
+    primary_hue="teal",
+    secondary_hue="teal",
+    neutral_hue="slate",
+    font=[gr.themes.Font(name) for name in SANS],
+    font_mono=[gr.themes.Font(name) for name in MONO],
+).set(  # enough contrast for small print, and edges that are seen
+    body_background_fill="*neutral_50",
+    block_border_width="1px",
+    block_border_color="*neutral_200",
+    block_label_text_color="*primary_800",
+    block_title_text_color="*primary_800",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_600",
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+)
+# A browser loads nothing for this page from elsewhere, and sends nothing there, whatever the page tells it.
+POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+PRIVATE = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+MODEL = {"preprocess": False, "concurrency_id": "model", "concurrency_limit": 2}
+UPLOAD = {"type": "filepath", "sources": ["upload", "clipboard"]}
+LATER = note("The result comes here.")
+RESULT = {"interactive": False, "buttons": ["download", "fullscreen"]}
+
+
+def build(store: ModelStore, kept_seconds: int = KEPT_SECONDS) -> gr.Blocks:
+    """The page. Uploads and results are deleted after `kept_seconds`, looked for every tenth of that."""
+    tabs = Tabs(store)
+    cleaning = max(1, kept_seconds // 10), kept_seconds
+    with gr.Blocks(title="SurgeNet demo", analytics_enabled=False, delete_cache=cleaning) as page:
+        gr.HTML(HEADER)
+        banner = gr.HTML(visible=False, elem_id="banner")
+        with gr.Tabs():
+            with gr.Tab("Segment", id="segment"):
+                _segment(tabs)
+            with gr.Tab("Classify", id="classify"):
+                _classify(tabs)
+            with gr.Tab("Features", id="features"):
+                chooser, about_model = _features(tabs)
+            with gr.Tab("Video", id="video"):
+                _video(tabs)
+            with gr.Tab("About", id="about"):
+                gr.Markdown(ABOUT)
+        gr.api(tabs.model_info, api_name="model_info", queue=False)
+
+        def greet():
+            problem = store.hub_problem()
+            _, name = store.choices("features")[0]
+            banner = gr.HTML(OFFLINE, visible=True) if problem else gr.HTML(visible=False)
+            return banner, name, note(store.describe(name)["note"])
+
+        page.load(greet, None, [banner, chooser, about_model], **PRIVATE)
+    return page
+
+
+def _segment(tabs: Tabs) -> None:
+    with gr.Row():
+        with gr.Column():
+            image = gr.Image(label="Frame", height=320, **UPLOAD)
+            gr.Examples([str(path) for path in EXAMPLES], image, label="Examples (drawn by a program)")
+            model, _ = _model(tabs, "segmentation")
+            run = gr.Button("Segment", variant="primary", elem_id="run-segment")
+        with gr.Column():
+            overlay = gr.Image(label="Overlay", height=360, **RESULT, alt_text="The frame, classes painted")
+            legend = gr.HTML(LATER, label="Legend", elem_id="legend")
+            areas = gr.JSON(label="Areas", visible=False)
+            mask = gr.DownloadButton("Download the mask (PNG of class ids)", elem_id="mask", interactive=True)
+    run.click(tabs.segment, [image, model], [overlay, areas, mask, legend], api_name="segment", **MODEL)
+
+
+def _classify(tabs: Tabs) -> None:
+    with gr.Row():
+        with gr.Column():
+            image = gr.Image(label="Frame", height=320, **UPLOAD)
+            gr.Examples([str(path) for path in EXAMPLES], image, label="Examples (drawn by a program)")
+            model, _ = _model(tabs, "classification")
+            run = gr.Button("Classify", variant="primary", elem_id="run-classify")
+        with gr.Column():
+            scores = gr.JSON(label="Scores", visible=False)
+            bars = gr.HTML(LATER, label="Bars", elem_id="bars", min_height=120)
+    run.click(tabs.classify, [image, model], [scores, bars], api_name="classify", **MODEL)
+
+
+def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
+    with gr.Row():
+        image_a = gr.Image(
+            label="Frame A: click on a point in it", height=300, min_width=320, elem_id="frame-a", **UPLOAD
+        )
+        image_b = gr.Image(label="Frame B (if you like)", height=300, min_width=320, **UPLOAD)
+    pairs = [[str(a), str(b)] for a, b in zip(EXAMPLES[::2], EXAMPLES[1::2], strict=True)]
+    names = ["Two moments of one scene", "Two scenes"]
+    gr.Examples(pairs, [image_a, image_b], label="Examples (drawn by a program)", example_labels=names)
+    with gr.Row():
+        with gr.Column():
+            model, about_model = _model(tabs, "features")
+            run = gr.Button("Show the features as colours", variant="primary", elem_id="run-features")
+        with gr.Column():
+            with gr.Row():
+                x = gr.Slider(0, 100, 50, step=1, label="Point: x in %", info="from the left", min_width=140)
+                y = gr.Slider(0, 100, 50, step=1, label="y in %", info="from the top", min_width=140)
+            find = gr.Button("Find this point of A in B", elem_id="run-similarity")
+    with gr.Row():
+        map_a = gr.Image(label="In frame A", height=300, min_width=320, **RESULT, alt_text="Frame A by its features")
+        map_b = gr.Image(label="In frame B", height=300, min_width=320, **RESULT, alt_text="Frame B by its features")
+    text = gr.HTML(LATER, label="Note", elem_id="features-note")
+    inputs, outputs = [image_a, image_b, x, y, model], [map_a, map_b, text]
+    run.click(tabs.features, [image_a, image_b, model], outputs, api_name="features", **MODEL)
+    find.click(tabs.similarity, inputs, outputs, api_name="similarity", **MODEL)
+
+    def point(image, event: gr.SelectData):
+        width, height = read_image(image).info["uploaded_size"]
+        return round(100 * event.index[0] / width), round(100 * event.index[1] / height)
+
+    chosen = image_a.select(point, image_a, [x, y], preprocess=False, **PRIVATE)
+    chosen.success(tabs.similarity, inputs, outputs, api_visibility="private", **MODEL)
+    return model, about_model
+
+
+def _video(tabs: Tabs) -> None:
+    with gr.Row():
+        with gr.Column():
+            clip = gr.Video(label="Clip", height=300, sources=["upload"])
+            gr.Examples([str(path) for path in CLIPS], clip, label="Examples (drawn by a program)")
+            rate = gr.Slider(
+                0.5, 5, 2, step=0.5, label="Frames per second", info="Phase models have a rate of their own."
+            )
+            model, _ = _model(tabs, "segmentation", "phases")
+            with gr.Row():
+                run = gr.Button("Start", variant="primary", elem_id="run-video")
+                stop = gr.Button("Cancel", variant="stop", elem_id="stop-video")
+            status = gr.HTML(elem_id="video-status")  # of its own: a frame under way may still come after a cancel
+        with gr.Column():
+            live = gr.Image(label="Present frame", height=300, **RESULT, alt_text="The frame at work")
+            ribbon = gr.HTML(LATER, label="Ribbon", elem_id="ribbon", min_height=90)
+            result = gr.Video(label="Result", interactive=False, height=300, elem_id="result")
+    running = run.click(
+        tabs.video,
+        [clip, rate, model],
+        [live, ribbon, result],
+        api_name="video",
+        preprocess=False,
+        show_progress_on=result,
+        concurrency_id="video",
+        concurrency_limit=1,
+    )
+    run.click(lambda: "", None, status, **PRIVATE)
+    cancelled = note("Cancelled. What was found so far stays until the next start.")
+    stop.click(lambda: cancelled, None, status, cancels=running, **PRIVATE)
+
+
+def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
+    """A list of models with room for a Hub id, and a line on the chosen one."""
+    choices = tabs.store.choices(*tasks, wait=False)
+    name = choices[0][1]
+    model = gr.Dropdown(
+        choices, value=name, label="Model", info="Choose one, or type a Hub id (ORG/NAME).", allow_custom_value=True
+    )
+    text = gr.HTML(note(tabs.store.describe(name)["note"]))
+    model.input(lambda name: note(tabs.model_info(name)["note"]), model, text, **PRIVATE)
+    return model, text
+
+
+class Headers:
+    """ASGI middleware that adds `POLICY` to every answer."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def send_with_policy(message):
+            if message["type"] == "http.response.start":
+                extra = [(b"content-security-policy", POLICY), (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message["headers"], *extra, (b"referrer-policy", b"no-referrer")]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None:
+    """Serve the page until it is stopped."""
+    page.queue(default_concurrency_limit=2, max_size=32)
+    page.launch(
+        server_port=port,
+        share=share,
+        theme=THEME,
+        css_paths=HERE / "style.css",
+        max_file_size=MAX_UPLOAD_BYTES,
+        show_error=False,  # what is unexpected goes to the log, not to visitors
+        state_session_capacity=200,
+        app_kwargs={"middleware": [Middleware(Headers)]},
+        footer_links=["api"],
+        run_history=False,
+        ssr_mode=False,
+        mcp_server=False,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", nargs="+", default=[], metavar="PATH_OR_ID", help="Folders or Hub ids of models to offer, too."
+    )
+    parser.add_argument("--port", type=int, help="Port to listen on; left out: the first free one from 7860.")
+    parser.add_argument("--share", action="store_true", help="A public link through gradio's servers, for 72 hours.")
+    args = parser.parse_args(argv)
+    try:
+        store = ModelStore(args.model)
+    except Refused as error:
+        sys.exit(f"app.py: error: {error.text}")
+    if store.choices("segmentation", wait=False)[0][1] == TRAINED:
+        store.start_training()  # so that it is there, or nearly, when the first visitor asks
+    serve(build(store), args.port, args.share)
+
+
+if __name__ == "__main__":
+    main()

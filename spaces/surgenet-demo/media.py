@@ -1,0 +1,200 @@
+"""What visitors upload, checked before it is decoded; and the files that they get back.
+
+Everything lies in gradio's temporary folder under names of our own; the app deletes it after a while.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from html import escape
+from pathlib import Path
+
+import av
+import gradio as gr
+import numpy as np
+from gradio import processing_utils
+from gradio.utils import get_upload_folder
+from PIL import Image, ImageOps
+
+from surgenet_hf.data.video import iter_frames
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_IMAGE_BYTES = 20 * 2**20
+MAX_IMAGE_PIXELS = 50_000_000  # of the file; a telephone's largest
+MIN_SIDE, MAX_SIDE = 32, 1280  # larger pictures are shrunk to this longer side
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv")
+# FFmpeg's names of their containers: playlists, which would make it open other files and addresses, are not among them
+VIDEO_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,asf"
+MAX_UPLOAD_BYTES = 100 * 2**20
+MAX_SECONDS = 600
+MAX_VIDEO_SIDE = 3840
+MAX_FRAMES = 600  # that are looked at
+FRAME_SIDE = 640  # longer side of a clip's frames, as they are shown and given back
+
+
+class Refused(gr.Error):
+    """A message to the visitor: what was found, what is expected. Names from outside are escaped."""
+
+    def __init__(self, message: str):
+        self.text = message
+        super().__init__(escape(message, quote=False), title="Please check", print_exception=False)
+
+
+async def _refuse_address(*args, **kwargs):
+    raise Refused("Please upload the file itself: addresses are not fetched.")
+
+
+# An address that a request names in place of a file would be fetched before any function of ours sees it.
+processing_utils.async_ssrf_protected_download = _refuse_address
+
+
+def _path(upload: dict | None) -> Path:
+    """Where gradio has put an uploaded file; it refuses paths outside its own folder."""
+    if not upload:
+        raise Refused("Please choose an example or upload a file first.")
+    if not upload.get("path"):  # the file within the request, as text
+        raise Refused("Please upload the file itself.")
+    return Path(upload["path"])
+
+
+def read_image(upload: dict | None) -> Image.Image:
+    """The upright RGB picture of an uploaded file, its longer side at most `MAX_SIDE`.
+
+    Its `info["uploaded_size"]` is the size (width, height) before that.
+
+    Args:
+        upload: as gradio describes it to functions with `preprocess=False`. (Otherwise gradio would open the file
+            first, and its messages are not for clinicians.)
+
+    Raises:
+        Refused: no file, too large, of another format, damaged, or no picture at all.
+    """
+    path = _path(upload)
+    formats = "JPEG, PNG, WebP or BMP"
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        size = path.stat().st_size / 2**20
+        raise Refused(f"This file has {size:.0f} MB; pictures may have up to {MAX_IMAGE_BYTES // 2**20} MB.")
+    try:
+        image = Image.open(path, formats=IMAGE_FORMATS)  # reads the header alone
+        width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise Refused(
+            f"This picture has far more than the {MAX_IMAGE_PIXELS // 10**6} million pixels allowed."
+        ) from error
+    except Exception as error:  # whatever a decoder stumbles over
+        raise Refused(f"This file is not a picture that can be read. Please upload a {formats} file.") from error
+    if width * height > MAX_IMAGE_PIXELS:
+        raise Refused(
+            f"This picture has {width} x {height} pixels; up to {MAX_IMAGE_PIXELS // 10**6} million can be read. "
+            "Please upload a smaller one."
+        )
+    if min(width, height) < MIN_SIDE:
+        raise Refused(f"This picture has {width} x {height} pixels; each side needs at least {MIN_SIDE}.")
+    try:
+        image.draft("RGB", (MAX_SIDE, MAX_SIDE))
+        image = ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:
+        raise Refused(f"This picture is damaged or not complete. Please save it again as a {formats} file.") from error
+    upright = (width, height) if (image.width > image.height) == (width > height) else (height, width)
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    image.info = {"uploaded_size": upright}
+    return image
+
+
+def check_video(upload: dict | None) -> tuple[Path, float]:
+    """The path of an uploaded clip of a known format and size, and its length in seconds.
+
+    Raises:
+        Refused: it is none.
+    """
+    path = _path(upload)
+    formats = "MP4, MOV, MKV, WebM, AVI, MPEG or WMV"
+    if path.stat().st_size > MAX_UPLOAD_BYTES:
+        size = path.stat().st_size / 2**20
+        raise Refused(f"This clip has {size:.0f} MB; clips may have up to {MAX_UPLOAD_BYTES // 2**20} MB.")
+    whitelist = {"format_whitelist": VIDEO_CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        with av.open(str(path), options=whitelist) as container:
+            stream = container.streams.best("video")
+            size = (stream.width, stream.height) if stream else (0, 0)
+            seconds = float((stream.duration or 0) * stream.time_base) if stream else 0.0
+            seconds = seconds or (container.duration or 0) / av.time_base
+    except Exception as error:  # whatever a demuxer stumbles over
+        raise Refused(f"This file is not a clip that can be read. Please upload an {formats} file.") from error
+    if min(size) < MIN_SIDE or max(size) > MAX_VIDEO_SIDE:
+        raise Refused(
+            f"This clip has pictures of {size[0]} x {size[1]} pixels; sides from {MIN_SIDE} to {MAX_VIDEO_SIDE} can "
+            "be read."
+        )
+    if not 0 < seconds <= MAX_SECONDS:
+        length = f"lasts {seconds / 60:.1f} minutes" if seconds else "does not say how long it is"
+        raise Refused(f"This clip {length}; up to {MAX_SECONDS // 60} minutes can be read. Please cut it shorter.")
+    return path, seconds
+
+
+def read_frames(path: Path, frames_per_second: float) -> Iterator[Image.Image]:
+    """The RGB pictures of a clip at that rate, their longer side at most `FRAME_SIDE`, at most `MAX_FRAMES`.
+
+    Raises:
+        Refused: the clip breaks off, or cannot be decoded.
+    """
+    frames = iter_frames(path, frames_per_second, FRAME_SIDE)
+    for number in range(MAX_FRAMES):
+        try:
+            _, image = next(frames)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise Refused(
+                f"This clip is damaged: it cannot be read beyond {number / frames_per_second:.1f} s. Please export it "
+                "again, or cut it before that."
+            ) from error
+        yield image
+
+
+def new_file(name: str) -> Path:
+    """A path in a new folder of gradio's temporary files."""
+    os.makedirs(get_upload_folder(), exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="result-", dir=get_upload_folder())) / name
+
+
+def write_mask(class_map: np.ndarray, colors) -> Path:
+    """A class map (H, W) as lossless PNG whose pixel values are the class ids; the palette is for viewing."""
+    image = Image.fromarray(class_map)
+    image.putpalette([value for color in colors for value in color])
+    path = new_file("mask.png")
+    image.save(path)
+    return path
+
+
+@contextmanager
+def film(frames_per_second: float):
+    """Make an H.264 clip: `with film(2) as (add, path)`; `add(uint8 (H, W, 3))` for each frame, all of one size.
+
+    The file is there when the block ends; if it ends with an error or is given up, no file is left.
+    """
+    path = new_file("result.mp4")
+    stream = None
+
+    def add(picture: np.ndarray) -> None:
+        nonlocal stream
+        height, width = (side - side % 2 for side in picture.shape[:2])  # what the pixel format takes
+        if stream is None:
+            stream = container.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.options = {"preset": "veryfast", "crf": "23"}
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+        container.mux(stream.encode(frame))
+
+    container = av.open(str(path), "w", options={"movflags": "faststart"})
+    try:
+        yield add, path
+        container.mux(stream.encode())
+        container.close()
+    except BaseException:
+        container.close()
+        path.unlink(missing_ok=True)
+        raise

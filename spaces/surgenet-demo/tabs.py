@@ -1,0 +1,242 @@
+"""What the tabs do: uploads in, predictions by `surgenet_hf.evaluation`, pictures by `surgenet_hf.figures`.
+
+Nothing is kept between calls: each is a function of its arguments and a model. Uploads come as gradio describes them
+(`preprocess=False`), to be checked before anything opens them. Their docstrings are the documentation
+of the endpoints of the same names.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+
+import gradio as gr
+import numpy as np
+from about import note
+from demo import DEMO
+from media import Refused, check_video, film, read_frames, read_image, write_mask
+from models import ModelStore
+from PIL import Image
+
+from surgenet_hf.data import endoscapes_cvs
+from surgenet_hf.evaluation import predict, predict_scores, predict_segmentation, stream_phases
+from surgenet_hf.figures.features import pca_to_rgb
+from surgenet_hf.figures.web import (
+    bars_html,
+    enlarge,
+    heat_picture,
+    legend_html,
+    overlay_picture,
+    phase_picture,
+    ribbon_html,
+)
+
+FEATURE_SIDE = 640  # pixels that frames are resized to for dense features, which have a stride of 32
+SHOWN_EVERY = 0.3  # seconds between two looks at a clip under way
+PROGRESS = gr.Progress()  # as a default; each call gets one of its own from gradio
+CVS_MET = 0.5  # of a criterion, as in Endoscapes-CVS201
+
+
+class Tabs:
+    def __init__(self, store: ModelStore):
+        self.store = store
+
+    def segment(self, image: dict, model: str, progress=PROGRESS) -> tuple[np.ndarray, list, str, str]:
+        """Segment a frame.
+
+        Args:
+            image: a JPEG, PNG, WebP or BMP file.
+            model: a name of the list, or a Hub id.
+
+        Returns:
+            the frame with its classes painted over it; the classes that occur, {"id", "class", "percent"} of the
+            picture, the largest first; the mask, a lossless PNG whose pixel values are class ids; a legend (HTML).
+        """
+        image = read_image(image)
+        loaded = self._get(model, ("segmentation",), progress)
+        ((_, class_map),) = predict_segmentation(loaded.model, loaded.processor, [{"image": image}])
+        labels, colors = loaded.labels, loaded.colors
+        shares = np.bincount(class_map.ravel(), minlength=len(labels)) / class_map.size
+        order = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
+        areas = [{"id": i, "class": labels[i], "percent": round(100 * float(shares[i]), 3)} for i in order]
+        overlay = overlay_picture(np.asarray(image), class_map, labels, colors)
+        legend = legend_html(labels, colors, shares, f"{size_note(image)}{loaded.note}")
+        return overlay, areas, str(write_mask(class_map, colors)), legend
+
+    def classify(self, image: dict, model: str, progress=PROGRESS) -> tuple[dict, str]:
+        """Classify a frame: its phase, the tools in it, or the criteria of the critical view of safety (CVS).
+
+        Args:
+            image: a JPEG, PNG, WebP or BMP file.
+            model: a name of the list, or a Hub id.
+
+        Returns:
+            {label: score from 0 to 1}, and bars (HTML).
+        """
+        image = read_image(image)
+        loaded = self._get(model, ("classification",), progress)
+        ((_, scores),) = predict_scores(loaded.model, loaded.processor, [{"image": image}])
+        scores = [round(float(score), 4) for score in scores]
+        notes, caption = [], loaded.note
+        if loaded.name in DEMO:  # untrained: no verdict, not even in play
+            pass
+        elif loaded.labels == list(endoscapes_cvs.LABELS):
+            notes = ["met" if score >= CVS_MET else "not met" for score in scores]
+            whole = "all three criteria" if min(scores) >= CVS_MET else "not all three criteria"
+            caption = f"Critical view of safety: the model finds {whole} met (from 50 %). {loaded.note}"
+        elif loaded.model.config.problem_type == "single_label_classification":
+            caption = f"Most likely: {loaded.labels[int(np.argmax(scores))]}. {loaded.note}"
+        return dict(zip(loaded.labels, scores, strict=True)), bars_html(loaded.labels, scores, notes, caption)
+
+    def features(
+        self,
+        image_a: dict,
+        image_b: dict | None,
+        model: str,
+        progress=PROGRESS,
+    ) -> tuple[np.ndarray, np.ndarray | None, str]:
+        """Dense features of one or two frames as colours: their first three principal components, of both together.
+
+        Args:
+            image_a: a JPEG, PNG, WebP or BMP file.
+            image_b: another, or none.
+            model: a name of the list, or a Hub id.
+
+        Returns:
+            a picture for each frame, in which like colours are like features; a note (HTML).
+        """
+        images = [read_image(image) for image in (image_a, image_b) if image or image is image_a]
+        loaded = self._get(model, ("features",), progress)
+        maps = pca_to_rgb([dense_features(loaded, image) for image in images])
+        pictures = [enlarge(part, image.size) for part, image in zip(maps, images, strict=True)]
+        text = "Like colours are like features; the colours themselves have no meaning."
+        return pictures[0], pictures[1] if len(pictures) > 1 else None, note(f"{text} {loaded.note}")
+
+    def similarity(
+        self,
+        image_a: dict,
+        image_b: dict | None,
+        x: float,
+        y: float,
+        model: str,
+        progress=PROGRESS,
+    ) -> tuple[np.ndarray, np.ndarray | None, str]:
+        """Where a point of frame A is found again: the cosine similarity of its feature to those of both frames.
+
+        Args:
+            image_a: a JPEG, PNG, WebP or BMP file.
+            image_b: another, or none.
+            x: of the point, from the left edge, in per cent of the width.
+            y: of the point, from the upper edge, in per cent of the height.
+            model: a name of the list, or a Hub id.
+
+        Returns:
+            a heat map over each frame, with the point, and in frame B the most similar place, ringed; a note (HTML).
+        """
+        image_a, image_b = read_image(image_a), read_image(image_b) if image_b else None
+        loaded = self._get(model, ("features",), progress)
+        point = min(max(float(x), 0), 100) / 100, min(max(float(y), 0), 100) / 100
+        dense = dense_features(loaded, image_a)
+        feature = dense[:, min(int(point[1] * dense.shape[1]), dense.shape[1] - 1),
+                        min(int(point[0] * dense.shape[2]), dense.shape[2] - 1)]  # fmt: skip
+        alike = [cosine(feature, dense)]
+        text = "Yellow: most similar to the point; blue: least."
+        if image_b is not None:
+            alike.append(cosine(feature, dense_features(loaded, image_b)))
+        low, high = min(part.min() for part in alike), max(part.max() for part in alike)
+        alike = [(part - low) / max(high - low, 1e-6) for part in alike]
+        picture_a, picture_b = heat_picture(np.asarray(image_a), alike[0], point), None
+        if image_b is not None:
+            row, column = np.unravel_index(alike[1].argmax(), alike[1].shape)
+            place = (column + 0.5) / alike[1].shape[1], (row + 0.5) / alike[1].shape[0]
+            picture_b = heat_picture(np.asarray(image_b), alike[1], place)
+        return picture_a, picture_b, note(f"{text} {loaded.note}")
+
+    def video(
+        self,
+        clip: dict,
+        frames_per_second: float,
+        model: str,
+        progress=PROGRESS,
+    ) -> Iterator[tuple[np.ndarray, str, str | None]]:
+        """Segment a clip frame by frame, or follow the phases of an operation in it.
+
+        Args:
+            clip: an MP4, MOV, MKV, WebM, AVI, MPEG or WMV file.
+            frames_per_second: how many frames of each second of the clip are looked at; a phase model has its own
+                rate.
+            model: a name of the list, or a Hub id.
+
+        Returns:
+            as it goes on: the present frame, and the ribbon of phases or the legend so far (HTML); at the end the
+            result as an MP4 clip.
+        """
+        path, seconds = check_video(clip)
+        loaded = self._get(model, ("segmentation", "phases", "classification"), progress)
+        config = loaded.model.config
+        if "classification" in loaded.tasks and config.problem_type != "single_label_classification":
+            raise Refused(f"{loaded.name} gives several answers for a frame. Please use it in the tab Classify.")
+        if "phases" in loaded.tasks:
+            frames_per_second = config.frames_per_second
+        rate = min(max(float(frames_per_second), 0.2), 5)
+        length = max(1, round(seconds * rate))
+        show = self._segmented if "segmentation" in loaded.tasks else self._phased
+        shown = 0.0
+        with film(rate) as (add, result):
+            for number, (picture, html) in enumerate(show(loaded, read_frames(path, rate), rate, length), start=1):
+                add(picture)
+                progress((number, max(number, length)), desc="Looking at the clip", unit="frames")
+                if time.monotonic() - shown > SHOWN_EVERY:
+                    yield picture, html, None
+                    shown = time.monotonic()
+        yield picture, html, str(result)
+
+    @staticmethod
+    def _segmented(loaded, frames: Iterator[Image.Image], rate: float, length: int):
+        labels, colors, total = loaded.labels, loaded.colors, 0
+        for number, image in enumerate(frames, start=1):
+            ((_, class_map),) = predict_segmentation(loaded.model, loaded.processor, [{"image": image}])
+            total = total + np.bincount(class_map.ravel(), minlength=len(labels)) / class_map.size
+            caption = f"Mean area over {number} frames. {loaded.note}"
+            html = legend_html(labels, colors, total / number, caption)
+            yield overlay_picture(np.asarray(image), class_map, labels, colors), html
+
+    @staticmethod
+    def _phased(loaded, frames: Iterator[Image.Image], rate: float, length: int):
+        phases, present = [], []
+
+        def passing():
+            for image in frames:
+                present[:] = [np.asarray(image)]
+                yield image
+
+        for scores in stream_phases(loaded.model, loaded.processor, passing()):
+            phases.append(int(scores.argmax()))
+            caption = f"Phases over {len(phases) / rate:.0f} s. {loaded.note}"
+            html = ribbon_html(np.array(phases), loaded.labels, length, 1 / rate, caption)
+            yield phase_picture(present[0], np.array(phases), loaded.labels, length), html
+
+    def model_info(self, model: str) -> dict:
+        """What is known of a model: its tasks, backbone, pretraining and classes. No weights are loaded."""
+        return self.store.describe((model or "").strip())
+
+    def _get(self, model: str, tasks: tuple[str, ...], progress):
+        return self.store.get(str(model or ""), tasks, lambda share, what: progress(share, desc=what))
+
+
+def dense_features(loaded, image: Image.Image) -> np.ndarray:
+    """(C, h, w) of the backbone's last stage."""
+    finer = copy.deepcopy(loaded.processor)
+    finer.size = {"height": FEATURE_SIDE, "width": FEATURE_SIDE}
+    ((_, outputs),) = predict(loaded.model.base_model, finer, [{"image": image}], [0])
+    return outputs.last_hidden_state[0].float().cpu().numpy()
+
+
+def cosine(feature: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    """Cosine similarity (h, w) of a feature (C,) to each of (C, h, w)."""
+    lengths = np.linalg.norm(feature) * np.linalg.norm(dense, axis=0)
+    return np.tensordot(feature, dense, 1) / np.maximum(lengths, 1e-12)
+
+
+def size_note(image: Image.Image) -> str:
+    before = image.info.get("uploaded_size", image.size)
+    return "" if before == image.size else f"Shrunk to {image.width} x {image.height} pixels, the mask too. "

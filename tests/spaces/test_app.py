@@ -1,0 +1,306 @@
+"""The demo as visitors meet it: in a browser, through gradio_client, many at a time, and without network."""
+
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from surgenet_hf import SurgeNetForSemanticSegmentation
+from surgenet_hf.checkpoints.conversion import build_image_processor
+from surgenet_hf.evaluation import predict_segmentation
+from tests.spaces.running import DEMO, HOSTILE, LABELS, start, stop
+
+EXAMPLES = sorted((DEMO / "examples").glob("frame_*.jpg"))
+CLIP = DEMO / "examples" / "clip_1.mp4"
+USERS, REQUESTS = 8, 200
+
+
+@pytest.fixture(scope="module")
+def client(server, tmp_path_factory):
+    return Client(server.url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+
+
+def expected_mask(folder: Path, image: Image.Image) -> np.ndarray:
+    model = SurgeNetForSemanticSegmentation.from_pretrained(folder)
+    ((_, class_map),) = predict_segmentation(model, build_image_processor(image_size=64), [{"image": image}])
+    return class_map
+
+
+def choose_example(page, number: int = 0) -> None:
+    page.locator(".gallery-item:visible").nth(number).click()
+    page.locator("img[alt]:visible, .image-frame img:visible, video:visible").first.wait_for()
+
+
+def test_segment_in_the_browser(page, models, tmp_path):
+    """Example, overlay, legend with escaped names, and the mask's bytes."""
+    assert page.get_by_text("Not a medical device.").first.is_visible()
+    choose_example(page)
+    page.locator("#run-segment").click()
+    page.locator("#legend table").wait_for()
+    image = Image.open(EXAMPLES[0]).convert("RGB")
+    mask = expected_mask(models.segmentation, image)
+    shares = np.bincount(mask.ravel(), minlength=len(LABELS)) / mask.size
+    assert (shares > 0).sum() > 1
+    rows = page.locator("#legend tbody tr").all_inner_texts()
+    expected = sorted((i for i in range(len(LABELS)) if shares[i] > 0), key=lambda i: -shares[i])
+    assert [int(re.search(r"\d+", row)[0]) for row in rows] == expected
+    for row, i in zip(rows, expected, strict=True):
+        assert LABELS[i] in row  # the hostile name too, as text
+    assert page.locator("#legend img").count() == 0
+    assert page.title() == "SurgeNet demo"
+
+    with page.expect_download() as download:
+        page.locator("#mask").click()
+    path = tmp_path / "mask.png"
+    download.value.save_as(path)
+    saved = Image.open(path)
+    assert saved.format == "PNG"
+    np.testing.assert_array_equal(np.asarray(saved), mask)
+
+
+def test_classify_in_the_browser(page):
+    page.get_by_role("tab", name="Classify").click()
+    choose_example(page)
+    page.locator("#run-classify").click()
+    page.locator("#bars .bars").wait_for()
+    bars = page.locator("#bars").inner_text()
+    for criterion in ("C1 two structures", "C2 hepatocystic triangle", "C3 cystic plate"):
+        assert criterion in bars
+    assert len(re.findall(r"(?:not )?met$", bars, re.MULTILINE)) == 3
+    assert len(re.findall(r"\d+\.\d.%", bars)) == 3
+
+
+def test_a_click_in_features(page):
+    page.get_by_role("tab", name="Features").click()
+    page.locator(".gallery-item:visible, .gallery button:visible").first.click()
+    frame = page.locator("#frame-a img").first
+    frame.wait_for()
+    page.locator("#run-features").click()
+    page.get_by_text("Like colours are like features").wait_for()
+    box = frame.bounding_box()  # the frame is drawn within it, centred, at its own ratio of sides
+    width = min(box["width"], box["height"] * 4 / 3)
+    left = (box["width"] - width) / 2
+    frame.click(position={"x": left + 0.25 * width, "y": 0.75 * box["height"]})
+    page.get_by_text("Yellow: most similar").wait_for()
+    point = [float(page.get_by_label(f"number input for {axis} in %").input_value()) for axis in ("Point: x", "y")]
+    assert point == pytest.approx([25, 75], abs=3)
+
+
+def test_a_clip_with_progress_cancel_and_result(page, server):
+    page.get_by_role("tab", name="Video").click()
+    choose_example(page, 1)
+    page.locator("#run-video").click()
+    page.locator("#ribbon table").wait_for()
+    page.get_by_text(re.compile(r"Looking at the clip")).first.wait_for()
+    page.locator("#stop-video").click()
+    page.get_by_text("Cancelled.").wait_for()
+    for _ in range(100):  # the film that was begun is given up
+        begun = list(server.files.rglob("result.mp4"))
+        if not begun:
+            break
+        page.wait_for_timeout(100)
+    assert not begun
+    assert page.locator("#result video").count() == 0
+
+    page.get_by_role("textbox", name="Model").or_(page.get_by_label("Model")).locator("visible=true").first.click()
+    page.get_by_role("option", name="phases", exact=True).click()
+    page.locator("#run-video").click()
+    page.locator("#ribbon .ribbon").wait_for()
+    assert "Cancelled" not in page.content()
+    page.locator("#result video").wait_for(timeout=60_000)
+    page.wait_for_function("document.querySelector('#result video').readyState >= 2")  # it decodes
+    assert page.evaluate("document.querySelector('#result video').duration") == pytest.approx(64, abs=1)
+
+
+def test_a_broken_file_gets_a_message(page, tmp_path):
+    """A name of tricks, and bytes that are no picture: a message in plain words, and the page goes on."""
+    path = tmp_path / "..%2f<b>x<b>.png"
+    path.write_bytes(b"GIF89a not really" * 50)
+    page.locator("input[type=file]").first.set_input_files(path)
+    page.wait_for_timeout(500)
+    page.locator("#run-segment").click()
+    page.get_by_text("This file is not a picture that can be read.").wait_for()
+    page.reload()
+    choose_example(page)
+    page.locator("#run-segment").click()
+    page.locator("#legend table").wait_for()
+
+
+def test_keyboard_alone(page):
+    """From the first tab by arrow keys and Tab to a result."""
+    choose_example(page)
+    page.get_by_role("tab", name="Segment").focus()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "run-segment":
+            break
+    page.keyboard.press("Enter")
+    page.locator("#legend table").wait_for()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_layout(browser, server, width, theme):
+    """Nothing is wider than the screen, in any tab, and text stands out from its ground."""
+    page = browser.new_page(viewport={"width": width, "height": 850}, color_scheme=theme)
+    page.goto(server.url)
+    for tab in ("Segment", "Classify", "Features", "Video"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ink, ground = (
+        page.evaluate(f"getComputedStyle(document.querySelector('{where}')).{what}")
+        for where, what in ((".note", "color"), ("body", "backgroundColor"))
+    )
+    assert contrast(ink, ground) > 4.5  # WCAG AA
+    page.close()
+
+
+def contrast(ink: str, ground: str) -> float:
+    def light(color):
+        values = np.array([float(v) for v in re.findall(r"[\d.]+", color)[:3]]) / 255
+        linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    low, high = sorted((light(ink), light(ground)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_page_may_not_call_elsewhere(page):
+    blocked = page.evaluate(
+        """() => new Promise(done => {
+            document.addEventListener('securitypolicyviolation', event => done(event.blockedURI));
+            fetch('http://127.0.0.1:9/').catch(() => {});
+        })"""
+    )
+    assert blocked == "http://127.0.0.1:9/"
+
+
+def test_endpoints(client, models):
+    image = handle_file(str(EXAMPLES[1]))
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert endpoints.keys() == {"/segment", "/classify", "/features", "/similarity", "/video", "/model_info"}
+    assert not client.view_api(return_format="dict")["unnamed_endpoints"]
+
+    overlay, areas, mask, legend = client.predict(image, "organs", api_name="/segment")
+    picture = Image.open(EXAMPLES[1]).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(Image.open(mask)), expected_mask(models.segmentation, picture))
+    assert Image.open(overlay).size == picture.size
+    assert sum(area["percent"] for area in areas) == pytest.approx(100, abs=0.01)
+    assert HOSTILE not in legend
+
+    scores, _ = client.predict(image, "steps", api_name="/classify")
+    assert scores.keys() == {"cut", "sew", "wait"}
+    assert sum(scores.values()) == pytest.approx(1, abs=1e-3)
+    map_a, map_b, _ = client.predict(image, None, "backbone", api_name="/features")
+    assert Image.open(map_a).size == picture.size
+    assert map_b is None
+    map_a, map_b, _ = client.predict(image, image, 30, 60, "backbone", api_name="/similarity")
+    assert Image.open(map_b).size == picture.size
+
+    job = client.submit(handle_file(str(CLIP)), 2, "organs", api_name="/video")
+    _, _, result = job.result()
+    path = result["video"] if isinstance(result, dict) else result
+    with av.open(path) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 12  # six seconds at two a second
+    assert (frames[0].width, frames[0].height) == (320, 240)
+
+    info = client.predict("phases", api_name="/model_info")
+    assert info["labels"] == ["cut", "sew", "wait"]
+    assert "phases" in info["tasks"]
+
+
+def test_refusals(client, server, models, tmp_path):
+    image, path = handle_file(str(EXAMPLES[0])), str(models.segmentation)
+    for wanted, inputs in {
+        r"There is no model '/": (image, path),  # folders of the server cannot be named
+        r"There is no model '\.\./": (image, "../organs"),
+        r"no model ''": (image, ""),
+        r"not for segmentation": (image, "cvs"),
+        r"could not be fetched": (image, "someone/something"),
+        r"not a picture": (handle_file(str(CLIP)), "organs"),
+        r"choose an example": (None, "organs"),
+    }.items():
+        with pytest.raises(AppError, match=wanted):
+            client.predict(*inputs, api_name="/segment")
+    # a file of the server, and an address, in place of an upload
+    for where in (str(DEMO / "app.py"), "/etc/passwd", "http://example.invalid/frame.png"):
+        with pytest.raises(AppError) as refused:
+            client.predict({"path": where, "meta": {"_type": "gradio.FileData"}}, "organs", api_name="/segment")
+        assert "root:" not in str(refused.value)
+    assert not server.elsewhere.exists(), server.elsewhere.read_text()
+
+
+def memory(pid: int) -> float:
+    """Megabytes that a process holds."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
+
+
+def test_many_users(server, models, tmp_path):
+    """Eight users, two hundred requests: each gets the mask of the own picture, and memory stays where it was."""
+    rng = np.random.default_rng(0)
+    pictures, masks = [], []
+    for user in range(USERS):
+        blocks = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        image = Image.fromarray(blocks).resize((160, 120), Image.Resampling.BICUBIC)
+        image.save(tmp_path / f"{user}.png")
+        pictures.append(tmp_path / f"{user}.png")
+        masks.append(expected_mask(models.segmentation, image))
+    assert len({mask.tobytes() for mask in masks}) == USERS
+
+    def work(user: int, requests: int) -> None:
+        client = Client(server.url, verbose=False, download_files=str(tmp_path / f"downloads{user}"))
+        for _ in range(requests):
+            _, _, mask, _ = client.predict(handle_file(str(pictures[user])), "organs", api_name="/segment")
+            np.testing.assert_array_equal(np.asarray(Image.open(mask)), masks[user])
+
+    with ThreadPoolExecutor(USERS) as pool:
+        list(pool.map(work, range(USERS), [5] * USERS))
+        before, began = memory(server.pid), time.monotonic()
+        list(pool.map(work, range(USERS), [REQUESTS // USERS - 5] * USERS))
+    grown, seconds = memory(server.pid) - before, time.monotonic() - began
+    print(f"{REQUESTS - 5 * USERS} requests in {seconds:.1f} s; memory {before:.0f} MB, grown by {grown:.0f} MB")
+    assert grown < 80
+
+
+def test_without_network(tmp_path, browser):
+    """No models, no Hub: the banner, a small model trained on the spot, and nothing kept after its time."""
+    code = "import app, demo, models; demo.DEMO_STEPS = 3; app.serve(app.build(models.ModelStore(), kept_seconds=2))"
+    server = start(["-c", code], tmp_path / "server")
+    try:
+        page = browser.new_page()
+        page.goto(server.url)
+        page.get_by_text("The Hugging Face Hub cannot be reached.").wait_for()
+        page.close()
+        client = Client(server.url, verbose=False, download_files=str(tmp_path))
+        for number in range(2):
+            Image.effect_mandelbrot((80, 60), (-2, -1, 1, 1), 20 + number).save(tmp_path / "visit.png")
+            image = handle_file(str(tmp_path / "visit.png"))
+            *_, legend = client.predict(image, "demo", api_name="/segment")
+            assert "trained for seconds on scenes drawn by a program" in legend
+        scores, bars = client.predict(image, "demo-cvs", api_name="/classify")
+        assert len(scores) == 3
+        assert "untrained" in bars
+        assert "met" not in re.findall(r"\w+", bars)  # no verdict of random weights
+        with pytest.raises(AppError, match="could not be loaded from the Hub"):
+            client.predict(image, None, "SurgeNetXL", api_name="/features")
+        ours = {path.name for path in (DEMO / "examples").iterdir()}
+        assert any(path.name == "visit.png" for path in server.files.rglob("*"))
+        for _ in range(100):
+            kept = [path for path in server.files.rglob("*") if path.is_file() and path.name not in ours]
+            if not kept:
+                break
+            time.sleep(0.2)
+        assert not kept
+        assert not server.elsewhere.exists(), server.elsewhere.read_text()
+    finally:
+        stop(server)

@@ -1,0 +1,192 @@
+"""Hostile and unusual uploads: a message in plain words, or the right picture."""
+
+import struct
+import zlib
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+import tests.spaces.running  # noqa: F401  (puts the demo's modules on the path)
+
+import media  # isort: skip
+
+
+def upload(path) -> dict:
+    return {"path": str(path), "url": None, "orig_name": "<b>../../x</b>.png"}
+
+
+def picture(height=48, width=64) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST)
+
+
+def write_clip(path, frames=20, rate=5, size=(64, 48), codec="libx264", **options):
+    with av.open(str(path), "w", **options) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for shade in np.linspace(0, 255, frames).astype(np.uint8):
+            frame = np.full((size[1], size[0], 3), shade, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few kilobytes that says that it is huge."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(b"\0" * 100_000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", media.IMAGE_FORMATS)
+def test_pictures_of_all_formats(tmp_path, kind):
+    path = tmp_path / "name.png"  # the name says nothing
+    picture().save(path, kind)
+    image = media.read_image(upload(path))
+    assert (image.mode, image.size) == ("RGB", (64, 48))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_pictures_of_all_modes(tmp_path, mode):
+    image = Image.new("I;16", (64, 48)) if mode == "I;16" else picture().convert(mode)
+    image.save(tmp_path / "a", "JPEG" if mode == "CMYK" else "PNG")
+    assert media.read_image(upload(tmp_path / "a")).mode == "RGB"
+
+
+def test_pictures_come_upright_and_are_shrunk(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by a quarter
+    picture(1600, 2400).save(tmp_path / "a.jpg", exif=exif)
+    image = media.read_image(upload(tmp_path / "a.jpg"))
+    assert image.size == (853, 1280)
+    assert image.info == {"uploaded_size": (1600, 2400)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a picture"),
+        (b"<svg onload=alert(1)></svg>", "not a picture"),
+        (b"\x89PNG\r\n\x1a\n" + b"junk" * 100, "not a picture"),
+        (b"#EXTM3U\nhttp://example.invalid/a.ts\n", "not a picture"),
+        (bomb(60_000, 60_000), "far more than"),
+        (bomb(9_000, 9_000), "9000 x 9000 pixels"),
+        (bomb(5_000, 5_000), "damaged or not complete"),
+        (bomb(20, 400), "at least 32"),
+    ],
+)
+def test_files_that_are_no_pictures(tmp_path, content, message):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(media.Refused, match=message):
+        media.read_image(upload(tmp_path / "a.png"))
+
+
+def test_other_pictures_are_refused(tmp_path):
+    """Formats beyond the list have decoders that are seldom looked at."""
+    picture().save(tmp_path / "a.png", "TIFF")
+    with pytest.raises(media.Refused, match="JPEG, PNG, WebP or BMP"):
+        media.read_image(upload(tmp_path / "a.png"))
+
+
+def test_cut_pictures_and_large_files(tmp_path, monkeypatch):
+    picture(480, 640).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(media.Refused, match="damaged or not complete"):
+        media.read_image(upload(tmp_path / "a.png"))
+    monkeypatch.setattr(media, "MAX_IMAGE_BYTES", 2**20)
+    (tmp_path / "b.png").write_bytes(bytes(3 * 2**20))
+    with pytest.raises(media.Refused, match="has 3 MB; pictures may have up to 1 MB"):
+        media.read_image(upload(tmp_path / "b.png"))
+
+
+@pytest.mark.parametrize("nothing", [None, {}, {"path": None, "url": "data:image/png;base64,AAAA"}])
+def test_no_upload(nothing):
+    for read in (media.read_image, media.check_video):
+        with pytest.raises(media.Refused, match="upload"):
+            read(nothing)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mp4", "libx264"), (".mkv", "libx264"), (".webm", "libvpx-vp9"), (".avi", "mpeg4")]
+)
+def test_clips_of_several_formats(tmp_path, suffix, codec):
+    path = write_clip(tmp_path / f"a{suffix}", codec=codec)
+    checked, seconds = media.check_video(upload(path))
+    assert checked == path
+    assert seconds == pytest.approx(4, abs=0.3)
+    frames = list(media.read_frames(path, 2))
+    assert len(frames) == 8
+    assert frames[0].size == (64, 48)
+    assert np.asarray(frames[0]).mean() < 20 < 180 < np.asarray(frames[-1]).mean()
+
+
+def test_clips_that_are_none(tmp_path, monkeypatch):
+    (tmp_path / "frame.png").write_bytes(b"x" * 1000)
+    picture().save(tmp_path / "still.mp4", "PNG")
+    # playlists would make the decoder open other files, or addresses
+    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{tmp_path}/frame.png\n#EXT-X-ENDLIST\n")
+    (tmp_path / "concat.mp4").write_text(f"ffconcat version 1.0\nfile {tmp_path}/frame.png\n")
+    for name in ("frame.png", "still.mp4", "list.mp4", "concat.mp4"):
+        with pytest.raises(media.Refused, match="not a clip that can be read"):
+            media.check_video(upload(tmp_path / name))
+    path = write_clip(tmp_path / "small.mp4", size=(16, 16))
+    with pytest.raises(media.Refused, match="16 x 16"):
+        media.check_video(upload(path))
+    path = write_clip(tmp_path / "long.mp4", frames=11, rate=Fraction(1, 120))
+    with pytest.raises(media.Refused, match=r"lasts 22\.0 minutes; up to 10 minutes"):
+        media.check_video(upload(path))
+    monkeypatch.setattr(media, "MAX_UPLOAD_BYTES", 100)
+    with pytest.raises(media.Refused, match="clips may have up to"):
+        media.check_video(upload(path))
+
+
+def test_a_clip_that_breaks_off(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", frames=100, options={"movflags": "faststart"})
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3] + bytes(len(content) // 3))
+    checked, _ = media.check_video(upload(path))
+    with pytest.raises(media.Refused, match="damaged: it cannot be read beyond") as refused:
+        list(media.read_frames(checked, 5))
+    assert str(tmp_path) not in refused.value.text  # no paths of the server
+
+
+def test_so_many_frames_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "MAX_FRAMES", 7)
+    assert len(list(media.read_frames(write_clip(tmp_path / "a.mp4"), 5))) == 7
+
+
+def test_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    class_map = np.random.default_rng(0).integers(0, 5, (30, 40), dtype=np.uint8)
+    path = media.write_mask(class_map, [(10 * i, 0, 0) for i in range(5)])
+    image = Image.open(path)
+    np.testing.assert_array_equal(np.asarray(image), class_map)
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB"))[..., 0], 10 * class_map)
+    assert media.write_mask(class_map, [(0, 0, 0)]) != path  # nobody gets another's
+
+    with media.film(2.5) as (add, path):
+        for shade in (0, 100, 200):
+            add(np.full((49, 65, 3), shade, np.uint8))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == Fraction(5, 2)
+        found = [frame.to_ndarray(format="rgb24").mean() for frame in container.decode(video=0)]
+    assert found == pytest.approx([0, 100, 200], abs=6)
+
+    given_up = media.film(1)
+    add, path = given_up.__enter__()
+    add(np.zeros((48, 64, 3), np.uint8))
+    given_up.__exit__(GeneratorExit, GeneratorExit(), None)  # as when a visitor cancels
+    assert not path.exists()
+
+
+def test_messages_are_text():
+    """gradio shows messages as HTML."""
+    assert "<script>" not in media.Refused("<script>").message

@@ -1,0 +1,159 @@
+"""The store of models: what it offers, loads once, and lets go; and the small models made on the spot."""
+
+import threading
+
+import pytest
+import torch
+
+from surgenet_hf.checkpoints.catalog import CATALOG
+from tests.spaces import running  # noqa: F401
+
+import demo  # isort: skip
+import models as store_module  # isort: skip
+from media import Refused  # isort: skip
+
+
+def silent(share, what):
+    pass
+
+
+@pytest.fixture
+def store(models):
+    return store_module.ModelStore(
+        [str(models.segmentation), str(models.cvs), str(models.phases), str(models.backbone)]
+    )
+
+
+def names(choices):
+    return [name for _, name in choices]
+
+
+def test_lists(store):
+    """The owner's come first; the others only where they can do the task."""
+    assert names(store.choices("segmentation")) == ["organs", "demo"]
+    assert names(store.choices("classification")) == ["cvs", "demo-cvs", "demo-phase-frames"]
+    assert names(store.choices("segmentation", "phases")) == ["organs", "phases", "demo", "demo-phases"]
+    features = names(store.choices("features"))
+    assert features[:5] == ["organs", "cvs", "phases", "backbone", "demo"]  # the Hub is out of reach: the demo first
+    assert features[5:] == [entry.name for entry in CATALOG]
+
+
+def test_published_models_come_first_where_there_is_a_hub(hub, client):
+    hub.add_files(CATALOG[0].upstream_repo, {"README.md": "weights"})
+    store = store_module.ModelStore()
+    assert store.hub_problem() is None
+    assert names(store.choices("features"))[0] == "SurgeNetXL"
+
+
+def test_loads_once_for_all(store, monkeypatch):
+    calls = []
+    load = store_module.load_folder
+    monkeypatch.setattr(store_module, "load_folder", lambda *args: calls.append(args) or load(*args))
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(store.get("organs", ("segmentation",), silent))) for _ in range(6)
+    ]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(calls) == 1
+    assert len({id(loaded.model) for loaded in found}) == 1
+    assert len(found) == 6
+
+
+def test_keeps_the_last_few(models):
+    store = store_module.ModelStore([str(models.segmentation), str(models.cvs), str(models.phases)], capacity=2)
+    first = store.get("organs", ("segmentation",), silent)
+    store.get("cvs", ("classification",), silent)
+    assert store.get("organs", ("segmentation",), silent) is first
+    store.get("phases", ("phases",), silent)
+    assert list(store._ready) == ["organs", "phases"]
+
+
+def test_wrong_tasks_and_names(store, monkeypatch):
+    monkeypatch.setattr(store, "_load", lambda *args: pytest.fail("nothing needs to be loaded to know"))
+    with pytest.raises(Refused, match="cvs is a model for classification and features, not for segmentation"):
+        store.get("cvs", ("segmentation",), silent)
+    with pytest.raises(Refused, match="SurgeNetXL is a model for features"):
+        store.get("SurgeNetXL", ("segmentation",), silent)
+
+
+def test_paths_are_the_owners(store, models):
+    for name in (str(models.segmentation), "./organs", "organs/"):
+        with pytest.raises(Refused, match="There is no model"):
+            store.get(name, ("segmentation",), silent)
+        with pytest.raises(Refused, match="There is no model"):
+            store.describe(name)
+
+
+def test_typed_ids_leave_nothing_behind(hub, client, models, tmp_path):
+    hub.add_files("someone/organs", {path.name: path for path in models.segmentation.iterdir()})
+    store = store_module.ModelStore()
+    said = []
+    loaded = store.get(" someone/organs ", ("segmentation",), lambda share, what: said.append(what))
+    assert loaded.name == "someone/organs"
+    assert "Downloading the model from the Hub" in said
+    assert store.describe("someone/organs")["tasks"] == ["segmentation", "features"]
+    assert len(hub.matching("resolve/.*/model.safetensors")) <= 2  # HEAD and GET, once: describing fetched no weights
+    assert not list((tmp_path / "hf_home").rglob("model.safetensors"))
+
+
+def test_what_the_owner_names_must_be_there(tmp_path, models):
+    with pytest.raises(Refused, match="neither a folder nor"):
+        store_module.ModelStore(["nowhere"])
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(Refused, match="is not a SurgeNet model"):
+        store_module.ModelStore([str(tmp_path)])
+
+
+def test_names_of_folders(models, tmp_path):
+    """The part of a path that says something, and never the same twice."""
+    nested = tmp_path / "organs" / "model"
+    nested.parent.mkdir()
+    nested.symlink_to(models.segmentation)
+    store = store_module.ModelStore([str(models.segmentation), str(nested)])
+    assert names(store.choices("segmentation"))[:2] == ["organs", "organs*"]
+
+
+@pytest.mark.parametrize("name", [demo.CVS, demo.STEPS, demo.FRAMES])
+def test_untrained_models_are_the_same_each_time(name):
+    before = torch.random.get_rng_state()
+    first, second = demo.untrained(name), demo.untrained(name)
+    assert torch.equal(before, torch.random.get_rng_state())
+    for one, other in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert "untrained" in first.note
+    assert first.tasks[0] in demo.DEMO[name][1]
+
+
+def test_the_demo_model_is_trained_once(client, hub, monkeypatch):
+    """Several visitors wait for one training, are told how far it is, and a second start finds it done."""
+    monkeypatch.setattr(demo, "DEMO_STEPS", 2)
+    trainings = []
+    train = demo.DemoTraining._train
+    monkeypatch.setattr(demo.DemoTraining, "_train", lambda self: trainings.append(1) or train(self))
+    store = store_module.ModelStore()
+    said, found = [], []
+
+    def visit():
+        found.append(store.get("demo", ("segmentation",), lambda share, what: said.append((share, what))))
+
+    threads = [threading.Thread(target=visit) for _ in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(found) == 3
+    assert any("Training a small model on drawn scenes" in what for _, what in said)
+    assert all(0 <= share <= 1 for share, _ in said)
+    store_module.ModelStore().get("demo", ("features",), silent)
+    assert len(trainings) == 1
+    assert found[0].labels[0] == "background"
+
+
+def test_a_training_that_fails_says_so_and_may_be_tried_again(client, hub, monkeypatch):
+    def fail(self):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(demo.DemoTraining, "_train", fail)
+    store = store_module.ModelStore()
+    for _ in range(2):
+        with pytest.raises(Refused, match="could not be made"):
+            store.get("demo", ("segmentation",), silent)
