@@ -120,7 +120,7 @@ def predict_scores(
 ) -> Iterator[tuple[dict, np.ndarray]]:
     """The rows, and the scores of the labels, float32 (num_labels,).
 
-    Of several labels at once, the sigmoid of each logit; of one label of many (the model's `problem_type`), the softmax.
+    Of several labels at once, the sigmoid of each logit; of one of many (by `problem_type`), the softmax.
     """
     one_of_many = model.config.problem_type == "single_label_classification"
     indices = range(len(dataset)) if indices is None else indices

@@ -76,7 +76,7 @@ def build(store: ModelStore, kept_seconds: int = KEPT_SECONDS) -> gr.Blocks:
             with gr.Tab("Video", id="video"):
                 _video(tabs)
             with gr.Tab("About", id="about"):
-                gr.Markdown(ABOUT)
+                gr.Markdown(ABOUT, elem_id="about-text")
         gr.api(tabs.model_info, api_name="model_info", queue=False)
 
         def greet():
