@@ -101,7 +101,9 @@ def _segment(tabs: Tabs) -> None:
             legend = gr.HTML(LATER, label="Legend", elem_id="legend")
             areas = gr.JSON(label="Areas", visible=False)
             mask = gr.DownloadButton("Download the mask (PNG of class ids)", elem_id="mask", interactive=True)
-    run.click(tabs.segment, [image, model], [overlay, areas, mask, legend], api_name="segment", **MODEL)
+    outputs = [overlay, areas, mask, legend]
+    run.click(tabs.segment, [image, model], outputs, api_name="segment", **MODEL)
+    image.change(lambda: (None, None, None, LATER), None, outputs, **PRIVATE)  # a result is of the frame beside it
 
 
 def _classify(tabs: Tabs) -> None:
@@ -115,6 +117,7 @@ def _classify(tabs: Tabs) -> None:
             scores = gr.JSON(label="Scores", visible=False)
             bars = gr.HTML(LATER, label="Bars", elem_id="bars", min_height=120)
     run.click(tabs.classify, [image, model], [scores, bars], api_name="classify", **MODEL)
+    image.change(lambda: (None, LATER), None, [scores, bars], **PRIVATE)
 
 
 def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
@@ -142,6 +145,8 @@ def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
     inputs, outputs = [image_a, image_b, x, y, model], [map_a, map_b, text]
     run.click(tabs.features, [image_a, image_b, model], outputs, api_name="features", **MODEL)
     find.click(tabs.similarity, inputs, outputs, api_name="similarity", **MODEL)
+    for image in (image_a, image_b):
+        image.change(lambda: (None, None, LATER), None, outputs, **PRIVATE)
 
     def point(image, event: gr.SelectData):
         width, height = read_image(image).info["uploaded_size"]

@@ -164,6 +164,8 @@ def load_folder(folder: Path, name: str, note: str | None = None) -> Loaded:
     Raises:
         Refused: as `read_config`; or weights that are not whole, or an image processor for other pictures.
     """
+    if missing := [file for file in CONFIG_FILES if not (folder / file).is_file()]:
+        raise Refused(f"{name} has no {' and no '.join(missing)}: save model and image processor in one folder.")
     task, config = read_config(folder, name)
     if getattr(config, "problem_type", None) == "regression":
         raise Refused(f"{name} predicts quantities, not classes; there is no tab for that.")

@@ -3,6 +3,7 @@
 Everything lies in gradio's temporary folder under names of our own; the app deletes it after a while.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -52,12 +53,38 @@ processing_utils.async_ssrf_protected_download = _refuse_address
 
 
 def _path(upload: dict | None) -> Path:
-    """Where gradio has put an uploaded file; it refuses paths outside its own folder."""
+    """Where gradio has put an uploaded file.
+
+    A request can name any path of the server: gradio itself looks at it only where the request says, in its `meta`,
+    that it is one of a file.
+
+    Raises:
+        Refused: nothing was uploaded, or what is named is no file of gradio's folder.
+    """
     if not upload:
         raise Refused("Please choose an example or upload a file first.")
-    if not upload.get("path"):  # the file within the request, as text
+    named = upload.get("path") if isinstance(upload, dict) else None
+    if not isinstance(named, str) or "\0" in named:  # the file within the request, as text, for one
         raise Refused("Please upload the file itself.")
-    return Path(upload["path"])
+    path = Path(named).resolve()
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file():
+        raise Refused("This file is not here, or not any more. Please upload the file itself.")
+    return path
+
+
+def read_number(value, low: float, high: float, what: str) -> float:
+    """A number, brought into the range from `low` to `high`.
+
+    Raises:
+        Refused: it is none.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise Refused(f"{what} is {str(value)[:40]!r}; please give a number from {low:g} to {high:g}.")
+    return min(max(number, low), high)
 
 
 def read_image(upload: dict | None) -> Image.Image:
@@ -95,7 +122,10 @@ def read_image(upload: dict | None) -> Image.Image:
         raise Refused(f"This picture has {width} x {height} pixels; each side needs at least {MIN_SIDE}.")
     try:
         image.draft("RGB", (MAX_SIDE, MAX_SIDE))
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = image.convert("RGB")
     except Exception as error:
         raise Refused(f"This picture is damaged or not complete. Please save it again as a {formats} file.") from error
     upright = (width, height) if (image.width > image.height) == (width > height) else (height, width)
@@ -124,6 +154,8 @@ def check_video(upload: dict | None) -> tuple[Path, float]:
             seconds = seconds or (container.duration or 0) / av.time_base
     except Exception as error:  # whatever a demuxer stumbles over
         raise Refused(f"This file is not a clip that can be read. Please upload an {formats} file.") from error
+    if stream is None:
+        raise Refused(f"This file has no pictures, only sound. Please upload an {formats} file.")
     if min(size) < MIN_SIDE or max(size) > MAX_VIDEO_SIDE:
         raise Refused(
             f"This clip has pictures of {size[0]} x {size[1]} pixels; sides from {MIN_SIDE} to {MAX_VIDEO_SIDE} can "

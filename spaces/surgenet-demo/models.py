@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from demo import DEMO, TRAINED, DemoTraining, demo_folder, untrained
-from folders import CONFIG_FILES, HUB_ID, Loaded, download, load_folder, read_config, summary, tasks_of
+from folders import CONFIG_FILES, HUB_ID, Loaded, download, load_folder, read_config, summary
 from huggingface_hub import HfApi
 from media import Refused
 
@@ -20,7 +20,8 @@ class ModelStore:
     """Loads models once, keeps the last few, and says what may not be loaded.
 
     Args:
-        given: folders, Hub ids or published names that the owner of the demo serves; they are loaded at once.
+        given: folders, Hub ids or published names that the owner of the demo serves; each is tried at once, so that
+            what is wrong with it is told to the owner, not to the first visitor.
         capacity: models that are kept in memory.
 
     Raises:
@@ -38,7 +39,7 @@ class ModelStore:
             name = folder_name(Path(source))
             while name in self._given or name in DEMO:
                 name += "*"
-            self._given[name] = folder, tasks_of(read_config(folder, name)[0])
+            self._given[name] = folder, load_folder(folder, name).tasks
         self._hub = HubProbe()
 
     def hub_problem(self) -> str | None:

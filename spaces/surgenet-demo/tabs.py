@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 from about import note
 from demo import DEMO
-from media import Refused, check_video, film, read_frames, read_image, write_mask
+from media import MAX_FRAMES, Refused, check_video, film, read_frames, read_image, read_number, write_mask
 from models import ModelStore
 from PIL import Image
 
@@ -133,8 +133,8 @@ class Tabs:
             a heat map over each frame, with the point, and in frame B the most similar place, ringed; a note (HTML).
         """
         image_a, image_b = read_image(image_a), read_image(image_b) if image_b else None
+        point = tuple(read_number(value, 0, 100, name) / 100 for name, value in (("x", x), ("y", y)))
         loaded = self._get(model, ("features",), progress)
-        point = min(max(float(x), 0), 100) / 100, min(max(float(y), 0), 100) / 100
         dense = dense_features(loaded, image_a)
         feature = dense[:, min(int(point[1] * dense.shape[1]), dense.shape[1] - 1),
                         min(int(point[0] * dense.shape[2]), dense.shape[2] - 1)]  # fmt: skip
@@ -171,14 +171,19 @@ class Tabs:
             result as an MP4 clip.
         """
         path, seconds = check_video(clip)
+        rate = read_number(frames_per_second, 0.2, 5, "The number of frames per second")
         loaded = self._get(model, ("segmentation", "phases", "classification"), progress)
         config = loaded.model.config
         if "classification" in loaded.tasks and config.problem_type != "single_label_classification":
             raise Refused(f"{loaded.name} gives several answers for a frame. Please use it in the tab Classify.")
         if "phases" in loaded.tasks:
-            frames_per_second = config.frames_per_second
-        rate = min(max(float(frames_per_second), 0.2), 5)
+            rate = read_number(config.frames_per_second, 0.2, 5, f"The rate of {loaded.name}")
         length = max(1, round(seconds * rate))
+        if length > MAX_FRAMES:  # rather than to break off unseen
+            raise Refused(
+                f"At {rate:g} frames per second this clip has {length} frames; up to {MAX_FRAMES} are looked at. "
+                "Please choose fewer per second, or a shorter clip."
+            )
         show = self._segmented if "segmentation" in loaded.tasks else self._phased
         shown = 0.0
         with film(rate) as (add, result):
@@ -217,7 +222,7 @@ class Tabs:
 
     def model_info(self, model: str) -> dict:
         """What is known of a model: its tasks, backbone, pretraining and classes. No weights are loaded."""
-        return self.store.describe((model or "").strip())
+        return self.store.describe(str(model or "").strip())
 
     def _get(self, model: str, tasks: tuple[str, ...], progress):
         return self.store.get(str(model or ""), tasks, lambda share, what: progress(share, desc=what))

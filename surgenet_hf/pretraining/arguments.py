@@ -1,6 +1,5 @@
 """The command line of a pretraining run, and where its defaults come from."""
 
-import argparse
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -15,6 +14,17 @@ from .sources import FrameArguments
 from .state import read_record, resume_point
 
 PRESETS = {"surgenet": {}, "small": SMALL}
+# of `PretrainingArguments`, what the losses of a run depend on
+RECORDED = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "drop_path_rate",
+    "normalization",
+    "seed",
+    "bf16",
+    "fp16",
+    "crop_on",
+)
 
 
 def _option(default, help: str, **metadata):
@@ -84,6 +94,8 @@ class PretrainingArguments:
             raise ValueError("--model_name_or_path and --backbone exclude each other: start weights have their own")
         if self.extend_epochs is not None and (self.extend_epochs < 1 or not self.resume_from_checkpoint):
             raise ValueError("--extend_epochs needs at least 1 epoch, and --resume_from_checkpoint")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, got {self.seed}")
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "monitor_steps",
                      "save_steps", "save_total_limit", "knn_epochs"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -107,15 +119,13 @@ def parse_arguments(
     Options that are not given are those of the preset; in a resumed run those of the checkpoint.
     """
     parser = HfArgumentParser((PretrainingArguments, FrameArguments, CropConfig, DinoConfig))
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name, default in (("preset", "surgenet"), ("output_dir", ""), ("resume_from_checkpoint", None)):
-        first.add_argument(f"--{name}", default=default)
-    given, _ = first.parse_known_args(argv)
+    given, _ = parser.parse_known_args(argv)  # first, what the defaults of the rest come from
     defaults = dict(PRESETS.get(given.preset, {}))
     resume = resume_point(Path(given.output_dir), given.resume_from_checkpoint) if given.output_dir else None
     if resume is not None and resume.is_file():
         resume = read_dino_checkpoint(resume)
         defaults |= dino_settings(resume) | crop_settings(resume)
+        defaults |= {name: resume.args[name] for name in ("drop_path_rate",) if name in resume.args}
     elif resume is not None:
         defaults |= read_record(resume)["options"]
     known = {option.name for config in (CropConfig, DinoConfig, PretrainingArguments) for option in fields(config)}
@@ -128,5 +138,4 @@ def parse_arguments(
 
 def options_of(args: PretrainingArguments, crops: CropConfig, dino: DinoConfig) -> dict:
     """What a checkpoint records, and a run that goes on from it keeps."""
-    batch = {name: getattr(args, name) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")}
-    return {**asdict(crops), **asdict(dino), **batch, "seed": args.seed, "mixed_precision": args.mixed_precision}
+    return {**asdict(crops), **asdict(dino), **{name: getattr(args, name) for name in RECORDED}}

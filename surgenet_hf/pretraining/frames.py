@@ -188,7 +188,7 @@ def build_sample(
         "bad": the names of frames that could not be decoded.
 
     Raises:
-        RuntimeError: not one of them can be decoded.
+        OSError: not one of them can be decoded.
     """
     bad: list[str] = []
     reason = None
@@ -207,7 +207,7 @@ def build_sample(
         if on_device:
             return {"image": np.asarray(image), "crops": crops.to_array(), "bad": bad}
         return {"crops": crop_frame(image, crops, config), "bad": bad}
-    raise RuntimeError(
+    raise OSError(
         f"{len(bad)} frames one after the other cannot be decoded, from {bad[0]} to {bad[-1]} ({reason}): is the disk "
         "still there? Else replace this folder or file, or leave it out"
     )

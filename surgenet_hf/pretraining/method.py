@@ -147,7 +147,7 @@ class DinoModel(nn.Module):
     def update_teacher(self, momentum: float, keep: torch.Tensor):
         """teacher <- momentum * teacher + (1 - momentum) * student, for each parameter, if `keep` (bool scalar)."""
         teacher = list(self.teacher.parameters())
-        weight = torch.where(keep, 1 - momentum, 0.0).float()
+        weight = keep * (1 - momentum)  # `where` would move the numbers to the device and wait for it
         torch._foreach_lerp_(teacher, list(self.student.parameters()), [weight] * len(teacher))
 
 
@@ -251,11 +251,14 @@ def apply_gradients(
     for group, weight_decay in zip(optimizer.param_groups, (values.weight_decay, 0.0), strict=True):
         group["lr"] = values.lr
         group["weight_decay"] = weight_decay
+    inner, scaler = getattr(optimizer, "optimizer", optimizer), getattr(optimizer, "scaler", None)
+    if scaler is not None:  # of fp16: what is clipped must be the gradients and not their multiples
+        scaler.unscale_(inner)
     finite = clip_gradients(model.student.parameters(), model.config.clip_grad).isfinite().all()
     if values.freeze_last_layer:  # without a gradient there is no decay and no moment either
         for parameter in model.student.head.last_layer.parameters():
             parameter.grad = None
-    getattr(optimizer, "optimizer", optimizer).found_inf = (~finite).float()
+    inner.found_inf = (~finite).float()  # a scaler has found the same
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     model.loss.update_center(torch.stack(list(teacher_means)).unsqueeze(1), finite)

@@ -4,7 +4,7 @@ from huggingface_hub import HfApi
 
 from ..checkpoints.conversion import build_image_processor
 from ..checkpoints.publishing import publish_finetuned
-from ..data import CLASSIFICATION, load_classification, load_segmentation
+from ..data import CLASSIFICATION, SEGMENTATION, load_classification, load_segmentation
 from ..figures.pretraining import pretraining_figure
 from .export import export_teacher
 from .knn import knn_accuracy
@@ -14,9 +14,15 @@ KNN_FRAMES = 5000  # of each split at most: more change the figure little and co
 
 
 def load_knn_data(name: str | None, data_dir: str | None):
-    """The labelled data set that k-NN is measured on, or None."""
+    """The labelled data set that k-NN is measured on, or None.
+
+    Raises:
+        FileNotFoundError, ValueError: no such data set, or it is not as it should be.
+    """
     if name is None:
         return None
+    if name not in {**CLASSIFICATION, **SEGMENTATION}:
+        raise ValueError(f"--knn_dataset {name}: expected one of {', '.join([*CLASSIFICATION, *SEGMENTATION])}")
     return (load_classification if name in CLASSIFICATION else load_segmentation)(name, data_dir)
 
 
@@ -38,8 +44,9 @@ def finish_epoch(run, done: int) -> None:
     if run.is_main and done:
         figures = {"data set": run.args.knn_dataset, **found} if found else None
         export_teacher(teacher, run.output_dir / "model", run.provenance(done), processor, run.recipe(), figures)
-        figure = pretraining_figure(run.history.entries, run.output_dir.name)
-        figure.savefig(run.output_dir / "pretraining.png", dpi=120)
+        if run.history.entries:  # else a finished run of another folder
+            figure = pretraining_figure(run.history.entries, run.output_dir.name)
+            figure.savefig(run.output_dir / "pretraining.png", dpi=120)
 
 
 def finish_run(run) -> None:

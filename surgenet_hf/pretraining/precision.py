@@ -19,6 +19,11 @@ def cpu_autocast() -> Iterator[None]:
         yield
 
 
+def plain_attention(backward: Callable) -> Callable:
+    """A backward pass that goes with `cpu_autocast`: gradient checkpointing computes attention in it once more."""
+    return sdpa_kernel(SDPBackend.MATH)(backward)
+
+
 def keep_depthwise_in_float32(model: nn.Module) -> None:
     """Let the depthwise convolutions of a model compute in float32 under autocast; weights and names stay."""
     for module in model.modules():

@@ -4,6 +4,8 @@ import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..checkpoints.conversion import choose_statistics
 from ..checkpoints.dino import DinoCheckpoint, backbone_config
@@ -37,7 +39,12 @@ class Start:
 
 
 def build_backbone(args: PretrainingArguments, resume: Path | DinoCheckpoint | None) -> SurgeNetModel:
-    """The student's backbone: with its start weights, or, where a checkpoint will set them, of the right sizes."""
+    """The student's backbone: with its start weights, or, where a checkpoint will set them, of the right sizes.
+
+    Raises:
+        OSError: damaged start weights.
+        ValueError: another backbone is asked for than the checkpoint has.
+    """
     if isinstance(resume, DinoCheckpoint):
         config = backbone_config(resume)
     elif resume is not None:
@@ -45,11 +52,24 @@ def build_backbone(args: PretrainingArguments, resume: Path | DinoCheckpoint | N
     else:
         name = args.backbone or (None if args.model_name_or_path else DEFAULT_BACKBONE)
         config = find_source(args.model_name_or_path, name)
+    if resume is not None and args.backbone:
+        _compare_backbones(find_source(None, args.backbone), config)
     if isinstance(config, str):
-        return SurgeNetModel.from_pretrained(config, drop_path_rate=args.drop_path_rate)
+        try:
+            return SurgeNetModel.from_pretrained(config, drop_path_rate=args.drop_path_rate)
+        except SafetensorError as error:
+            raise OSError(f"the weights in {config} cannot be read ({error}): copy or download them again") from error
     config = copy.deepcopy(config)
     config.drop_path_rate = args.drop_path_rate
     return SurgeNetModel(config)
+
+
+def _compare_backbones(asked: SurgeNetConfig, found: SurgeNetConfig) -> None:
+    if any(getattr(asked, name) != getattr(found, name) for name in ("backbone", "depths", "hidden_sizes")):
+        raise ValueError(
+            f"--resume_from_checkpoint holds a {found.backbone} of widths {list(found.hidden_sizes)}, --backbone asks "
+            f"for a {asked.backbone} of widths {list(asked.hidden_sizes)}: leave out one of the two"
+        )
 
 
 def load_start(run, resume: Path | DinoCheckpoint | None) -> Start:
@@ -98,12 +118,16 @@ def _load_original(run, checkpoint: DinoCheckpoint) -> Start:
 
 
 def _load_own(run, folder: Path) -> Start:
+    """From a checkpoint of this package: its run goes on; or, extended, its weights and moments begin another."""
     record = read_record(folder)
     own = folder.resolve().parent == run.output_dir.resolve()
     extended = run.args.extend_epochs is not None and not own
     if not extended:
         _compare_options(record, run, folder)
-    run.accelerator.load_state(str(folder))
+    try:
+        run.accelerator.load_state(str(folder))
+    except (OSError, RuntimeError, SafetensorError) as error:  # sizes that differ and cut files come as any of them
+        raise ValueError(f"{folder} is damaged, or of a network of other sizes: {error}") from error
     start = Start(
         pretraining=record["start"]["pretraining"], statistics=record["start"]["statistics"], counts=record["counts"]
     )
@@ -129,7 +153,7 @@ def _compare_options(record: dict, run, folder: Path) -> None:
     """Raise a ValueError where a run would not be the one that the checkpoint is of."""
     now = run.options | {"frames": run.feed.description}
     was = record["options"] | {"frames": record["frames"]}
-    differing = [f"{name}: {was[name]} then, {now[name]} now" for name in now if now[name] != was.get(name)]
+    differing = [f"{name}: {was.get(name)} then, {now[name]} now" for name in now if now[name] != was.get(name)]
     if differing:
         raise ValueError(
             f"{folder} is of another run:\n- " + "\n- ".join(differing) + "\nGive the same options and data; or lay "

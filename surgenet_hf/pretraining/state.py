@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def register_model(accelerator: Accelerator, model: DinoModel):
 
     def load(models, input_dir):
         models.clear()
-        load_model(model, os.path.join(input_dir, WEIGHTS), device=str(accelerator.device))
+        load_model(model, os.path.join(input_dir, WEIGHTS))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
@@ -35,7 +36,8 @@ def register_model(accelerator: Accelerator, model: DinoModel):
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, record: dict, keep: int) -> Path:
     """Write `checkpoint-STEP`, under another name until it is whole; then delete all but the last `keep`.
 
-    Several nodes need an `output_dir` that they share.
+    Those of later steps are deleted, too: they are of a run that went on from an earlier one, or with another number
+    of processes and other steps, and would be taken for the last. Several nodes need an `output_dir` that they share.
 
     Args:
         record: goes into the checkpoint as JSON, see `read_record`.
@@ -45,7 +47,8 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, recor
     """
     folder, temporary = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}"
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        for leftover in output_dir.glob(".checkpoint-*"):  # of a run that was killed
+            shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     try:
@@ -63,15 +66,19 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, recor
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)  # of the same step, from a run that went on from before it
         temporary.replace(folder)
-        for old in list_checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(old)
+        checkpoints = list_checkpoints(output_dir)
+        end = checkpoints.index(folder) + 1
+        for old in checkpoints[end:] + checkpoints[:end][:-keep]:
+            # half deleted, a later one must not be taken for the last
+            shutil.rmtree(old.replace(old.with_name(f".{old.name}")))
     accelerator.wait_for_everyone()
     return folder
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first; those under a temporary name do not count."""
-    return sorted(output_dir.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    """The checkpoints of a folder by their steps; others than `checkpoint-STEP` by name do not count."""
+    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("checkpoint-*")}
+    return sorted(filter(steps.get, steps), key=lambda path: int(steps[path][1]))
 
 
 def read_record(folder: Path) -> dict:
@@ -112,7 +119,7 @@ def resume_point(output_dir: Path, asked: str | None) -> Path | None:
     path = Path(asked)
     if not path.exists():
         raise FileNotFoundError(f"--resume_from_checkpoint {asked}: there is no such file or folder")
-    if last and path.parent.resolve() != output_dir.resolve():
+    if last and path.resolve() not in [checkpoint.resolve() for checkpoint in last]:
         raise ValueError(
             f"{output_dir} holds {last[-1].name} of another run: go on from that with --resume_from_checkpoint true, "
             "or name another --output_dir"

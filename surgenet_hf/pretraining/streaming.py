@@ -116,7 +116,7 @@ class FrameStream(IterableDataset):
             for number, row in enumerate(split_dataset_by_node(shuffled, self.rank, self.world_size)):
                 yield partial(_name, row[_COLUMN], number), partial(read_cell, row[_COLUMN])
             if number < 0:
-                raise RuntimeError(
+                raise ValueError(
                     f"the stream has not a single frame for a worker of process {self.rank}: use fewer workers or "
                     "processes, or more shards"
                 )

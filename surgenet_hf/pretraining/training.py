@@ -40,7 +40,7 @@ from .history import History
 from .method import SMALL, DinoConfig, DinoModel, StepResult, build_optimizer, build_schedules, training_step
 from .monitoring import Monitor
 from .outputs import finish_epoch, finish_run, load_knn_data
-from .precision import cpu_autocast, keep_depthwise_in_float32
+from .precision import cpu_autocast, keep_depthwise_in_float32, plain_attention
 from .sources import FrameArguments
 from .start import build_backbone, load_start
 from .state import register_model, save_checkpoint
@@ -144,10 +144,10 @@ class Pretraining:
         if args.torch_compile:
             self.model.student.backbone.compile()
             self.model.teacher.backbone.compile()
-        self.autocast = self.accelerator.autocast
+        self.autocast, self.backward = self.accelerator.autocast, self.accelerator.backward
         if args.bf16 and self.device.type == "cpu":
             keep_depthwise_in_float32(self.model)
-            self.autocast = cpu_autocast
+            self.autocast, self.backward = cpu_autocast, plain_attention(self.accelerator.backward)
         self.student, self.optimizer = self.accelerator.prepare(
             self.model.student, build_optimizer(self.model.student)
         )
@@ -198,12 +198,12 @@ class Pretraining:
                 step,
                 self.args.gradient_accumulation_steps,
                 self.student,
-                self.accelerator.backward,
+                self.backward,
                 self.autocast,
             )
             losses.append(result.loss)
             self.masked += ~result.finite
-            self.masked_in_a_row = torch.where(result.finite, 0, self.masked_in_a_row + 1)
+            self.masked_in_a_row = (self.masked_in_a_row + 1) * ~result.finite
             self.progress.update()
             self._after_step(step + 1, result, losses)
 

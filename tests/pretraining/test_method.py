@@ -2,6 +2,10 @@ import copy
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgenet_hf import SurgeNetModel
 from surgenet_hf.checkpoints.conversion import parameter_map
@@ -229,6 +233,68 @@ def test_gradients_reach_the_optimizer_clipped(build, clip_grad, norm):
     for old, new in zip(before.parameters(), model.student.parameters(), strict=True):
         if old.requires_grad:
             assert (old - new).norm().item() == pytest.approx(norm, rel=1e-3)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at what makes the host wait for a GPU: numbers read from it or moved to it, and shapes by value."""
+
+    READS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select")
+    in_autograd = False  # whose own numbers are made on the device
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.name() not in self.READS, func
+        if func.name() == "aten::where.self" and not self.in_autograd:
+            assert all(x.ndim for x in args[1:]), "torch.where moves a number to the device"
+        return func(*args, **(kwargs or {}))
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.in_autograd = True
+        loss.backward()
+        self.in_autograd = False
+
+
+def test_step_waits_for_the_device_nowhere(build):
+    model = build()
+    optimizer = run(model, range(1), crops(64, 64, 32))
+    schedules = build_schedules(model.config, steps_per_epoch=2, total_batch_size=256)
+    images = crops(64, 64, 32)
+    with NoWaiting() as mode:
+        training_step(model, optimizer, schedules, [images, images], 2, num_batches=2, backward=mode.backward)
+
+
+@pytest.fixture
+def accelerate_state():
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("accelerate_state")
+def test_loss_scaling_changes_nothing(build):
+    """Under fp16 Accelerate scales the loss: clipping, the step and the mask are those of the true gradients."""
+    images, models = crops(64, 64, 32), []
+    for scale in (None, 1024.0):
+        model = build(clip_grad=1e-3, lr=0.1)
+        optimizer, backward = (
+            torch.optim.SGD(parameter_groups(model.student), lr=0.0, fused=True),
+            torch.Tensor.backward,
+        )
+        if scale is not None:
+            scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            optimizer = AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
+            backward = lambda loss, scaler=scaler: scaler.scale(loss).backward()  # noqa: E731
+        schedules = build_schedules(model.config, steps_per_epoch=1, total_batch_size=256)
+        for step in range(2):
+            assert training_step(model, optimizer, schedules, [images], step, backward=backward).finite
+        models.append(model)
+    for name, tensor in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], tensor)
+    before = state(models[1])
+    result = training_step(
+        models[1], optimizer, schedules, [[image * torch.nan for image in images]], 1, backward=backward
+    )
+    assert not result.finite
+    assert not changed(models[1], before)
+    assert scaler.get_scale() == 512
 
 
 def test_batch_norm_head_trains(build, tmp_path):

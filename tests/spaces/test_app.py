@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
@@ -231,12 +232,29 @@ def test_refusals(client, server, models, tmp_path):
     }.items():
         with pytest.raises(AppError, match=wanted):
             client.predict(*inputs, api_name="/segment")
-    # a file of the server, and an address, in place of an upload
-    for where in (str(DEMO / "app.py"), "/etc/passwd", "http://example.invalid/frame.png"):
-        with pytest.raises(AppError) as refused:
-            client.predict({"path": where, "meta": {"_type": "gradio.FileData"}}, "organs", api_name="/segment")
-        assert "root:" not in str(refused.value)
+    # a file of the server, and an address, in place of an upload; not by gradio_client, which would upload the file
+    for where in (str(EXAMPLES[0]), "/etc/passwd", "http://example.invalid/frame.png"):
+        for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
+            call = f"{server.url}gradio_api/call/segment"
+            event = httpx.post(call, json={"data": [{"path": where} | meta, "organs"]}).json()["event_id"]
+            answer = httpx.get(f"{call}/{event}", timeout=60).text
+            assert answer.startswith("event: error"), answer
+    with pytest.raises(AppError, match="x is 'left'; please give a number"):
+        client.predict(image, None, "left", 50, "backbone", api_name="/similarity")
     assert not server.elsewhere.exists(), server.elsewhere.read_text()
+
+
+def test_long_clips_are_not_cut_unseen(client, tmp_path):
+    """More frames than are looked at: said before the work begins."""
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        for _ in range(2 * 130):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(AppError, match="has 650 frames; up to 600"):
+        client.predict(handle_file(str(tmp_path / "a.mp4")), 5, "organs", api_name="/video")
 
 
 def memory(pid: int) -> float:

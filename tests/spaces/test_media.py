@@ -14,6 +14,11 @@ import tests.spaces.running  # noqa: F401  (puts the demo's modules on the path)
 import media  # isort: skip
 
 
+@pytest.fixture(autouse=True)
+def gradios_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
 def upload(path) -> dict:
     return {"path": str(path), "url": None, "orig_name": "<b>../../x</b>.png"}
 
@@ -107,7 +112,42 @@ def test_cut_pictures_and_large_files(tmp_path, monkeypatch):
         media.read_image(upload(tmp_path / "b.png"))
 
 
-@pytest.mark.parametrize("nothing", [None, {}, {"path": None, "url": "data:image/png;base64,AAAA"}])
+def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
+    ramp = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    grey = np.asarray(media.read_image(upload(tmp_path / "a.png")))[..., 0]
+    np.testing.assert_array_equal(grey, ramp // 256)
+
+
+def test_files_of_the_server_are_not_read(tmp_path, monkeypatch):
+    """Real pictures and clips, but beside gradio's folder: by their path, by way of .., through a link."""
+    inside = tmp_path / "uploads"
+    inside.mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(inside))
+    picture().save(tmp_path / "secret.png")
+    clip = write_clip(tmp_path / "secret.mp4")
+    (inside / "link.png").symlink_to(tmp_path / "secret.png")
+    for path in (tmp_path / "secret.png", inside / ".." / "secret.png", inside / "link.png", inside, "a\0b"):
+        with pytest.raises(media.Refused, match="upload the file itself"):
+            media.read_image({"path": str(path)})
+    with pytest.raises(media.Refused, match="upload the file itself"):
+        media.check_video({"path": str(clip)})
+
+
+@pytest.mark.parametrize(("value", "number"), [(7, 7), ("7.5", 7.5), (-1, 0), (1e9, 10), (float("inf"), 10)])
+def test_numbers(value, number):
+    assert media.read_number(value, 0, 10, "x") == number
+
+
+@pytest.mark.parametrize("value", [None, "abc", [1], float("nan")])
+def test_what_is_no_number(value):
+    with pytest.raises(media.Refused, match="please give a number from 0 to 10"):
+        media.read_number(value, 0, 10, "x")
+
+
+@pytest.mark.parametrize(
+    "nothing", [None, {}, {"path": None, "url": "data:image/png;base64,AAAA"}, "a.png", [1], {"path": {"path": "a"}}]
+)
 def test_no_upload(nothing):
     for read in (media.read_image, media.check_video):
         with pytest.raises(media.Refused, match="upload"):
@@ -137,6 +177,13 @@ def test_clips_that_are_none(tmp_path, monkeypatch):
     for name in ("frame.png", "still.mp4", "list.mp4", "concat.mp4"):
         with pytest.raises(media.Refused, match="not a clip that can be read"):
             media.check_video(upload(tmp_path / name))
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        sound = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
+        sound.sample_rate = 44100
+        container.mux([*stream.encode(sound), *stream.encode()])
+    with pytest.raises(media.Refused, match="only sound"):
+        media.check_video(upload(tmp_path / "sound.mp4"))
     path = write_clip(tmp_path / "small.mp4", size=(16, 16))
     with pytest.raises(media.Refused, match="16 x 16"):
         media.check_video(upload(path))

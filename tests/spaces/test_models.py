@@ -1,5 +1,6 @@
 """The store of models: what it offers, loads once, and lets go; and the small models made on the spot."""
 
+import shutil
 import threading
 
 import pytest
@@ -101,8 +102,15 @@ def test_what_the_owner_names_must_be_there(tmp_path, models):
     with pytest.raises(Refused, match="neither a folder nor"):
         store_module.ModelStore(["nowhere"])
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(Refused, match=r"has no preprocessor_config\.json"):
+        store_module.ModelStore([str(tmp_path)])
+    (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(Refused, match="is not a SurgeNet model"):
         store_module.ModelStore([str(tmp_path)])
+    headless = shutil.copytree(models.segmentation, tmp_path / "headless")
+    (headless / "model.safetensors").unlink()
+    with pytest.raises(Refused, match="could not be loaded"):  # at the start, not when the first visitor asks
+        store_module.ModelStore([str(headless)])
 
 
 def test_names_of_folders(models, tmp_path):

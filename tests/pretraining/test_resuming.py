@@ -1,0 +1,206 @@
+"""Runs that were killed, stopped or finished, and full DINO checkpoints, go on."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel
+
+from surgenet_hf.pretraining import training
+from tests.checkpoints.files import OriginalTraining, save_content, tiny
+from tests.pretraining.running import NUM_STEPS, SCRIPT, STEPS_PER_EPOCH, arguments, assert_same_run, history, pretrain
+from tests.scripts import load_script
+
+
+def test_finished_run_asked_again_writes_its_model_again(frames, whole_run, tmp_path):
+    output_dir = shutil.copytree(whole_run, tmp_path / "copy")
+    shutil.rmtree(output_dir / "model")
+    pretrain(frames, output_dir, "--resume_from_checkpoint true --export_dino_checkpoint")
+    assert_same_run(whole_run, output_dir)
+    AutoModel.from_pretrained(output_dir / "model")
+    assert (output_dir / "checkpoint0003.pth").is_file()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_run_goes_on_bit_for_bit(frames, whole_run, tmp_path, workers):
+    output_dir = tmp_path / "killed"
+    more = f"--save_steps 2 --dataloader_num_workers {workers}"
+    command = [sys.executable, SCRIPT, *arguments(frames, output_dir, more)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (output_dir / "checkpoint-6").is_dir():  # in the middle of the second epoch
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (output_dir / f"checkpoint-{NUM_STEPS}").exists()
+    with pytest.raises(SystemExit, match="is from an earlier run: go on from it with --resume_from_checkpoint true"):
+        pretrain(frames, output_dir)
+    pretrain(frames, output_dir, f"{more} --resume_from_checkpoint true")
+    assert_same_run(whole_run, output_dir)
+
+
+def test_sigterm_saves_and_ends(frames, whole_run, tmp_path, monkeypatch, capsys):
+    output_dir = tmp_path / "terminated"
+    step = training.training_step
+
+    def step_and_signal(*args, **kwargs):
+        result = step(*args, **kwargs)
+        if args[4] == 4:  # the fifth
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "training_step", step_and_signal)
+        with pytest.raises(SystemExit) as ended:
+            pretrain(frames, output_dir)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "after step 5: go on with --resume_from_checkpoint true" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    pretrain(frames, output_dir, "--resume_from_checkpoint true")
+    assert_same_run(whole_run, output_dir)
+
+
+def test_full_disk_leaves_the_last_checkpoint(frames, whole_run, tmp_path, monkeypatch):
+    output_dir = tmp_path / "full"
+    save = training.save_checkpoint.__globals__["save_model"]
+
+    def save_on_small_disk(model, path):
+        if "checkpoint-8" in path:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(model, path)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(training.save_checkpoint.__globals__, "save_model", save_on_small_disk)
+        with pytest.raises(SystemExit, match=r"checkpoint-8 could not be written .*No space left.*checkpoint-4"):
+            pretrain(frames, output_dir)
+    assert [path.name for path in output_dir.glob("*checkpoint-*")] == ["checkpoint-4"]
+    pretrain(frames, output_dir, "--resume_from_checkpoint true")
+    assert_same_run(whole_run, output_dir)
+
+
+def test_other_options_are_another_run(frames, whole_run):
+    with pytest.raises(SystemExit, match=r"is of another run:\n- lr: 0.05 then, 0.1 now"):
+        pretrain(frames, whole_run, "--resume_from_checkpoint true --lr 0.1")
+
+
+def test_options_come_with_the_checkpoint(frames, whole_run, tmp_path):
+    """Drop path and batch size, too; and --resume-from-checkpoint is the same option for argparse."""
+    output_dir = tmp_path / "run"
+    pretrain(frames, output_dir, "--max_steps 5")
+    command = f"--dataset folder --data_dir {frames} --output-dir {output_dir} --resume-from-checkpoint true"
+    load_script("pretrain_dino").main([*command.split(), "--logging_steps", "1", "--monitor_steps", "3"])
+    assert_same_run(whole_run, output_dir)
+
+
+def test_run_that_goes_on_from_an_earlier_checkpoint_replaces_the_later_ones(frames, whole_run, tmp_path):
+    """Else the last checkpoint would be that of the former course, and rotation would delete the new ones."""
+    output_dir = shutil.copytree(whole_run, tmp_path / "copy")
+    kept = shutil.copytree(output_dir / "checkpoint-8", output_dir / "checkpoint-8-kept")
+    pretrain(frames, output_dir, f"--resume_from_checkpoint {output_dir}/checkpoint-8 --save_steps 1 --max_steps 10")
+    assert sorted(path.name for path in output_dir.glob("*checkpoint-*")) == [
+        "checkpoint-10",
+        "checkpoint-8-kept",
+        "checkpoint-9",
+    ]
+    assert (kept / "pretraining.json").is_file()
+    pretrain(frames, output_dir, "--resume_from_checkpoint true")
+    assert_same_run(whole_run, output_dir)
+
+
+def test_checkpoint_of_another_backbone_is_refused(frames, whole_run, tmp_path):
+    more = f"--resume_from_checkpoint {whole_run / 'checkpoint-12'} --extend_epochs 1 --backbone caformer_s18"
+    with pytest.raises(SystemExit, match=r"holds a caformer_s18 of widths \[32, .* asks for a caformer_s18 of .*64, "):
+        pretrain(frames, tmp_path / "run", more)
+
+
+def test_damaged_checkpoint_and_one_of_other_sizes_are_refused(frames, whole_run, tmp_path):
+    cut = shutil.copytree(whole_run / "checkpoint-12", tmp_path / "checkpoint-12")
+    for more, name in (("--out_dim 48", None), ("", "optimizer.bin"), ("", "model.safetensors")):
+        if name:
+            os.truncate(cut / name, 5000)
+        with pytest.raises(SystemExit, match="is damaged, or of a network of other sizes"):
+            pretrain(frames, tmp_path / "run", f"--resume_from_checkpoint {cut} --extend_epochs 1 {more}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_finished_run_of_another_folder_leaves_its_model(frames, whole_run, tmp_path):
+    pretrain(frames, tmp_path, f"--resume_from_checkpoint {whole_run / 'checkpoint-12'}")
+    assert type(AutoModel.from_pretrained(tmp_path / "model")).__name__ == "SurgeNetModel"
+
+
+def test_extended_run_lays_schedules_anew(frames, whole_run, tmp_path, capsys):
+    more = f"--resume_from_checkpoint {whole_run / 'checkpoint-12'} --extend_epochs 2"
+    pretrain(frames, tmp_path, more)
+    assert "schedules are laid anew over 2 epochs" in capsys.readouterr().out
+    entries = history(tmp_path)
+    assert len(entries) == 2 * STEPS_PER_EPOCH
+    assert entries[0]["lr"] == 0.0
+    assert abs(entries[0]["loss"] - history(whole_run)[-1]["loss"]) < 1.0
+    pretrain(frames, tmp_path, "--resume_from_checkpoint true --extend_epochs 2")  # and that run can go on, too
+
+
+@pytest.fixture
+def authors_file(tmp_path) -> Path:
+    """A full DINO checkpoint of the authors' layout after two of four epochs, of a tiny network."""
+    original = OriginalTraining(tiny())
+    original.step(original.gradients(0))
+    statistics = {"data_mean": [0.46888983, 0.29536288, 0.28712815], "data_std": [0.24689102, 0.21034359, 0.21188641]}
+    args = {
+        "epochs": 4,
+        "warmup_epochs": 1,
+        "lr": 0.01,
+        "local_crops_number": 1,
+        "norm_last_layer": True,
+        **statistics,
+    }
+    save_content(tmp_path / "checkpoint0002.pth", original.content(epoch=2, **args))
+    return tmp_path / "checkpoint0002.pth"
+
+
+def go_on(frames: Path, output_dir: Path, file: Path, more: str = "") -> None:
+    sizes = "--global_crops_size 48 --local_crops_size 32 --per_device_train_batch_size 4 --logging_steps 1"
+    command = f"--dataset folder --data_dir {frames} --output_dir {output_dir} {sizes} {more}"
+    load_script("pretrain_dino").main([*command.split(), "--resume_from_checkpoint", str(file)])
+
+
+def test_authors_checkpoint_goes_on_at_its_epoch(frames, authors_file, tmp_path, capsys):
+    go_on(frames, tmp_path / "run", authors_file, "--export_dino_checkpoint")
+    said = capsys.readouterr().out
+    assert "student and teacher, backbone and head" in said
+    assert "moments of the optimiser for" in said
+    entries = history(tmp_path / "run")
+    assert [entry["step"] for entry in entries] == list(range(9, 17))  # epochs 2 and 3, of 4 steps each
+    assert entries[0]["lr"] == pytest.approx(0.75 * 0.01 * 4 / 256, rel=0.01)  # a third of the cosine
+    assert (tmp_path / "run" / "checkpoint0004.pth").is_file()
+    with pytest.raises(SystemExit, match=r"at the end of its 4 epochs; lay new schedules with --extend_epochs"):
+        go_on(frames, tmp_path / "more", tmp_path / "run" / "checkpoint0004.pth")
+    go_on(frames, tmp_path / "more", tmp_path / "run" / "checkpoint0004.pth", "--extend_epochs 2")
+    assert [entry["step"] for entry in history(tmp_path / "more")] == list(range(1, 9))
+    pretraining = AutoModel.from_pretrained(tmp_path / "more" / "model").config.pretraining
+    assert pretraining["name"] == f"unknown, continued on {frames.name}, continued on {frames.name}"
+
+
+def test_other_head_than_the_checkpoints_is_refused(frames, authors_file, tmp_path):
+    with pytest.raises(SystemExit, match="out_dim"):
+        go_on(frames, tmp_path / "run", authors_file, "--out_dim 64")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_resume_by_replay(frames, tmp_path, workers):
+    for number in range(2):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as shard:
+            for path in sorted(frames.glob("*.jpg"))[9 * number : 9 * (number + 1)]:
+                shard.add(path, path.name)
+    options = f"--dataset shards --data_dir {tmp_path} --streaming --frames_per_epoch 16 --shuffle_buffer 4"
+    options += f" --dataloader_num_workers {workers} --save_steps 3"
+    pretrain(frames, tmp_path / "whole", options)
+    pretrain(frames, tmp_path / "parts", f"{options} --max_steps 7")
+    pretrain(frames, tmp_path / "parts", f"{options} --resume_from_checkpoint true")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
