@@ -29,6 +29,8 @@ def load_knn_data(name: str | None, data_dir: str | None):
 def finish_epoch(run, done: int) -> None:
     """k-NN of the teacher on the labelled set, the teacher as a model folder, and the curves; all processes call it.
 
+    `best_model` is the teacher that k-NN liked best so far: on small sets, long training can make features worse.
+
     Args:
         run: a `training.Pretraining`.
         done: number of steps done; 0 gives the figures of the start weights.
@@ -43,10 +45,17 @@ def finish_epoch(run, done: int) -> None:
         run.progress.write(f"epoch {epochs}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     if run.is_main and done:
         figures = {"data set": run.args.knn_dataset, **found} if found else None
-        export_teacher(teacher, run.output_dir / "model", run.provenance(done), processor, run.recipe(), figures)
+        for folder in ["model", "best_model"] if found and _is_best(run.history.entries, found) else ["model"]:
+            export_teacher(teacher, run.output_dir / folder, run.provenance(done), processor, run.recipe(), figures)
         if run.history.entries:  # else a finished run of another folder
             figure = pretraining_figure(run.history.entries, run.output_dir.name)
             figure.savefig(run.output_dir / "pretraining.png", dpi=120)
+
+
+def _is_best(entries: list[dict], found: dict[str, float]) -> bool:
+    """Whether the k-NN figure just found is the best of the history, which holds it already."""
+    (name,) = (name for name in found if name != "knn_chance")
+    return found[name] >= max(entry[name] for entry in entries if name in entry)
 
 
 def finish_run(run) -> None:

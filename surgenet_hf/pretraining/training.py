@@ -4,6 +4,7 @@ A run writes to its `output_dir`
 
     checkpoint-STEP/     to go on from, see `state`
     model/               after each epoch, the teacher: image processor, card; loads with AutoModel at any time
+    best_model/          the same of the epoch with the best k-NN figure, where there is one
     history.jsonl        a line each `logging_steps`, and one for each epoch's k-NN
     pretraining.png      the same as curves
     bad_frames.txt       frames that could not be read

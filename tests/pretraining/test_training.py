@@ -12,7 +12,7 @@ from accelerate.tracking import GeneralTracker
 from transformers import AutoImageProcessor, AutoModel
 
 from surgenet_hf import SurgeNetModel
-from surgenet_hf.pretraining import training
+from surgenet_hf.pretraining import outputs, training
 from tests.pretraining.running import NUM_STEPS, SCRIPT, accuracies, arguments, history, losses, pretrain, weights
 from tests.scripts import load_script
 
@@ -239,3 +239,13 @@ class Tracker(GeneralTracker):
 
     def log(self, values: dict, step: int | None = None, **kwargs):
         self.logged.setdefault(step, {}).update(values)
+
+
+def test_the_teacher_that_knn_likes_best_stays(frames, tmp_path, monkeypatch):
+    figures = iter([0.6, 0.5, 0.8, 0.7])  # of the start weights and three epochs
+    monkeypatch.setattr(outputs, "knn_accuracy", lambda *a, **k: {"knn_accuracy": next(figures), "knn_chance": 0.5})
+    pretrain(frames, tmp_path, f"--knn_dataset csv --knn_data_dir {frames}")
+    best, last = (AutoModel.from_pretrained(tmp_path / name) for name in ("best_model", "model"))
+    assert (best.config.pretraining["epoch"], last.config.pretraining["epoch"]) == (2, 3)
+    assert best.config.pretraining["knn"]["knn_accuracy"] == 0.8
+    assert any(not torch.equal(t, last.state_dict()[name]) for name, t in best.state_dict().items())
