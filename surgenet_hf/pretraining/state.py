@@ -9,7 +9,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
-from transformers.trainer_utils import get_last_checkpoint
 
 from .method import DinoModel
 
@@ -57,7 +56,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, recor
             (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except (OSError, RuntimeError, SafetensorError) as error:  # full disks come as any of them
         shutil.rmtree(temporary, ignore_errors=True)
-        last = get_last_checkpoint(str(output_dir))
+        last = [None, *list_checkpoints(output_dir)][-1]
         raise OSError(
             f"{folder} could not be written ({error}). The last whole checkpoint is {last or 'none'}. Make room, and "
             "go on with --resume_from_checkpoint true"
