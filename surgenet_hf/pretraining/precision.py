@@ -1,7 +1,7 @@
 """Autocast to bfloat16 on a CPU, without what is slower there than float32.
 
-Seen with torch.profiler on a step of CAFormer-S18, one thread: the backward passes of depthwise convolutions take about
-twice as long in bfloat16 as in float32, and that of the fused attention four times.
+Seen with torch.profiler on a step of CAFormer-S18, one thread: the backward passes of depthwise convolutions take
+about twice as long in bfloat16 as in float32, and that of the fused attention four times.
 """
 
 from collections.abc import Callable, Iterator
