@@ -1,6 +1,7 @@
 """Runs that were killed, stopped or finished, and full DINO checkpoints, go on."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,9 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from transformers import AutoModel
 
 from surgenet_hf.pretraining import training
@@ -204,3 +207,16 @@ def test_streams_resume_by_replay(frames, tmp_path, workers):
     pretrain(frames, tmp_path / "parts", f"{options} --max_steps 7")
     pretrain(frames, tmp_path / "parts", f"{options} --resume_from_checkpoint true")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_draws_do_not_depend_on_global_state(frames, whole_run, tmp_path, monkeypatch):
+    step = training.training_step
+
+    def step_and_draw(*args, **kwargs):
+        result = step(*args, **kwargs)
+        torch.rand(5), np.random.rand(5), random.random()
+        return result
+
+    monkeypatch.setattr(training, "training_step", step_and_draw)
+    pretrain(frames, tmp_path)
+    assert_same_run(whole_run, tmp_path)
