@@ -22,6 +22,8 @@ def read_results(paths: Iterable[str | os.PathLike]) -> dict[Path, dict]:
     """
     read, seen = {}, set()
     for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; give results.json files, or the folders that hold them")
         found = sorted(path.rglob("results.json")) if path.is_dir() else [path]
         if not found:
             raise FileNotFoundError(f"{path} holds no results.json, nor do the folders in it")

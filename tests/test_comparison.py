@@ -292,3 +292,8 @@ def test_nothing_to_compare_is_said(write):
         compare(results, metrics=["f1@50"])
     with pytest.raises(ValueError, match="no file has a value"):
         compare(results)
+
+
+def test_missing_path_says_what_to_give(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; give results\.json files, or the folders"):
+        read_results([tmp_path / "nowhere"])
