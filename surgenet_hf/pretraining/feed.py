@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from .augmentation import CropConfig
-from .frames import EpochOrder, FrameDataset, FrameSampler, build_loader
+from .frames import BatchLoader, EpochOrder, FrameDataset, FrameSampler
 from .sources import FrameArguments, open_sources
 from .streaming import StreamLoader, open_stream
 
@@ -68,7 +68,7 @@ class Feed:
         if self.dataset is None:
             loader = StreamLoader(self.sampler, num_workers, pin_memory)
         else:
-            loader = build_loader(self.dataset, self.sampler, num_workers, pin_memory)
+            loader = BatchLoader(self.dataset, num_workers, pin_memory, batch_sampler=self.sampler)
         while start < stop:
             self.sampler.set_epoch(start // self.steps_per_epoch, start % self.steps_per_epoch)
             for batch in islice(loader, stop - start):

@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
+from multiprocessing import parent_process
 
 import numpy as np
 import torch
@@ -273,46 +274,50 @@ def unpack_images(pixels: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> lis
     return [part.view(*size, 3).permute(2, 0, 1) for part, size in zip(parts, sizes, strict=True)]
 
 
-def build_loader(
-    dataset: FrameDataset,
-    sampler: FrameSampler,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-    prefetch_factor: int = 2,
-) -> DataLoader:
+class BatchLoader(DataLoader):
     """The batches of one process. Not to be prepared by accelerate: the sampler gives this process its part already.
 
-    Workers live through all epochs. They hold `num_workers * prefetch_factor` batches in shared memory.
+    Workers live through all epochs, hold `num_workers * prefetch_factor` batches in shared memory, and obey a SIGTERM
+    of the training process alone: job schedulers send it to all processes, but the training process needs its workers
+    to finish the step.
     """
-    return DataLoader(dataset, batch_sampler=sampler, **loader_options(num_workers, pin_memory, prefetch_factor))
+
+    def __init__(
+        self, dataset: Dataset, num_workers: int = 0, pin_memory: bool = False, prefetch_factor: int = 2, **options
+    ):
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            collate_fn=collate,
+            prefetch_factor=prefetch_factor if num_workers else None,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_obey_parent_alone,
+            # a loader without one draws from torch's global generator, and a resumed run would draw other numbers
+            generator=torch.Generator(),
+            **options,
+        )
+
+    def __iter__(self) -> Iterator[dict]:
+        if not _SIGNALS_WAIT or not self.num_workers:
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # workers start with it held back, too
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def loader_options(num_workers: int, pin_memory: bool, prefetch_factor: int) -> dict:
-    """What all loaders have in common."""
-    return {
-        "num_workers": num_workers,
-        "pin_memory": pin_memory,
-        "collate_fn": collate,
-        "prefetch_factor": prefetch_factor if num_workers else None,
-        "persistent_workers": num_workers > 0,
-        "worker_init_fn": _init_worker,
-        # a loader without one draws from torch's global generator, and a resumed run would draw other numbers
-        "generator": torch.Generator(),
-    }
+_SIGNALS_WAIT = hasattr(signal, "sigwaitinfo")  # on Linux
 
 
-def _init_worker(worker: int) -> None:
-    """Let a worker obey a SIGTERM of the training process alone.
-
-    Job schedulers send it to all processes, but the training process needs its workers to finish the step.
-    """
-    if hasattr(signal, "sigwaitinfo"):  # on Linux
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+def _obey_parent_alone(worker: int) -> None:
+    if _SIGNALS_WAIT:
         threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
 def _wait_for_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent_process().pid:
         pass
     os._exit(0)
 

@@ -18,12 +18,12 @@ import torch
 from datasets import Image, interleave_datasets
 from datasets import IterableDataset as Stream
 from datasets.distributed import split_dataset_by_node
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
 from ..data.sampling import generator
 from .augmentation import CropConfig
-from .frames import MAX_TRIES, build_sample, loader_options
+from .frames import MAX_TRIES, BatchLoader, build_sample
 from .sources import FrameArguments, find_image_column, load_table, read_cell
 
 logger = logging.get_logger(__name__)
@@ -181,8 +181,7 @@ class StreamLoader:
             logger.warning(f"The stream has {stream.num_parts} parts: {num_workers} workers would be too many for it.")
         num_workers = min(num_workers, stream.num_parts)
         self.stream, self.num_workers = stream, num_workers
-        options = loader_options(num_workers, pin_memory, prefetch_factor)
-        self.loader = DataLoader(stream, batch_size=stream.batch_size, **options)
+        self.loader = BatchLoader(stream, num_workers, pin_memory, prefetch_factor, batch_size=stream.batch_size)
 
     def __len__(self) -> int:
         return self.stream.num_steps - self.stream.start_step

@@ -13,10 +13,10 @@ from surgenet_hf.pretraining import frames
 from surgenet_hf.pretraining.augmentation import CropConfig, Crops, crop_frame, draw_crops
 from surgenet_hf.pretraining.device_augmentation import crop_batch
 from surgenet_hf.pretraining.frames import (
+    BatchLoader,
     EpochOrder,
     FrameDataset,
     FrameSampler,
-    build_loader,
     collate,
     unpack_images,
 )
@@ -135,7 +135,7 @@ class TestLoader:
     def test_workers_give_the_same_bit_for_bit_and_from_any_step(self, sources, on_device):
         dataset = FrameDataset(sources, CONFIG, 5, on_device)
         sampler = FrameSampler(EpochOrder([20, 6]), 4)
-        plain, workers = build_loader(dataset, sampler), build_loader(dataset, sampler, num_workers=2)
+        plain, workers = BatchLoader(dataset, batch_sampler=sampler), BatchLoader(dataset, 2, batch_sampler=sampler)
         for epoch, start in ((0, 0), (1, 0), (1, 3)):  # workers live on
             sampler.set_epoch(epoch, start)
             expected, found = list(plain), list(workers)
@@ -160,7 +160,9 @@ class TestLoader:
                 assert_same(first, collate([other[key]]))
 
     def test_the_global_generator_of_torch_is_left_alone(self, sources, on_device):
-        loader = build_loader(FrameDataset(sources, CONFIG, 5, on_device), FrameSampler(EpochOrder([20, 6]), 4), 1)
+        loader = BatchLoader(
+            FrameDataset(sources, CONFIG, 5, on_device), 1, batch_sampler=FrameSampler(EpochOrder([20, 6]), 4)
+        )
         before = torch.get_rng_state()
         next(iter(loader))
         assert torch.equal(before, torch.get_rng_state())
@@ -171,19 +173,18 @@ def test_two_processes_of_two_workers_see_every_frame_once(sources):
     seen = []
     for rank in range(2):
         dataset = FrameDataset(sources, CONFIG, 0, on_device=True)
-        for batch in build_loader(dataset, FrameSampler(order, 1, rank, 2), num_workers=2):
+        for batch in BatchLoader(dataset, 2, batch_sampler=FrameSampler(order, 1, rank, 2)):
             seen += numbers(batch)
     assert sorted(seen) == list(range(26))
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="Linux alone tells who sent a signal")
 def test_workers_obey_a_sigterm_of_their_parent_alone(sources):
-    loader = build_loader(FrameDataset(sources, CONFIG, 0), FrameSampler(EpochOrder([20, 6]), 1), num_workers=2)
-    batches = iter(loader)
-    next(batches)
-    workers = batches._workers
+    sampler = FrameSampler(EpochOrder([20, 6]), 1)
+    batches = iter(BatchLoader(FrameDataset(sources, CONFIG, 0), 2, batch_sampler=sampler))
+    workers = batches._workers  # just born
     subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)  # a scheduler's
-    assert len(list(batches)) == 25
+    assert len(list(batches)) == 26
     for worker in workers:
         worker.terminate()  # else a run that fails would wait for its workers forever
         worker.join(10)
@@ -232,7 +233,7 @@ class TestBrokenFrames:
 
     def test_names_travel_with_the_batch_through_workers(self, folder):
         dataset = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)
-        loader = build_loader(dataset, FrameSampler(EpochOrder([8]), 4), num_workers=2)
+        loader = BatchLoader(dataset, 2, batch_sampler=FrameSampler(EpochOrder([8]), 4))
         batches = list(loader)
         assert [name for batch in batches for name in batch["bad"]] == [str(folder / "b" / "7.jpg")]
         assert sorted(number for batch in batches for number in numbers(batch)) == [0, 1, 2, 3, 4, 5, 6, 6]
