@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,11 +28,11 @@ from ..data import synthetic
 from ..data.sampling import generator
 from ..modeling_surgenet import SurgeNetModel
 from .augmentation import CropConfig, crop_frame, draw_crops, normalize
+from .cpu import speed_up
 from .device_augmentation import crop_batch
 from .feed import Feed
 from .frames import collate, unpack_images
 from .method import DinoConfig, DinoModel, build_optimizer, build_schedules, compute_loss, training_step
-from .precision import cpu_autocast, keep_depthwise_in_float32
 from .sources import FrameArguments
 
 PARTS = ("decode", "crops", "forward_backward", "step", "end_to_end")
@@ -218,14 +218,12 @@ class Benchmark:
         torch.manual_seed(0)
         backbone = SurgeNetModel(find_source(None, self.args.backbone))
         model = DinoModel(backbone, DinoConfig(out_dim=self.args.out_dim)).to(self.device)
-        if half and self.device.type == "cpu":
-            keep_depthwise_in_float32(model)
+        if self.device.type == "cpu":
+            speed_up(model, half)
         return model
 
     def _autocast(self, half: bool):
-        if not half:
-            return nullcontext()
-        return cpu_autocast() if self.device.type == "cpu" else torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     def _our_step(self, half: bool, channels_last: bool = False, compiled: bool = False) -> Callable:
         model = self._model(half)

@@ -38,7 +38,7 @@ def finish_epoch(run, done: int) -> None:
     teacher, epochs, found = run.model.teacher.backbone, run.epochs(done), {}
     processor = build_image_processor(run.start.statistics, run.crop_config.global_crops_size)
     if run.knn_data is not None and (epochs % run.args.knn_epochs == 0 or done == run.last_step):
-        with run.autocast():
+        with run.accelerator.autocast():
             found = knn_accuracy(teacher, processor, run.knn_data, max_frames=KNN_FRAMES)
         run.history.add({"step": done, "epoch": epochs, **found})
         run.accelerator.log(found, step=done)

@@ -33,6 +33,7 @@ from ..checkpoints.publishing import check_login
 from ..data.sampling import generator
 from .arguments import PretrainingArguments, options_of
 from .augmentation import CropConfig, normalize
+from .cpu import speed_up
 from .device_augmentation import crop_batch
 from .export import describe_pretraining
 from .feed import Feed
@@ -41,7 +42,6 @@ from .history import History
 from .method import SMALL, DinoConfig, DinoModel, StepResult, build_optimizer, build_schedules, training_step
 from .monitoring import Monitor
 from .outputs import finish_epoch, finish_run, load_knn_data
-from .precision import cpu_autocast, keep_depthwise_in_float32, plain_attention
 from .sources import FrameArguments
 from .start import build_backbone, load_start
 from .state import register_model, save_checkpoint
@@ -145,10 +145,8 @@ class Pretraining:
         if args.torch_compile:
             self.model.student.backbone.compile()
             self.model.teacher.backbone.compile()
-        self.autocast, self.backward = self.accelerator.autocast, self.accelerator.backward
-        if args.bf16 and self.device.type == "cpu":
-            keep_depthwise_in_float32(self.model)
-            self.autocast, self.backward = cpu_autocast, plain_attention(self.accelerator.backward)
+        if self.device.type == "cpu":
+            speed_up(self.model, half=args.bf16)
         self.student, self.optimizer = self.accelerator.prepare(
             self.model.student, build_optimizer(self.model.student)
         )
@@ -199,8 +197,8 @@ class Pretraining:
                 step,
                 self.args.gradient_accumulation_steps,
                 self.student,
-                self.backward,
-                self.autocast,
+                self.accelerator.backward,
+                self.accelerator.autocast,
             )
             losses.append(result.loss)
             self.masked += ~result.finite
@@ -251,7 +249,7 @@ class Pretraining:
     @torch.no_grad()
     def _measure(self, result: StepResult, done: int) -> dict[str, float]:
         """The monitor's figures after a step, which a collapse shows in."""
-        with self.autocast():
+        with self.accelerator.autocast():
             embeddings = self.model.teacher.backbone(self.first_crop).pooler_output
         values = self.monitor.measure(
             result.outputs.student_logits,
