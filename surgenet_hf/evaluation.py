@@ -39,6 +39,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints.catalog import leakage_note
 from .data import SegmentationData
+from .files import replacing
 from .metrics import (
     CHOLEC80_TRANSITIONS,
     MultiLabelMetric,
@@ -327,14 +328,8 @@ def recorded_seed(model_dir: str | os.PathLike) -> int | None:
 def write_results(results: dict, path: str | os.PathLike) -> None:
     """Write results as JSON (NaN becomes null): the file is there whole or not at all."""
     text = json.dumps(_without_nan(results), indent=2, ensure_ascii=False, allow_nan=False)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path, durable=True) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _figures(metric, labels: tuple[str, ...], draws: int, temporal: bool = True) -> dict:

@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..files import replacing
 from .frame_list import iter_listed_frames
 from .video import JPEG_QUALITY, VIDEO_SUFFIXES, _seconds, iter_frames
 
@@ -171,21 +172,14 @@ def extract_parts(videos: list[Video], parts: Path, options: FrameOptions, num_w
 
 
 @contextmanager
-def replacing(path: Path, parts: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path, parts: Path) -> Iterator[BinaryIO]:
     """A file to write that gets its name, and is on the disk, only when it is whole; till then it lies in `parts`."""
-    temporary = parts / f".{path.name[:40]}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, parts, durable=True) as temporary, open(temporary, "wb") as file:
+        yield file
 
 
 def write_json(path: Path, parts: Path, content: dict, indent: int | None = None) -> None:
-    with replacing(path, parts) as file:
+    with new_file(path, parts) as file:
         file.write(json.dumps(content, indent=indent, ensure_ascii=False).encode())
 
 
@@ -229,7 +223,7 @@ def _start_worker(progress, stop) -> None:
 def _extract(video: Video, parts: Path, options: FrameOptions) -> None:
     record = {"bytes": video.bytes, **NOTHING}
     try:
-        with replacing(parts / f"{video.id}.frames", parts) as file:
+        with new_file(parts / f"{video.id}.frames", parts) as file:
             record |= _write_frames(video, file, options)
     except (ValueError, FileNotFoundError) as error:
         record |= {"error": str(error), "missing": video.wanted or []}

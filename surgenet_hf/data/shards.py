@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .extraction import NOTHING, FrameOptions, Video, extract_parts, replacing, scan_videos, write_json
+from .extraction import NOTHING, FrameOptions, Video, extract_parts, new_file, scan_videos, write_json
 from .frame_list import FrameList, listed_name
 
 INDEX, REPORT, UNMATCHED = "index.parquet", "report.json", "unmatched.txt"
@@ -136,7 +136,7 @@ def _prepare(
         for id, _, stop in shard["pieces"]:
             if stop == rows[by_id[id].name]["kept"]:
                 (parts / f"{id}.frames").unlink(missing_ok=True)
-    with replacing(output_dir / INDEX, parts) as file, pq.ParquetWriter(file, SCHEMA) as index:
+    with new_file(output_dir / INDEX, parts) as file, pq.ParquetWriter(file, SCHEMA) as index:
         for shard in plan["shards"]:
             index.write_table(pa.Table.from_pylist(list(_index(shard, parts, by_id)), SCHEMA))
 
@@ -145,7 +145,7 @@ def _prepare(
     totals["broken"] = sum(row["error"] is not None for row in rows.values())
     if listed is not None:
         lines = _unmatched(videos, rows, listed)
-        with replacing(output_dir / UNMATCHED, parts) as file:
+        with new_file(output_dir / UNMATCHED, parts) as file:
             file.writelines(f"{line}\n".encode() for line in lines)
         totals |= {"unmatched": len(lines), "listed": len(listed)}
     for row in rows.values():
@@ -201,7 +201,7 @@ def _plan(videos: list[Video], rows: dict[str, dict], options: FrameOptions) -> 
 def _write_shard(path: Path, parts: Path, by_id: dict[str, Video], pieces: list[list]) -> None:
     tar = path.suffix == ".tar"
     with (
-        replacing(path, parts) as file,
+        new_file(path, parts) as file,
         tarfile.open(fileobj=file, mode="w") if tar else zipfile.ZipFile(file, "w") as archive,
     ):
         for id, start, stop in pieces:

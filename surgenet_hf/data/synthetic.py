@@ -11,7 +11,6 @@ and the instruments move slowly. Every frame is a function of (seed, video, fram
 
 import io
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..files import replacing
 from .sampling import generator
 from .segmentation import Sample, SegmentationData, build_splits, lookup_table
 
@@ -97,10 +97,8 @@ def encode_image(array: np.ndarray, file_format: str, **options) -> bytes:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Under a name of this process first: an interrupted run leaves no half file, parallel runs do not collide."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from ..files import replacing
+
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".webm", ".wmv")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 # Hardly to be told from the video, at some 110 kB for a frame of 854x480: all of Cholec80 takes about 20 GB.
@@ -277,15 +279,13 @@ def _picture(frame, max_side: int | None) -> Image.Image:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    image.save(temporary, "JPEG", quality=JPEG_QUALITY)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        image.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _read_marker(folder: Path) -> dict | None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from ..files import replacing
+
 # Okabe and Ito's palette, made to be told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/);
 # dark grey for
 # black, yellow last, as it is faint on white. A marker, dash or hatch of its own goes with each colour.
@@ -51,17 +53,11 @@ def plain(axes) -> None:
 
 def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> None:
     """Write a figure in the format of the file's ending: the file is there whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        # in PDF: text as text, and no date, so that the same figure gives the same file
-        undated = {"metadata": {"CreationDate": None}} if path.suffix == ".pdf" else {}
-        with rc_context({"pdf.fonttype": 42}):
-            figure.savefig(temporary, dpi=dpi, **undated)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    ending = Path(path).suffix[1:] or "png"
+    # in PDF: text as text, and no date, so that the same figure gives the same file
+    undated = {"metadata": {"CreationDate": None}} if ending == "pdf" else {}
+    with replacing(path) as temporary, rc_context({"pdf.fonttype": 42}):
+        figure.savefig(temporary, dpi=dpi, format=ending, **undated)
 
 
 def save_both(figure: Figure, path: str | os.PathLike, dpi: int = 300) -> tuple[Path, Path]:

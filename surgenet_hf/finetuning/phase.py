@@ -17,6 +17,7 @@ from transformers import EvalPrediction, TrainingArguments
 
 from ..data import ClassificationData
 from ..evaluation import predict, video_ranges
+from ..files import replacing
 from ..metrics import PhaseMetric
 from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition, phase_loss
 from .training import SurgeNetTrainer, balanced_weights, resume_point
@@ -53,10 +54,8 @@ class VideoFeatures(torch.utils.data.Dataset):
         return self.cache_dir / f"{video}.npy"
 
     def _save(self, video: str, features: np.ndarray) -> None:
-        temporary = self._path(video).with_suffix(".partial")
-        with open(temporary, "wb") as file:
+        with replacing(self._path(video)) as temporary, open(temporary, "wb") as file:
             np.save(file, features)
-        temporary.replace(self._path(video))
 
 
 def fingerprint(model: torch.nn.Module, processor) -> str:

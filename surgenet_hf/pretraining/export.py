@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from ..checkpoints.cards import pretrained_card
 from ..checkpoints.catalog import RANDOM_WEIGHTS, pretraining_name
+from ..files import sync_folder
 from ..modeling_surgenet import SurgeNetModel
 
 FILES = ("config.json", "preprocessor_config.json", "README.md", "model.safetensors")  # in the order of replacement
@@ -86,6 +87,7 @@ def export_teacher(
             backbone.save_pretrained(written)
         processor.save_pretrained(written)
         (written / "README.md").write_text(pretrained_card(written), encoding="utf-8")
+        sync_folder(written)
         for name in FILES:
             os.replace(written / name, folder / name)
     finally:

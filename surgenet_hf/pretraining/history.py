@@ -2,8 +2,9 @@
 
 import json
 import math
-import os
 from pathlib import Path
+
+from ..files import replacing
 
 
 class History:
@@ -24,10 +25,8 @@ class History:
             entries = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be cut
             self.entries = [entry for entry in entries if entry["step"] <= step]
         if write:
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(map(_line, self.entries)), encoding="utf-8")
-            os.replace(temporary, self.path)
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(map(_line, self.entries)), encoding="utf-8")
 
     def add(self, entry: dict) -> None:
         """Append an entry; what is not finite becomes null."""

@@ -16,6 +16,7 @@ import torch
 
 from ..checkpoints.catalog import STATISTICS
 from ..checkpoints.dino import OPTIMIZER_OPTIONS, DinoCheckpoint, backbone_sizes, read_dino_checkpoint
+from ..files import replacing
 from .method import DinoConfig, DinoModel, DinoNetwork
 
 _HEAD_FIELDS = ("out_dim", "hidden_dim", "bottleneck_dim", "head_layers", "use_bn_in_head", "norm_last_layer")
@@ -215,13 +216,8 @@ def save_dino_checkpoint(
         "args": argparse.Namespace(**{name: _plain(value) for name, value in args.items()}),
         "dino_loss": {"center": model.loss.center.cpu()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path, durable=True) as temporary:
         torch.save(content, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _original_order(names: dict[str, tuple[str, torch.Size]]) -> list[str]:

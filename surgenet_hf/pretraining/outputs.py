@@ -5,6 +5,7 @@ from huggingface_hub import HfApi
 from ..checkpoints.conversion import build_image_processor
 from ..checkpoints.publishing import publish_finetuned
 from ..data import CLASSIFICATION, SEGMENTATION, load_classification, load_segmentation
+from ..figures import save_figure
 from ..figures.pretraining import pretraining_figure
 from .export import export_teacher
 from .knn import knn_accuracy
@@ -49,7 +50,7 @@ def finish_epoch(run, done: int) -> None:
             export_teacher(teacher, run.output_dir / folder, run.provenance(done), processor, run.recipe(), figures)
         if run.history.entries:  # else a finished run of another folder
             figure = pretraining_figure(run.history.entries, run.output_dir.name)
-            figure.savefig(run.output_dir / "pretraining.png", dpi=120)
+            save_figure(figure, run.output_dir / "pretraining.png", dpi=120)
 
 
 def _is_best(entries: list[dict], found: dict[str, float]) -> bool:

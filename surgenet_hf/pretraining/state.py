@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
+from ..files import sync_folder
 from .method import DinoModel
 
 RECORD = "pretraining.json"  # what a run is, beside Accelerate's files
@@ -63,6 +64,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, recor
         ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        sync_folder(temporary)
         shutil.rmtree(folder, ignore_errors=True)  # of the same step, from a run that went on from before it
         temporary.replace(folder)
         checkpoints = list_checkpoints(output_dir)
