@@ -115,7 +115,7 @@ def _prepare(
     num_workers: int,
 ) -> dict:
     parts = output_dir / "parts"
-    for leftover in parts.glob(".*.tmp"):
+    for leftover in parts.glob(".*.partial"):
         leftover.unlink()
     if (parts / "settings.json").exists():
         _check_settings(output_dir, settings, _read(parts / "settings.json"))

@@ -200,7 +200,7 @@ def test_killed_while_writing_shards_it_goes_on_with_the_next_one(videos, prepar
     done = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
     assert sorted(path.name for path in done) == ["colectomy-00000.tar", "colectomy-00001.tar"]
     assert len(list((output / "parts").glob("*.frames"))) == 2  # of colectomy none: no room is taken twice
-    assert len(list((output / "parts").glob(".*.tmp"))) == 1
+    assert len(list((output / "parts").glob(".*.partial"))) == 1
 
     monkeypatch.setattr(extraction, "_extract", None)
     prepare_frames(videos, output, FrameOptions(frames_per_shard=6))
@@ -224,7 +224,7 @@ def test_a_full_disk_leaves_no_half_file(videos, prepared, tmp_path, limit):
     assert receiver.poll()
     assert "File too large" in receiver.recv()
     assert not list(output.glob("*.*"))
-    assert not list((output / "parts").glob(".*.tmp"))
+    assert not list((output / "parts").glob(".*.partial"))
     assert (output / "parts" / "plan.json").exists() == (limit > 1500)
     prepare_frames(videos, output, FrameOptions(frames_per_shard=6))
     assert files(output) == files(prepared)
