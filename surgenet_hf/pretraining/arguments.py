@@ -1,6 +1,6 @@
 """The command line of a pretraining run, and where its defaults come from."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from transformers import HfArgumentParser
@@ -40,13 +40,14 @@ class PretrainingArguments:
         None, "Weights to start student and teacher from: a published checkpoint, a Hub repository, or a folder."
     )
     backbone: str | None = _option(
-        None, "Instead of it, a backbone with random weights.", choices=[*BACKBONES, "tiny"], aliases=["--config_name"]
-    )
+        None, "Start this backbone from random weights; excludes --model_name_or_path.",
+        choices=[*BACKBONES, "tiny"], aliases=["--config_name"],
+    )  # fmt: skip
     resume_from_checkpoint: str | None = _option(
         None, "true: the last checkpoint in output_dir; or a checkpoint's folder, or a full DINO checkpoint (.pth)."
     )
     extend_epochs: int | None = _option(
-        None, "With a checkpoint to resume from: lay all schedules anew over so many further epochs."
+        None, "Keep weights and moments of the checkpoint, and restart all schedules over this many more epochs."
     )
     preset: str = _option("surgenet", "Defaults of the method: the authors' recipe, or for small data sets.",
                           choices=list(PRESETS))  # fmt: skip
@@ -54,11 +55,11 @@ class PretrainingArguments:
         "auto", "Image statistics; auto: those of the start weights, else SurgeNet's.",
         choices=["auto", "surgenet", "imagenet"],
     )  # fmt: skip
-    drop_path_rate: float = _option(0.1, "Of the student.")
+    drop_path_rate: float = _option(0.1, "Stochastic depth of the student; the teacher has none.")
     per_device_train_batch_size: int = _option(64, "Frames of each process in one forward pass.")
-    gradient_accumulation_steps: int = _option(1, "Forward passes of a step; the step is that of the whole batch.")
+    gradient_accumulation_steps: int = _option(1, "Forward passes whose gradients are added up in one step.")
     max_steps: int = _option(-1, "Stop after so many steps; the schedules stay those of all epochs.")
-    seed: int = _option(0, "Of everything that is drawn.")
+    seed: int = _option(0, "Seed of weights, frame order, crops and drop path.")
     bf16: bool = _option(False, "Autocast to bfloat16.")
     fp16: bool = _option(False, "Autocast to float16, with loss scaling.")
     gradient_checkpointing: bool = _option(False, "Trade time for memory.")
@@ -94,8 +95,15 @@ class PretrainingArguments:
             raise ValueError("--model_name_or_path and --backbone exclude each other: start weights have their own")
         if self.extend_epochs is not None and (self.extend_epochs < 1 or not self.resume_from_checkpoint):
             raise ValueError("--extend_epochs needs at least 1 epoch, and --resume_from_checkpoint")
-        if self.seed < 0:
-            raise ValueError(f"--seed must not be negative, got {self.seed}")
+        for name in ("seed", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"--drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
+        if self.max_steps == 0:
+            raise ValueError("--max_steps must be at least 1, or -1 for all")
+        if Path(self.output_dir).is_file():
+            raise ValueError(f"--output_dir {self.output_dir} is a file, a folder was expected")
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "monitor_steps",
                      "save_steps", "save_total_limit", "knn_epochs"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -125,15 +133,30 @@ def parse_arguments(
     if resume is not None and resume.is_file():
         resume = read_dino_checkpoint(resume)
         defaults |= dino_settings(resume) | crop_settings(resume)
-        defaults |= {name: resume.args[name] for name in ("drop_path_rate",) if name in resume.args}
+        if "drop_path_rate" in resume.args:
+            defaults["drop_path_rate"] = resume.args["drop_path_rate"]
     elif resume is not None:
         defaults |= read_record(resume)["options"]
+    if given.extend_epochs is not None and not _is_in(resume, given.output_dir):
+        # the recipe's warm-up is for a whole run, and could be all of this one
+        defaults |= {"epochs": given.extend_epochs, "warmup_epochs": given.extend_epochs // 10}
+        defaults["warmup_teacher_temp_epochs"] = 0
     known = {option.name for config in (CropConfig, DinoConfig, PretrainingArguments) for option in fields(config)}
     parser.set_defaults(**{name: value for name, value in defaults.items() if name in known})
     args, frames, crops, dino = parser.parse_args_into_dataclasses(argv)
     if args.extend_epochs is not None:
-        dino.epochs = args.extend_epochs
+        if resume is None:
+            raise ValueError(
+                f"--extend_epochs: there is no checkpoint in {args.output_dir} to go on from; name one with "
+                "--resume_from_checkpoint PATH"
+            )
+        dino = replace(dino, epochs=args.extend_epochs)
     return args, frames, crops, dino, resume
+
+
+def _is_in(resume: Path | DinoCheckpoint | None, output_dir: str) -> bool:
+    """Whether a checkpoint is one of the run in `output_dir`, which then goes on as it was."""
+    return isinstance(resume, Path) and resume.resolve().parent == Path(output_dir).resolve()
 
 
 def options_of(args: PretrainingArguments, crops: CropConfig, dino: DinoConfig) -> dict:

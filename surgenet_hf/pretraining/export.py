@@ -26,7 +26,7 @@ def describe_pretraining(
         base: the same of the start weights, `{"name": RANDOM_WEIGHTS}` of random ones; None: unknown.
         data: names of the data sets.
         epoch: number of epochs done.
-        frames: number of frames in an epoch.
+        frames: how many frames there are; of streams, in an epoch.
         statistics: of the images, "surgenet" or "imagenet".
 
     Returns:
@@ -61,8 +61,8 @@ def export_teacher(
     """Write backbone, image processor and card to a folder that others may be reading, and that may exist.
 
     Each file is replaced as a whole. Between two replacements the folder mixes the files of two epochs, which loads
-    all the same: only the weights and what is said of them change, never names or shapes. The weights come last: where
-    they are, the rest is. In a run of several processes one of them calls this.
+    all the same: only the weights and what is said of them change, never names or shapes. The weights are
+    replaced last, so a folder that holds weights is complete. In a run of several processes one of them calls this.
 
     Args:
         backbone: the teacher's; its config gets `pretraining`.

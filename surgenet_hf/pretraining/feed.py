@@ -22,6 +22,7 @@ class Feed:
     Attributes:
         names: of the data sets.
         frames_per_epoch: of all processes.
+        num_frames: how many different ones there are; None of streams.
         steps_per_epoch: whole steps in that.
         description: what must be the same for a resumed run, for JSON.
 
@@ -42,11 +43,11 @@ class Feed:
         if args.streaming:
             self.dataset = None
             self.sampler = open_stream(args, crop_config, seed, batch_size, rank, world_size, on_device)
-            self.names, sizes = list(args.dataset), None
+            self.names, sizes, data = list(args.dataset), None, args.dataset
             self.frames_per_epoch = args.frames_per_epoch
         else:
             sources = open_sources(args)
-            sizes = [len(source) for source in sources]
+            sizes, data = [len(source) for source in sources], [source.identity for source in sources]
             # they go into the card of the model, where the way to a folder is nobody's business
             self.names = [Path(s.name).resolve().name if Path(s.name).exists() else s.name for s in sources]
             order = EpochOrder(sizes, args.dataset_weights, seed, args.frames_per_epoch)
@@ -54,7 +55,11 @@ class Feed:
             self.sampler = FrameSampler(order, batch_size, rank, world_size)
             self.frames_per_epoch = len(order)
         self.steps_per_epoch = self.sampler.num_steps
+        self.num_frames = None if sizes is None else sum(sizes)
         self.description = {
+            "data": data,
+            "dataset_split": args.dataset_split,
+            "image_column": args.image_column,
             "sizes": sizes,
             "weights": args.dataset_weights,
             "frames_per_epoch": self.frames_per_epoch,

@@ -5,6 +5,7 @@ are kept in a few large arrays: 4.7 million frames take some 200 MB, which forke
 objects each worker would come to have its own.
 """
 
+import hashlib
 import os
 import struct
 import tarfile
@@ -42,8 +43,8 @@ class FolderSource:
         self.name = str(data_dir)
         others: Counter = Counter()
         folders, names, counts, seen = [], [], [], set()
-        with tqdm(desc=f"Listing {root}", unit="frame", disable=_is_helper()) as bar:
-            for folder, subfolders, files in os.walk(root, onerror=_raise, followlinks=True):
+        with tqdm(desc=f"Listing {root}", unit="frame", disable=_is_not_local_main()) as bar:
+            for folder, subfolders, files in os.walk(root, onerror=_reraise, followlinks=True):
                 subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
                 status = os.stat(folder)
                 if (status.st_dev, status.st_ino) in seen:  # a link that leads back
@@ -64,6 +65,7 @@ class FolderSource:
             logger.warning(f"{root}: its images are read; {_describe(unread)}")
         self._folders = folders
         self._names = _Names.join(names)
+        self.identity = self._names.digest()
         self._starts = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
@@ -74,10 +76,10 @@ class FolderSource:
             return file.read()
 
     def frame_name(self, index: int) -> str:
-        return os.path.join(self._folders[_group(self._starts, index)], self._names[index])
+        return os.path.join(self._folders[_index_of_group(self._starts, index)], self._names[index])
 
     def shard_of(self, index: int) -> range:
-        group = _group(self._starts, index)
+        group = _index_of_group(self._starts, index)
         return range(int(self._starts[group]), int(self._starts[group + 1]))
 
 
@@ -109,7 +111,7 @@ class ShardSource:
         ending = IMAGE_SUFFIXES if suffix is None else ("." + suffix.lower().lstrip("."),)
         members = []
         total = sum(os.path.getsize(path) for path in self._paths)
-        with tqdm(desc="Indexing shards", total=total, unit="B", unit_scale=True, disable=_is_helper()) as bar:
+        with tqdm(desc="Indexing shards", total=total, unit="B", unit_scale=True, disable=_is_not_local_main()) as bar:
             for path in self._paths:
                 rows = _index_zip(path, bar) if path.lower().endswith(".zip") else _index_tar(path, bar)
                 rows = sorted(row for row in rows if _is_image(os.path.basename(row[0]), ending))
@@ -127,6 +129,7 @@ class ShardSource:
             logger.warning(f"{len(empty)} of {len(counts)} shards hold no image: {', '.join(empty[:3])} ...")
         columns = [np.concatenate(column) for column in list(zip(*members, strict=True))[1:]]
         self._members = _Members(_Names.join([one.names for one in members]), *columns)
+        self.identity = self._members.names.digest()
         self._starts = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
@@ -134,7 +137,7 @@ class ShardSource:
 
     def read(self, index: int) -> bytes:
         _, offsets, sizes, methods, checksums = self._members
-        file = self._files.get(self._paths[_group(self._starts, index)])
+        file = self._files.get(self._paths[_index_of_group(self._starts, index)])
         file.seek(offsets[index])
         if methods[index] != _TAR:
             header = file.read(30)
@@ -154,10 +157,10 @@ class ShardSource:
         return content
 
     def frame_name(self, index: int) -> str:
-        return f"{self._paths[_group(self._starts, index)]}/{self._members.names[index]}"
+        return f"{self._paths[_index_of_group(self._starts, index)]}/{self._members.names[index]}"
 
     def shard_of(self, index: int) -> range:
-        group = _group(self._starts, index)
+        group = _index_of_group(self._starts, index)
         return range(int(self._starts[group]), int(self._starts[group + 1]))
 
 
@@ -189,6 +192,9 @@ class _Names:
         starts = np.cumsum([0] + [len(part.text) for part in parts])
         joined.ends = np.concatenate([part.ends + start for part, start in zip(parts, starts, strict=False)])
         return joined
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.text + self.ends.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -292,14 +298,14 @@ def _is_image(name: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
     return name.lower().endswith(suffixes) and not name.startswith(".")
 
 
-def _group(starts: np.ndarray, index: int) -> int:
+def _index_of_group(starts: np.ndarray, index: int) -> int:
     return int(np.searchsorted(starts, index, side="right")) - 1
 
 
-def _is_helper() -> bool:
+def _is_not_local_main() -> bool:
     """Whether another process of this machine shows the progress."""
     return int(os.environ.get("LOCAL_RANK", 0)) > 0
 
 
-def _raise(error: OSError):
+def _reraise(error: OSError):
     raise error

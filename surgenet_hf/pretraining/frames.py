@@ -219,6 +219,8 @@ def open_image(read: Callable[[], bytes]) -> Image.Image:
     image = Image.open(io.BytesIO(read()))
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"it has {image.size[0]}x{image.size[1]} pixels, at least {MIN_SIDE} a side are needed")
+    if image.mode.startswith(("I", "F")):  # would become white or black
+        raise ValueError(f"it has more than 8 bits a channel (mode {image.mode}); convert it to 8")
     return image
 
 
@@ -277,20 +279,16 @@ def unpack_images(pixels: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> lis
 class BatchLoader(DataLoader):
     """The batches of one process. Not to be prepared by accelerate: the sampler gives this process its part already.
 
-    Workers live through all epochs, hold `num_workers * prefetch_factor` batches in shared memory, and obey a SIGTERM
-    of the training process alone: job schedulers send it to all processes, but the training process needs its workers
-    to finish the step.
+    Workers live through all epochs, hold two batches each in shared memory, and obey a SIGTERM of the training process
+    alone: job schedulers send it to all processes, but the training process needs its workers to finish the step.
     """
 
-    def __init__(
-        self, dataset: Dataset, num_workers: int = 0, pin_memory: bool = False, prefetch_factor: int = 2, **options
-    ):
+    def __init__(self, dataset: Dataset, num_workers: int = 0, pin_memory: bool = False, **options):
         super().__init__(
             dataset,
             num_workers=num_workers,
             pin_memory=pin_memory,
             collate_fn=collate,
-            prefetch_factor=prefetch_factor if num_workers else None,
             persistent_workers=num_workers > 0,
             worker_init_fn=_obey_parent_alone,
             # a loader without one draws from torch's global generator, and a resumed run would draw other numbers

@@ -1,5 +1,7 @@
 """What a run leaves beside its checkpoints: k-NN figures, curves, the teacher as a model, the original's format."""
 
+from typing import TYPE_CHECKING
+
 from huggingface_hub import HfApi
 
 from ..checkpoints.conversion import build_image_processor
@@ -10,6 +12,9 @@ from ..figures.pretraining import pretraining_figure
 from .export import export_teacher
 from .knn import knn_accuracy
 from .original import save_dino_checkpoint
+
+if TYPE_CHECKING:
+    from .training import Pretraining
 
 KNN_FRAMES = 5000  # of each split at most: more change the figure little and cost minutes an epoch
 
@@ -27,13 +32,12 @@ def load_knn_data(name: str | None, data_dir: str | None):
     return (load_classification if name in CLASSIFICATION else load_segmentation)(name, data_dir)
 
 
-def finish_epoch(run, done: int) -> None:
+def finish_epoch(run: "Pretraining", done: int) -> None:
     """k-NN of the teacher on the labelled set, the teacher as a model folder, and the curves; all processes call it.
 
     `best_model` is the teacher that k-NN liked best so far: on small sets, long training can make features worse.
 
     Args:
-        run: a `training.Pretraining`.
         done: number of steps done; 0 gives the figures of the start weights.
     """
     teacher, epochs, found = run.model.teacher.backbone, run.epochs(done), {}
@@ -43,7 +47,8 @@ def finish_epoch(run, done: int) -> None:
             found = knn_accuracy(teacher, processor, run.knn_data, max_frames=KNN_FRAMES)
         run.history.add({"step": done, "epoch": epochs, **found})
         run.accelerator.log(found, step=done)
-        run.progress.write(f"epoch {epochs}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+        if run.is_main:
+            run.progress.write(f"epoch {epochs}: " + ", ".join(f"{k} {value:.3f}" for k, value in found.items()))
     if run.is_main and done:
         figures = {"data set": run.args.knn_dataset, **found} if found else None
         for folder in ["model", "best_model"] if found and _is_best(run.history.entries, found) else ["model"]:
@@ -59,17 +64,18 @@ def _is_best(entries: list[dict], found: dict[str, float]) -> bool:
     return found[name] >= max(entry[name] for entry in entries if name in entry)
 
 
-def finish_run(run) -> None:
+def finish_run(run: "Pretraining") -> None:
     """The original's format and the upload, where they are asked for."""
     args = run.args
     if not run.is_main:
         return
     print(f"The teacher is in {run.output_dir / 'model'}")
     if args.export_dino_checkpoint:
-        epoch = run.last_step // run.steps_per_epoch
+        done = max(run.last_step, run.start.step)  # --max_steps may lie behind
+        epoch = done // run.steps_per_epoch
         path = run.output_dir / f"checkpoint{epoch:04}.pth"
         optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
-        save_dino_checkpoint(path, run.model, optimizer, epoch, run.options, run.provenance(run.last_step))
+        save_dino_checkpoint(path, run.model, optimizer, epoch, run.options, run.provenance(done))
         print(f"In the original's format: {path}")
     if args.push_to_hub:
         repo_id = args.hub_model_id or f"{HfApi().whoami()['name']}/{run.output_dir.name}"

@@ -24,6 +24,7 @@ class FrameSource(Protocol):
     """Frames by index. Can be pickled; safe to use after a fork."""
 
     name: str
+    identity: str  # the same for the same frames, wherever they lie
 
     def __len__(self) -> int: ...
 
@@ -157,6 +158,7 @@ class TableSource:
         table = table.select_columns([column])
         is_image = isinstance(table.features[column], Image)
         self.name = name
+        self.identity = f"{Path(name).name}, column {column}"
         self._table = table.cast_column(column, Image(decode=False)) if is_image else table
         self._column = column
         if not len(table):

@@ -3,7 +3,9 @@
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from safetensors import SafetensorError
 
 from ..checkpoints.catalog import RANDOM_WEIGHTS
@@ -15,6 +17,9 @@ from ..modeling_surgenet import SurgeNetModel
 from .arguments import PretrainingArguments
 from .original import load_dino_checkpoint
 from .state import read_record
+
+if TYPE_CHECKING:
+    from .training import Pretraining
 
 DEFAULT_BACKBONE = "caformer_s18"
 
@@ -59,6 +64,11 @@ def build_backbone(args: PretrainingArguments, resume: Path | DinoCheckpoint | N
             return SurgeNetModel.from_pretrained(config, drop_path_rate=args.drop_path_rate)
         except SafetensorError as error:
             raise OSError(f"the weights in {config} cannot be read ({error}): copy or download them again") from error
+        except ValueError as error:
+            raise ValueError(
+                f"{error} A model that was fine-tuned for segmentation has no embedding to go on with: start from the "
+                "backbone that it was fine-tuned from"
+            ) from error
     config = copy.deepcopy(config)
     config.drop_path_rate = args.drop_path_rate
     return SurgeNetModel(config)
@@ -72,7 +82,7 @@ def _compare_backbones(asked: SurgeNetConfig, found: SurgeNetConfig) -> None:
         )
 
 
-def load_start(run, resume: Path | DinoCheckpoint | None) -> Start:
+def load_start(run: "Pretraining", resume: Path | DinoCheckpoint | None) -> Start:
     """Set the run's weights and optimiser to where it starts.
 
     Raises:
@@ -87,6 +97,9 @@ def load_start(run, resume: Path | DinoCheckpoint | None) -> Start:
         name = run.args.model_name_or_path
         start = Start(pretraining=config.pretraining if name else {"name": RANDOM_WEIGHTS})
         start.notes.append(f"Student and teacher start from {name or f'random weights ({config.backbone})'}.")
+        if (run.args.resume_from_checkpoint or "").lower() == "true":
+            start.notes.append(f"There is no checkpoint in {run.output_dir} yet.")
+    _align_moments(run.optimizer)
     if run.args.normalization != "auto":
         start.statistics = run.args.normalization
     elif resume is None and (start.pretraining or {}).get("statistics"):
@@ -99,7 +112,14 @@ def load_start(run, resume: Path | DinoCheckpoint | None) -> Start:
     return start
 
 
-def _load_original(run, checkpoint: DinoCheckpoint) -> Start:
+def _align_moments(optimizer) -> None:
+    """Lay the loaded moments out as their weights, e.g. channels last: the fused AdamW takes that for granted."""
+    for parameter, state in optimizer.state.items():
+        for name in {"exp_avg", "exp_avg_sq"} & state.keys():
+            state[name] = torch.empty_like(parameter).copy_(state[name])
+
+
+def _load_original(run: "Pretraining", checkpoint: DinoCheckpoint) -> Start:
     optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
     report = load_dino_checkpoint(checkpoint, run.model, optimizer)
     extended = run.args.extend_epochs is not None
@@ -117,7 +137,7 @@ def _load_original(run, checkpoint: DinoCheckpoint) -> Start:
     return start
 
 
-def _load_own(run, folder: Path) -> Start:
+def _load_own(run: "Pretraining", folder: Path) -> Start:
     """From a checkpoint of this package: its run goes on; or, extended, its weights and moments begin another."""
     record = read_record(folder)
     own = folder.resolve().parent == run.output_dir.resolve()
@@ -149,7 +169,7 @@ def _load_own(run, folder: Path) -> Start:
     return start
 
 
-def _compare_options(record: dict, run, folder: Path) -> None:
+def _compare_options(record: dict, run: "Pretraining", folder: Path) -> None:
     """Raise a ValueError where a run would not be the one that the checkpoint is of."""
     now = run.options | {"frames": run.feed.description}
     was = record["options"] | {"frames": record["frames"]}

@@ -36,8 +36,9 @@ def register_model(accelerator: Accelerator, model: DinoModel):
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, record: dict, keep: int) -> Path:
     """Write `checkpoint-STEP`, under another name until it is whole; then delete all but the last `keep`.
 
-    Those of later steps are deleted, too: they are of a run that went on from an earlier one, or with another number
-    of processes and other steps, and would be taken for the last. Several nodes need an `output_dir` that they share.
+    Checkpoints of later steps are deleted, too: they are of a run that was resumed from before them, or with another
+    number of processes and other steps, and would be mistaken for the newest. Several nodes need an `output_dir` that
+    they share.
 
     Args:
         record: goes into the checkpoint as JSON, see `read_record`.

@@ -92,7 +92,7 @@ class FrameStream(IterableDataset):
         return split_dataset_by_node(self.stream, self.rank, self.world_size).num_shards
 
     def __iter__(self) -> Iterator[dict]:
-        """The samples of this worker's steps. Of the round of steps in which the first one is, all are given."""
+        """The samples of this worker's steps, from the round (a step of each worker) that holds the first one on."""
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         epoch, start_step = self._start.tolist()
@@ -176,12 +176,12 @@ class StreamLoader:
     At most as many workers as the stream has parts. Workers live through all epochs.
     """
 
-    def __init__(self, stream: FrameStream, num_workers: int = 0, pin_memory: bool = False, prefetch_factor: int = 2):
+    def __init__(self, stream: FrameStream, num_workers: int = 0, pin_memory: bool = False):
         if num_workers > stream.num_parts:
             logger.warning(f"The stream has {stream.num_parts} parts: {num_workers} workers would be too many for it.")
         num_workers = min(num_workers, stream.num_parts)
         self.stream, self.num_workers = stream, num_workers
-        self.loader = BatchLoader(stream, num_workers, pin_memory, prefetch_factor, batch_size=stream.batch_size)
+        self.loader = BatchLoader(stream, num_workers, pin_memory, batch_size=stream.batch_size)
 
     def __len__(self) -> int:
         return self.stream.num_steps - self.stream.start_step

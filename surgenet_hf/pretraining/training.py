@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 SMALL_SET = 50_000  # frames, below which the recipe for millions rarely works
 MASKED_IN_A_ROW = 10  # steps without finite gradients, after which a run stops
 BAD_FRAMES_FROM = 1000  # frames read, from which on the share of bad ones is judged
-_OF_A_PROCESS = 2**40  # as index of a draw: beyond all positions of frames
+PROCESS_DRAWS = 2**40  # seeds of processes use indices from here on, so that none equals that of a frame
 
 
 class TrainingStopped(RuntimeError):
@@ -143,10 +143,11 @@ class Pretraining:
         if args.gradient_checkpointing:
             self.model.student.backbone.gradient_checkpointing_enable()
         if args.torch_compile:
-            self.model.student.backbone.compile()
-            self.model.teacher.backbone.compile()
+            self.model.student.backbone.compile(dynamic=False)  # once for each size of crops
+            self.model.teacher.backbone.compile(dynamic=False)
         if self.device.type == "cpu":
             speed_up(self.model, half=args.bf16)
+        torch.backends.cudnn.benchmark = True  # shapes stay the same
         self.student, self.optimizer = self.accelerator.prepare(
             self.model.student, build_optimizer(self.model.student)
         )
@@ -241,7 +242,7 @@ class Pretraining:
             crops = normalize(crops, *self.statistics)
             if args.channels_last:
                 crops = [crop.contiguous(memory_format=torch.channels_last) for crop in crops]
-            index = _OF_A_PROCESS + self.accelerator.process_index * args.gradient_accumulation_steps + number
+            index = PROCESS_DRAWS + self.accelerator.process_index * args.gradient_accumulation_steps + number
             torch.manual_seed(int(generator(args.seed, step, index).integers(2**63)))
             self.first_crop = crops[0]
             yield crops
@@ -288,7 +289,7 @@ class Pretraining:
 
     def _judge(self, done: int, measured: dict[str, float], bad_frames: list[str]) -> None:
         if bad_frames and self.is_main:
-            with (self.output_dir / "bad_frames.txt").open("a", encoding="utf-8") as file:
+            with (self.output_dir / "bad_frames.txt").open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines(f"{name}\n" for name in bad_frames)
         limit = self.frame_args.max_bad_fraction
         if self.bad_frames > limit * max(self.frames_read, BAD_FRAMES_FROM):
@@ -333,7 +334,7 @@ class Pretraining:
     def provenance(self, done: int) -> dict:
         """`config.pretraining` of the teacher after `done` steps."""
         feed, start = self.feed, self.start
-        frames = feed.frames_per_epoch
+        frames = feed.num_frames or feed.frames_per_epoch
         return describe_pretraining(start.pretraining, feed.names, self.epochs(done), frames, start.statistics)
 
     def recipe(self) -> dict:
@@ -343,7 +344,7 @@ class Pretraining:
     def _plan(self) -> list[str]:
         """What is about to happen, in words."""
         hint = []
-        frames = self.feed.frames_per_epoch
+        frames = self.feed.num_frames or self.feed.frames_per_epoch
         if frames < SMALL_SET and self.dino.out_dim > 2 * SMALL["out_dim"]:
             hint = [f"With fewer than {SMALL_SET:,} frames, --preset small often learns more than the recipe."]
         return [

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from surgenet_hf import SurgeNetModel
 from surgenet_hf.checkpoints.conversion import parameter_map
 from surgenet_hf.pretraining.method import (
+    SMALL,
     DinoConfig,
     DinoModel,
     apply_gradients,
@@ -319,7 +320,7 @@ def test_teacher_backbone_is_a_model_of_ours(build, tmp_path):
 
 
 def test_config():
-    recipe, small = DinoConfig(), DinoConfig.small(epochs=100)
+    recipe, small = DinoConfig(), DinoConfig(**SMALL | {"epochs": 100})
     assert (recipe.out_dim, recipe.momentum_teacher, recipe.clip_grad, recipe.lr) == (65_536, 0.996, 3.0, 5e-4)
     assert small.epochs == 100
     assert small.out_dim < recipe.out_dim

@@ -17,7 +17,16 @@ from transformers import AutoModel
 
 from surgenet_hf.pretraining import training
 from tests.checkpoints.files import OriginalTraining, save_content, tiny
-from tests.pretraining.running import NUM_STEPS, SCRIPT, STEPS_PER_EPOCH, arguments, assert_same_run, history, pretrain
+from tests.pretraining.running import (
+    NUM_STEPS,
+    SCRIPT,
+    STEPS_PER_EPOCH,
+    arguments,
+    assert_same_run,
+    history,
+    pretrain,
+    weights,
+)
 from tests.scripts import load_script
 
 
@@ -149,6 +158,39 @@ def test_extended_run_lays_schedules_anew(frames, whole_run, tmp_path, capsys):
     pretrain(frames, tmp_path, "--resume_from_checkpoint true --extend_epochs 2")  # and that run can go on, too
 
 
+def test_moments_are_laid_out_as_the_weights_are(frames, whole_run, tmp_path):
+    """The fused AdamW reads weights and moments side by side in memory: the checkpoint is not channels last."""
+    more = f"--resume_from_checkpoint {whole_run / 'checkpoint-12'} --extend_epochs 1 --warmup_epochs 0 --max_steps 1"
+    for folder, layout in (("plain", ""), ("last", "--channels_last")):
+        pretrain(frames, tmp_path / folder, f"{more} {layout} --drop_path_rate 0")
+    expected, found = (weights(tmp_path / folder, 1) for folder in ("plain", "last"))
+    for name, weight in weights(whole_run).items():
+        step = expected[name] - weight
+        torch.testing.assert_close(found[name] - weight, step, rtol=0.05, atol=1e-6 + 0.02 * step.abs().max().item())
+
+
+def test_nothing_to_extend(frames, tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"--extend_epochs: there is no checkpoint in .*; name one with"):
+        pretrain(frames, tmp_path / "run", "--resume_from_checkpoint true --extend_epochs 2")
+    pretrain(frames, tmp_path / "run", "--resume_from_checkpoint true --max_steps 1")
+    assert "There is no checkpoint in" in capsys.readouterr().out
+
+
+def test_other_frames_are_another_run(frames, whole_run, tmp_path):
+    moved, others = shutil.copytree(frames, tmp_path / "moved"), shutil.copytree(frames, tmp_path / "others")
+    (others / "1_007.jpg").rename(others / "1_107.jpg")
+    output_dir = shutil.copytree(whole_run, tmp_path / "run")
+    pretrain(moved, output_dir, "--resume_from_checkpoint true")
+    with pytest.raises(SystemExit, match=r"is of another run:\n- frames: .*'data'"):
+        pretrain(others, output_dir, "--resume_from_checkpoint true")
+
+
+def test_epoch_of_an_export_after_max_steps(frames, whole_run, tmp_path):
+    output_dir = shutil.copytree(whole_run, tmp_path / "run")
+    pretrain(frames, output_dir, "--resume_from_checkpoint true --max_steps 3 --export_dino_checkpoint")
+    assert [path.name for path in output_dir.glob("*.pth")] == ["checkpoint0003.pth"]
+
+
 @pytest.fixture
 def authors_file(tmp_path) -> Path:
     """A full DINO checkpoint of the authors' layout after two of four epochs, of a tiny network."""
@@ -186,6 +228,9 @@ def test_authors_checkpoint_goes_on_at_its_epoch(frames, authors_file, tmp_path,
         go_on(frames, tmp_path / "more", tmp_path / "run" / "checkpoint0004.pth")
     go_on(frames, tmp_path / "more", tmp_path / "run" / "checkpoint0004.pth", "--extend_epochs 2")
     assert [entry["step"] for entry in history(tmp_path / "more")] == list(range(1, 9))
+    rates = [entry["lr"] for entry in history(tmp_path / "more")]
+    assert rates[0] == pytest.approx(0.01 * 4 / 256)  # the file's warm-up of one epoch would be half of this run
+    assert rates == sorted(rates, reverse=True)
     pretraining = AutoModel.from_pretrained(tmp_path / "more" / "model").config.pretraining
     assert pretraining["name"] == f"unknown, continued on {frames.name}, continued on {frames.name}"
 

@@ -5,15 +5,28 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from surgenet_hf import SurgeNetModel
+from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.pretraining import outputs, training
-from tests.pretraining.running import NUM_STEPS, SCRIPT, accuracies, arguments, history, losses, pretrain, weights
+from tests.pretraining.running import (
+    NUM_FRAMES,
+    NUM_STEPS,
+    SCRIPT,
+    accuracies,
+    arguments,
+    history,
+    losses,
+    pretrain,
+    weights,
+)
 from tests.scripts import load_script
 
 
@@ -132,6 +145,38 @@ def test_broken_frames_are_replaced_counted_and_named(frames, tmp_path):
         pretrain(broken, tmp_path / "strict", "--max_bad_fraction 0")
 
 
+def test_broken_frame_whose_name_is_no_text(frames, tmp_path):
+    broken = shutil.copytree(frames, tmp_path / "frames")
+    name = os.fsencode(broken / "1_") + b"\xff.jpg"
+    Path(os.fsdecode(name)).write_bytes(b"no picture")
+    pretrain(broken, tmp_path / "run", "--max_steps 4")
+    assert set((tmp_path / "run" / "bad_frames.txt").read_bytes().splitlines()) <= {name}
+    assert (tmp_path / "run" / "bad_frames.txt").stat().st_size
+
+
+def test_more_than_8_bits_are_not_taken_for_white(frames, tmp_path):
+    deep = shutil.copytree(frames, tmp_path / "frames")
+    Image.fromarray(np.full((64, 64), 3000, np.uint16)).save(deep / "1_007.png")
+    Image.fromarray(np.full((64, 64), 0.5, np.float32)).save(deep / "1_007.tif")
+    pretrain(deep, tmp_path / "run")
+    said = (tmp_path / "run" / "bad_frames.txt").read_text().split()
+    assert set(said) == {str(deep / "1_007.png"), str(deep / "1_007.tif")}
+
+
+def test_frames_of_short_epochs(frames, tmp_path, capsys):
+    """The card tells how many frames there are, and not how many an epoch takes."""
+    pretrain(frames, tmp_path, "--frames_per_epoch 8 --max_steps 2")
+    assert AutoModel.from_pretrained(tmp_path / "model").config.pretraining["frames"] == NUM_FRAMES
+    assert "18 frames" in capsys.readouterr().out
+
+
+def test_fine_tuned_segmentation_is_no_start(frames, tmp_path, tiny_config):
+    SurgeNetForSemanticSegmentation(tiny_config("caformer_s18")).save_pretrained(tmp_path / "model")
+    args = [word for word in arguments(frames, tmp_path / "run") if word not in ("--backbone", "tiny")]
+    with pytest.raises(SystemExit, match="fine-tuned for segmentation has no embedding to go on with"):
+        load_script("pretrain_dino").main([*args, "--model_name_or_path", str(tmp_path / "model")])
+
+
 def test_backbone_by_name_or_folder(frames, tmp_path, whole_run):
     start = SurgeNetModel.from_pretrained(whole_run / "model")
     more = f"--model_name_or_path {whole_run / 'model'} --max_steps 1".split()
@@ -150,6 +195,12 @@ def test_backbone_by_name_or_folder(frames, tmp_path, whole_run):
         ("--model_name_or_path SurgeNetXL", "--model_name_or_path and --backbone exclude each other"),
         ("--extend_epochs 3", "--extend_epochs needs .*--resume_from_checkpoint"),
         ("--seed -1", "--seed must not be negative, got -1"),
+        ("--epochs 0 --warmup_epochs 0", "epochs must be positive, got 0"),
+        ("--clip_grad -3", "clip_grad must not be negative, got -3"),
+        ("--lr -1", "lr must not be negative, got -1"),
+        ("--drop_path_rate 1", r"--drop_path_rate must be in \[0, 1\), got 1"),
+        ("--dataloader_num_workers -2", "--dataloader_num_workers must not be negative, got -2"),
+        ("--max_steps 0", "--max_steps must be at least 1, or -1"),
         ("--save_steps 0", "--save_steps must be at least 1, got 0"),
         ("--warmup_epochs 9", r"warmup_epochs must be in \[0, epochs\], got 9 of 3"),
         ("--resume_from_checkpoint nowhere", "there is no such file or folder"),
