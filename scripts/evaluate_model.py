@@ -21,6 +21,7 @@ from transformers import (
 )
 
 import surgenet_hf  # noqa: F401  (makes the Auto classes know our models)
+from surgenet_hf.checkpoints.loading import find_source
 from surgenet_hf.data import load_classification, load_segmentation
 from surgenet_hf.evaluation import evaluate, recorded_seed, write_results
 from surgenet_hf.reporting import summary, write_figures
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parser.parse_args_into_dataclasses(argv)
     state = PartialState(cpu=not torch.accelerator.is_available())
     try:
+        args.model_name_or_path = find_source(args.model_name_or_path)
         config = AutoConfig.from_pretrained(args.model_name_or_path)
         architecture = (config.architectures or ["unknown model"])[0]
         if architecture not in TASKS:

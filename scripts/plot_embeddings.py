@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, HfArgumentParser
 
-from surgenet_hf import SurgeNetModel, fetch_checkpoint
+from surgenet_hf import SurgeNetModel
+from surgenet_hf.checkpoints.loading import find_source
 from surgenet_hf.embeddings import embed_frames, has_phases, load_frames
 from surgenet_hf.figures import feature_figure, save_both, scatter_figure, tsne
+from surgenet_hf.files import replacing
 
 GROUPS = {"dataset": "data set", "video": "video", "phase": "phase"}
 
@@ -58,7 +60,6 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--max_frames must be at least 1")
     output_dir = Path(args.output_dir)
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
         if args.embeddings:
             saved = read_embeddings(args.embeddings)
         else:
@@ -66,13 +67,15 @@ def main(argv: list[str] | None = None) -> None:
             if args.color_by == "phase" and (without := {data.name for data, *_ in parts if not has_phases(data)}):
                 raise ValueError(f"no phases in {', '.join(sorted(without))}: choose another --color_by")
             saved = embed(args.model_name_or_path, parts)
-            np.savez_compressed(output_dir / "embeddings.npz", **saved)
         groups = saved[args.color_by]
         if not all(groups):
             raise ValueError(f"not all frames have a {args.color_by}: choose another --color_by")
         if args.color_by == "video" and len(set(saved["dataset"])) > 1:  # data sets may call their videos alike
             groups = [" ".join(names) for names in zip(saved["dataset"], groups, strict=True)]
         coordinates = tsne(saved["embeddings"], seed=args.seed)
+        if not args.embeddings:
+            with replacing(output_dir / "embeddings.npz") as temporary, open(temporary, "wb") as file:
+                np.savez_compressed(file, **saved)
     except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
         sys.exit(f"plot_embeddings.py: error: {error}")
 
@@ -89,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def embed(name: str, parts: list[tuple]) -> dict[str, np.ndarray]:
     """What embeddings.npz holds: that of `embed_frames`, and the name of the model."""
-    path = name if "/" in name or Path(name).exists() else fetch_checkpoint(name)
+    path = find_source(name)
     model = SurgeNetModel.from_pretrained(path)
     model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     found = embed_frames(model, AutoImageProcessor.from_pretrained(path), parts)

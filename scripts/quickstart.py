@@ -27,14 +27,9 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from surgenet_hf import SurgeNetConfig
 from surgenet_hf.checkpoints.catalog import find_entry
-from surgenet_hf.checkpoints.loading import fetch_checkpoint
+from surgenet_hf.checkpoints.loading import TINY, fetch_checkpoint, find_source
 from surgenet_hf.data import load_segmentation
-from surgenet_hf.evaluation import (
-    check_saved_model,
-    evaluate_segmentation,
-    majority_class_baseline,
-    write_results,
-)
+from surgenet_hf.evaluation import check_saved_model, evaluate, majority_class_baseline, write_results
 from surgenet_hf.figures import save_figure
 from surgenet_hf.finetuning.segmentation import build_model, finetune
 from surgenet_hf.finetuning.training import trained_model
@@ -120,9 +115,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     baseline = majority_class_baseline(data)
     model.to(training_args.device)
-    before = evaluate_segmentation(model, processor, data)["metrics"]
+    before = evaluate(model, processor, data).results["metrics"]
     model = trained_model(finetune(model, processor, data, training_args))
-    results = evaluate_segmentation(model, processor, data)
+    results = evaluate(model, processor, data).results
     results["comparisons"] = {"majority_class": baseline, "before_training": before}
 
     model_dir, picture = output_dir / "model", output_dir / "segmentation.png"
@@ -154,10 +149,8 @@ print(pipeline('image-segmentation', '{model_dir}')('YOUR_FRAME.jpg'))"
 
 def choose_source(args: Arguments) -> str | SurgeNetConfig:
     """What to start from: what the user named, else SurgeNetXL, else (said in one line) a small random SurgeNet."""
-    name = args.model_name_or_path
-    if name:
-        # a published checkpoint by its name; what has a slash is a folder or a repository of the Hub
-        return name if "/" in name or Path(name).exists() else str(fetch_checkpoint(name))
+    if args.model_name_or_path:
+        return find_source(args.model_name_or_path)
     if args.config_name:
         return SurgeNetConfig(backbone=args.config_name, drop_path_rate=0.1)
     problem = probe_hub(find_entry(DEFAULT_MODEL).upstream_repo)
@@ -167,9 +160,7 @@ def choose_source(args: Arguments) -> str | SurgeNetConfig:
         if problem is None:
             raise
     print(f"{DEFAULT_MODEL} cannot be had from the Hub ({problem}): going on with a small SurgeNet of random weights.")
-    return SurgeNetConfig(
-        depths=[1, 1, 2, 1], hidden_sizes=[32, 64, 128, 192], pyramid_channels=64, segmentation_channels=64
-    )
+    return SurgeNetConfig(**TINY)
 
 
 def probe_hub(name: str, timeout: float = 3.0) -> str | None:

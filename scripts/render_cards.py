@@ -3,19 +3,22 @@
 python scripts/render_cards.py
 """
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 from surgenet_hf.checkpoints.cards import checkpoint_card
 from surgenet_hf.checkpoints.catalog import CATALOG
+from surgenet_hf.files import replacing
 
 HUB_CARDS = Path(__file__).parents[1] / "hub_cards"
 
 
-def main() -> None:
-    HUB_CARDS.mkdir(exist_ok=True)
+def main(argv: list[str] | None = None) -> None:
+    ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     for entry in CATALOG:
         path = HUB_CARDS / f"{entry.repo_name}.md"
-        path.write_text(checkpoint_card(entry), encoding="utf-8")
+        with replacing(path) as temporary:
+            temporary.write_text(checkpoint_card(entry), encoding="utf-8")
         print(f"wrote {path}")
 
 

@@ -34,7 +34,7 @@ class SurgeNetConfig(BackboneConfigMixin, PreTrainedConfig):
         segmentation_channels: channels of each FPN level before they are concatenated; a multiple of 32.
         segmentation_dropout: probability of dropping a whole FPN channel before the last convolution.
         semantic_loss_ignore_index: label of the pixels that the segmentation loss leaves out.
-        pretraining: where the weights come from, e.g. `{"name": "SurgeNetXL", "sha256": ..., "statistics": ...}`;
+        pretraining: where the weights come from, e.g. `{"name": "SurgeNetXL", "source_sha256": ...}`;
             written by the converter and carried along by every later save. `None` means unknown.
         out_features: stages that `SurgeNetBackbone` returns, of `["stem", "stage1", ..., "stage4"]`.
         out_indices: the same by number; give one of the two. Default: the last stage.

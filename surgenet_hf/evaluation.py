@@ -81,7 +81,8 @@ def predict(
     training = model.training
     model.eval()
     try:
-        with tqdm(total=len(indices), desc="Predicting", unit="frame", leave=False) as progress:
+        quiet = int(os.environ.get("LOCAL_RANK", 0)) > 0  # one bar for each machine
+        with tqdm(total=len(indices), desc="Predicting", unit="frame", leave=False, disable=quiet) as progress:
             for start in range(0, len(indices), batch_size):
                 rows = [dataset[i] for i in indices[start : start + batch_size]]
                 inputs = processor([row["image"] for row in rows], return_tensors="pt").to(model.device, model.dtype)
@@ -241,11 +242,6 @@ def evaluate(
         "command": shlex.join(["python", *sys.argv]),
     }
     return Evaluation(results, metric, truths, predictions)
-
-
-def evaluate_segmentation(model, processor, data, split: str = "validation", batch_size: int = 8) -> dict:
-    """The results of `evaluate`, in the schema."""
-    return evaluate(model, processor, data, split, batch_size).results
 
 
 def majority_class_baseline(data: SegmentationData, split: str = "validation") -> dict:

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import math
 
@@ -8,12 +9,13 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from surgenet_hf import SurgeNetConfig
+from surgenet_hf import SurgeNetConfig, SurgeNetForImageClassification
 from surgenet_hf.checkpoints.conversion import build_image_processor
-from surgenet_hf.data import SegmentationData
+from surgenet_hf.data import ClassificationData, SegmentationData
+from surgenet_hf.data.classification import SINGLE, FrameSample, build_splits
 from surgenet_hf.evaluation import (
     check_saved_model,
-    evaluate_segmentation,
+    evaluate,
     majority_class_baseline,
     predict_segmentation,
     write_results,
@@ -101,7 +103,7 @@ def test_the_models_mode_is_restored_and_dropout_is_off(data, model, training):
 
 def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
     model.config.pretraining = {"name": "SurgeNetXL", "sha256": "abc", "statistics": "surgenet"}
-    results = evaluate_segmentation(model, processor, data)
+    results = evaluate(model, processor, data).results
 
     metric = SegmentationMetric(3)
     for frame, class_map in predict_segmentation(model, processor, data.splits["validation"]):
@@ -134,14 +136,33 @@ def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
 
 def test_unknown_provenance_is_called_unknown(data, model):
     model.config.pretraining = None
-    assert evaluate_segmentation(model, processor, data)["model"]["pretraining"] == "unknown"
+    assert evaluate(model, processor, data).results["model"]["pretraining"] == "unknown"
+
+
+@pytest.mark.parametrize(("rate", "accepted"), [(1.0, 10), (5.0, 50), (None, None)])
+def test_relaxed_borders_are_seconds_and_not_frames(rate, accepted, tiny_config):
+    """60 frames of each of two phases, all predicted as the first: it may last 10 seconds into the second."""
+    model = SurgeNetForImageClassification(tiny_config(num_labels=2, problem_type=SINGLE))
+    torch.nn.init.zeros_(model.classifier.fc2.weight)
+    model.classifier.fc2.bias.data = torch.tensor([1.0, 0.0])
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(png, "PNG")
+    frames = [FrameSample(png.getvalue(), i // 60, "a", i) for i in range(120)]
+    splits = build_splits({"validation": frames}, 2, SINGLE)
+    phases = ClassificationData("phases", ("first", "second"), ((0, 0, 0),) * 2, splits, SINGLE, rate)
+    metrics = evaluate(model, build_image_processor("surgenet", 32), phases, batch_size=60).results["metrics"]
+    assert metrics["accuracy"] == 0.5
+    if rate:
+        assert metrics["relaxed_accuracy"] == pytest.approx((60 + accepted) / 120)
+    else:  # frames in no order of time
+        assert "relaxed_accuracy" not in metrics
 
 
 def test_what_cannot_be_evaluated_is_refused(data, model):
     with pytest.raises(ValueError, match="no split 'test'; it has train, validation"):
-        evaluate_segmentation(model, processor, data, split="test")
+        evaluate(model, processor, data, split="test")
     with pytest.raises(ValueError, match="model has 3 classes, the data set 'boxes' has 2"):
-        evaluate_segmentation(model, processor, dataclasses.replace(data, labels=("a", "b")))
+        evaluate(model, processor, dataclasses.replace(data, labels=("a", "b")))
 
 
 def test_the_majority_is_that_of_training(data):

@@ -14,8 +14,9 @@ from PIL import Image
 import surgenet_hf
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints import catalog, publishing
-from surgenet_hf.checkpoints.catalog import CATALOG, find_entry
+from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS, find_entry
 from surgenet_hf.checkpoints.conversion import build_image_processor
+from surgenet_hf.data import CLASSIFICATION, SEGMENTATION
 from tests.checkpoints.files import original, tiny
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +108,29 @@ def test_table_of_models_is_the_catalogue():
     assert all((ROOT / card).is_file() for _, _, card in rows)
 
 
+def test_table_of_data_sets_is_the_packages():
+    table = README.split("| `--dataset` |")[1].split("\n\n")[0]
+    rows = [row.split(" | ") for row in table.splitlines()[2:]]
+    names = {name for row in rows for cell in row[:2] for name in re.findall(r"`([\w-]+)`", cell)}
+    assert names == {*SEGMENTATION, *CLASSIFICATION}
+    modules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "surgenet_hf" / "data").glob("*.py"))
+    urls = re.findall(r"\((https://[^)]+)\)", table)
+    assert len(urls) == 6
+    assert not [url for url in urls if url.removeprefix("https://doi.org/") not in modules]
+
+
+def test_citation_is_the_catalogues():
+    assert re.findall(r"```bibtex\n(.*?)\n```", README, re.DOTALL) == [CITATIONS["surgenetxl"]]
+
+
 def test_folder_picture():
+    picture = README.split("## Folders")[1].split("```")[1]
+    parts = {
+        path.name
+        for path in (ROOT / "surgenet_hf").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert not [name for name in parts - {"__init__.py"} if not re.search(rf"^  .*\b{name}", picture, re.MULTILINE)]
     for folder in re.findall(r"^  ([\w.]+)/? ", README.split("## Folders")[1].split("## ")[0], re.MULTILINE):
         assert list((ROOT / "surgenet_hf").glob(folder)), folder
     scripts = {path.stem for path in (ROOT / "scripts").glob("*.py")}

@@ -262,8 +262,10 @@ def find_entry(name: str) -> CatalogEntry:
     Raises:
         ValueError: no such checkpoint; the message names the nearest ones.
     """
-    spellings = {spelling: entry for entry in CATALOG for spelling in (_plain(entry.name), _plain(entry.repo_name))}
-    wanted = _plain(name)
+    spellings = {
+        spelling: entry for entry in CATALOG for spelling in (_spelling(entry.name), _spelling(entry.repo_name))
+    }
+    wanted = _spelling(name)
     for spelling in (wanted, f"surgenet{wanted}"):
         if spelling in spellings:
             return spellings[spelling]
@@ -298,7 +300,7 @@ _CONTINUED = ", continued on "
 
 
 def pretraining_name(base_name: str, data_names: Sequence[str]) -> str:
-    """What weights are called that DINO made of others: the name tells what they stand on, and notes read it.
+    """Name of weights after further DINO pretraining, e.g. "SurgeNetXL, continued on mydata"; leakage notes read it.
 
     Args:
         base_name: of the start weights, `RANDOM_WEIGHTS` for none.
@@ -350,5 +352,5 @@ def _leakage_of_published(name: str, data_name: str) -> str | None:
     return f"the pretraining of {entry.name} saw {' and '.join(seen)}, without labels" if seen else None
 
 
-def _plain(name: str) -> str:
+def _spelling(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower().split("/")[-1]).replace("surgnet", "surgenet")

@@ -4,7 +4,7 @@ import os
 
 from .catalog import find_by_sha256
 from .conversion import describe_network
-from .reading import CheckpointFile, read_checkpoint
+from .reading import CheckpointFile, plain, read_checkpoint
 
 
 def inspect_checkpoint(path: str | os.PathLike, network: str = "teacher") -> dict:
@@ -42,7 +42,7 @@ def inspect_checkpoint(path: str | os.PathLike, network: str = "teacher") -> dic
                 "min": center.min().item(),
                 "max": center.max().item(),
             }
-        description["args"] = {name: _plain(value) for name, value in sorted(checkpoint.args.items())}
+        description["args"] = plain(dict(sorted(checkpoint.args.items())))
     return description
 
 
@@ -55,12 +55,3 @@ def _head(checkpoint: CheckpointFile) -> dict:
         "out_dim": last[0] if last else None,
         "parameters": sum(tensor.numel() for tensor in checkpoint.dino_head.values()),
     }
-
-
-def _plain(value):
-    """Arguments in types that JSON has: numpy scalars as numbers, what is unknown as its repr."""
-    if hasattr(value, "item"):
-        return value.item()
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | type(None)) else repr(value)

@@ -11,6 +11,14 @@ from .catalog import CatalogEntry, find_entry
 from .conversion import build_image_processor, convert_checkpoint, save_converted
 from .reading import file_sha256
 
+# a small CAFormer, for first runs and demonstrations
+TINY = {
+    "depths": [1, 1, 2, 1],
+    "hidden_sizes": [32, 64, 128, 192],
+    "pyramid_channels": 64,
+    "segmentation_channels": 64,
+}
+
 
 def load_checkpoint(name: str, model_class=SurgeNetModel, **kwargs):
     """A published model, straight from the authors' repository on the Hub.
@@ -59,19 +67,29 @@ def find_source(model_name_or_path: str | None, config_name: str | None = None) 
 
     Args:
         model_name_or_path: a folder, a repository, or the name of a published checkpoint, which is fetched.
-        config_name: instead of it, a backbone, or "tiny", which is a small CAFormer.
+        config_name: instead of it, a backbone, or "tiny", which is a small CAFormer (`TINY`).
 
     Raises:
-        ValueError: a name without a slash that is neither a folder nor a published checkpoint.
+        FileNotFoundError: a path to a folder that is not there.
+        ValueError: a path to a weight file, or a name without a slash that is neither a folder nor a published
+            checkpoint.
     """
     if config_name == "tiny":
-        return SurgeNetConfig(
-            depths=[1, 1, 2, 1], hidden_sizes=[32, 64, 128, 192], pyramid_channels=64, segmentation_channels=64
-        )
+        return SurgeNetConfig(**TINY)
     if config_name:
         return SurgeNetConfig(backbone=config_name)
-    name = model_name_or_path
-    return name if "/" in name or Path(name).exists() else str(fetch_checkpoint(name))
+    name, path = model_name_or_path, Path(model_name_or_path).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_file():
+        raise ValueError(
+            f"{name} is a file; what is needed is a folder with a model: convert the file with "
+            f"scripts/convert_checkpoint.py --checkpoint {name} --output_dir FOLDER. To go on with a full DINO "
+            "checkpoint where it stopped, give it to scripts/pretrain_dino.py as --resume_from_checkpoint"
+        )
+    if name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1:  # the Hub knows no such names
+        raise FileNotFoundError(f"there is no folder {name}; give one with a model, or ORG/NAME of the Hub")
+    return name if "/" in name else str(fetch_checkpoint(name))
 
 
 def download_teacher(entry: CatalogEntry, local_files_only: bool = False) -> Path:

@@ -220,6 +220,26 @@ def publish_finetuned(
     return publish_folder(repo_id, folder, lambda to: prepare_finetuned(model_dir, repo_id, to), push, private)
 
 
+def push_model(model_dir: str | Path, repo_id: str | None, private: bool | None, name: str) -> str:
+    """Publish the model that a run has made, and prepare its repository beside it, in `hub`; returns the id.
+
+    Args:
+        model_dir: as `prepare_finetuned` takes it.
+        repo_id: ORG/NAME; None: `name` in the user's own namespace.
+
+    Raises:
+        OSError: it was not published, with the reason and what to do.
+    """
+    repo_id = repo_id or f"{HfApi().whoami()['name']}/{name}"
+    outcome = publish_finetuned(model_dir, repo_id, Path(model_dir).parent / "hub", push=True, private=bool(private))
+    if outcome.error:
+        raise OSError(
+            f"{repo_id} was not published: {outcome.error}. The model is whole; to try again: python scripts/"
+            f"publish_checkpoints.py --model {model_dir} --repo_id {repo_id} --push{' --private' * bool(private)}"
+        )
+    return repo_id
+
+
 def publish_folder(
     repo_id: str,
     folder: Path,

@@ -101,6 +101,18 @@ def dino_args(content: Mapping) -> dict:
     return dict(vars(content["args"])) if isinstance(content.get("args"), argparse.Namespace) else {}
 
 
+def plain(value):
+    """Settings of a checkpoint in types that every reader takes: numbers for numpy's and torch's, text for objects."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [plain(item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        return value.tolist()
+    return value if type(value) in (str, int, float, bool, type(None)) else str(value)
+
+
 def file_sha256(path: str | os.PathLike) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:

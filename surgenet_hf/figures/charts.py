@@ -4,11 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
-from .style import NORMAL, SMALL, WIDTH, color, dash, hatch, marker, new_figure, plain
-
-OUTLINE = withStroke(linewidth=2, foreground="white")
+from .style import NORMAL, SMALL, WIDTH, color, dash, hatch, marker, new_figure, outline, plain
 
 
 def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], title: str = "") -> Figure:
@@ -48,7 +45,7 @@ def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], 
     for rank in range(1, worst + 1):  # in the first gap between two spokes, away from the lines' corners
         radius = worst + 1 - rank
         text = chart.text(angles[1] / 2, radius, str(rank), fontsize=SMALL, color="0.35", ha="center", va="center")
-        text.set_path_effects([OUTLINE])
+        text.set_path_effects(outline(2))
 
     radii = worst + 1 - ranks
     closed = np.append(angles, angles[0])
@@ -112,7 +109,7 @@ def blob_figure(ranks: Mapping[str, np.ndarray], title: str = "") -> Figure:
 def _write_share(axes, x: float, rank: float, share: float, radius: float) -> None:
     """A blob's share: inside, below the median's cross, or on its right where the blob is small (radius in points)."""
     place, align = ((0, -0.55 * radius), "center") if radius >= 18 else ((radius + 2, 0), "left")
-    style = {"fontsize": SMALL, "ha": align, "va": "center", "zorder": 5, "path_effects": [OUTLINE]}
+    style = {"fontsize": SMALL, "ha": align, "va": "center", "zorder": 5, "path_effects": outline(2)}
     text = ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
     axes.annotate(text, (x, rank), place, textcoords="offset points", **style)
 

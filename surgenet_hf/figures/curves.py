@@ -4,11 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
-from .style import NORMAL, SMALL, WIDTH, color, new_figure, plain
-
-OUTLINE = withStroke(linewidth=2, foreground="white")
+from .style import NORMAL, SMALL, WIDTH, color, new_figure, outline, plain
 
 
 def precision_recall_figure(
@@ -24,6 +21,8 @@ def precision_recall_figure(
     Raises:
         ValueError: targets, scores and labels differ in size.
     """
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
     targets, scores = np.asarray(targets, float), np.asarray(scores, float)
     if targets.shape != scores.shape or targets.shape[1:] != (len(labels),):
         raise ValueError(f"targets {targets.shape}, scores {scores.shape} and {len(labels)} labels do not fit.")
@@ -46,31 +45,17 @@ def precision_recall_figure(
         if not positive.any():
             panel.text(0.5, 0.5, "no positive frames", fontsize=NORMAL, ha="center")
             continue
-        recall, precision = precision_recall(positive, scores[known, i])
-        average = np.sum(np.diff(recall, prepend=0) * precision)
+        precision, recall, _ = precision_recall_curve(positive, scores[known, i])
+        average = average_precision_score(positive, scores[known, i])
         prevalence = positive.mean()
-        panel.step(
-            np.append(0, recall), np.append(precision[0], precision), where="pre", color=color(i), linewidth=1.8
-        )
+        # from the highest threshold down; "pre": the area under the steps is the average precision
+        panel.step(recall[::-1], precision[::-1], where="pre", color=color(i), linewidth=1.8)
         panel.axhline(prevalence, color="0.35", linewidth=1.2, linestyle=(0, (4, 2)))
         above = prevalence < 0.9
-        style = {"fontsize": SMALL, "color": "0.25", "path_effects": [OUTLINE]}
+        style = {"fontsize": SMALL, "color": "0.25", "path_effects": outline(2)}
         offset = 0.02 if above else -0.02
         va = "bottom" if above else "top"
         panel.text(0.02, prevalence + offset, f"prevalence {prevalence:.2f}", va=va, **style)
         panel.set_title(f"{label}\nAP {average:.3f}", fontsize=NORMAL, weight="bold")
     panels[0].set_ylabel("precision", fontsize=NORMAL)
     return figure
-
-
-def precision_recall(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision with each distinct score as the threshold, from the highest down.
-
-    Args:
-        positive: bool (N,), at least one true; scores: (N,).
-    """
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)  # of the frames with the same score
-    hits = np.cumsum(positive[order])[last]
-    taken = np.arange(1, len(scores) + 1)[last]
-    return hits / positive.sum(), hits / taken

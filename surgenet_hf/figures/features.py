@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
-from .style import LARGE, NORMAL, SMALL, WIDTH, color, marker, new_figure
+from .style import LARGE, NORMAL, SMALL, WIDTH, color, marker, new_figure, outline
 
-OUTLINE = withStroke(linewidth=3, foreground="white")
 NAMED_GROUPS = 12  # up to so many groups may have their name on the picture too
 
 
@@ -123,7 +121,7 @@ def feature_figure(
 ) -> Figure:
     """One row a frame: the frame, its dense features as colours, and their first component in grey.
 
-    The grey map says in brightness, for eyes that do not tell the colours apart, what matters most of the middle one.
+    The grey map repeats the first component, for readers who cannot tell the colours apart.
 
     Args:
         frames: RGB images, PIL or (H, W, 3).
@@ -182,7 +180,7 @@ def _write_names(figure: Figure, axes, coordinates: np.ndarray, groups: np.ndarr
         top = np.percentile(near[:, 1], 95)
         style = {"fontsize": NORMAL, "weight": "bold", "ha": "center", "va": "bottom", "zorder": 4, "clip_on": True}
         text = axes.annotate(name, (x, max(y, top)), (0, 4), textcoords="offset points", **style)
-        text.set_path_effects([OUTLINE])
+        text.set_path_effects(outline(3))
         texts.append(text)
     figure.draw_without_rendering()  # places known from here on
     kept = []

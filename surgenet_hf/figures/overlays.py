@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
+
+from .style import outline
 
 FILL = 0.4  # opacity of a class over the frame
 IGNORED = (200, 200, 200)  # colour of reference pixels without a class
@@ -142,7 +143,7 @@ def _write_ids(axes, class_map: np.ndarray, ignore_index: int) -> None:
             y, x = thickest(region)
             style = {"fontsize": 9, "color": "white", "weight": "bold", "ha": "center", "va": "center"}
             text = axes.text(x * stride, y * stride, str(i), clip_on=True, **style)
-            text.set_path_effects([withStroke(linewidth=2, foreground="black")])
+            text.set_path_effects(outline(2, "black"))
 
 
 def thickest(region: np.ndarray) -> tuple[int, int]:

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 
-from .style import NORMAL, SMALL, WIDTH, color, hatch, new_figure, plain
+from .style import NORMAL, SMALL, WIDTH, color, hatch, new_figure, outline, plain
 
 UNLABELLED = "0.88"  # colour of frames without a phase
 ROW = 0.42  # inches of height for a video
@@ -94,7 +93,7 @@ def _draw(axes, phase: int, start: float, end: float, top: float, longest: float
     axes.broken_barh([(start, end - start)], (top, 0.38), **_fill(phase))
     if phase >= 0 and end - start > 0.022 * longest:
         text = axes.text((start + end) / 2, top + 0.2, str(phase + 1), fontsize=SMALL, ha="center", va="center")
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+        text.set_path_effects(outline(2.5))
 
 
 def _fill(phase: int) -> dict:

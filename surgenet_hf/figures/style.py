@@ -5,12 +5,12 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 
 from ..files import replacing
 
-# Okabe and Ito's palette, made to be told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/);
-# dark grey for
-# black, yellow last, as it is faint on white. A marker, dash or hatch of its own goes with each colour.
+# Okabe and Ito's palette, made to be told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/):
+# dark grey for black, yellow last, as it is faint on white. A marker, dash or hatch of its own goes with each colour.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h", "p")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
@@ -35,6 +35,11 @@ def hatch(i: int) -> str:
 
 def dash(i: int):
     return DASHES[i % len(DASHES)]
+
+
+def outline(width: float, color: str = "white") -> list[AbstractPathEffect]:
+    """The `path_effects` of a text that is read on any ground: a stroke of `width` points around its letters."""
+    return [withStroke(linewidth=width, foreground=color)]
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:

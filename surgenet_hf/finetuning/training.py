@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
@@ -21,7 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..checkpoints.loading import find_source
-from ..checkpoints.publishing import check_login, publish_finetuned
+from ..checkpoints.publishing import check_login, push_model
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
 from ..evaluation import evaluate, write_results
 from ..reporting import summary, write_figures
@@ -379,11 +378,9 @@ def publish_results(
         write_results(evaluation.results, output_dir / "results.json")
         print(summary(evaluation.results), f"Written to {output_dir}: model, results.json, figures", sep="\n")
         if push:
-            repo_id = args.hub_model_id or f"{HfApi().whoami()['name']}/{name or output_dir.name}"
-            outcome = publish_finetuned(
-                output_dir / "model", repo_id, output_dir / "hub", push=True, private=bool(args.hub_private_repo)
-            )
-            if outcome.error:
-                raise RuntimeError(f"{repo_id} was not published: {outcome.error}")
+            with mendable_errors():
+                repo_id = push_model(
+                    output_dir / "model", args.hub_model_id, args.hub_private_repo, name or output_dir.name
+                )
             print(f"Published {repo_id}")
     trainer.accelerator.wait_for_everyone()

@@ -16,6 +16,7 @@ import torch
 
 from ..checkpoints.catalog import STATISTICS
 from ..checkpoints.dino import OPTIMIZER_OPTIONS, DinoCheckpoint, backbone_sizes, read_dino_checkpoint
+from ..checkpoints.reading import plain
 from ..files import replacing
 from .method import DinoConfig, DinoModel, DinoNetwork
 
@@ -57,7 +58,7 @@ def dino_settings(checkpoint: DinoCheckpoint) -> dict:
     file does not tell is left out.
     """
     known = {item.name for item in fields(DinoConfig)} - set(_HEAD_FIELDS)
-    settings = {name: _plain(value) for name, value in checkpoint.args.items() if name in known}
+    settings = {name: plain(value) for name, value in checkpoint.args.items() if name in known}
     head = {name.removeprefix("head."): t for name, t in checkpoint.student.items() if name.startswith("head.")}
     layers = [t for name, t in head.items() if re.fullmatch(r"mlp\.(\d+\.)?weight", name) and t.dim() == 2]
     if layers and "last_layer.weight_v" in head:
@@ -73,7 +74,7 @@ def dino_settings(checkpoint: DinoCheckpoint) -> dict:
 
 def crop_settings(checkpoint: DinoCheckpoint) -> dict:
     """What the command line tells of the crops, by the names of `CropConfig`; the original fixes sizes in its code."""
-    found = {name: _plain(checkpoint.args[name]) for name in _CROP_FIELDS if name in checkpoint.args}
+    found = {name: plain(checkpoint.args[name]) for name in _CROP_FIELDS if name in checkpoint.args}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
@@ -213,7 +214,7 @@ def save_dino_checkpoint(
         "teacher": _original_state_dict(model.teacher, names, teacher_prefix),
         "optimizer": _original_optimizer(model.student, names, optimizer),
         "epoch": epoch,
-        "args": argparse.Namespace(**{name: _plain(value) for name, value in args.items()}),
+        "args": argparse.Namespace(**{name: plain(value) for name, value in args.items()}),
         "dino_loss": {"center": model.loss.center.cpu()},
     }
     with replacing(path, durable=True) as temporary:
@@ -241,7 +242,7 @@ def _original_optimizer(
     state, groups, position = {}, [], 0
     for group in optimizer.param_groups:
         members = set(group["params"])
-        groups.append({**{key: _plain(group[key]) for key in OPTIMIZER_OPTIONS}, "params": []})
+        groups.append({**{key: plain(group[key]) for key in OPTIMIZER_OPTIONS}, "params": []})
         for ours in (ours for ours in ordered if parameters[ours] in members):
             groups[-1]["params"].append(position)
             if moments := optimizer.state.get(parameters[ours]):
@@ -251,15 +252,3 @@ def _original_optimizer(
                 }
             position += 1
     return {"state": state, "param_groups": groups}
-
-
-def _plain(value):
-    """Numbers for numpy's scalars, text for objects that a safe reader would refuse."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_plain(item) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    if hasattr(value, "item"):
-        return value.item()
-    return value if type(value) in (str, int, float, bool, type(None)) else str(value)

@@ -2,10 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from huggingface_hub import HfApi
-
 from ..checkpoints.conversion import build_image_processor
-from ..checkpoints.publishing import publish_finetuned
+from ..checkpoints.publishing import push_model
 from ..data import CLASSIFICATION, SEGMENTATION, load_classification, load_segmentation
 from ..figures import save_figure
 from ..figures.pretraining import pretraining_figure
@@ -78,12 +76,5 @@ def finish_run(run: "Pretraining") -> None:
         save_dino_checkpoint(path, run.model, optimizer, epoch, run.options, run.provenance(done))
         print(f"In the original's format: {path}")
     if args.push_to_hub:
-        repo_id = args.hub_model_id or f"{HfApi().whoami()['name']}/{run.output_dir.name}"
-        model, folder = run.output_dir / "model", run.output_dir / "hub"
-        outcome = publish_finetuned(model, repo_id, folder, push=True, private=args.hub_private_repo)
-        if outcome.error:
-            raise OSError(
-                f"{repo_id} was not published: {outcome.error}. The run is whole: the same command with "
-                "--resume_from_checkpoint true tries again"
-            )
+        repo_id = push_model(run.output_dir / "model", args.hub_model_id, args.hub_private_repo, run.output_dir.name)
         print(f"Published {repo_id}")

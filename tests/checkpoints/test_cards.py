@@ -16,6 +16,7 @@ from surgenet_hf.checkpoints.cards import (
 from surgenet_hf.checkpoints.catalog import CATALOG, STATISTICS, find_entry
 from surgenet_hf.checkpoints.conversion import build_image_processor
 from tests.checkpoints.files import tiny
+from tests.scripts import load_script
 
 HUB_CARDS = Path(__file__).parents[2] / "hub_cards"
 
@@ -24,6 +25,17 @@ def test_committed_cards_are_the_rendered_ones():
     rendered = {f"{entry.repo_name}.md": checkpoint_card(entry) for entry in CATALOG}
     committed = {path.name: path.read_text(encoding="utf-8") for path in HUB_CARDS.glob("*.md")}
     assert committed == rendered, "run: python scripts/render_cards.py"
+
+
+def test_the_script_writes_them_and_nothing_on_help(tmp_path, monkeypatch, capsys):
+    script = load_script("render_cards")
+    monkeypatch.setattr(script, "HUB_CARDS", tmp_path / "cards")
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    assert not (tmp_path / "cards").exists()
+    script.main([])
+    written = {path.name: path.read_bytes() for path in (tmp_path / "cards").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in HUB_CARDS.iterdir()}
 
 
 @pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)

@@ -17,7 +17,7 @@ from surgenet_hf import SurgeNetModel, load_checkpoint
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG, UPSTREAM_REPO, find_entry
 from surgenet_hf.checkpoints.conversion import to_original_state_dict
-from surgenet_hf.checkpoints.loading import fetch_checkpoint
+from surgenet_hf.checkpoints.loading import fetch_checkpoint, find_source
 from tests.checkpoints.files import original, save_dino, tiny
 
 
@@ -147,6 +147,37 @@ def test_hub_errors(status, message, upstream):
         load_checkpoint("SurgeNet-RAMIE")
     chain = [str(error) for error in (caught.value, caught.value.__cause__) if error]
     assert any(message in text for text in chain)
+
+
+def test_where_a_run_starts(upstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "1" / "model").mkdir(parents=True)
+    for folder in ("runs", "./runs", "runs/1/model", "~/runs"):
+        assert (tmp_path / find_source(folder)).samefile(folder.replace("~", str(tmp_path)))
+    assert find_source("someone/model") == "someone/model"
+    assert not upstream.requests
+    assert find_source("surgenet-xl") == str(fetch_checkpoint("SurgeNetXL"))
+    assert find_source(None, "pvt_v2_b2").backbone == "pvt_v2_b2"
+    assert find_source(None, "tiny").hidden_sizes[0] == 32
+
+
+@pytest.mark.parametrize("name", ["/no/model", "./model", "../model", "~/model", "runs/1/model"])
+def test_a_folder_that_is_not_there(name, upstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {name}; "):
+        find_source(name)
+    assert not upstream.requests
+
+
+def test_a_weight_file_is_to_be_converted(upstream, teachers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(teachers["SurgeNetXL"], "SurgeNetXL.pth")
+    for name in ("SurgeNetXL.pth", str(tmp_path / "SurgeNetXL.pth")):
+        with pytest.raises(ValueError, match=r"convert_checkpoint\.py --checkpoint .*--resume_from_checkpoint"):
+            find_source(name)
+    assert not upstream.requests
 
 
 def test_no_room_on_disk(upstream, tmp_path):

@@ -16,7 +16,7 @@ from surgenet_hf.checkpoints import publishing
 from surgenet_hf.checkpoints.catalog import UPSTREAM_REPO, find_entry
 from surgenet_hf.checkpoints.conversion import build_image_processor, save_converted, to_original_state_dict
 from surgenet_hf.checkpoints.loading import convert_entry
-from surgenet_hf.checkpoints.publishing import compare_with_source, publish_checkpoints, publish_finetuned
+from surgenet_hf.checkpoints.publishing import compare_with_source, publish_checkpoints, publish_finetuned, push_model
 from surgenet_hf.pretraining.export import describe_pretraining, export_teacher
 from tests.checkpoints.files import original, tiny
 from tests.checkpoints.test_loading import pth
@@ -195,6 +195,18 @@ def test_users_own_model(hub, client, finetuned, tmp_path):
     assert changed.error is None
     assert changed.changes == ["changed README.md", "changed model.safetensors"]
     assert len(hub.repos["maintainer/mine"].commits) == 3
+
+
+def test_the_model_of_a_run(hub, client, finetuned):
+    """Under the name asked for, or in the user's own namespace; a refusal says how to try again."""
+    assert push_model(finetuned, None, None, "my-run") == "maintainer/my-run"
+    assert push_model(finetuned, "maintainer/other", True, "my-run") == "maintainer/other"
+    assert [hub.repos[name].private for name in ("maintainer/my-run", "maintainer/other")] == [False, True]
+    assert hub.repos["maintainer/other"].files().keys() > FILES
+    with pytest.raises(
+        OSError, match=rf"(?s)^org/x was not published: .*403.*--model {finetuned} --repo_id org/x --push$"
+    ):
+        push_model(finetuned, "org/x", False, "my-run")
 
 
 def test_own_pretraining(hub, client, tmp_path):

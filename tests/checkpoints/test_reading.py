@@ -1,12 +1,15 @@
 import argparse
+import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
-from surgenet_hf.checkpoints.reading import read_checkpoint
+from surgenet_hf.checkpoints.reading import plain, read_checkpoint
 from tests.checkpoints.files import original, save_dino, tiny
 
 
@@ -115,6 +118,34 @@ def test_not_a_state_dict(tmp_path):
     torch.save(torch.ones(3), tmp_path / "file.pth")
     with pytest.raises(ValueError, match="a Tensor"):
         read_checkpoint(tmp_path / "file.pth")
+
+
+def test_settings_in_plain_types():
+    settings = {
+        "lr": np.float64(5e-4),
+        "epoch": torch.tensor(3),
+        "mean": np.ones(2, np.float32),
+        "scale": (0.25, [np.int64(1), None]),
+        "nested": {1: torch.ones(2, dtype=torch.bfloat16)},
+        "path": Path("a/b"),
+        "dtype": torch.float16,
+        "name": np.str_("xl"),
+        "flag": True,
+    }
+    found = plain(settings)
+    assert found == {
+        "lr": 5e-4,
+        "epoch": 3,
+        "mean": [1.0, 1.0],
+        "scale": (0.25, [1, None]),
+        "nested": {"1": [1.0, 1.0]},
+        "path": "a/b",
+        "dtype": "torch.float16",
+        "name": "xl",
+        "flag": True,
+    }
+    assert {type(value) for value in found.values()} == {float, int, list, tuple, dict, str, bool}
+    json.dumps(found)
 
 
 def test_missing_file(tmp_path):

@@ -3,7 +3,6 @@ import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from surgenet_hf.figures import precision_recall_figure
-from surgenet_hf.figures.curves import precision_recall
 
 
 def test_curve_and_average_precision_are_scikit_learns():
@@ -22,18 +21,30 @@ def test_curve_and_average_precision_are_scikit_learns():
         curve, line = figure.axes[i].get_lines()
         assert curve.get_drawstyle() == "steps-pre"  # the area under it is the average precision
         precision, recall, _ = precision_recall_curve(positive, scores[known, i])
-        np.testing.assert_allclose(curve.get_xdata()[:0:-1], recall[:-1])
-        np.testing.assert_allclose(curve.get_ydata()[:0:-1], precision[:-1])
+        np.testing.assert_allclose(curve.get_xdata()[::-1], recall)
+        np.testing.assert_allclose(curve.get_ydata()[::-1], precision)
         assert line.get_ydata()[0] == pytest.approx(positive.mean())
         assert [text.get_text() for text in figure.axes[i].texts] == [f"prevalence {positive.mean():.2f}"]
     assert figure.axes[2].get_title() == "C3\nAP undefined"
     assert not figure.axes[2].get_lines()
 
 
-def test_frames_of_equal_score_come_together():
-    recall, precision = precision_recall(np.array([True, False, True, False]), np.array([0.5, 0.5, 0.5, 0.1]))
-    np.testing.assert_allclose(recall, [1, 1])
-    np.testing.assert_allclose(precision, [2 / 3, 1 / 2])
+@pytest.mark.parametrize(
+    ("scores", "recall", "precision", "average"),
+    [
+        ([0.9, 0.8, 0.5, 0.1], [0, 0.5, 0.5, 1, 1], [1, 1, 1 / 2, 2 / 3, 1 / 2], "0.833"),
+        ([0.5, 0.5, 0.5, 0.1], [0, 1, 1], [1, 2 / 3, 1 / 2], "0.667"),  # frames of equal score come together
+    ],
+)
+def test_curve_by_hand(scores, recall, precision, average):
+    """Positive, negative, positive, negative: from the highest threshold down to the lowest."""
+    figure = precision_recall_figure(np.array([[1], [0], [1], [0]]), np.array(scores)[:, None], ["C1"])
+    curve = figure.axes[0].get_lines()[0]
+    np.testing.assert_allclose(curve.get_xdata(), recall)
+    np.testing.assert_allclose(curve.get_ydata(), precision)
+    assert figure.axes[0].get_title() == f"C1\nAP {average}"
+    # what is drawn before a point has its height: the area is the average precision
+    assert np.sum(np.diff(curve.get_xdata()) * curve.get_ydata()[1:]) == pytest.approx(float(average), abs=1e-3)
 
 
 def test_sizes_that_differ_are_refused():

@@ -88,6 +88,18 @@ def test_the_first_component_is_the_one_that_varies_most():
     assert abs(correlation) > 0.95
 
 
+def test_the_longer_tail_of_a_component_is_the_bright_one():
+    """The sign of a component is arbitrary: a few pixels that stand out are bright, whichever way they do."""
+    features = np.random.default_rng(0).normal(0, 0.1, (4, 8, 8))
+    for channel, height in enumerate((20, 10, 5)):
+        features[channel, channel, :4] += height
+    for sign in (1, -1):
+        (colors,) = pca_to_rgb([sign * features])
+        for channel in range(3):
+            np.testing.assert_allclose(colors[channel, :4, channel], 1, atol=0.1)
+            assert np.median(colors[..., channel]) < 0.3
+
+
 def test_constant_features_are_no_problem():
     assert np.isfinite(pca_to_rgb([np.ones((4, 2, 2))])[0]).all()
 

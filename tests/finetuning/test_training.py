@@ -13,6 +13,7 @@ from surgenet_hf.finetuning.training import (
     balanced_weights,
     freeze_backbone,
     layer_groups,
+    publish_results,
     resume_point,
     stage_arguments,
 )
@@ -134,6 +135,17 @@ def test_the_best_checkpoint_is_the_tasks(data, tmp_path):
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert trainer.state.best_metric == evaluations[best]
     assert trainer.evaluate()["eval_mean_dice"] == evaluations[best]
+
+
+def test_a_refused_upload_says_how_to_try_again(data, tmp_path, hub, client):
+    model, processor = build_model(TINY, data, 32)
+    args = arguments(tmp_path, max_steps=1, hub_model_id="org/x")
+    trainer = finetune(model, processor, data, args)
+    again = rf"--model {tmp_path / 'model'} --repo_id org/x --push$"
+    with pytest.raises(SystemExit, match=rf"(?s)^error: org/x was not published: .*403.*{again}"):
+        publish_results(trainer, processor, data, "validation", push=True)
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert (tmp_path / "results.json").exists()
 
 
 def test_losses():

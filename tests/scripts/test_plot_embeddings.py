@@ -123,8 +123,9 @@ def test_videos_of_two_data_sets_keep_apart_and_phases_have_names(mixed, model, 
 def test_errors_without_traceback(frames, model, tmp_path, arguments, message):
     arguments = [str(frames) if argument == "FRAMES" else argument for argument in arguments]
     with pytest.raises(SystemExit) as caught:
-        script.main(["--model_name_or_path", str(model), "--output_dir", str(tmp_path), *arguments])
+        script.main(["--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out"), *arguments])
     assert message in str(caught.value.code)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_file_is_refused(tmp_path):

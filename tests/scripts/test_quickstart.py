@@ -18,7 +18,7 @@ from surgenet_hf import SurgeNetModel
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import find_entry
 from surgenet_hf.data import load_segmentation
-from surgenet_hf.evaluation import evaluate_segmentation
+from surgenet_hf.evaluation import evaluate
 from tests.checkpoints.files import original, tiny
 from tests.scripts import load_script
 
@@ -55,7 +55,7 @@ def test_model_results_and_picture(run, frames):
 
     model = AutoModelForSemanticSegmentation.from_pretrained(run / "model")
     processor = AutoImageProcessor.from_pretrained(run / "model")
-    again = evaluate_segmentation(model, processor, load_segmentation("folder", frames))
+    again = evaluate(model, processor, load_segmentation("folder", frames)).results
     assert again["metrics"]["mean_dice"] == pytest.approx(results["metrics"]["mean_dice"], abs=1e-3)
     assert again["data"]["frames"] == results["data"]["frames"] == 3
 
