@@ -78,6 +78,8 @@ def prepare_frames(
         OSError: what was to be written could not be; no half file is left.
         RuntimeError: another run is at work in `output_dir`, or a worker process died.
     """
+    if num_workers < 0:
+        raise ValueError(f"num_workers must be at least 0 (one for each core), got {num_workers}")
     options, output_dir = options or FrameOptions(), Path(output_dir)
     parts = output_dir / "parts"
     settings = {**asdict(options), "frame_list": None}
@@ -99,6 +101,8 @@ def prepare_frames(
     parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / ".lock", timeout=10):
+            if (output_dir / REPORT).exists():  # while this run waited, another one came to its end
+                return prepare_frames(videos_dir, output_dir, options, frame_list, num_workers)
             report = _prepare(videos, output_dir, options, settings, listed, num_workers)
     except Timeout as error:
         raise RuntimeError(f"another run is at work in {output_dir}; wait for its end") from error
@@ -281,5 +285,6 @@ def _check_videos(output_dir: Path, videos: list[Video], before: dict[str, int])
     if differing:
         raise ValueError(
             f"{output_dir} holds shards of other videos: {len(differing)} are new, gone or changed, such as "
-            f"{', '.join(differing[:3])}. Prepare new and repaired videos into another folder: training takes several"
+            f"{', '.join(differing[:3])}. Put new and repaired videos into a --videos_dir of their own and prepare "
+            f"that into another folder; to train on both: --dataset shards shards --data_dir {output_dir} OTHER"
         )

@@ -24,11 +24,16 @@ JPEG_QUALITY = 95
 MARKER = "extraction.json"
 
 _TOLERANCE = 1e-3  # seconds: some containers round time stamps to milliseconds
+_JITTER = 1.0  # seconds: less backwards is how some containers keep B-frames, more is a recording joined to another
 _LONGEST_GAP = 60.0  # seconds: more is a jump of the clock, as where recordings were joined
 
 
 def iter_frames(
-    path: str | Path, frames_per_second: float = 1.0, max_side: int | None = None, threads: int = 0
+    path: str | Path,
+    frames_per_second: float = 1.0,
+    max_side: int | None = None,
+    threads: int = 0,
+    max_decoded_side: int | None = None,
 ) -> Iterator[tuple[int, Image.Image]]:
     """Yield (index, upright RGB picture) of a video; picture `index` is that of time `index / frames_per_second`.
 
@@ -37,12 +42,14 @@ def iter_frames(
         frames_per_second: how many to take, of whatever number the video has.
         max_side: shrink pictures whose longer side has more pixels than this.
         threads: of the decoder; 0: as many as there are cores.
+        max_decoded_side: refuse a video of which a picture, before it is shrunk, has a side of more pixels than this.
+            The sizes in a file's header bind nobody: any picture may be larger. None: no limit.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a video, or one that breaks off or cannot be decoded to its end.
+        ValueError: not a video, or one that breaks off or cannot be decoded to its end, or larger pictures than asked.
     """
-    for index, frame in _sample(Path(path), frames_per_second, threads):
+    for index, frame in _sample(Path(path), frames_per_second, threads, max_decoded_side):
         yield index, _picture(frame, max_side)
 
 
@@ -228,7 +235,9 @@ def _seconds(path: Path) -> float:
         return 0.0
 
 
-def _sample(path: Path, frames_per_second: float, threads: int = 0) -> Iterator[tuple[int, object]]:
+def _sample(
+    path: Path, frames_per_second: float, threads: int = 0, max_decoded_side: int | None = None
+) -> Iterator[tuple[int, object]]:
     """Yield (index, PyAV frame): the frame on screen at time index / frames_per_second after the first one."""
     if not frames_per_second > 0:
         raise ValueError(f"frames_per_second must be above 0, got {frames_per_second}")
@@ -236,17 +245,26 @@ def _sample(path: Path, frames_per_second: float, threads: int = 0) -> Iterator[
     av = _av()
     index, start, time, shown = 0, None, 0.0, None
     repair = "replace it, or try to repair it (ffmpeg -i broken.mp4 -c copy repaired.mp4)"
+    too_large, options = "", {}
+    if max_decoded_side is not None:
+        too_large = f"pictures of more than {max_decoded_side} x {max_decoded_side} pixels"
+        # for the decoder, which would fill the memory; with room for the edges that it adds
+        options = {"max_pixels": str((max_decoded_side + 256) ** 2)}
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=options) as container:
             stream = _stream(container, path)
+            stream.codec_context.options = options
             stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
             for frame in container.decode(stream):
                 if frame.time is None:
                     raise ValueError(f"{path}: its frames have no time stamps; {repair}")
+                if max_decoded_side is not None and max(frame.width, frame.height) > max_decoded_side:
+                    raise ValueError(f"{path} holds {too_large}: {frame.width} x {frame.height} after {time:.1f} s")
                 start = frame.time if start is None else start
                 before, time = time, frame.time - start
-                if not 0 <= time - before <= _LONGEST_GAP:
+                if not -_JITTER < time - before <= _LONGEST_GAP:
                     raise ValueError(f"{path}: its time stamps jump from {before:.2f} s to {time:.2f} s; {repair}")
+                time = max(before, time)
                 while shown is not None and index / frames_per_second < time - _TOLERANCE:
                     yield index, shown
                     index += 1
@@ -263,7 +281,8 @@ def _sample(path: Path, frames_per_second: float, threads: int = 0) -> Iterator[
             if end < declared - 1:
                 raise ValueError(f"{path} breaks off after {end:.1f} of {declared:.1f} s; {repair}")
     except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be read beyond {time:.1f} s ({error}); {repair}") from error
+        reason = f"{error}, or {too_large}" if too_large else error
+        raise ValueError(f"{path} cannot be read beyond {time:.1f} s ({reason}); {repair}") from error
 
 
 def _picture(frame, max_side: int | None) -> Image.Image:

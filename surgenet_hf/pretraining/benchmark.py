@@ -1,25 +1,21 @@
 """How fast pretraining is, and against the original loop: everything by turns in one run, so that ratios hold.
 
-The original is facebookresearch/dino, in a checkout that the user has; the parts of its loop are called here in its
-order. Its network is that of a checkout of TimJaspers0801/SurgeNet, or else ours.
+The original is facebookresearch/dino, in a checkout that the user has (`original_loop`). Its network is that of a
+checkout of TimJaspers0801/SurgeNet, or else ours.
 """
 
-import importlib
 import io
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import distributed, nn
-from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoints.catalog import STATISTICS
 from ..checkpoints.loading import find_source
@@ -33,9 +29,11 @@ from .device_augmentation import crop_batch
 from .feed import Feed
 from .frames import collate, unpack_images
 from .method import DinoConfig, DinoModel, build_optimizer, build_schedules, compute_loss, training_step
+from .original_loop import OriginalLoop, original_modules, single_process
 from .sources import FrameArguments
 
 PARTS = ("decode", "crops", "forward_backward", "step", "end_to_end")
+PREFETCH = 2  # batches that each worker of a DataLoader has begun or holds ready
 
 
 @dataclass
@@ -45,7 +43,7 @@ class BenchmarkArguments:
     parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Of {', '.join(PARTS)}."})
     backbone: str = field(default="caformer_s18", metadata={"help": "Network.", "choices": [*BACKBONES, "tiny"]})
     batch_size: int = field(default=4, metadata={"help": "Frames in a step."})
-    rounds: int = field(default=5, metadata={"help": "Turns of each candidate, after one that does not count."})
+    rounds: int = field(default=5, metadata={"help": "Turns of each candidate; end to end with workers: 2, longer."})
     out_dim: int = field(default=65_536, metadata={"help": "Prototypes of the head."})
     frame_size: list[int] = field(default_factory=lambda: [1280, 720], metadata={"help": "Width and height."})
     data_dir: str | None = field(default=None, metadata={"help": "JPEG frames; left out: synthetic scenes."})
@@ -58,6 +56,8 @@ class BenchmarkArguments:
     def __post_init__(self):
         if unknown := set(self.parts) - set(PARTS):
             raise ValueError(f"unknown parts {sorted(unknown)}; there are {', '.join(PARTS)}")
+        if self.surgenet_repo and not self.dino_repo:
+            raise ValueError("--surgenet_repo is for the original loop only: give --dino_repo, too")
         if self.surgenet_repo and self.backbone != "caformer_s18":
             raise ValueError("the original's network is compared for caformer_s18 only: leave out --surgenet_repo")
         for name, module in (("dino_repo", "main_dino.py"), ("surgenet_repo", "metaformer.py")):
@@ -74,18 +74,26 @@ def run_benchmark(args: BenchmarkArguments, crop_config: CropConfig) -> dict[str
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, batches of {args.batch_size}")
     results = {}
-    with tempfile.TemporaryDirectory() as temporary, _single_process(), _imports(args) as original:
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        single_process(device),
+        original_modules(args.dino_repo, args.surgenet_repo) as modules,
+    ):
+        original = OriginalLoop(modules, args.backbone, args.out_dim, crop_config, device) if modules else None
         bench = Benchmark(args, crop_config, device, original, _frames(args, Path(temporary)))
         for part in args.parts:
-            candidates = getattr(bench, part)()
-            wait = torch.cuda.synchronize if device.type == "cuda" else None
-            results[part] = take_turns(candidates, args.rounds, args.batch_size, wait)
+            if part == "end_to_end":
+                results[part] = bench.end_to_end()
+            else:
+                results[part] = take_turns(getattr(bench, part)(), args.rounds, args.batch_size, bench.wait)
             print(table(part, results[part]), flush=True)
+    if device.type != "cpu" and {"step", "end_to_end"} <= results.keys():
+        print(busy_shares(results["step"], results["end_to_end"]))
     return results
 
 
 def take_turns(
-    candidates: Candidates, rounds: int, frames: int, wait: Callable[[], None] | None = None
+    candidates: Candidates, rounds: int, frames: int, wait: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
     """Median seconds a frame of each; every candidate has its turn in each round, so that all meet the same noise.
 
@@ -99,8 +107,7 @@ def take_turns(
         for name, run in candidates.items():
             start = time.perf_counter()
             run()
-            if wait is not None:
-                wait()
+            wait()
             if turn:
                 times[name].append((time.perf_counter() - start) / frames)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -115,11 +122,17 @@ def table(part: str, seconds: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def busy_shares(step: dict[str, float], end_to_end: dict[str, float]) -> str:
+    """For how much of the time from the files on the device is in the step; what crops take on it comes on top."""
+    shares = [f"{name} {step[name] / seconds:.0%}" for name, seconds in end_to_end.items()]
+    return f"\nDevice busy with the step, of the time end to end: {'; '.join(shares)}"
+
+
 class Benchmark:
-    """Candidates for each part. Each is called once a turn, and works on one batch.
+    """Candidates for each part but the last. Each is called once a turn, and works on one batch.
 
     Args:
-        original: the modules `main_dino` and `utils` of facebookresearch/dino and perhaps `metaformer`; {} for none.
+        original: to compare with; None: there is no checkout.
         paths: of JPEG frames, at least a batch.
     """
 
@@ -128,18 +141,20 @@ class Benchmark:
         args: BenchmarkArguments,
         crop_config: CropConfig,
         device: torch.device,
-        original: dict,
+        original: OriginalLoop | None,
         paths: list[Path],
     ):
-        self.args, self.crop_config, self.device, self.original, self.paths = (
-            args,
-            crop_config,
-            device,
-            original,
-            paths,
-        )
+        self.args, self.crop_config, self.device = args, crop_config, device
+        self.original, self.paths = original, paths
         self.contents = [path.read_bytes() for path in paths[: args.batch_size]]
         self.turn = 0
+        self.ahead = PREFETCH * args.dataloader_num_workers
+        self.frames_per_loader = (6 * self.ahead + 2) * args.batch_size  # it does not end within a turn
+
+    def wait(self) -> None:
+        """For the device to end what it was given."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
     def decode(self) -> Candidates:
         """A batch of JPEGs, in full and as far as the crops need."""
@@ -163,7 +178,7 @@ class Benchmark:
 
         candidates = {"workers": in_workers}
         if self.original:
-            transform = self._original_transform()
+            transform = self.original.transform()
             candidates = {"original": lambda: [transform(image) for image in images], **candidates}
         batch = self._samples(self._feed(on_device=True))
         pixels = batch["pixels"].to(self.device)
@@ -195,18 +210,34 @@ class Benchmark:
         steps = self._all_steps()
         return {name: lambda step=step: step(crops) for name, step in steps.items()}
 
-    def end_to_end(self) -> Candidates:
-        """From JPEG files through workers and crops to the end of the step."""
-        candidates = {}
-        for name, step in self._all_steps().items():
-            batches = self._original_batches() if "original" in name else self._our_batches()
-            candidates[name] = lambda step=step, batches=batches: step(next(batches))
-        return candidates
+    def end_to_end(self) -> dict[str, float]:
+        """Median seconds a frame from JPEG files through workers and crops to the end of the step.
+
+        The workers of a candidate live in its turns only: else they would load ahead in those of others, who would pay
+        for it. First the batches pass that they may have ready while the first step takes long, then four times as
+        many are timed; so at most a quarter of what is timed was loaded before, and none where loading is what bounds.
+        """
+        steps, times = self._all_steps(), {}
+        for step in steps.values():
+            step(self._random_crops())  # what the first one allocates and compiles gives workers no head start
+        for _ in range(min(self.args.rounds, 2) if self.ahead else self.args.rounds):
+            for name, step in steps.items():
+                with closing(self._batches("original" in name)) as batches:
+                    for _ in range(self.ahead + 1):
+                        step(next(batches))
+                    self.wait()
+                    start, timed = time.perf_counter(), max(1, 4 * self.ahead)
+                    for _ in range(timed):
+                        step(next(batches))
+                    self.wait()
+                    seconds = time.perf_counter() - start
+                    times.setdefault(name, []).append(seconds / timed / self.args.batch_size)
+        return {name: statistics.median(values) for name, values in times.items()}
 
     def _all_steps(self) -> dict[str, Callable]:
         steps = {}
         if self.original:
-            steps |= {"original, float32": self._original_step(False), "original, autocast": self._original_step(True)}
+            steps |= {"original, float32": self.original.step(False), "original, autocast": self.original.step(True)}
         steps |= {"ours, float32": self._our_step(False), "ours, bf16": self._our_step(True)}
         if self.args.channels_last:
             steps["ours, bf16, channels last"] = self._our_step(True, channels_last=True)
@@ -243,116 +274,34 @@ class Benchmark:
 
         return step
 
-    def _original_step(self, half: bool) -> Callable:
-        """The body of the original's `train_one_epoch`."""
-        main_dino, utils = self.original["main_dino"], self.original["utils"]
-
-        def network():
-            if "metaformer" in self.original:
-                backbone = self.original["metaformer"].caformer_s18(num_classes=0, pretrained="ImageNet")
-            else:
-                backbone = _Pooled(SurgeNetModel(find_source(None, self.args.backbone)))
-            width = SurgeNetModel.config_class(backbone=self.args.backbone).hidden_sizes[-1]
-            width = backbone.width if isinstance(backbone, _Pooled) else width
-            return utils.MultiCropWrapper(backbone, main_dino.DINOHead(width, self.args.out_dim)).to(self.device)
-
-        student, teacher = network(), network()
-        teacher.load_state_dict(student.state_dict())
-        teacher.requires_grad_(False)
-        num_crops = len(self.crop_config.sizes)
-        dino_loss = main_dino.DINOLoss(self.args.out_dim, num_crops, 0.04, 0.04, 0, 50).to(self.device)
-        optimizer = torch.optim.AdamW(utils.get_params_groups(student), lr=1e-5)
-        on_gpu = half and self.device.type == "cuda"  # where the original trains in fp16
-        scaler = torch.amp.GradScaler(enabled=on_gpu)
-
-        def step(crops: list[torch.Tensor]):
-            crops = [crop.to(self.device, non_blocking=True) for crop in crops]
-            with torch.autocast(self.device.type, torch.float16 if on_gpu else torch.bfloat16, enabled=half):
-                teacher_output = teacher(crops[:2])
-                student_output = student(crops)
-                loss = dino_loss(student_output, teacher_output, 1)
-            loss.item()
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            utils.clip_gradients(student, 3.0)
-            utils.cancel_gradients_last_layer(1, student, 1)
-            scaler.step(optimizer)
-            scaler.update()
-            with torch.no_grad():
-                for ours, theirs in zip(student.parameters(), teacher.parameters(), strict=True):
-                    theirs.data.mul_(0.996).add_((1 - 0.996) * ours.detach().data)
-
-        return step
-
     def _random_crops(self) -> list[torch.Tensor]:
         sizes, batch = self.crop_config.sizes, self.args.batch_size
         return [torch.randn(batch, 3, size, size, device=self.device) for size in sizes]
 
     def _feed(self, on_device: bool) -> Feed:
         args = FrameArguments(dataset=["folder"], data_dir=[str(self.paths[0].parent)])
+        args.frames_per_epoch = self.frames_per_loader
         return Feed(args, self.crop_config, 0, self.args.batch_size, on_device=on_device)
 
     def _samples(self, feed: Feed) -> dict:
         self.turn += 1
         return collate([feed.dataset[(self.turn, i, i)] for i in range(self.args.batch_size)])
 
-    def _our_batches(self) -> Iterator[list[torch.Tensor]]:
-        on_device = self.device.type == "cuda"
+    def _batches(self, original: bool) -> Iterator[list[torch.Tensor]]:
+        workers = self.args.dataloader_num_workers
+        if original:
+            yield from self.original.batches(self.paths, self.frames_per_loader, self.args.batch_size, workers)
+            return
+        on_device = self.device.type != "cpu"
         mean, std = (torch.tensor(x, device=self.device) for x in STATISTICS["surgenet"])
-        steps = self._feed(on_device).steps(0, 10**9, self.args.dataloader_num_workers, pin_memory=on_device)
-        for _, batch in steps:
+        feed = self._feed(on_device)
+        for _, batch in feed.steps(0, feed.steps_per_epoch, workers, pin_memory=self.device.type == "cuda"):
             if on_device:
                 images = unpack_images(batch["pixels"].to(self.device, non_blocking=True), batch["sizes"])
                 crops = crop_batch(images, batch["crops"], self.crop_config)
             else:
                 crops = batch["crops"]
             yield normalize(crops, mean, std)
-
-    def _original_transform(self) -> Callable:
-        config = self.crop_config
-        if (config.global_crops_size, config.local_crops_size) != (224, 96):
-            raise ValueError("the original's crops are 224 and 96 pixels: leave out --global_crops_size and the other")
-        return self.original["main_dino"].DataAugmentationDINO(
-            config.global_crops_scale, config.local_crops_scale, config.local_crops_number
-        )
-
-    def _original_batches(self) -> Iterator[list[torch.Tensor]]:
-        loader = DataLoader(
-            _Frames(self.paths, self._original_transform()),
-            self.args.batch_size,
-            shuffle=True,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.device.type == "cuda",
-            drop_last=True,
-        )
-        while True:
-            yield from loader
-
-
-class _Pooled(nn.Module):
-    """Our backbone as the original's wrapper wants one."""
-
-    def __init__(self, backbone: SurgeNetModel):
-        super().__init__()
-        self.backbone, self.width = backbone, backbone.config.hidden_sizes[-1]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.backbone(x).pooler_output
-
-
-class _Frames(Dataset):
-    """Frames as the original's ImageFolder reads them."""
-
-    def __init__(self, paths: list[Path], transform: Callable):
-        self.paths, self.transform = paths, transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int):
-        with self.paths[index].open("rb") as file:
-            return self.transform(Image.open(file).convert("RGB"))
 
 
 def _frames(args: BenchmarkArguments, folder: Path) -> list[Path]:
@@ -368,26 +317,3 @@ def _frames(args: BenchmarkArguments, folder: Path) -> list[Path]:
     for i, path in enumerate(paths):
         path.write_bytes(drawn[i % len(drawn)])
     return paths
-
-
-@contextmanager
-def _single_process():
-    """The original reduces its centre over processes, so that it needs a group, be it of one."""
-    with tempfile.TemporaryDirectory() as folder:
-        distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
-        try:
-            yield
-        finally:
-            distributed.destroy_process_group()
-
-
-@contextmanager
-def _imports(args: BenchmarkArguments):
-    """The original's modules by name; {} without a checkout."""
-    folders = {"main_dino": args.dino_repo, "utils": args.dino_repo, "metaformer": args.surgenet_repo}
-    before = list(sys.path)
-    try:
-        sys.path[:0] = [folder for folder in dict.fromkeys(folders.values()) if folder]
-        yield {name: importlib.import_module(name) for name, folder in folders.items() if args.dino_repo and folder}
-    finally:
-        sys.path[:] = before

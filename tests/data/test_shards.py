@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import tarfile
 import time
@@ -23,6 +24,7 @@ from PIL import Image
 from surgenet_hf.data import extraction, shards
 from surgenet_hf.data.extraction import FrameOptions, scan_videos
 from surgenet_hf.data.shards import prepare_frames
+from surgenet_hf.pretraining.sources import FrameArguments, open_sources
 from tests.data.videos import av, second_of, write_video
 
 
@@ -352,8 +354,14 @@ def test_what_is_refused(videos, prepared, tmp_path):
     with pytest.raises(ValueError, match=r"begun with frames_per_shard=6, now it is frames_per_shard=7"):
         prepare_frames(videos, prepared, FrameOptions(frames_per_shard=7))
     write_video(tmp_path / "more" / "p" / "a.mp4", 25)
-    with pytest.raises(ValueError, match=r"holds shards of other videos: 5 are new, gone or changed, such as colec"):
+    message = r"holds shards of other videos: 5 are new, gone or changed, such as colec.* --videos_dir of their own"
+    with pytest.raises(ValueError, match=message) as refused:
         prepare_frames(tmp_path / "more", prepared, FrameOptions(frames_per_shard=6))
+    prepare_frames(tmp_path / "more", tmp_path / "other")  # what the message says to do, and to train on
+    said = str(refused.value).split("train on both: ")[1].replace("OTHER", str(tmp_path / "other")).split()
+    assert [len(source) for source in open_sources(FrameArguments(said[1:3], said[4:]))] == [14, 1]
+    with pytest.raises(ValueError, match=r"num_workers must be at least 0 \(one for each core\), got -1"):
+        prepare_frames(videos, tmp_path / "out", num_workers=-1)
     with pytest.raises(NotADirectoryError):
         prepare_frames(videos, tmp_path / "texts" / "a.txt" / "out")
 
@@ -363,6 +371,16 @@ def test_two_runs_do_not_share_a_folder(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "FileLock", lambda path, timeout: FileLock(path, timeout=0.1))
     with FileLock(tmp_path / "parts" / ".lock"), pytest.raises(RuntimeError, match="another run is at work"):
         prepare_frames(videos, tmp_path)
+
+
+def test_a_run_that_waited_for_another_takes_its_result(videos, prepared, tmp_path, monkeypatch):
+    def wait(path, timeout):
+        shutil.copytree(prepared, tmp_path / "out", dirs_exist_ok=True)
+        return FileLock(path, timeout=timeout)
+
+    monkeypatch.setattr(shards, "FileLock", wait)
+    monkeypatch.setattr(shards, "_prepare", None)
+    assert prepare_frames(videos, tmp_path / "out", FrameOptions(frames_per_shard=6))["totals"]["kept"] == 14
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,31 @@
+import io
 import json
 import struct
 import threading
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from surgenet_hf.data import video
 from surgenet_hf.data.video import extract_frames, extract_videos, find_frames, frame_rate, iter_frames
-from tests.data.videos import av, second_of, write_video
+from tests.data.videos import av, grey, second_of, write_video
+
+
+def _write_jpegs(path, sizes, times=None):
+    """JPEG after JPEG in Matroska, 25 to a second: of any sizes, of which the header knows the first, at any times."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        (stream.width, stream.height), stream.pix_fmt = sizes[0], "yuvj420p"
+        for i, size in enumerate(sizes):
+            jpeg = io.BytesIO()
+            Image.new("RGB", size).save(jpeg, "JPEG")
+            packet = av.Packet(jpeg.getvalue())
+            packet.stream, packet.time_base = stream, Fraction(1, 25)
+            packet.pts, packet.dts = times[i] if times else i, i - len(sizes)  # shown never before it is decoded
+            container.mux(packet)
+    return path
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
@@ -49,6 +67,32 @@ def test_a_jump_of_the_clock_is_an_error(tmp_path):
         list(iter_frames(path))
 
 
+def test_time_stamps_that_step_back_by_a_few_frames(tmp_path):
+    """As those of H.264 with B-frames in .avi do, where only the order of decoding is kept."""
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.max_b_frames = 48, 32, "yuv420p", 2
+        for i in range(75):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), grey(i // 25), np.uint8), format="rgb24")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times != sorted(times)
+    assert [(index, second_of(image)) for index, image in iter_frames(path)] == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_a_recording_joined_to_an_earlier_one_is_an_error(tmp_path):
+    sizes = [(16, 16)] * 100
+    path = _write_jpegs(tmp_path / "near.mkv", sizes, [*range(75), *range(52, 77)])  # 0.92 s back
+    assert len(list(iter_frames(path))) == 4
+    path = _write_jpegs(tmp_path / "far.mkv", sizes, [*range(75), *range(49, 74)])  # 1.04 s back
+    with pytest.raises(ValueError, match=r"far\.mkv: its time stamps jump from 2\.96 s to 1\.96 s"):
+        list(iter_frames(path))
+
+
 def test_a_video_that_starts_late_starts_at_0(tmp_path):
     path = write_video(tmp_path / "a.mkv", 50, times=range(60, 110))
     assert [second_of(image) for _, image in iter_frames(path)] == [0, 1]
@@ -58,6 +102,31 @@ def test_pictures_are_shrunk_but_not_enlarged(tmp_path):
     path = write_video(tmp_path / "a.mp4", 1)
     assert next(iter_frames(path, max_side=24))[1].size == (24, 16)
     assert next(iter_frames(path, max_side=100))[1].size == (48, 32)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((80, 16), r"a\.mkv holds pictures of more than 64 x 64 pixels: 80 x 16 after 2\.0 s"),
+        ((16, 65), "holds pictures of more than 64 x 64 pixels: 16 x 65"),
+        ((400, 400), r"a\.mkv cannot be read beyond .*, or pictures of more than 64 x 64 pixels"),  # by the decoder
+    ],
+)
+def test_a_video_whose_pictures_grow(tmp_path, monkeypatch, size, message):
+    path = _write_jpegs(tmp_path / "a.mkv", [(64, 64)] * 50 + [size] * 25)
+    assert [image.size for _, image in iter_frames(path)] == [(64, 64), (64, 64), size]
+    shown, picture = [], video._picture
+    monkeypatch.setattr(video, "_picture", lambda frame, side: shown.append(frame.width) or picture(frame, side))
+    with pytest.raises(ValueError, match=message):
+        list(iter_frames(path, max_decoded_side=64))
+    assert set(shown) == {64}  # what is too large was never made a picture
+
+
+def test_the_largest_size_that_is_allowed_is_read(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 25, size=(50, 50))  # which the decoder pads
+    assert len(list(iter_frames(path, max_decoded_side=50))) == 1
+    with pytest.raises(ValueError, match="more than 49 x 49 pixels"):
+        list(iter_frames(path, max_decoded_side=49))
 
 
 def test_a_turned_video_is_shown_upright(tmp_path):
