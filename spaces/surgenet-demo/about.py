@@ -15,6 +15,11 @@ OFFLINE = """<div class="banner" role="status"><strong>The Hugging Face Hub cann
 SurgeNet models cannot be fetched now. Every tab works with a small demo model instead, which is untrained or was
 trained on drawn scenes only; what it says of real frames means nothing.</div>"""
 
+# where the owner gave models of the own: those are meant for real frames
+OFFLINE_GIVEN = """<div class="banner" role="status"><strong>The Hugging Face Hub cannot be reached.</strong> Published
+SurgeNet models, and others by their Hub id, cannot be fetched now. The models marked "Demo model" are untrained, or
+were trained on drawn scenes only; what they say of real frames means nothing.</div>"""
+
 KEPT_SECONDS = 1800  # that uploads and results stay
 _ROWS = "\n".join(
     f"| {entry.name} | {entry.backbone} | {entry.pretraining_frames:,} | {entry.licence} |" for entry in CATALOG
@@ -49,7 +54,7 @@ example frames and clips are drawn by a program.
 
 ## What happens to your files
 
-They stay on this server for at most {KEPT_SECONDS * 11 // 600} minutes and are then deleted; nothing is recorded or
+They stay on this server for at most {KEPT_SECONDS * 12 // 600} minutes and are then deleted; nothing is recorded or
 sent elsewhere. The server asks only the Hugging Face Hub, for models. Pictures may have up to
 {MAX_IMAGE_BYTES // 2**20} MB, clips up to {MAX_UPLOAD_BYTES // 2**20} MB and {MAX_SECONDS // 60} minutes.
 

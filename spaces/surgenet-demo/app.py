@@ -8,25 +8,35 @@ Without network it works with a small model that it makes itself. Not a medical 
 
 import argparse
 import os
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
-# before the imports that read them: no statistics to anybody, no bars of progress in the log
+from keeping import Sweeper, claim_folder
+
+# before the imports that read them: no statistics to anybody, no bars of progress in the log, a folder of our own
 os.environ.update(
     {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TQDM_DISABLE": "1"}
+    | {"GRADIO_TEMP_DIR": str(claim_folder(Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())))}
 )
 
 import gradio as gr
-from about import ABOUT, HEADER, KEPT_SECONDS, OFFLINE, note
+from about import ABOUT, HEADER, KEPT_SECONDS, OFFLINE, OFFLINE_GIVEN, note
 from demo import TRAINED
 from media import MAX_UPLOAD_BYTES, Refused, read_image
 from models import ModelStore
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from tabs import Tabs
 
-HERE = Path(__file__).parent
+HERE, FILES = Path(__file__).parent, Path(os.environ["GRADIO_TEMP_DIR"])
 EXAMPLES = sorted((HERE / "examples").glob("frame_*.jpg"))
+EXAMPLE_NAMES = ["Scene 1", "Scene 1, later", "Scene 2", "Scene 3"]
+PAIR_NAMES = ["Two moments of one scene", "Two scenes"]
 CLIPS = sorted((HERE / "examples").glob("clip_*.mp4"))
+CLIP_NAMES = ["A scene, 6 s", "An operation, 64 s"]
+DRAWN = "Examples (drawn by a program)"
 # the fonts of the visitor's device: none is fetched
 SANS, MONO = ("system-ui", "Segoe UI", "Roboto", "sans-serif"), ("ui-monospace", "monospace")
 THEME = gr.themes.Soft(
@@ -55,6 +65,8 @@ POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 PRIVATE = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 MODEL = {"preprocess": False, "concurrency_id": "model", "concurrency_limit": 2}
 UPLOAD = {"type": "filepath", "sources": ["upload", "clipboard"]}
+# gradio's paths that this page has no use for: the first shows who used what, the others keep what is sent to them
+CLOSED = ("/monitoring", "/process_recording", "/component_server")
 LATER = note("The result comes here.")
 RESULT = {"interactive": False, "buttons": ["download", "fullscreen"]}
 
@@ -82,7 +94,8 @@ def build(store: ModelStore, kept_seconds: int = KEPT_SECONDS) -> gr.Blocks:
         def greet():
             problem = store.hub_problem()
             _, name = store.choices("features")[0]
-            banner = gr.HTML(OFFLINE, visible=True) if problem else gr.HTML(visible=False)
+            text = OFFLINE_GIVEN if store.given else OFFLINE
+            banner = gr.HTML(text, visible=True) if problem else gr.HTML(visible=False)
             return banner, name, note(store.describe(name)["note"])
 
         page.load(greet, None, [banner, chooser, about_model], **PRIVATE)
@@ -92,8 +105,8 @@ def build(store: ModelStore, kept_seconds: int = KEPT_SECONDS) -> gr.Blocks:
 def _segment(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
-            image = gr.Image(label="Frame", height=320, **UPLOAD)
-            gr.Examples([str(path) for path in EXAMPLES], image, label="Examples (drawn by a program)")
+            image = gr.Image(label="Frame", height=320, **UPLOAD, alt_text="The frame that you chose")
+            gr.Examples([str(path) for path in EXAMPLES], image, label=DRAWN, example_labels=EXAMPLE_NAMES)
             model, _ = _model(tabs, "segmentation")
             run = gr.Button("Segment", variant="primary", elem_id="run-segment")
         with gr.Column():
@@ -102,33 +115,32 @@ def _segment(tabs: Tabs) -> None:
             areas = gr.JSON(label="Areas", visible=False)
             mask = gr.DownloadButton("Download the mask (PNG of class ids)", elem_id="mask", interactive=True)
     outputs = [overlay, areas, mask, legend]
-    run.click(tabs.segment, [image, model], outputs, api_name="segment", **MODEL)
-    image.change(lambda: (None, None, None, LATER), None, outputs, **PRIVATE)  # a result is of the frame beside it
+    running = run.click(tabs.segment, [image, model], outputs, api_name="segment", **MODEL)
+    _forget([image], (None, None, None, LATER), outputs, running)
 
 
 def _classify(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
-            image = gr.Image(label="Frame", height=320, **UPLOAD)
-            gr.Examples([str(path) for path in EXAMPLES], image, label="Examples (drawn by a program)")
+            image = gr.Image(label="Frame", height=320, **UPLOAD, alt_text="The frame that you chose")
+            gr.Examples([str(path) for path in EXAMPLES], image, label=DRAWN, example_labels=EXAMPLE_NAMES)
             model, _ = _model(tabs, "classification")
             run = gr.Button("Classify", variant="primary", elem_id="run-classify")
         with gr.Column():
             scores = gr.JSON(label="Scores", visible=False)
             bars = gr.HTML(LATER, label="Bars", elem_id="bars", min_height=120)
-    run.click(tabs.classify, [image, model], [scores, bars], api_name="classify", **MODEL)
-    image.change(lambda: (None, LATER), None, [scores, bars], **PRIVATE)
+    running = run.click(tabs.classify, [image, model], [scores, bars], api_name="classify", **MODEL)
+    _forget([image], (None, LATER), [scores, bars], running)
 
 
 def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
     with gr.Row():
-        image_a = gr.Image(
-            label="Frame A: click on a point in it", height=300, min_width=320, elem_id="frame-a", **UPLOAD
-        )
-        image_b = gr.Image(label="Frame B (if you like)", height=300, min_width=320, **UPLOAD)
+        size = {"height": 300, "min_width": 320}
+        text = "Frame A: click on a point in it"
+        image_a = gr.Image(label=text, elem_id="frame-a", **size, **UPLOAD, alt_text="The frame A that you chose")
+        image_b = gr.Image(label="Frame B (if you like)", **size, **UPLOAD, alt_text="The frame B that you chose")
     pairs = [[str(a), str(b)] for a, b in zip(EXAMPLES[::2], EXAMPLES[1::2], strict=True)]
-    names = ["Two moments of one scene", "Two scenes"]
-    gr.Examples(pairs, [image_a, image_b], label="Examples (drawn by a program)", example_labels=names)
+    gr.Examples(pairs, [image_a, image_b], label=DRAWN, example_labels=PAIR_NAMES)
     with gr.Row():
         with gr.Column():
             model, about_model = _model(tabs, "features")
@@ -143,17 +155,16 @@ def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
         map_b = gr.Image(label="In frame B", height=300, min_width=320, **RESULT, alt_text="Frame B by its features")
     text = gr.HTML(LATER, label="Note", elem_id="features-note")
     inputs, outputs = [image_a, image_b, x, y, model], [map_a, map_b, text]
-    run.click(tabs.features, [image_a, image_b, model], outputs, api_name="features", **MODEL)
-    find.click(tabs.similarity, inputs, outputs, api_name="similarity", **MODEL)
-    for image in (image_a, image_b):
-        image.change(lambda: (None, None, LATER), None, outputs, **PRIVATE)
+    running = run.click(tabs.features, [image_a, image_b, model], outputs, api_name="features", **MODEL)
+    finding = find.click(tabs.similarity, inputs, outputs, api_name="similarity", **MODEL)
 
     def point(image, event: gr.SelectData):
         width, height = read_image(image).info["uploaded_size"]
         return round(100 * event.index[0] / width), round(100 * event.index[1] / height)
 
     chosen = image_a.select(point, image_a, [x, y], preprocess=False, **PRIVATE)
-    chosen.success(tabs.similarity, inputs, outputs, api_visibility="private", **MODEL)
+    clicked = chosen.success(tabs.similarity, inputs, outputs, api_visibility="private", **MODEL)
+    _forget([image_a, image_b], (None, None, LATER), outputs, running, finding, clicked)
     return model, about_model
 
 
@@ -161,7 +172,7 @@ def _video(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
             clip = gr.Video(label="Clip", height=300, sources=["upload"])
-            gr.Examples([str(path) for path in CLIPS], clip, label="Examples (drawn by a program)")
+            gr.Examples([str(path) for path in CLIPS], clip, label=DRAWN, example_labels=CLIP_NAMES)
             rate = gr.Slider(
                 0.5, 5, 2, step=0.5, label="Frames per second", info="Phase models have a rate of their own."
             )
@@ -171,13 +182,15 @@ def _video(tabs: Tabs) -> None:
                 stop = gr.Button("Cancel", variant="stop", elem_id="stop-video")
             status = gr.HTML(elem_id="video-status")  # of its own: a frame under way may still come after a cancel
         with gr.Column():
-            live = gr.Image(label="Present frame", height=300, **RESULT, alt_text="The frame at work")
+            # its label would cover the phase's name
+            live = gr.Image(label="Present frame", show_label=False, height=300, **RESULT, alt_text="Present frame")
             ribbon = gr.HTML(LATER, label="Ribbon", elem_id="ribbon", min_height=90)
             result = gr.Video(label="Result", interactive=False, height=300, elem_id="result")
+    outputs = [live, ribbon, result]
     running = run.click(
         tabs.video,
         [clip, rate, model],
-        [live, ribbon, result],
+        outputs,
         api_name="video",
         preprocess=False,
         show_progress_on=result,
@@ -185,8 +198,15 @@ def _video(tabs: Tabs) -> None:
         concurrency_limit=1,
     )
     run.click(lambda: "", None, status, **PRIVATE)
-    cancelled = note("Cancelled. What was found so far stays until the next start.")
+    cancelled = note("Nothing is running now. Anything found so far stays until the next start.")
     stop.click(lambda: cancelled, None, status, cancels=running, **PRIVATE)
+    _forget([clip], (None, LATER, None, ""), [*outputs, status], running)
+
+
+def _forget(inputs: list, empty: tuple, outputs: list, *running) -> None:
+    """Where another frame or clip is chosen, empty what was found in the one before, and give up what is under way."""
+    for part in inputs:
+        part.change(lambda: empty, None, outputs, cancels=list(running), **PRIVATE)
 
 
 def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
@@ -196,13 +216,15 @@ def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
     model = gr.Dropdown(
         choices, value=name, label="Model", info="Choose one, or type a Hub id (ORG/NAME).", allow_custom_value=True
     )
+    # gradio's would document the list as all that there is
+    model.api_info = lambda: {"type": "string", "additional_description": "A name of the list, or a Hub id (ORG/NAME)"}
     text = gr.HTML(note(tabs.store.describe(name)["note"]))
     model.input(lambda name: note(tabs.model_info(name)["note"]), model, text, **PRIVATE)
     return model, text
 
 
-class Headers:
-    """ASGI middleware that adds `POLICY` to every answer."""
+class Guard:
+    """ASGI middleware that adds `POLICY` to every answer, and answers 404 where the path is `CLOSED`."""
 
     def __init__(self, app):
         self.app = app
@@ -214,26 +236,35 @@ class Headers:
                 message["headers"] = [*message["headers"], *extra, (b"referrer-policy", b"no-referrer")]
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        if scope.get("path", "").removeprefix("/gradio_api").startswith(CLOSED):
+            await PlainTextResponse("Not found", 404)(scope, receive, send_with_policy)
+        else:
+            await self.app(scope, receive, send_with_policy)
 
 
 def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None:
-    """Serve the page until it is stopped."""
+    """Serve the page until it is stopped, by Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as any exit, which removes the files
+    Sweeper(FILES, page.delete_cache[1])
     page.queue(default_concurrency_limit=2, max_size=32)
-    page.launch(
-        server_port=port,
-        share=share,
-        theme=THEME,
-        css_paths=HERE / "style.css",
-        max_file_size=MAX_UPLOAD_BYTES,
-        show_error=False,  # what is unexpected goes to the log, not to visitors
-        state_session_capacity=200,
-        app_kwargs={"middleware": [Middleware(Headers)]},
-        footer_links=["api"],
-        run_history=False,
-        ssr_mode=False,
-        mcp_server=False,
-    )
+    try:
+        page.launch(
+            server_port=port,
+            share=share,
+            theme=THEME,
+            css_paths=HERE / "style.css",
+            max_file_size=MAX_UPLOAD_BYTES,
+            show_error=False,  # what is unexpected goes to the log, not to visitors
+            state_session_capacity=200,
+            app_kwargs={"middleware": [Middleware(Guard)]},
+            footer_links=["api"],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+        )
+    finally:
+        page.close(verbose=False)  # before its files go
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,14 +4,17 @@ Only SurgeNet's own classes, only safetensors, only sizes that this demo can bea
 """
 
 import json
+import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from media import Refused
+from media import Refused, shorten
+from PIL import Image
 from transformers import SegformerImageProcessor
 
 from surgenet_hf import (
@@ -42,6 +45,7 @@ LIMITS = {  # of a configuration, before anything is built from it
     "num_layers": 12,
     "num_feature_maps": 1024,
 }
+MAX_ID = 140  # characters: an organisation's 42, a slash, a model's 96
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
@@ -65,11 +69,19 @@ class Loaded:
 
     @property
     def labels(self) -> list[str]:
-        return [str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels)]
+        return class_names(self.model.config)
 
     @property
     def colors(self) -> tuple[tuple[int, int, int], ...]:
         return synthetic.COLORS if self.labels == list(synthetic.LABELS) else palette(len(self.labels))
+
+
+def class_names(config) -> list[str]:
+    """The classes of a model in the order of their ids; those of the same name are told apart by their ids."""
+    names = [str(config.id2label[i]) for i in range(config.num_labels)]
+    while len(counts := Counter(names)) < len(names):
+        names = [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
+    return names
 
 
 def tasks_of(task: str) -> tuple[str, ...]:
@@ -83,8 +95,10 @@ def download(name: str, folder: Path, weights: bool = True) -> None:
     Raises:
         Refused: no such public model, other files than those of a model in safetensors, or too large.
     """
-    if not HUB_ID.fullmatch(name) or ".." in name or "--" in name:
-        raise Refused(f"There is no model {name!r} here. Choose one in the list, or type a Hub id such as ORG/NAME.")
+    if not HUB_ID.fullmatch(name) or ".." in name or "--" in name or len(name) > MAX_ID:
+        raise Refused(
+            f"There is no model {shorten(name)!r} here. Choose one in the list, or type a Hub id such as ORG/NAME."
+        )
     api = HfApi(token=False)
     try:
         info = api.model_info(name, files_metadata=True, timeout=10)
@@ -125,6 +139,7 @@ def read_config(folder: Path, name: str) -> tuple[str, object]:
         kind, architecture = raw.get("model_type"), (raw.get("architectures") or ["none"])[0]
         names = {cls.__name__: task for task, cls in CLASSES.items()} | {"SurgeNetBackbone": "features"}
         if kind not in ("surgenet", "surgenet_phase") or architecture not in names:
+            kind, architecture = shorten(str(kind)), shorten(str(architecture))
             raise Refused(f"{name} is not a SurgeNet model: it is of type {kind}, class {architecture}.")
         task = names[architecture]
         check_limits(name, raw, raw.get("backbone_config") or raw)
@@ -149,7 +164,7 @@ def check_limits(name: str, raw: dict, backbone: dict) -> None:
         for key, limit in LIMITS.items():
             value = settings.get(key, 1)
             if not isinstance(value, int) or not 0 < value <= limit:
-                raise Refused(f"{name}: {key} is {value!r}; it may be 1 to {limit} here.")
+                raise Refused(f"{name}: {key} is {shorten(repr(value))}; it may be 1 to {limit} here.")
         for key, limit in (("depths", 64), ("hidden_sizes", 4096)):
             values = settings.get(key) or []
             if len(values) not in (0, 4) or not all(isinstance(value, int) and 0 < value <= limit for value in values):
@@ -184,16 +199,46 @@ def load_folder(folder: Path, name: str, note: str | None = None) -> Loaded:
         raise Refused(
             f"{name} works on pictures of {sides}; sides of 32 to {MAX_IMAGE_SIZE} pixels are possible here."
         )
+    check_numbers(name, processor, model)
+    if task in ("segmentation", "classification"):
+        model.register_forward_hook(lambda _module, _inputs, outputs: check_finite(name, outputs.logits))
     if task == "classification" and model.config.problem_type is None:
         model.config.problem_type = "single_label_classification"  # as Trainer takes class ids
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return Loaded(name, tasks_of(task), model, processor, note or summary(name, task, config)["note"])
 
 
+def check_finite(name: str, values) -> None:
+    """Refuse a model's answers that are not all finite: the largest of NaN would look like one."""
+    if not torch.isfinite(torch.as_tensor(values)).all():
+        raise Refused(f"{name} computes no valid numbers for this picture (NaN). Please choose another model.")
+
+
+def check_numbers(name: str, processor: SegformerImageProcessor, model: torch.nn.Module) -> None:
+    """Refuse an image processor and weights that would make every answer NaN."""
+    for key, low in (("image_mean", -math.inf), ("image_std", 0.0)):
+        values = getattr(processor, key)
+        numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+        if not numbers or len(values) != 3 or not all(math.isfinite(value) and value > low for value in values):
+            above = " above 0" if low == 0 else ""
+            raise Refused(
+                f"{name}: {key} of its image processor is {shorten(repr(values))}; it must be three numbers{above}."
+            )
+    try:
+        pixels = processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+    except Exception as error:  # of many kinds, by its settings
+        raise Refused(f"{name}: its preprocessor_config.json is not that of a SurgeNet model.") from error
+    if not torch.isfinite(pixels).all():
+        raise Refused(f"{name}: its image processor makes values that are not finite.")
+    broken = [key for key, values in model.state_dict().items() if not torch.isfinite(values).all()]
+    if broken:
+        raise Refused(f"{name}: its weights are not all finite ({broken[0]}); its training must have diverged.")
+
+
 def summary(name: str, task: str, config) -> dict:
     """What a configuration says of a model."""
     source = str((config.pretraining or {}).get("name") or "unknown")
-    labels = [] if task == "features" else [str(config.id2label[i]) for i in range(config.num_labels)]
+    labels = [] if task == "features" else class_names(config)
     what = "a backbone" if task == "features" else f"a model for {task}, {len(labels)} classes"
     return {
         "name": name,

@@ -1,11 +1,12 @@
 """What visitors upload, checked before it is decoded; and the files that they get back.
 
-Everything lies in gradio's temporary folder under names of our own; the app deletes it after a while.
+Everything lies in gradio's temporary folder, which `keeping` sweeps.
 """
 
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -32,6 +33,7 @@ VIDEO_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,asf"
 MAX_UPLOAD_BYTES = 100 * 2**20
 MAX_SECONDS = 600
 MAX_VIDEO_SIDE = 3840
+MAX_RATE = 250  # frames in a second of a clip; what lies between two that are looked at has to be decoded, too
 MAX_FRAMES = 600  # that are looked at
 FRAME_SIDE = 640  # longer side of a clip's frames, as they are shown and given back
 
@@ -70,6 +72,11 @@ def _path(upload: dict | None) -> Path:
     if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file():
         raise Refused("This file is not here, or not any more. Please upload the file itself.")
     return path
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """The beginning of what a visitor typed, for a message."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def read_number(value, low: float, high: float, what: str) -> float:
@@ -130,6 +137,11 @@ def read_image(upload: dict | None) -> Image.Image:
         raise Refused(f"This picture is damaged or not complete. Please save it again as a {formats} file.") from error
     upright = (width, height) if (image.width > image.height) == (width > height) else (height, width)
     image.thumbnail((MAX_SIDE, MAX_SIDE))
+    if min(image.size) < MIN_SIDE:
+        raise Refused(
+            f"This picture of {width} x {height} pixels is too narrow: shrunk to {image.width} x {image.height}, each "
+            f"side would need at least {MIN_SIDE}. Please cut out a part of it."
+        )
     image.info = {"uploaded_size": upright}
     return image
 
@@ -152,6 +164,7 @@ def check_video(upload: dict | None) -> tuple[Path, float]:
             size = (stream.width, stream.height) if stream else (0, 0)
             seconds = float((stream.duration or 0) * stream.time_base) if stream else 0.0
             seconds = seconds or (container.duration or 0) / av.time_base
+            rate = _highest_rate(container, stream) if stream else 0
     except Exception as error:  # whatever a demuxer stumbles over
         raise Refused(f"This file is not a clip that can be read. Please upload an {formats} file.") from error
     if stream is None:
@@ -164,16 +177,30 @@ def check_video(upload: dict | None) -> tuple[Path, float]:
     if not 0 < seconds <= MAX_SECONDS:
         length = f"lasts {seconds / 60:.1f} minutes" if seconds else "does not say how long it is"
         raise Refused(f"This clip {length}; up to {MAX_SECONDS // 60} minutes can be read. Please cut it shorter.")
+    if rate > MAX_RATE:
+        raise Refused(f"This clip has {rate} frames in a second; up to {MAX_RATE} can be read. Please export it anew.")
     return path, seconds
+
+
+def _highest_rate(container, stream) -> int:
+    """The most frames that lie in one second of a clip. Nothing is decoded for that."""
+    counts = Counter()
+    try:
+        for packet in container.demux(stream):
+            if packet.size:  # the last is none
+                counts[int((packet.pts or 0) * packet.time_base)] += 1
+    except av.FFmpegError:  # a clip that breaks off: up to where is said when it is decoded
+        pass
+    return max(counts.values(), default=0)
 
 
 def read_frames(path: Path, frames_per_second: float) -> Iterator[Image.Image]:
     """The RGB pictures of a clip at that rate, their longer side at most `FRAME_SIDE`, at most `MAX_FRAMES`.
 
     Raises:
-        Refused: the clip breaks off, or cannot be decoded.
+        Refused: the clip breaks off, cannot be decoded, or has larger pictures than its header says.
     """
-    frames = iter_frames(path, frames_per_second, FRAME_SIDE)
+    frames = iter_frames(path, frames_per_second, FRAME_SIDE, max_decoded_side=MAX_VIDEO_SIDE)
     for number in range(MAX_FRAMES):
         try:
             _, image = next(frames)
@@ -181,8 +208,9 @@ def read_frames(path: Path, frames_per_second: float) -> Iterator[Image.Image]:
             return
         except Exception as error:
             raise Refused(
-                f"This clip is damaged: it cannot be read beyond {number / frames_per_second:.1f} s. Please export it "
-                "again, or cut it before that."
+                f"This clip is damaged, or has pictures of more than {MAX_VIDEO_SIDE} x {MAX_VIDEO_SIDE} pixels: it "
+                f"cannot be read beyond {number / frames_per_second:.1f} s. Please export it again, or cut it before "
+                "that."
             ) from error
         yield image
 

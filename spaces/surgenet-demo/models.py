@@ -42,6 +42,11 @@ class ModelStore:
             self._given[name] = folder, load_folder(folder, name).tasks
         self._hub = HubProbe()
 
+    @property
+    def given(self) -> bool:
+        """Whether the owner gave models."""
+        return bool(self._given)
+
     def hub_problem(self) -> str | None:
         """Why the Hub cannot be reached; None if it can."""
         return self._hub.problem()
@@ -164,15 +169,19 @@ class ModelStore:
             return load_folder(Path(folder), name)
 
 
-class HubProbe(threading.Thread):
-    """Asks the Hub once, in the background, whether it is there."""
+class HubProbe:
+    """Asks the Hub in the background whether it is there; and while it is not, `again` after so many seconds."""
 
-    def __init__(self, timeout: float = 3.0):
-        super().__init__(daemon=True)
-        self.timeout, self.found, self.began = timeout, "no answer", time.monotonic()
-        self.start()
+    def __init__(self, timeout: float = 3.0, again: float = 300.0):
+        self.timeout, self.again, self.found, self._lock = timeout, again, "no answer", threading.Lock()
+        self._begin()
 
-    def run(self) -> None:
+    def _begin(self) -> None:
+        self.began = time.monotonic()
+        self._asking = threading.Thread(target=self._ask, daemon=True)
+        self._asking.start()
+
+    def _ask(self) -> None:
         try:
             HfApi(token=False).model_info(CATALOG[0].upstream_repo, timeout=self.timeout)
             self.found = None
@@ -180,8 +189,11 @@ class HubProbe(threading.Thread):
             self.found = type(error).__name__
 
     def problem(self) -> str | None:
+        with self._lock:
+            if self.found and not self._asking.is_alive() and time.monotonic() > self.began + self.again:
+                self._begin()
         # no longer than the time-out: the resolver that turns names into addresses knows none
-        self.join(max(0, self.began + self.timeout - time.monotonic()))
+        self._asking.join(max(0, self.began + self.timeout - time.monotonic()))
         return self.found
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import gradio as gr
 import numpy as np
 from about import note
-from demo import DEMO
+from demo import DEMO, TRAINED
+from folders import check_finite
 from media import MAX_FRAMES, Refused, check_video, film, read_frames, read_image, read_number, write_mask
 from models import ModelStore
 from PIL import Image
@@ -33,6 +34,7 @@ from surgenet_hf.figures.web import (
 FEATURE_SIDE = 640  # pixels that frames are resized to for dense features, which have a stride of 32
 SHOWN_EVERY = 0.3  # seconds between two looks at a clip under way
 PROGRESS = gr.Progress()  # as a default; each call gets one of its own from gradio
+MAX_WORK_SECONDS = 900  # on a clip, for which the others wait
 CVS_MET = 0.5  # of a criterion, as in Endoscapes-CVS201
 
 
@@ -90,8 +92,8 @@ class Tabs:
     def features(
         self,
         image_a: dict,
-        image_b: dict | None,
-        model: str,
+        image_b: dict | None = None,
+        model: str = TRAINED,
         progress=PROGRESS,
     ) -> tuple[np.ndarray, np.ndarray | None, str]:
         """Dense features of one or two frames as colours: their first three principal components, of both together.
@@ -114,10 +116,10 @@ class Tabs:
     def similarity(
         self,
         image_a: dict,
-        image_b: dict | None,
-        x: float,
-        y: float,
-        model: str,
+        image_b: dict | None = None,
+        x: float = 50,
+        y: float = 50,
+        model: str = TRAINED,
         progress=PROGRESS,
     ) -> tuple[np.ndarray, np.ndarray | None, str]:
         """Where a point of frame A is found again: the cosine similarity of its feature to those of both frames.
@@ -185,9 +187,15 @@ class Tabs:
                 "Please choose fewer per second, or a shorter clip."
             )
         show = self._segmented if "segmentation" in loaded.tasks else self._phased
-        shown = 0.0
+        began, shown = time.monotonic(), 0.0
         with film(rate) as (add, result):
             for number, (picture, html) in enumerate(show(loaded, read_frames(path, rate), rate, length), start=1):
+                if time.monotonic() > began + MAX_WORK_SECONDS:
+                    raise Refused(
+                        f"This clip takes {loaded.name} longer than the {MAX_WORK_SECONDS // 60} minutes that there "
+                        "are for one. Please choose fewer frames per second, a shorter or smaller clip, or another "
+                        "model."
+                    )
                 add(picture)
                 progress((number, max(number, length)), desc="Looking at the clip", unit="frames")
                 if time.monotonic() - shown > SHOWN_EVERY:
@@ -215,6 +223,7 @@ class Tabs:
                 yield image
 
         for scores in stream_phases(loaded.model, loaded.processor, passing()):
+            check_finite(loaded.name, scores)
             phases.append(int(scores.argmax()))
             caption = f"Phases over {len(phases) / rate:.0f} s. {loaded.note}"
             html = ribbon_html(np.array(phases), loaded.labels, length, 1 / rate, caption)
@@ -233,6 +242,7 @@ def dense_features(loaded, image: Image.Image) -> np.ndarray:
     finer = copy.deepcopy(loaded.processor)
     finer.size = {"height": FEATURE_SIDE, "width": FEATURE_SIDE}
     ((_, outputs),) = predict(loaded.model.base_model, finer, [{"image": image}], [0])
+    check_finite(loaded.name, outputs.last_hidden_state)
     return outputs.last_hidden_state[0].float().cpu().numpy()
 
 

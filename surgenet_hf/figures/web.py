@@ -95,7 +95,8 @@ def phase_picture(frame: np.ndarray, phases: np.ndarray, labels: Sequence[str], 
     picture.paste(Image.fromarray(frame), (0, strip))
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(round(0.7 * strip))
-    draw.text((strip / 3, strip / 2), f"{phases[-1] + 1}  {labels[phases[-1]]}", "white", font, anchor="lm")
+    name = " ".join(f"{phases[-1] + 1}  {labels[phases[-1]]}".splitlines())  # PIL anchors no text of several lines
+    draw.text((strip / 3, strip / 2), _cut(name, font, width - 2 * strip / 3), "white", font, anchor="lm")
     scale = width / max(length, len(phases))
     for phase, start, end in segments(phases):
         fill = tuple(round(255 * value) for value in to_rgb(color(phase)))
@@ -104,6 +105,15 @@ def phase_picture(frame: np.ndarray, phases: np.ndarray, labels: Sequence[str], 
             place = (start + end) / 2 * scale, height + 1.5 * strip
             draw.text(place, str(phase + 1), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
     return np.asarray(picture)
+
+
+def _cut(text: str, font: ImageFont.ImageFont, width: float) -> str:
+    """As much of a text as fits into so many pixels, with an ellipsis where something is left out."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
 
 
 def legend_html(

@@ -55,6 +55,18 @@ def test_phase_picture_of_more_frames_than_the_header_said():
     assert web.phase_picture(FRAME, np.zeros(20, int), ("cut",), 8).shape[1] == 160
 
 
+def test_long_names_end_before_the_edge():
+    """Cut, with an ellipsis; and a line break in a name is no error."""
+    pictures = [
+        web.phase_picture(FRAME, np.array([0]), (name,), 8) for name in ("cut", "W" * 500, "dissection of\nCalot")
+    ]
+    short, long, broken = (picture[:16].max(-1) > 100 for picture in pictures)
+    assert short.any()
+    assert not long[:, -4:].any()
+    assert long[:, -30:].any()  # but not before it must
+    assert broken.sum() > short.sum()
+
+
 def test_legend():
     html = web.legend_html(LABELS, COLORS, [0.2496, 0.75, 0.0004], "5 < 6")
     places = [html.index(part) for part in (">liver<", ">background<", "&lt;script&gt;")]

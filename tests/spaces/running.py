@@ -51,9 +51,9 @@ def named(labels) -> dict:
     return {"num_labels": len(labels), **names}
 
 
-def save(model, folder: Path) -> Path:
+def save(model, folder: Path, image_size: int = 64) -> Path:
     model.save_pretrained(folder)
-    build_image_processor(image_size=64).save_pretrained(folder)
+    build_image_processor(image_size=image_size).save_pretrained(folder)
     return folder
 
 
@@ -69,8 +69,10 @@ def save_models(root: Path, tiny_config) -> SimpleNamespace:
     phases = SurgeNetPhaseConfig(
         backbone_config=tiny_config(), num_stages=1, num_layers=3, num_feature_maps=8, **named(("cut", "sew", "wait"))
     )
+    slow = tiny_config(**named(LABELS), pyramid_channels=256, segmentation_channels=256)
     return SimpleNamespace(
         segmentation=save(segmentation, root / "organs"),
+        slow=save(SurgeNetForSemanticSegmentation(slow), root / "slow", 384),  # a second or so a frame
         cvs=save(SurgeNetForImageClassification(cvs), root / "cvs"),
         steps=save(SurgeNetForImageClassification(steps), root / "steps"),
         phases=save(SurgeNetForPhaseRecognition(phases), root / "phases"),

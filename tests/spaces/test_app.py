@@ -1,6 +1,7 @@
 """The demo as visitors meet it: in a browser, through gradio_client, many at a time, and without network."""
 
 import re
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,9 @@ def choose_example(page, number: int = 0) -> None:
 def test_segment_in_the_browser(page, models, tmp_path):
     """Example, overlay, legend with escaped names, and the mask's bytes."""
     assert page.get_by_text("Not a medical device.").first.is_visible()
+    page.get_by_text("The Hugging Face Hub cannot be reached.").wait_for()
+    assert page.get_by_text('The models marked "Demo model" are untrained').is_visible()
+    assert not page.get_by_text("Every tab works").is_visible()  # the models are the owner's
     choose_example(page)
     page.locator("#run-segment").click()
     page.locator("#legend table").wait_for()
@@ -64,6 +68,46 @@ def test_segment_in_the_browser(page, models, tmp_path):
     saved = Image.open(path)
     assert saved.format == "PNG"
     np.testing.assert_array_equal(np.asarray(saved), mask)
+
+
+def choose_model(page, name: str) -> None:
+    page.get_by_role("textbox", name="Model").or_(page.get_by_label("Model")).locator("visible=true").first.click()
+    page.get_by_role("option", name=name, exact=True).click()
+
+
+def test_a_result_is_of_the_frame_beside_it(page):
+    """Another frame while the first is at work: nothing of the first comes any more; the second gets its own."""
+    choose_example(page)
+    choose_model(page, "slow")
+    began = time.monotonic()
+    page.locator("#run-segment").click()
+    page.locator("#legend table").wait_for()
+    seconds = time.monotonic() - began  # with the time to load it
+    choose_example(page, 1)
+    page.get_by_text("The result comes here.").locator("visible=true").wait_for()
+    page.locator("#run-segment").click()
+    page.wait_for_timeout(200)
+    choose_example(page, 2)
+    page.wait_for_timeout(1000 * seconds)
+    assert page.locator("#legend table").count() == 0
+    assert page.locator("#legend").inner_text().endswith("The result comes here.")
+    assert page.locator("img[alt='The frame, classes painted']").count() == 0
+    choose_model(page, "organs")
+    page.locator("#run-segment").click()
+    page.locator("#legend table").wait_for()
+
+
+def test_everything_has_a_name_for_screen_readers(page):
+    for tab in ("Segment", "Classify", "Features", "Video"):
+        page.get_by_role("tab", name=tab).click()
+        choose_example(page)
+        page.wait_for_timeout(300)
+        nameless = page.evaluate(
+            """() => [...document.querySelectorAll('button, img')].filter(e => e.offsetParent).filter(
+                e => !(e.ariaLabel || e.alt || e.title || e.innerText || '').trim()).map(e => e.outerHTML)"""
+        )
+        assert not nameless
+    assert page.get_by_role("button", name="An operation, 64 s").is_visible()
 
 
 def test_classify_in_the_browser(page):
@@ -97,11 +141,12 @@ def test_a_click_in_features(page):
 def test_a_clip_with_progress_cancel_and_result(page, server):
     page.get_by_role("tab", name="Video").click()
     choose_example(page, 1)
+    choose_model(page, "slow")  # so that it is under way when it is cancelled
     page.locator("#run-video").click()
     page.locator("#ribbon table").wait_for()
     page.get_by_text(re.compile(r"Looking at the clip")).first.wait_for()
     page.locator("#stop-video").click()
-    page.get_by_text("Cancelled.").wait_for()
+    page.get_by_text("Nothing is running now.").wait_for()
     for _ in range(100):  # the film that was begun is given up
         begun = list(server.files.rglob("result.mp4"))
         if not begun:
@@ -110,14 +155,20 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
     assert not begun
     assert page.locator("#result video").count() == 0
 
-    page.get_by_role("textbox", name="Model").or_(page.get_by_label("Model")).locator("visible=true").first.click()
-    page.get_by_role("option", name="phases", exact=True).click()
+    choose_model(page, "phases")
     page.locator("#run-video").click()
     page.locator("#ribbon .ribbon").wait_for()
-    assert "Cancelled" not in page.content()
+    assert "Nothing is running" not in page.content()
+    assert page.get_by_alt_text("Present frame").is_visible()
+    assert not page.get_by_text("Present frame").is_visible()  # it would lie on the phase's name
     page.locator("#result video").wait_for(timeout=60_000)
     page.wait_for_function("document.querySelector('#result video').readyState >= 2")  # it decodes
     assert page.evaluate("document.querySelector('#result video').duration") == pytest.approx(64, abs=1)
+
+    choose_example(page, 0)  # of another clip nothing is known yet
+    page.locator("#result video").wait_for(state="detached")
+    assert page.locator("#ribbon").inner_text() == "The result comes here."
+    assert page.get_by_alt_text("Present frame").count() == 0
 
 
 def test_a_broken_file_gets_a_message(page, tmp_path):
@@ -190,6 +241,18 @@ def test_endpoints(client, models):
     assert endpoints.keys() == {"/segment", "/classify", "/features", "/similarity", "/video", "/model_info"}
     assert not client.view_api(return_format="dict")["unnamed_endpoints"]
 
+    parameters = {
+        (name, parameter["parameter_name"]): parameter
+        for name, endpoint in endpoints.items()
+        for parameter in endpoint["parameters"]
+    }
+    for (name, parameter), said in parameters.items():
+        if parameter == "model":  # not only what is in the list
+            assert said["python_type"]["type"] == "str", name
+    for name in ("/features", "/similarity"):
+        assert parameters[name, "image_b"]["parameter_has_default"]
+        assert not parameters[name, "image_a"]["parameter_has_default"]
+
     overlay, areas, mask, legend = client.predict(image, "organs", api_name="/segment")
     picture = Image.open(EXAMPLES[1]).convert("RGB")
     np.testing.assert_array_equal(np.asarray(Image.open(mask)), expected_mask(models.segmentation, picture))
@@ -200,7 +263,7 @@ def test_endpoints(client, models):
     scores, _ = client.predict(image, "steps", api_name="/classify")
     assert scores.keys() == {"cut", "sew", "wait"}
     assert sum(scores.values()) == pytest.approx(1, abs=1e-3)
-    map_a, map_b, _ = client.predict(image, None, "backbone", api_name="/features")
+    map_a, map_b, _ = client.predict(image_a=image, model="backbone", api_name="/features")
     assert Image.open(map_a).size == picture.size
     assert map_b is None
     map_a, map_b, _ = client.predict(image, image, 30, 60, "backbone", api_name="/similarity")
@@ -242,6 +305,17 @@ def test_refusals(client, server, models, tmp_path):
     with pytest.raises(AppError, match="x is 'left'; please give a number"):
         client.predict(image, None, "left", 50, "backbone", api_name="/similarity")
     assert not server.elsewhere.exists(), server.elsewhere.read_text()
+
+
+def test_what_gradio_offers_besides_is_closed(server):
+    """Figures on the visitors, and ways to leave files."""
+    for path in ("monitoring", "monitoring/summary", "monitoring/x"):
+        assert httpx.get(server.url + path).status_code == 404
+    for path in ("process_recording", "component_server", "component_server/"):
+        answer = httpx.post(f"{server.url}gradio_api/{path}", files={"video": b"x"})
+        assert answer.status_code == 404
+        assert "content-security-policy" in answer.headers
+    assert httpx.get(f"{server.url}config").status_code == 200
 
 
 def test_long_clips_are_not_cut_unseen(client, tmp_path):
@@ -293,11 +367,16 @@ def test_many_users(server, models, tmp_path):
 def test_without_network(tmp_path, browser):
     """No models, no Hub: the banner, a small model trained on the spot, and nothing kept after its time."""
     code = "import app, demo, models; demo.DEMO_STEPS = 3; app.serve(app.build(models.ModelStore(), kept_seconds=2))"
+    left = tmp_path / "server" / "files" / "surgenet-demo-of-one-that-was-killed"
+    left.mkdir(parents=True)
+    (left / "patient.png").write_bytes(b"x")
     server = start(["-c", code], tmp_path / "server")
     try:
+        assert not left.exists()
         page = browser.new_page()
         page.goto(server.url)
         page.get_by_text("The Hugging Face Hub cannot be reached.").wait_for()
+        assert page.get_by_text("Every tab works with a small demo model").is_visible()
         page.close()
         client = Client(server.url, verbose=False, download_files=str(tmp_path))
         for number in range(2):
@@ -311,7 +390,8 @@ def test_without_network(tmp_path, browser):
         assert "met" not in re.findall(r"\w+", bars)  # no verdict of random weights
         with pytest.raises(AppError, match="could not be loaded from the Hub"):
             client.predict(image, None, "SurgeNetXL", api_name="/features")
-        ours = {path.name for path in (DEMO / "examples").iterdir()}
+        break_off_an_upload(server)
+        ours = {path.name for path in (DEMO / "examples").iterdir()} | {"lock"}
         assert any(path.name == "visit.png" for path in server.files.rglob("*"))
         for _ in range(100):
             kept = [path for path in server.files.rglob("*") if path.is_file() and path.name not in ours]
@@ -319,6 +399,27 @@ def test_without_network(tmp_path, browser):
                 break
             time.sleep(0.2)
         assert not kept
+        assert {path.name for path in server.files.rglob("*") if path.is_file()} == ours  # the examples stay
+        httpx.post(f"{server.url}gradio_api/upload", files={"files": ("patient.png", b"x")}).raise_for_status()
+        assert list(server.files.rglob("patient.png"))
         assert not server.elsewhere.exists(), server.elsewhere.read_text()
     finally:
         stop(server)
+    assert not list(server.files.iterdir())  # by SIGTERM
+
+
+def break_off_an_upload(server) -> None:
+    """As a browser that is closed in the midst of it; gradio leaves what has come."""
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {10**7}\r\n"
+        "Content-Type: multipart/form-data; boundary=edge\r\n\r\n--edge\r\n"
+        'Content-Disposition: form-data; name="files"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    )
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + b"patient" * 200_000)
+        for _ in range(50):
+            partial = [path for path in server.files.rglob("tmp*") if path.is_file() and path.stat().st_size]
+            if partial:
+                break
+            time.sleep(0.1)
+    assert partial

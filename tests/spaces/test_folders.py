@@ -47,6 +47,16 @@ def test_all_kinds(models, kind, tasks):
     assert "pretraining: unknown" in loaded.note
 
 
+def test_classes_of_the_same_name_are_told_apart(models, tmp_path):
+    folder = shutil.copytree(models.steps, tmp_path / "model")
+    change(folder, id2label={"0": "cut", "1": "sew", "2": "cut"})
+    loaded = folders.load_folder(folder, "name")
+    assert loaded.labels == ["cut (0)", "sew", "cut (2)"]
+    assert folders.summary("name", *folders.read_config(folder, "name"))["labels"] == loaded.labels
+    change(folder, id2label={"0": "cut", "1": "cut", "2": "cut (0)"})
+    assert len(set(folders.load_folder(folder, "name").labels)) == 3
+
+
 def test_labels_are_the_models(models):
     assert folders.load_folder(models.segmentation, "name").labels[3] == HOSTILE
 
@@ -80,6 +90,33 @@ def test_configurations_that_are_refused(folder, settings, message):
 def test_processors_that_are_refused(folder, size):
     change(folder, "preprocessor_config.json", size=size)
     with pytest.raises(Refused, match=r"works on pictures|damaged"):
+        folders.load_folder(folder, "name")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_mean": [0.5]}, "must be three numbers"),
+        ({"image_mean": [0.5, 0.5, math.nan]}, "must be three numbers"),
+        ({"image_mean": "x" * 5000}, "must be three numbers"),
+        ({"image_std": [0, 0, 0]}, "must be three numbers above 0"),
+        ({"image_std": [1, 1, -1]}, "must be three numbers above 0"),
+        ({"image_std": [1e-300, 1, 1], "image_mean": [1, 1, 1]}, "not finite"),
+        ({"resample": 99}, "preprocessor_config.json"),
+    ],
+)
+def test_processors_that_make_no_numbers(folder, settings, message):
+    change(folder, "preprocessor_config.json", **settings)
+    with pytest.raises(Refused, match=message) as refused:
+        folders.load_folder(folder, "name")
+    assert len(refused.value.text) < 300
+
+
+def test_weights_that_are_not_finite(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["decode_head.classifier.bias"][0] = math.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Refused, match=r"not all finite \(decode_head\.classifier\.bias\)"):
         folders.load_folder(folder, "name")
 
 
@@ -158,11 +195,26 @@ def test_what_the_hub_does_not_have(hub, client, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "model", "/etc/passwd", "../x", "a/../b", "a/b/c", "a/..", "a b/c", "http://x/y", "a/b\n"]
+    "name",
+    [
+        "",
+        "model",
+        "/etc/passwd",
+        "../x",
+        "a/../b",
+        "a/b/c",
+        "a/..",
+        "a b/c",
+        "http://x/y",
+        "a/b\n",
+        "x" * 5000,
+        "a/" + "b" * 5000,
+    ],
 )
 def test_names_that_are_no_ids(name, tmp_path):
-    with pytest.raises(Refused, match="There is no model"):
+    with pytest.raises(Refused, match="There is no model") as refused:
         folders.download(name, tmp_path)
+    assert len(refused.value.text) < 200
 
 
 def test_headless_backbones_say_so(tiny_config, tmp_path):

@@ -1,5 +1,6 @@
 """Hostile and unusual uploads: a message in plain words, or the right picture."""
 
+import io
 import struct
 import zlib
 from fractions import Fraction
@@ -85,12 +86,22 @@ def test_pictures_come_upright_and_are_shrunk(tmp_path):
         (bomb(9_000, 9_000), "9000 x 9000 pixels"),
         (bomb(5_000, 5_000), "damaged or not complete"),
         (bomb(20, 400), "at least 32"),
+        (bomb(32, 40_000), "damaged or not complete"),
     ],
 )
 def test_files_that_are_no_pictures(tmp_path, content, message):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(media.Refused, match=message):
         media.read_image(upload(tmp_path / "a.png"))
+
+
+def test_narrow_pictures(tmp_path):
+    """Wide enough as they come, but not when they have been shrunk."""
+    Image.new("RGB", (40, 2000)).save(tmp_path / "a.png")
+    with pytest.raises(media.Refused, match="40 x 2000 pixels is too narrow: shrunk to 26 x 1280"):
+        media.read_image(upload(tmp_path / "a.png"))
+    Image.new("RGB", (60, 2000)).save(tmp_path / "a.png")
+    assert media.read_image(upload(tmp_path / "a.png")).size == (38, 1280)
 
 
 def test_other_pictures_are_refused(tmp_path):
@@ -200,9 +211,36 @@ def test_a_clip_that_breaks_off(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3] + bytes(len(content) // 3))
     checked, _ = media.check_video(upload(path))
-    with pytest.raises(media.Refused, match="damaged: it cannot be read beyond") as refused:
+    with pytest.raises(media.Refused, match=r"damaged, or .* cannot be read beyond") as refused:
         list(media.read_frames(checked, 5))
     assert str(tmp_path) not in refused.value.text  # no paths of the server
+
+
+@pytest.mark.parametrize("side", [4000, 5000])  # the first is within the decoder's limit, which has some room
+def test_a_clip_with_larger_pictures_than_its_header_says(tmp_path, side):
+    packets = []
+    for size in ((64, 48), (side, side)):
+        file = io.BytesIO()
+        Image.new("RGB", size, "red").save(file, "JPEG", subsampling=2, quality=20)
+        packets.append(file.getvalue())
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for time in range(15):
+            packet = av.Packet(packets[time >= 10])
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, time, time, Fraction(1, 5)
+            container.mux(packet)
+    path, _ = media.check_video(upload(tmp_path / "a.mkv"))
+    with pytest.raises(media.Refused, match=r"pictures of more than 3840 x 3840 pixels: it cannot be read beyond \d"):
+        list(media.read_frames(path, 5))
+
+
+def test_a_clip_of_too_many_frames_a_second(tmp_path):
+    """As the time stamps say; the length in the header is that of all."""
+    path = write_clip(tmp_path / "a.mp4", frames=300, rate=1000)
+    with pytest.raises(media.Refused, match="has 300 frames in a second; up to 250"):
+        media.check_video(upload(path))
+    media.check_video(upload(write_clip(tmp_path / "b.mp4", frames=300, rate=240)))
 
 
 def test_so_many_frames_and_no_more(tmp_path, monkeypatch):
@@ -232,6 +270,11 @@ def test_results(tmp_path, monkeypatch):
     add(np.zeros((48, 64, 3), np.uint8))
     given_up.__exit__(GeneratorExit, GeneratorExit(), None)  # as when a visitor cancels
     assert not path.exists()
+
+
+def test_long_names_are_shortened():
+    assert media.shorten("organs") == "organs"
+    assert media.shorten("x" * 5000) == "x" * 79 + "…"
 
 
 def test_messages_are_text():

@@ -39,6 +39,28 @@ def test_lists(store):
     assert features[5:] == [entry.name for entry in CATALOG]
 
 
+def test_the_hub_is_asked_again_when_it_was_not_there(monkeypatch):
+    answers = []
+
+    class Hub:
+        def __init__(self, token):
+            pass
+
+        def model_info(self, name, timeout):
+            answers.append(len(answers))
+            if len(answers) == 1:
+                raise ConnectionError
+
+    monkeypatch.setattr(store_module, "HfApi", Hub)
+    patient = store_module.HubProbe()
+    assert [patient.problem() for _ in range(3)] == ["ConnectionError"] * 3
+    assert answers == [0]
+    patient.again = 0
+    assert patient.problem() is None
+    assert patient.problem() is None
+    assert answers == [0, 1]  # where the Hub is there, that is enough
+
+
 def test_published_models_come_first_where_there_is_a_hub(hub, client):
     hub.add_files(CATALOG[0].upstream_repo, {"README.md": "weights"})
     store = store_module.ModelStore()

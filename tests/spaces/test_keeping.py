@@ -1,0 +1,65 @@
+"""The folder of uploads and results: whose it is, what is swept from it, and when it goes."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.spaces.running import DEMO
+
+import keeping  # isort: skip
+
+CLAIM = "import sys, keeping; from pathlib import Path; print(keeping.claim_folder(Path(sys.argv[1])), flush=True)"
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process with a folder of its own in `tmp_path`, which waits for a line."""
+    command = [sys.executable, "-c", f"{CLAIM}; input()", str(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=DEMO, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    process.folder = tmp_path / os.path.basename(process.stdout.readline().strip())
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_folders_go_with_their_processes(tmp_path, other, killed):
+    """At once where a process ends by itself; where it was killed, when the next one starts. Others' stay."""
+    (tmp_path / "gradio").mkdir()
+    (other.folder / "patient.png").write_bytes(b"x")
+    subprocess.run([sys.executable, "-c", CLAIM, str(tmp_path)], cwd=DEMO, check=True, capture_output=True)
+    assert (other.folder / "patient.png").exists()  # it lives
+    if killed:
+        other.kill()
+        other.wait()
+        assert other.folder.exists()
+        subprocess.run([sys.executable, "-c", CLAIM, str(tmp_path)], cwd=DEMO, check=True, capture_output=True)
+    else:
+        other.communicate("\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["gradio"]
+
+
+def test_sweeping(tmp_path):
+    example, old = tmp_path / "a" / "example.png", tmp_path / "b" / "patient.png"
+    for path in (example, old):
+        path.parent.mkdir()
+        path.write_bytes(b"x")
+    (tmp_path / "link").symlink_to(DEMO)
+    time.sleep(0.3)
+    young = tmp_path / "b" / "copy.png"
+    shutil.copy2(old, young)  # with the time of the old one
+    (tmp_path / "c").mkdir()
+    keeping.sweep(tmp_path, 0.2, {example})
+    assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "c", "example.png", "copy.png"}
+    time.sleep(0.3)
+    keeping.sweep(tmp_path, 0.2, {example})  # a folder goes only when nothing has happened in it for as long
+    time.sleep(0.3)
+    keeping.sweep(tmp_path, 0.2, {example})
+    assert {path.name for path in tmp_path.rglob("*")} == {"a", "example.png"}
+    assert any(DEMO.iterdir())
