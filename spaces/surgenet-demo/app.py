@@ -106,7 +106,7 @@ def _segment(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
             image = gr.Image(label="Frame", height=320, **UPLOAD, alt_text="The frame that you chose")
-            gr.Examples([str(path) for path in EXAMPLES], image, label=DRAWN, example_labels=EXAMPLE_NAMES)
+            examples = gr.Examples([str(path) for path in EXAMPLES], image, label=DRAWN, example_labels=EXAMPLE_NAMES)
             model, _ = _model(tabs, "segmentation")
             run = gr.Button("Segment", variant="primary", elem_id="run-segment")
         with gr.Column():
@@ -116,21 +116,21 @@ def _segment(tabs: Tabs) -> None:
             mask = gr.DownloadButton("Download the mask (PNG of class ids)", elem_id="mask", interactive=True)
     outputs = [overlay, areas, mask, legend]
     running = run.click(tabs.segment, [image, model], outputs, api_name="segment", **MODEL)
-    _forget([image], (None, None, None, LATER), outputs, running)
+    _forget([image], examples, (None, None, None, LATER), outputs, running)
 
 
 def _classify(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
             image = gr.Image(label="Frame", height=320, **UPLOAD, alt_text="The frame that you chose")
-            gr.Examples([str(path) for path in EXAMPLES], image, label=DRAWN, example_labels=EXAMPLE_NAMES)
+            examples = gr.Examples([str(path) for path in EXAMPLES], image, label=DRAWN, example_labels=EXAMPLE_NAMES)
             model, _ = _model(tabs, "classification")
             run = gr.Button("Classify", variant="primary", elem_id="run-classify")
         with gr.Column():
             scores = gr.JSON(label="Scores", visible=False)
             bars = gr.HTML(LATER, label="Bars", elem_id="bars", min_height=120)
     running = run.click(tabs.classify, [image, model], [scores, bars], api_name="classify", **MODEL)
-    _forget([image], (None, LATER), [scores, bars], running)
+    _forget([image], examples, (None, LATER), [scores, bars], running)
 
 
 def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
@@ -140,7 +140,7 @@ def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
         image_a = gr.Image(label=text, elem_id="frame-a", **size, **UPLOAD, alt_text="The frame A that you chose")
         image_b = gr.Image(label="Frame B (if you like)", **size, **UPLOAD, alt_text="The frame B that you chose")
     pairs = [[str(a), str(b)] for a, b in zip(EXAMPLES[::2], EXAMPLES[1::2], strict=True)]
-    gr.Examples(pairs, [image_a, image_b], label=DRAWN, example_labels=PAIR_NAMES)
+    examples = gr.Examples(pairs, [image_a, image_b], label=DRAWN, example_labels=PAIR_NAMES)
     with gr.Row():
         with gr.Column():
             model, about_model = _model(tabs, "features")
@@ -164,7 +164,7 @@ def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
 
     chosen = image_a.select(point, image_a, [x, y], preprocess=False, **PRIVATE)
     clicked = chosen.success(tabs.similarity, inputs, outputs, api_visibility="private", **MODEL)
-    _forget([image_a, image_b], (None, None, LATER), outputs, running, finding, clicked)
+    _forget([image_a, image_b], examples, (None, None, LATER), outputs, running, finding, clicked)
     return model, about_model
 
 
@@ -172,7 +172,7 @@ def _video(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
             clip = gr.Video(label="Clip", height=300, sources=["upload"])
-            gr.Examples([str(path) for path in CLIPS], clip, label=DRAWN, example_labels=CLIP_NAMES)
+            examples = gr.Examples([str(path) for path in CLIPS], clip, label=DRAWN, example_labels=CLIP_NAMES)
             rate = gr.Slider(
                 0.5, 5, 2, step=0.5, label="Frames per second", info="Phase models have a rate of their own."
             )
@@ -200,13 +200,16 @@ def _video(tabs: Tabs) -> None:
     run.click(lambda: "", None, status, **PRIVATE)
     cancelled = note("Nothing is running now. Anything found so far stays until the next start.")
     stop.click(lambda: cancelled, None, status, cancels=running, **PRIVATE)
-    _forget([clip], (None, LATER, None, ""), [*outputs, status], running)
+    _forget([clip], examples, (None, LATER, None, ""), [*outputs, status], running)
 
 
-def _forget(inputs: list, empty: tuple, outputs: list, *running) -> None:
-    """Where another frame or clip is chosen, empty what was found in the one before, and give up what is under way."""
-    for part in inputs:
-        part.change(lambda: empty, None, outputs, cancels=list(running), **PRIVATE)
+def _forget(inputs: list, examples: gr.Examples, empty: tuple, outputs: list, *running) -> None:
+    """Where another frame or clip is chosen, empty what was found in the one before, and give up what is under way.
+
+    Of an example the click counts, not the change of the picture: a quick visitor starts the next job before that.
+    """
+    chosen = [examples.dataset.click, *(event for part in inputs for event in (part.upload, part.clear))]
+    gr.on(chosen, lambda: empty, None, outputs, cancels=list(running), **PRIVATE)
 
 
 def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
