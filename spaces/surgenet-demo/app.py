@@ -196,6 +196,7 @@ def _video(tabs: Tabs) -> None:
         show_progress_on=result,
         concurrency_id="video",
         concurrency_limit=1,
+        trigger_mode="multiple",  # else a frame that comes after a cancel makes gradio deaf to the next start
     )
     run.click(lambda: "", None, status, **PRIVATE)
     cancelled = note("Nothing is running now. Anything found so far stays until the next start.")

@@ -35,14 +35,20 @@ def expected_mask(folder: Path, image: Image.Image) -> np.ndarray:
     return class_map
 
 
+CHOSEN = """() => [...document.querySelectorAll("img[alt$='that you chose'], video")]
+    .filter(part => part.offsetParent && !part.closest("#result")).map(part => part.src).join()"""
+
+
 def choose_example(page, number: int = 0) -> None:
+    """Another than is there now; wait until it is."""
+    before = page.evaluate(CHOSEN)
     page.locator(".gallery-item:visible").nth(number).click()
-    page.locator("img[alt]:visible, .image-frame img:visible, video:visible").first.wait_for()
+    page.wait_for_function(f"before => ![before, ''].includes(({CHOSEN})())", arg=before)
 
 
 def test_segment_in_the_browser(page, models, tmp_path):
     """Example, overlay, legend with escaped names, and the mask's bytes."""
-    assert page.get_by_text("Not a medical device.").first.is_visible()
+    page.get_by_text("Not a medical device.").first.wait_for()
     page.get_by_text("The Hugging Face Hub cannot be reached.").wait_for()
     assert page.get_by_text('The models marked "Demo model" are untrained').is_visible()
     assert not page.get_by_text("Every tab works").is_visible()  # the models are the owner's
