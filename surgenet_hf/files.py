@@ -35,6 +35,12 @@ def replacing(
         temporary.unlink(missing_ok=True)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until a folder and all in it is on the disk."""
     for path in [*folder.rglob("*"), folder]:

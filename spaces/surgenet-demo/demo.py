@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from surgenet_hf import SurgeNetConfig, SurgeNetForImageClassification, SurgeNetForPhaseRecognition, __version__
 from surgenet_hf.checkpoints.conversion import build_image_processor, save_converted
+from surgenet_hf.checkpoints.loading import TINY
 from surgenet_hf.configuration_surgenet_phase import SurgeNetPhaseConfig
 from surgenet_hf.data import endoscapes_cvs, load_segmentation
 from surgenet_hf.data.synthetic_phases import PHASES
@@ -43,12 +44,6 @@ DEMO = {  # name: (what the list says, tasks, what is said beside results)
 }
 DEMO_VERSION = 1  # part of the folder's name: raise it when the training changes
 DEMO_STEPS = 80
-DEMO_CONFIG = {
-    "depths": [1, 1, 2, 1],
-    "hidden_sizes": [32, 64, 128, 192],
-    "pyramid_channels": 64,
-    "segmentation_channels": 64,
-}
 
 
 class DemoTraining(threading.Thread):
@@ -74,7 +69,7 @@ class DemoTraining(threading.Thread):
                 training.share = state.global_step / state.max_steps
 
         data = load_segmentation("synthetic")
-        model, processor = build_model(SurgeNetConfig(**DEMO_CONFIG), data, 128)
+        model, processor = build_model(SurgeNetConfig(**TINY), data, 128)
         with tempfile.TemporaryDirectory() as scratch:
             arguments = TrainingArguments(
                 output_dir=scratch,
@@ -116,10 +111,10 @@ def untrained(name: str) -> Loaded:
         torch.manual_seed(0)
         if name == FRAMES:
             small = {"num_stages": 1, "num_layers": 6, "num_feature_maps": 32}
-            config = SurgeNetPhaseConfig(backbone_config=SurgeNetConfig(**DEMO_CONFIG), **small, **named)
+            config = SurgeNetPhaseConfig(backbone_config=SurgeNetConfig(**TINY), **small, **named)
             model = SurgeNetForPhaseRecognition(config)
         else:
-            config = SurgeNetConfig(**DEMO_CONFIG, **named, problem_type=kind)
+            config = SurgeNetConfig(**TINY, **named, problem_type=kind)
             model = SurgeNetForImageClassification(config)
     tasks = tasks_of("phases" if name == FRAMES else "classification")
     return Loaded(name, tasks, model.eval(), build_image_processor(image_size=128), DEMO[name][2])

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import replacing
+from ..files import write_file
 from .sampling import generator
 from .segmentation import Sample, SegmentationData, build_splits, lookup_table
 
@@ -94,11 +94,6 @@ def encode_image(array: np.ndarray, file_format: str, **options) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, file_format, **options)
     return buffer.getvalue()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
 
 
 @dataclass(frozen=True)

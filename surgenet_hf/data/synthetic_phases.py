@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..files import write_file
 from .classification import SINGLE, ClassificationData, FrameSample, build_splits
 from .sampling import generator
 from .segmentation import palette
@@ -40,7 +41,6 @@ from .synthetic import (
     smooth_noise,
     smooth_step,
     tone_curve,
-    write_file,
 )
 
 PHASES = (

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import replacing
+from ..files import replacing, write_file
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".webm", ".wmv")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -98,7 +98,7 @@ def extract_frames(
         return there
 
     out_dir.mkdir(parents=True, exist_ok=True)
-    _write(out_dir / MARKER, json.dumps({**settings, "frames": None}).encode())
+    write_file(out_dir / MARKER, json.dumps({**settings, "frames": None}).encode())
     paths = []
     try:
         for index, frame in _sample(video_path, frames_per_second):
@@ -109,7 +109,7 @@ def extract_frames(
                 progress.update()
     except ValueError as error:
         raise ValueError(f"{error}; the {len(paths)} frames before that are in {out_dir}") from error
-    _write(out_dir / MARKER, json.dumps({**settings, "frames": len(paths)}).encode())
+    write_file(out_dir / MARKER, json.dumps({**settings, "frames": len(paths)}).encode())
     return paths
 
 
@@ -300,11 +300,6 @@ def _picture(frame, max_side: int | None) -> Image.Image:
 def _save(image: Image.Image, path: Path) -> None:
     with replacing(path) as temporary:
         image.save(temporary, "JPEG", quality=JPEG_QUALITY)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def _read_marker(folder: Path) -> dict | None:

@@ -74,6 +74,7 @@ def run_benchmark(args: BenchmarkArguments, crop_config: CropConfig) -> dict[str
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, batches of {args.batch_size}")
     results = {}
+    torch.backends.cudnn.benchmark = True  # as both loops have it
     with (
         tempfile.TemporaryDirectory() as temporary,
         single_process(device),
@@ -261,8 +262,8 @@ class Benchmark:
         if channels_last:
             model.to(memory_format=torch.channels_last)
         if compiled:
-            model.student.backbone.compile()
-            model.teacher.backbone.compile()
+            model.student.backbone.compile(dynamic=False)
+            model.teacher.backbone.compile(dynamic=False)
         optimizer = build_optimizer(model.student)
         schedules = build_schedules(model.config, 1000, self.args.batch_size)
 
