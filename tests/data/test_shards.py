@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import tarfile
+import threading
 import time
 import unicodedata
 import zipfile
@@ -20,6 +21,7 @@ import pytest
 from datasets import load_dataset
 from filelock import FileLock
 from PIL import Image
+from tqdm import tqdm
 
 from surgenet_hf.data import extraction, shards
 from surgenet_hf.data.extraction import FrameOptions, scan_videos
@@ -146,7 +148,11 @@ def test_a_complete_result_is_left_alone(videos, prepared):
 
 
 def in_a_process(function, *args) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=function, args=args)
+    def target():
+        tqdm.set_lock(threading.RLock())  # tqdm's own is shared with us: one who is killed may hold it for good
+        function(*args)
+
+    process = multiprocessing.get_context("fork").Process(target=target)
     process.start()
     return process
 
@@ -162,7 +168,14 @@ def test_killed_while_extracting_it_goes_on_with_the_videos_that_are_not_done(tm
     options = FrameOptions(frames_per_shard=25)
     prepare_frames(tmp_path / "videos", tmp_path / "whole", options)
 
-    output = tmp_path / "killed"
+    output, write_json = tmp_path / "killed", extraction.write_json
+
+    def waiting(path, *args):
+        if len(parts_done(output)) > 1:
+            time.sleep(60)  # so that the kill comes before the end
+        write_json(path, *args)
+
+    monkeypatch.setattr(extraction, "write_json", waiting)
     process = in_a_process(prepare_frames, tmp_path / "videos", output, options, None, 2)
     while not parts_done(output):
         assert process.is_alive()
@@ -170,6 +183,7 @@ def test_killed_while_extracting_it_goes_on_with_the_videos_that_are_not_done(tm
     workers = psutil.Process(process.pid).children()
     os.kill(process.pid, signal.SIGKILL)
     process.join()
+    monkeypatch.undo()
     assert workers
     assert not psutil.wait_procs(workers, timeout=20)[1]  # none lives on and writes
     before = parts_done(output)
