@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from transformers import AutoModel
 from surgenet_hf.pretraining import training
 from tests.checkpoints.files import OriginalTraining, save_content, tiny
 from tests.pretraining.running import (
-    NUM_STEPS,
     SCRIPT,
     STEPS_PER_EPOCH,
     arguments,
@@ -39,18 +37,31 @@ def test_finished_run_asked_again_writes_its_model_again(frames, whole_run, tmp_
     assert (output_dir / "checkpoint0003.pth").is_file()
 
 
+KILLED = """
+import os, runpy, signal, sys
+from surgenet_hf.pretraining import training
+
+step = training.training_step
+
+def dying_step(*args, **kwargs):
+    if args[4] == 6:  # the seventh, in the middle of the second epoch
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*args, **kwargs)
+
+training.training_step = dying_step
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_run_goes_on_bit_for_bit(frames, whole_run, tmp_path, workers):
     output_dir = tmp_path / "killed"
     more = f"--save_steps 2 --dataloader_num_workers {workers}"
-    command = [sys.executable, SCRIPT, *arguments(frames, output_dir, more)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (output_dir / "checkpoint-6").is_dir():  # in the middle of the second epoch
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    assert not (output_dir / f"checkpoint-{NUM_STEPS}").exists()
+    command = [sys.executable, "-c", KILLED, SCRIPT, *arguments(frames, output_dir, more)]
+    killed = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (output_dir / "checkpoint-6").is_dir()
     with pytest.raises(SystemExit, match="is from an earlier run: go on from it with --resume_from_checkpoint true"):
         pretrain(frames, output_dir)
     pretrain(frames, output_dir, f"{more} --resume_from_checkpoint true")
