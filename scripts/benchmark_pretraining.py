@@ -7,15 +7,14 @@ python scripts/benchmark_pretraining.py --batch_size 64 --dataloader_num_workers
 
 import sys
 
-from transformers import HfArgumentParser
-
+from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.pretraining.augmentation import CropConfig
 from surgenet_hf.pretraining.benchmark import BenchmarkArguments, run_benchmark
 
 
 def main(argv: list[str] | None = None) -> None:
     try:
-        run_benchmark(*HfArgumentParser((BenchmarkArguments, CropConfig)).parse_args_into_dataclasses(argv))
+        run_benchmark(*ArgumentParser((BenchmarkArguments, CropConfig)).parse_args_into_dataclasses(argv))
     except (OSError, ValueError) as error:
         sys.exit(str(error))
 

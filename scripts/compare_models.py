@@ -12,8 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.comparison import compare, markdown_table, paired_table
 from surgenet_hf.figures import blob_figure, radar_figure, save_both
 from surgenet_hf.results import read_results
@@ -39,7 +38,7 @@ class Arguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(Arguments, description=__doc__.splitlines()[0])
+    parser = ArgumentParser(Arguments, description=__doc__.splitlines()[0])
     (args,) = parser.parse_args_into_dataclasses(argv)
     output_dir = Path(args.output_dir)
     try:

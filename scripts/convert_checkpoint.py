@@ -10,9 +10,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
 from surgenet_hf import convert_checkpoint
+from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.checkpoints.conversion import build_image_processor, save_converted
 
 
@@ -42,7 +41,7 @@ class ConversionArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(ConversionArguments, description=__doc__.splitlines()[0])
+    parser = ArgumentParser(ConversionArguments, description=__doc__.splitlines()[0])
     (args,) = parser.parse_args_into_dataclasses(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for library in ("httpx", "timm"):

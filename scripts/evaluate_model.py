@@ -17,10 +17,10 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
-    HfArgumentParser,
 )
 
 import surgenet_hf  # noqa: F401  (makes the Auto classes know our models)
+from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.checkpoints.loading import find_source
 from surgenet_hf.data import load_classification, load_segmentation
 from surgenet_hf.evaluation import evaluate, recorded_seed, write_results
@@ -47,7 +47,7 @@ class EvaluationArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(EvaluationArguments, description=__doc__.splitlines()[0])
+    parser = ArgumentParser(EvaluationArguments, description=__doc__.splitlines()[0])
     (args,) = parser.parse_args_into_dataclasses(argv)
     state = PartialState(cpu=not torch.accelerator.is_available())
     try:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, HfArgumentParser
+from transformers import AutoImageProcessor
 
 from surgenet_hf import SurgeNetModel
+from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.checkpoints.loading import find_source
 from surgenet_hf.embeddings import embed_frames, has_phases, load_frames
 from surgenet_hf.figures import feature_figure, save_both, scatter_figure, tsne
@@ -48,7 +49,7 @@ class Arguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(Arguments, description=__doc__.splitlines()[0])
+    parser = ArgumentParser(Arguments, description=__doc__.splitlines()[0])
     (args,) = parser.parse_args_into_dataclasses(argv)
     if (args.embeddings is None) == (args.model_name_or_path is None):
         parser.error("give either --model_name_or_path, with --dataset, or --embeddings")

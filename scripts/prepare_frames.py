@@ -11,8 +11,7 @@ result, and shards/index.parquet likewise: datasets.load_dataset("webdataset", d
 import sys
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
-
+from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.data.shards import INDEX, REPORT, UNMATCHED, FrameOptions, prepare_frames
 
 
@@ -27,7 +26,7 @@ class Arguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser((Arguments, FrameOptions), description=__doc__.splitlines()[0])
+    parser = ArgumentParser((Arguments, FrameOptions), description=__doc__.splitlines()[0])
     try:
         args, options = parser.parse_args_into_dataclasses(argv)
         report = prepare_frames(args.videos_dir, args.output_dir, options, args.frame_list, args.num_workers)

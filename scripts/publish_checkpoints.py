@@ -12,8 +12,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.checkpoints.catalog import CATALOG, NAMESPACE, find_entry
 from surgenet_hf.checkpoints.publishing import Outcome, check_login, publish_checkpoints, publish_finetuned
 
@@ -32,7 +31,7 @@ class PublishingArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(PublishingArguments, description=__doc__.splitlines()[0])
+    parser = ArgumentParser(PublishingArguments, description=__doc__.splitlines()[0])
     (args,) = parser.parse_args_into_dataclasses(argv)
     if (args.names is None) == (args.model is None):
         parser.error("give either --names or --model")

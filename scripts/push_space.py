@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
-from transformers import HfArgumentParser
 
+from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.checkpoints.publishing import check_login, publish_folder
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def prepare_space(folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(SpaceArguments, description=__doc__.splitlines()[0])
+    parser = ArgumentParser(SpaceArguments, description=__doc__.splitlines()[0])
     (args,) = parser.parse_args_into_dataclasses(argv)
     try:
         validate_repo_id(args.repo_id)

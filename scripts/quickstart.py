@@ -23,9 +23,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalEntryNotFoundError
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from surgenet_hf import SurgeNetConfig
+from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.checkpoints.catalog import find_entry
 from surgenet_hf.checkpoints.loading import TINY, fetch_checkpoint, find_source
 from surgenet_hf.data import load_segmentation
@@ -81,7 +82,7 @@ class Arguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(Arguments, description=__doc__.splitlines()[0])
+    parser = ArgumentParser(Arguments, description=__doc__.splitlines()[0])
     (args,) = parser.parse_args_into_dataclasses(argv)
     if args.model_name_or_path and args.config_name:
         parser.error("--model_name_or_path and --config_name exclude each other: start from weights or from none.")

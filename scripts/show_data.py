@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 
-from transformers import HfArgumentParser
-
+from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.data import CLASSIFICATION, SEGMENTATION, load_classification, load_segmentation
 from surgenet_hf.data.show import show
 from surgenet_hf.figures import save_figure
@@ -33,7 +32,7 @@ class Arguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(Arguments, description=__doc__.splitlines()[0])
+    parser = ArgumentParser(Arguments, description=__doc__.splitlines()[0])
     (args,) = parser.parse_args_into_dataclasses(argv)
     load = load_segmentation if args.dataset in SEGMENTATION else load_classification
     output = args.output or f"outputs/{args.dataset}_{args.split}.png"

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
-    HfArgumentParser,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -19,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..arguments import ArgumentParser
 from ..checkpoints.loading import find_source
 from ..checkpoints.publishing import check_login, push_model
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
@@ -145,7 +145,7 @@ def parse_arguments(argv: list[str] | None, *own: type, training: type = SurgeNe
         ValueError: of the arguments.
         OSError: --push_to_hub, and the Hub does not know the user: that shows now, not after the training.
     """
-    parser = HfArgumentParser((ModelArguments, DataArguments, *own, training))
+    parser = ArgumentParser((ModelArguments, DataArguments, *own, training))
     *others, training_args = parser.parse_args_into_dataclasses(argv)
     push, training_args.push_to_hub = training_args.push_to_hub, False
     if push:

@@ -3,8 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from ..arguments import ArgumentParser
 from ..checkpoints.dino import DinoCheckpoint, read_dino_checkpoint
 from ..configuration_surgenet import BACKBONES
 from .augmentation import CropConfig
@@ -126,7 +125,7 @@ def parse_arguments(
 
     Options that are not given are those of the preset; in a resumed run those of the checkpoint.
     """
-    parser = HfArgumentParser((PretrainingArguments, FrameArguments, CropConfig, DinoConfig))
+    parser = ArgumentParser((PretrainingArguments, FrameArguments, CropConfig, DinoConfig))
     given, _ = parser.parse_known_args(argv)  # first, what the defaults of the rest come from
     defaults = dict(PRESETS.get(given.preset, {}))
     resume = resume_point(Path(given.output_dir), given.resume_from_checkpoint) if given.output_dir else None
