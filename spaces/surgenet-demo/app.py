@@ -7,6 +7,7 @@ Without network it works with a small model that it makes itself. Not a medical 
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -106,7 +107,7 @@ def _segment(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
             image = gr.Image(label="Frame", height=320, **UPLOAD, alt_text="The frame that you chose")
-            examples = gr.Examples([str(path) for path in EXAMPLES], image, label=DRAWN, example_labels=EXAMPLE_NAMES)
+            examples = _examples([image], [[path] for path in EXAMPLES], EXAMPLE_NAMES)
             model, _ = _model(tabs, "segmentation")
             run = gr.Button("Segment", variant="primary", elem_id="run-segment")
         with gr.Column():
@@ -116,21 +117,21 @@ def _segment(tabs: Tabs) -> None:
             mask = gr.DownloadButton("Download the mask (PNG of class ids)", elem_id="mask", interactive=True)
     outputs = [overlay, areas, mask, legend]
     running = run.click(tabs.segment, [image, model], outputs, api_name="segment", **MODEL)
-    _forget([image], examples, (None, None, None, LATER), outputs, running)
+    _choose([image], examples, (None, None, None, LATER), outputs, running)
 
 
 def _classify(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
             image = gr.Image(label="Frame", height=320, **UPLOAD, alt_text="The frame that you chose")
-            examples = gr.Examples([str(path) for path in EXAMPLES], image, label=DRAWN, example_labels=EXAMPLE_NAMES)
+            examples = _examples([image], [[path] for path in EXAMPLES], EXAMPLE_NAMES)
             model, _ = _model(tabs, "classification")
             run = gr.Button("Classify", variant="primary", elem_id="run-classify")
         with gr.Column():
             scores = gr.JSON(label="Scores", visible=False)
             bars = gr.HTML(LATER, label="Bars", elem_id="bars", min_height=120)
     running = run.click(tabs.classify, [image, model], [scores, bars], api_name="classify", **MODEL)
-    _forget([image], examples, (None, LATER), [scores, bars], running)
+    _choose([image], examples, (None, LATER), [scores, bars], running)
 
 
 def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
@@ -139,8 +140,8 @@ def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
         text = "Frame A: click on a point in it"
         image_a = gr.Image(label=text, elem_id="frame-a", **size, **UPLOAD, alt_text="The frame A that you chose")
         image_b = gr.Image(label="Frame B (if you like)", **size, **UPLOAD, alt_text="The frame B that you chose")
-    pairs = [[str(a), str(b)] for a, b in zip(EXAMPLES[::2], EXAMPLES[1::2], strict=True)]
-    examples = gr.Examples(pairs, [image_a, image_b], label=DRAWN, example_labels=PAIR_NAMES)
+    pairs = [list(pair) for pair in zip(EXAMPLES[::2], EXAMPLES[1::2], strict=True)]
+    examples = _examples([image_a, image_b], pairs, PAIR_NAMES)
     with gr.Row():
         with gr.Column():
             model, about_model = _model(tabs, "features")
@@ -164,7 +165,7 @@ def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
 
     chosen = image_a.select(point, image_a, [x, y], preprocess=False, **PRIVATE)
     clicked = chosen.success(tabs.similarity, inputs, outputs, api_visibility="private", **MODEL)
-    _forget([image_a, image_b], examples, (None, None, LATER), outputs, running, finding, clicked)
+    _choose([image_a, image_b], examples, (None, None, LATER), outputs, running, finding, clicked)
     return model, about_model
 
 
@@ -172,7 +173,7 @@ def _video(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
             clip = gr.Video(label="Clip", height=300, sources=["upload"])
-            examples = gr.Examples([str(path) for path in CLIPS], clip, label=DRAWN, example_labels=CLIP_NAMES)
+            examples = _examples([clip], [[path] for path in CLIPS], CLIP_NAMES)
             rate = gr.Slider(
                 0.5, 5, 2, step=0.5, label="Frames per second", info="Phase models have a rate of their own."
             )
@@ -187,6 +188,7 @@ def _video(tabs: Tabs) -> None:
             ribbon = gr.HTML(LATER, label="Ribbon", elem_id="ribbon", min_height=90)
             result = gr.Video(label="Result", interactive=False, height=300, elem_id="result")
     outputs = [live, ribbon, result]
+    _fill([run.click], ("",), [status])
     running = run.click(
         tabs.video,
         [clip, rate, model],
@@ -198,19 +200,32 @@ def _video(tabs: Tabs) -> None:
         concurrency_limit=1,
         trigger_mode="multiple",  # else a frame that comes after a cancel makes gradio deaf to the next start
     )
-    run.click(lambda: "", None, status, **PRIVATE)
-    cancelled = note("Nothing is running now. Anything found so far stays until the next start.")
-    stop.click(lambda: cancelled, None, status, cancels=running, **PRIVATE)
-    _forget([clip], examples, (None, LATER, None, ""), [*outputs, status], running)
+    stop.click(None, cancels=running)
+    _fill([stop.click], (note("Nothing is running now. Anything found so far stays until the next start."),), [status])
+    _choose([clip], examples, (None, LATER, None, ""), [*outputs, status], running)
 
 
-def _forget(inputs: list, examples: gr.Examples, empty: tuple, outputs: list, *running) -> None:
-    """Where another frame or clip is chosen, empty what was found in the one before, and give up what is under way.
+def _examples(inputs: list, samples: list[list[Path]], names: list[str]) -> gr.Dataset:
+    """Buttons with the names of examples; `_choose` makes them work (gr.Examples would load them before all else)."""
+    samples = [[str(path) for path in sample] for sample in samples]
+    return gr.Dataset(components=inputs, samples=samples, label=DRAWN, sample_labels=names)
 
-    Of an example the click counts, not the change of the picture: a quick visitor starts the next job before that.
+
+def _choose(inputs: list, examples: gr.Dataset, empty: tuple, outputs: list, *running) -> None:
+    """Where another frame or clip is chosen, give up what is under way, empty what was found, then load the example.
+
+    The browser does them in the order in which they are set up, each when the one before has ended. The first two ask
+    the server for nothing, so that the next job, of a visitor however quick, comes after them.
     """
-    chosen = [examples.dataset.click, *(event for part in inputs for event in (part.upload, part.clear))]
-    gr.on(chosen, lambda: empty, None, outputs, cancels=list(running), **PRIVATE)
+    chosen = [examples.click, *(event for part in inputs for event in (part.upload, part.clear))]
+    gr.on(chosen, None, cancels=list(running))
+    _fill(chosen, empty, outputs)
+    examples.click(lambda sample: sample if len(sample) > 1 else sample[0], examples, inputs, **PRIVATE)
+
+
+def _fill(triggers: list, values: tuple, outputs: list) -> None:
+    """Put values into components, in the browser."""
+    gr.on(triggers, None, outputs=outputs, js=f"() => {json.dumps(values)}", show_progress="hidden")
 
 
 def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
