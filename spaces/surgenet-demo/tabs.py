@@ -169,8 +169,8 @@ class Tabs:
             model: a name of the list, or a Hub id.
 
         Returns:
-            as it goes on: the present frame, and the ribbon of phases or the legend so far (HTML); at the end the
-            result as an MP4 clip.
+            as it goes on: the present frame, and the progress with the ribbon of phases or the legend so far (HTML);
+            at the end the result as an MP4 clip.
         """
         path, seconds = check_video(clip)
         rate = read_number(frames_per_second, 0.2, 5, "The number of frames per second")
@@ -197,10 +197,9 @@ class Tabs:
                         "model."
                     )
                 add(picture)
-                progress((number, max(number, length)), desc="Looking at the clip", unit="frames")
                 if time.monotonic() - shown > SHOWN_EVERY:
-                    yield picture, html, None
                     shown = time.monotonic()
+                    yield picture, progress_html(number, max(number, length), shown - began) + html, None
         yield picture, html, str(result)
 
     @staticmethod
@@ -250,6 +249,14 @@ def cosine(feature: np.ndarray, dense: np.ndarray) -> np.ndarray:
     """Cosine similarity (h, w) of a feature (C,) to each of (C, h, w)."""
     lengths = np.linalg.norm(feature) * np.linalg.norm(dense, axis=0)
     return np.tensordot(feature, dense, 1) / np.maximum(lengths, 1e-12)
+
+
+def progress_html(done: int, frames: int, seconds: float) -> str:
+    """How far a clip has come in so many seconds, and how long it takes yet; gradio's bar hides at each new frame."""
+    left = seconds / done * (frames - done)
+    left = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+    bar = f'<progress value="{done}" max="{frames}" aria-label="Frames done"></progress>'
+    return bar + note(f"Frame {done} of {frames}, {left} left")
 
 
 def size_note(image: Image.Image) -> str:

@@ -170,7 +170,8 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
     choose_model(page, "slow")  # so that it is under way when it is cancelled
     page.locator("#run-video").click()
     page.locator("#ribbon table").wait_for()
-    page.get_by_text(re.compile(r"Looking at the clip")).first.wait_for()
+    page.get_by_text(re.compile(r"Frame \d+ of 128, \d+ (s|min) left")).wait_for()
+    assert 0 < page.locator("#ribbon progress").evaluate("bar => bar.position") < 1
     page.locator("#stop-video").click()
     page.get_by_text("Nothing is running now.").wait_for()
     for _ in range(100):  # the film that was begun is given up
@@ -190,6 +191,7 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
     page.locator("#result video").wait_for(timeout=60_000)
     page.wait_for_function("document.querySelector('#result video').readyState >= 2")  # it decodes
     assert page.evaluate("document.querySelector('#result video').duration") == pytest.approx(64, abs=1)
+    assert page.locator("#ribbon progress").count() == 0
 
     choose_example(page, 0)  # of another clip nothing is known yet
     page.locator("#result video").wait_for(state="detached")
