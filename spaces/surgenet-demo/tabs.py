@@ -256,7 +256,7 @@ def progress_html(done: int, frames: int, seconds: float) -> str:
     left = seconds / done * (frames - done)
     left = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
     bar = f'<progress value="{done}" max="{frames}" aria-label="Frames done"></progress>'
-    return bar + note(f"Frame {done} of {frames}, {left} left")
+    return f'<div class="progress">{bar}{note(f"Frame {done} of {frames}, {left} left")}</div>'
 
 
 def size_note(image: Image.Image) -> str:

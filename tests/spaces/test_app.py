@@ -174,6 +174,7 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
     assert 0 < page.locator("#ribbon progress").evaluate("bar => bar.position") < 1
     page.locator("#stop-video").click()
     page.get_by_text("Nothing is running now.").wait_for()
+    page.locator("#ribbon progress").wait_for(state="hidden")
     for _ in range(100):  # the film that was begun is given up
         begun = list(server.files.rglob("result.mp4"))
         if not begun:
