@@ -188,7 +188,7 @@ def _video(tabs: Tabs) -> None:
             ribbon = gr.HTML(LATER, label="Ribbon", elem_id="ribbon", min_height=90)
             result = gr.Video(label="Result", interactive=False, height=300, elem_id="result")
     outputs = [live, ribbon, result]
-    _fill([run.click], ("",), [status])
+    run.click(**_filling([status], ("",)))
     running = run.click(
         tabs.video,
         [clip, rate, model],
@@ -201,7 +201,8 @@ def _video(tabs: Tabs) -> None:
         trigger_mode="multiple",  # else a frame that comes after a cancel makes gradio deaf to the next start
     )
     stop.click(None, cancels=running)
-    _fill([stop.click], (note("Nothing is running now. Anything found so far stays until the next start."),), [status])
+    cancelled = note("Nothing is running now. Anything found so far stays until the next start.")
+    stop.click(**_filling([status], (cancelled,)))
     _choose([clip], examples, (None, LATER, None, ""), [*outputs, status], running)
 
 
@@ -214,18 +215,19 @@ def _examples(inputs: list, samples: list[list[Path]], names: list[str]) -> gr.D
 def _choose(inputs: list, examples: gr.Dataset, empty: tuple, outputs: list, *running) -> None:
     """Where another frame or clip is chosen, give up what is under way, empty what was found, then load the example.
 
-    The browser does them in the order in which they are set up, each when the one before has ended. The first two ask
-    the server for nothing, so that the next job, of a visitor however quick, comes after them.
+    The browser does them in the order in which they are set up, each when the one before has ended. The first two wait
+    for no answer of the server, so that the next job, of a visitor however quick, comes after them.
     """
     chosen = [examples.click, *(event for part in inputs for event in (part.upload, part.clear))]
     gr.on(chosen, None, cancels=list(running))
-    _fill(chosen, empty, outputs)
-    examples.click(lambda sample: sample if len(sample) > 1 else sample[0], examples, inputs, **PRIVATE)
+    gr.on(chosen, **_filling(outputs, empty))
+    loaded = examples.click(lambda sample: sample if len(sample) > 1 else sample[0], examples, inputs, **PRIVATE)
+    loaded.then(**_filling(outputs, empty))  # again: what was on its way to the browser has come by now
 
 
-def _fill(triggers: list, values: tuple, outputs: list) -> None:
-    """Put values into components, in the browser."""
-    gr.on(triggers, None, outputs=outputs, js=f"() => {json.dumps(values)}", show_progress="hidden")
+def _filling(outputs: list, values: tuple) -> dict:
+    """What an event is set up with to put values into components, in the browser."""
+    return {"fn": None, "outputs": outputs, "js": f"() => {json.dumps(values)}", "show_progress": "hidden"}
 
 
 def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
