@@ -187,7 +187,7 @@ def test_workers_obey_a_sigterm_of_their_parent_alone(sources):
     assert len(list(batches)) == 26
     for worker in workers:
         worker.terminate()  # else a run that fails would wait for its workers forever
-        worker.join(10)
+        worker.join(60)
         assert worker.exitcode == 0
 
 

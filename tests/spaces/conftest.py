@@ -37,6 +37,7 @@ def browser():
 def page(browser, server):
     """A page of the demo; at the end, it has asked nobody but the server for anything, and has thrown no error."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(90_000)  # a busy machine is no failure
     asked, errors = set(), []
     page.on("request", lambda request: asked.add(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -116,4 +116,4 @@ def start(command: list[str], folder: Path) -> SimpleNamespace:
 
 def stop(server: SimpleNamespace) -> None:
     server.process.terminate()
-    server.process.wait(20)
+    server.process.wait(60)

@@ -175,7 +175,7 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
     page.locator("#stop-video").click()
     page.get_by_text("Nothing is running now.").wait_for()
     page.locator("#ribbon progress").wait_for(state="hidden")
-    for _ in range(100):  # the film that was begun is given up
+    for _ in range(600):  # the film that was begun is given up
         begun = list(server.files.rglob("result.mp4"))
         if not begun:
             break
@@ -422,7 +422,7 @@ def test_without_network(tmp_path, browser):
         break_off_an_upload(server)
         ours = {path.name for path in (DEMO / "examples").iterdir()} | {"lock"}
         assert any(path.name == "visit.png" for path in server.files.rglob("*"))
-        for _ in range(100):
+        for _ in range(300):
             kept = [path for path in server.files.rglob("*") if path.is_file() and path.name not in ours]
             if not kept:
                 break
@@ -446,7 +446,7 @@ def break_off_an_upload(server) -> None:
     )
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(head.encode() + b"patient" * 200_000)
-        for _ in range(50):
+        for _ in range(300):
             partial = [path for path in server.files.rglob("tmp*") if path.is_file() and path.stat().st_size]
             if partial:
                 break
