@@ -106,10 +106,7 @@ def build(store: ModelStore, kept_seconds: int = KEPT_SECONDS) -> gr.Blocks:
 def _segment(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
-            image = gr.Image(label="Frame", height=320, **UPLOAD, alt_text="The frame that you chose")
-            examples = _examples([image], [[path] for path in EXAMPLES], EXAMPLE_NAMES)
-            model, _ = _model(tabs, "segmentation")
-            run = gr.Button("Segment", variant="primary", elem_id="run-segment")
+            image, examples, model, run = _frame(tabs, "segmentation", "Segment")
         with gr.Column():
             overlay = gr.Image(label="Overlay", height=360, **RESULT, alt_text="The frame, classes painted")
             legend = gr.HTML(LATER, label="Legend", elem_id="legend")
@@ -123,15 +120,20 @@ def _segment(tabs: Tabs) -> None:
 def _classify(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
-            image = gr.Image(label="Frame", height=320, **UPLOAD, alt_text="The frame that you chose")
-            examples = _examples([image], [[path] for path in EXAMPLES], EXAMPLE_NAMES)
-            model, _ = _model(tabs, "classification")
-            run = gr.Button("Classify", variant="primary", elem_id="run-classify")
+            image, examples, model, run = _frame(tabs, "classification", "Classify")
         with gr.Column():
             scores = gr.JSON(label="Scores", visible=False)
             bars = gr.HTML(LATER, label="Bars", elem_id="bars", min_height=120)
     running = run.click(tabs.classify, [image, model], [scores, bars], api_name="classify", **MODEL)
     _choose([image], examples, (None, LATER), [scores, bars], running)
+
+
+def _frame(tabs: Tabs, task: str, name: str) -> tuple[gr.Image, gr.Dataset, gr.Dropdown, gr.Button]:
+    """What a tab for one frame begins with."""
+    image = gr.Image(label="Frame", height=320, **UPLOAD, alt_text="The frame that you chose")
+    examples = _examples([image], [[path] for path in EXAMPLES], EXAMPLE_NAMES)
+    model, _ = _model(tabs, task)
+    return image, examples, model, gr.Button(name, variant="primary", elem_id=f"run-{name.lower()}")
 
 
 def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
