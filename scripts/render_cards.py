@@ -8,7 +8,7 @@ from pathlib import Path
 
 from surgenet_hf.checkpoints.cards import checkpoint_card
 from surgenet_hf.checkpoints.catalog import CATALOG
-from surgenet_hf.files import replacing
+from surgenet_hf.files import write_file
 
 HUB_CARDS = Path(__file__).parents[1] / "hub_cards"
 
@@ -17,8 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     for entry in CATALOG:
         path = HUB_CARDS / f"{entry.repo_name}.md"
-        with replacing(path) as temporary:
-            temporary.write_text(checkpoint_card(entry), encoding="utf-8")
+        write_file(path, checkpoint_card(entry).encode())
         print(f"wrote {path}")
 
 

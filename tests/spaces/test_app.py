@@ -200,6 +200,30 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
     assert page.get_by_alt_text("Present frame").count() == 0
 
 
+def test_what_was_on_its_way_is_emptied(page):
+    """Frames of a clip that arrive after another was chosen, since the server is slow to give up and to load."""
+    page.get_by_role("tab", name="Video").click()
+    choose_example(page, 1)
+    choose_model(page, "slow")
+    page.locator("#run-video").click()
+    page.locator("#ribbon table").wait_for()
+    page.evaluate("""() => {
+        const [fetch, delays] = [window.fetch, {"/cancel": 2000, "/run/predict": 4000}];
+        window.fetch = async (input, ...more) => {
+            const name = Object.keys(delays).find(name => String(input.url ?? input).includes(name));
+            await new Promise(done => setTimeout(done, delays[name] ?? 0));
+            return fetch(input, ...more);
+        };
+    }""")
+    page.locator(".gallery-item:visible").first.click()
+    page.wait_for_function("document.querySelector('#ribbon').innerText === 'The result comes here.'")
+    page.locator("#ribbon table").wait_for()  # here is one
+    page.wait_for_function("document.querySelector('#ribbon').innerText === 'The result comes here.'")
+    page.wait_for_timeout(1000)
+    assert page.locator("#ribbon table").count() == 0
+    assert page.get_by_alt_text("Present frame").count() == 0
+
+
 def test_a_broken_file_gets_a_message(page, tmp_path):
     """A name of tricks, and bytes that are no picture: a message in plain words, and the page goes on."""
     path = tmp_path / "..%2f<b>x<b>.png"

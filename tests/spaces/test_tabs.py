@@ -58,3 +58,12 @@ def test_a_clip_may_not_take_for_ever(tabs, tmp_path, monkeypatch, name):
     with pytest.raises(Refused, match=r"longer than the 0 minutes .* Please choose fewer frames"):
         list(tabs.video({"path": str(tmp_path / "clip_1.mp4")}, 1, name, silent))
     assert not list(tmp_path.rglob("result.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("given", "text"), [((3, 12, 30.0), "Frame 3 of 12, 90 s left"), ((1, 601, 1.0), "Frame 1 of 601, 10 min left")]
+)
+def test_progress(given, text):
+    html = tabs_module.progress_html(*given)
+    assert f">{text}<" in html
+    assert f'<progress value="{given[0]}" max="{given[1]}"' in html
