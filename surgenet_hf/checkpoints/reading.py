@@ -140,8 +140,8 @@ def read_content(path: str | os.PathLike):
     is_zip = start.startswith(b"PK")
     if not is_zip and not start.startswith((b"\x80", b"(", b"c")):
         raise ValueError(
-            f"{path} is not a PyTorch file: its {path.stat().st_size:,} bytes begin with {start[:40]!r}. It looks "
-            "like a web page or a Git LFS pointer saved in place of the weights; download the file itself"
+            f"{path} is not a PyTorch file: its {path.stat().st_size:,} bytes begin with {start[:40]!r}. Perhaps a "
+            "web page or a Git LFS pointer was saved in place of the weights; download the file itself"
         )
     if is_zip and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is cut short after {path.stat().st_size:,} bytes; download it again")
