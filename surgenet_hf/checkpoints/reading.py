@@ -113,6 +113,24 @@ def plain(value):
     return value if type(value) in (str, int, float, bool, type(None)) else str(value)
 
 
+def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Refuse weights with NaN or infinite values, e.g. of a training run that diverged.
+
+    Args:
+        tensors: name -> tensor of any shape and dtype, as in a state dict.
+        source: where the weights come from, for the message.
+
+    Raises:
+        ValueError: names how many tensors, and the first, hold values that are not finite.
+    """
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{source}: {len(broken)} of {len(tensors)} tensors hold NaN or infinite values, the first is {broken[0]}. "
+            "The training that wrote them diverged; use an earlier checkpoint or train again with a lower learning rate"
+        )
+
+
 def file_sha256(path: str | os.PathLike) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
