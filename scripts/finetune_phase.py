@@ -26,6 +26,9 @@ from surgenet_hf.finetuning.training import (
     mendable_errors,
     parse_arguments,
     publish_results,
+    run_record,
+    running,
+    same_run,
     source_of,
     stage_arguments,
 )
@@ -69,43 +72,49 @@ def main(argv: list[str] | None = None) -> None:
         if phase_args.skip_stage1:
             frame_model = source_of(model_args)
             processor = AutoImageProcessor.from_pretrained(frame_model)
-        elif not finished(stage1):
+        else:
+            frame_model = str(Path(stage1, "model"))
             model, processor = build_model(source_of(model_args), data, model_args.image_size)
-
-    balanced = model_args.class_weights == "balanced"
-    if not phase_args.skip_stage1:
-        frame_model = str(Path(stage1, "model"))
-        if not finished(stage1):
             if model_args.freeze_backbone:
                 freeze_backbone(model)
+            record = run_record(model, data, stage1_args, model_args, data_args)
+            if finished(stage1):
+                same_run(stage1, record)
+
+    balanced = model_args.class_weights == "balanced"
+    with running(training_args):
+        if not phase_args.skip_stage1 and not finished(stage1):
             trainer = finetune(
                 model,
                 processor,
                 data,
                 stage1_args,
                 loss=classification_loss(data, balanced),
+                record=record,
                 **model_args.options(),
             )
             publish_results(trainer, processor, data, model_args.eval_split)
-        processor = AutoImageProcessor.from_pretrained(frame_model)
 
-    set_seed(training_args.seed)
-    model = SurgeNetForPhaseRecognition.from_backbone(
-        frame_model,
-        id2label=dict(enumerate(data.labels)),
-        label2id={label: i for i, label in enumerate(data.labels)},
-        frames_per_second=data.frames_per_second or 1.0,
-    )
-    trainer = phase.finetune(
-        model,
-        processor,
-        data,
-        stage2_args,
-        cache_dir=Path(training_args.output_dir, "features"),
-        balanced=balanced,
-        early_stopping_patience=phase_args.tcn_early_stopping_patience,
-    )
-    publish_results(trainer, processor, data, model_args.eval_split, push, name=Path(training_args.output_dir).name)
+        set_seed(training_args.seed)
+        model = SurgeNetForPhaseRecognition.from_backbone(
+            frame_model,
+            id2label=dict(enumerate(data.labels)),
+            label2id={label: i for i, label in enumerate(data.labels)},
+            frames_per_second=data.frames_per_second or 1.0,
+        )
+        trainer = phase.finetune(
+            model,
+            processor,
+            data,
+            stage2_args,
+            cache_dir=Path(training_args.output_dir, "features"),
+            balanced=balanced,
+            record=run_record(model, data, stage2_args, model_args, data_args, phase_args),
+            early_stopping_patience=phase_args.tcn_early_stopping_patience,
+        )
+        publish_results(
+            trainer, processor, data, model_args.eval_split, push, name=Path(training_args.output_dir).name
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 
 from surgenet_hf.data import load_segmentation
 from surgenet_hf.finetuning.segmentation import LOSSES, build_model, finetune, pixel_weights, segmentation_loss
-from surgenet_hf.finetuning.training import mendable_errors, parse_arguments, prepare, publish_results
+from surgenet_hf.finetuning.training import (
+    mendable_errors,
+    parse_arguments,
+    prepare,
+    publish_results,
+    run_record,
+    running,
+)
 
 
 @dataclass
@@ -27,15 +34,17 @@ def main(argv: list[str] | None = None) -> None:
         model_args, data_args, loss_args, training_args, push = parse_arguments(argv, SegmentationArguments)
         data, model, processor = prepare(load_segmentation, build_model, model_args, data_args, training_args)
     weights = pixel_weights(data) if model_args.class_weights == "balanced" else None
-    trainer = finetune(
-        model,
-        processor,
-        data,
-        training_args,
-        loss=segmentation_loss(loss_args.loss, data.ignore_index, weights),
-        **model_args.options(),
-    )
-    publish_results(trainer, processor, data, model_args.eval_split, push)
+    with running(training_args):
+        trainer = finetune(
+            model,
+            processor,
+            data,
+            training_args,
+            loss=segmentation_loss(loss_args.loss, data.ignore_index, weights),
+            record=run_record(model, data, training_args, model_args, data_args, loss_args),
+            **model_args.options(),
+        )
+        publish_results(trainer, processor, data, model_args.eval_split, push)
 
 
 if __name__ == "__main__":

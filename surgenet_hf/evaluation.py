@@ -38,6 +38,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from .checkpoints.catalog import leakage_note
+from .checkpoints.reading import check_finite
 from .data import SegmentationData
 from .files import replacing
 from .metrics import (
@@ -180,7 +181,8 @@ def evaluate(
         draws: of the bootstrap.
 
     Raises:
-        ValueError: the split does not exist, or the model has other classes, or another kind of labels, than the data.
+        ValueError: the split does not exist, the model has other classes, or another kind of labels, than the data, or
+            its weights are not finite.
     """
     rows = split_rows(data, split)
     if model.config.num_labels != len(data.labels):
@@ -193,6 +195,7 @@ def evaluate(
     trained_for, needed = model.config.problem_type, getattr(data, "problem_type", None)
     if trained_for and needed and trained_for != needed:
         raise ValueError(f"The model was trained for {trained_for}, the data set {data.name!r} is for {needed}.")
+    check_finite(model.state_dict(), "The model")
     truths, predictions = {}, {}
     state = PartialState()
     share = range(state.process_index, len(rows), state.num_processes)

@@ -126,8 +126,8 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise ValueError(
-            f"{source}: {len(broken)} of {len(tensors)} tensors hold NaN or infinite values, the first is {broken[0]}. "
-            "The training that wrote them diverged; use an earlier checkpoint or train again with a lower learning rate"
+            f"{source}: {len(broken)} of {len(tensors)} tensors hold NaN or infinite values, the first is "
+            f"{broken[0]}. The training diverged: use an earlier checkpoint, or train with a lower learning rate"
         )
 
 

@@ -9,7 +9,7 @@ from ..data import ClassificationData
 from ..metrics import MultiLabelMetric, PhaseMetric
 from .frames import Frames
 from .segmentation import build_model as build_any_model
-from .training import SetEpoch, SurgeNetTrainer, balanced_weights, resume_point
+from .training import SetEpoch, SurgeNetTrainer, balanced_weights
 
 
 def build_model(source, data: ClassificationData, image_size: int):
@@ -50,7 +50,7 @@ def finetune(
         loss=loss,
         **options,
     )
-    trainer.train(resume_from_checkpoint=resume_point(training_args))
+    trainer.train()
     return trainer
 
 

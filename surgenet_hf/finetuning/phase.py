@@ -16,18 +16,20 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, TrainingArguments
 
 from ..data import ClassificationData
+from ..data.identity import frames_key
 from ..evaluation import predict, video_ranges
 from ..files import replacing
 from ..metrics import PhaseMetric
 from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition, phase_loss
-from .training import SurgeNetTrainer, balanced_weights, resume_point
+from .training import SurgeNetTrainer, balanced_weights
 
 
 class VideoFeatures(torch.utils.data.Dataset):
-    """The embeddings and phases of each video of a split: {"features": (T, C), "labels": (T,)}, one item a video.
+    """The embeddings and phases of each video of a split: {"features": (T, C), "labels": (T,)}, one item per video.
 
-    They are computed at first and kept in a folder of `cache_dir` that belongs to these weights and this processor: a
-    file a video, written whole or not at all, so that a run that was killed goes on with the next video.
+    Embeddings are computed once and cached in a folder of `cache_dir` for these weights and this processor. Each
+    video has one file, named by the video and by its frames (name, size, and modification time of each). A killed run
+    continues with the next video.
     """
 
     def __init__(self, model: SurgeNetForPhaseRecognition, processor, split, cache_dir: str | os.PathLike):
@@ -36,10 +38,11 @@ class VideoFeatures(torch.utils.data.Dataset):
         ranges = video_ranges(split)
         self.videos = list(ranges)
         labels = split.select_columns(["labels"])[:]["labels"]
+        self.keys = {video: frames_key(split, rows) for video, rows in ranges.items()}
         self.labels = {video: torch.tensor([labels[i] for i in rows]) for video, rows in ranges.items()}
         state = PartialState()
         for video in tqdm(self.videos[state.process_index :: state.num_processes], desc="Features", unit="video"):
-            if not self._path(video).exists() or len(np.load(self._path(video))) != len(ranges[video]):
+            if not self._path(video).exists():
                 self._save(video, compute_features(model, processor, split, ranges[video]))
         state.wait_for_everyone()
 
@@ -51,7 +54,7 @@ class VideoFeatures(torch.utils.data.Dataset):
         return {"features": torch.from_numpy(np.load(self._path(video))), "labels": self.labels[video]}
 
     def _path(self, video: str) -> Path:
-        return self.cache_dir / f"{video}.npy"
+        return self.cache_dir / f"{video}.{self.keys[video]}.npy"
 
     def _save(self, video: str, features: np.ndarray) -> None:
         with replacing(self._path(video)) as temporary, open(temporary, "wb") as file:
@@ -122,7 +125,7 @@ def finetune(
         task_metric="macro_f1",
         **options,
     )
-    trainer.train(resume_from_checkpoint=resume_point(training_args))
+    trainer.train()
     return trainer
 
 

@@ -18,7 +18,7 @@ from ..checkpoints.conversion import build_image_processor
 from ..data import SegmentationData
 from ..metrics import SegmentationMetric
 from .frames import Frames
-from .training import SetEpoch, SurgeNetTrainer, balanced_weights, resume_point
+from .training import SetEpoch, SurgeNetTrainer, balanced_weights
 
 LOSSES = ("cross_entropy", "cross_entropy+dice")
 
@@ -111,7 +111,7 @@ def finetune(
         loss=loss,
         **options,
     )
-    trainer.train(resume_from_checkpoint=resume_point(training_args))
+    trainer.train()
     return trainer
 
 

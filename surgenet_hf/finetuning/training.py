@@ -1,34 +1,89 @@
 """What fine-tuning of every task shares: arguments, the Trainer, and training that resumes exactly."""
 
+import json
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
 from transformers.utils import logging
 
 from ..arguments import ArgumentParser
+from ..checkpointing import (
+    RECORD,
+    RESUME,
+    Termination,
+    TrainingStopped,
+    check_complete,
+    compare_records,
+    delete_later_checkpoints,
+    delete_old_checkpoints,
+    list_checkpoints,
+    lock_run,
+    read_record,
+    resume_point,
+    write_record,
+)
 from ..checkpoints.loading import find_source
 from ..checkpoints.publishing import check_login, push_model
+from ..checkpoints.reading import check_finite
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
+from ..data.identity import data_identity
+from ..errors import UserError
 from ..evaluation import evaluate, write_results
+from ..files import write_file
 from ..reporting import summary, write_figures
 
 logger = logging.get_logger(__name__)
 
 TASK_METRIC = "task"  # stands for the metric that `SurgeNetTrainer` is told; None would become the loss
 AUGMENTATIONS = ("none", "light", "strong")
+NONFINITE_STEPS = 10  # in a row, of fp16, whose loss scaling skips a step now and then
+# of TrainingArguments, what weights and selected checkpoint depend on
+RECORDED = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "seed",
+    "data_seed",
+    "bf16",
+    "fp16",
+    "eval_strategy",
+    "eval_steps",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+)
+# of our own arguments: weights and data are compared by their contents, and the split is only evaluated at the end
+NOT_RECORDED = ("model_name_or_path", "config_name", "dataset", "data_dir", "eval_split")
+NEW = "start a new run in another --output_dir"
 
 
 @dataclass
@@ -117,6 +172,9 @@ class SurgeNetTrainingArguments(TrainingArguments):
         default=TASK_METRIC, metadata={"help": "Metric that chooses the checkpoint; task: the task's main one."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Frames have no columns to remove."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Resume the patience of early stopping, too."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Steps between log entries."})
 
     def __post_init__(self):
@@ -128,12 +186,20 @@ class SurgeNetTrainingArguments(TrainingArguments):
 
 
 @contextmanager
-def mendable_errors() -> Iterator[None]:
-    """What the user can mend ends the script, and the message is enough."""
+def mendable_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Exit with the message on user errors: exceptions of `kinds`, by default ImportError, OSError, and ValueError."""
+    kinds = kinds or (ImportError, OSError, ValueError)
     try:
         yield
-    except (ImportError, OSError, ValueError) as error:
+    except kinds as error:
         sys.exit(f"error: {error}")
+
+
+@contextmanager
+def running(args: TrainingArguments) -> Iterator[None]:
+    """Lock the output folder of a run. Exit with the message if another run holds it, or if training stops."""
+    with mendable_errors(UserError), lock_run(args.output_dir, args.process_index == 0):
+        yield
 
 
 def parse_arguments(argv: list[str] | None, *own: type, training: type = SurgeNetTrainingArguments) -> tuple:
@@ -170,7 +236,7 @@ def prepare(
     data_args: DataArguments,
     training_args: TrainingArguments,
 ) -> tuple:
-    """What a task in one stage trains: (data, model, processor).
+    """Load what a task in one stage trains: (data, model, processor).
 
     Args:
         load: as in `load_data`.
@@ -179,7 +245,7 @@ def prepare(
     Raises:
         ImportError, OSError, ValueError: of data and model, or an earlier run is in the way (`resume_point`).
     """
-    resume_point(training_args)
+    resume_point(Path(training_args.output_dir), training_args.resume_from_checkpoint)
     data = load_data(load, data_args, training_args)
     model, processor = build_model(source_of(model_args), data, model_args.image_size)
     if model_args.freeze_backbone:
@@ -206,9 +272,12 @@ class SetEpoch(TrainerCallback):
 
 
 class SurgeNetTrainer(Trainer):
-    """Trainer with a loss of ours and learning rates that fall with depth.
+    """Trainer with our losses, learning rates that fall with depth, and runs that resume exactly or not at all.
+
+    A checkpoint counts once its record is written (`surgenet_hf.checkpointing`). SIGTERM saves one and exits.
 
     Args:
+        record: what the run is made of, see `run_record`; a resumed run must have the same. None: not compared.
         loss: `loss(outputs, labels) -> scalar`; None: the model's own.
         loss_on: which of the model's outputs the loss takes.
         task_metric: what chooses the checkpoint, unless the arguments name another.
@@ -220,6 +289,7 @@ class SurgeNetTrainer(Trainer):
         *,
         args,
         task_metric,
+        record=None,
         loss=None,
         loss_on="logits",
         layer_decay=1.0,
@@ -228,12 +298,69 @@ class SurgeNetTrainer(Trainer):
     ):
         if args.metric_for_best_model == TASK_METRIC:
             args.metric_for_best_model = task_metric
+        keep, args.save_total_limit = args.save_total_limit, None  # old checkpoints go once the new one has its record
         super().__init__(args=args, **kwargs)
+        self.record = record or {}
         self.loss = loss
         self.loss_on = loss_on
         self.layer_decay = layer_decay
+        self.nonfinite_steps = 0
         if early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience))
+        self.checkpoints = RecordedCheckpoints(self.record, keep)
+        self.add_callback(self.checkpoints)
+
+    def train(self):
+        """Train from the beginning or from the checkpoint that the arguments request.
+
+        Raises:
+            UserError: the output folder or the checkpoint does not allow it, see `checkpointing.resume_point`.
+            TrainingStopped: the loss or the weights are not finite.
+            SystemExit: after SIGTERM, with a checkpoint saved.
+        """
+        output_dir = Path(self.args.output_dir)
+        checkpoint = resume_point(output_dir, self.args.resume_from_checkpoint)
+        if checkpoint is not None:
+            compare_records(
+                read_record(checkpoint), self.record, checkpoint, f"Give the same options and data, or {NEW}"
+            )
+            state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
+            if state.best_global_step and self.args.load_best_model_at_end:
+                # the folder may have been moved, and without this one the run would end with other weights
+                self.checkpoints.best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+                check_complete(self.checkpoints.best)
+        elif self.args.process_index == 0:
+            write_file(output_dir / RECORD, json.dumps(self.record, indent=2).encode())
+        with self.checkpoints.termination:
+            return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.nonfinite_steps = 0 if torch.isfinite(loss) else self.nonfinite_steps + 1
+        if self.nonfinite_steps >= (NONFINITE_STEPS if self.args.fp16 else 1):
+            self._stop(f"the loss of step {self.state.global_step + 1} is {loss.item()}")
+        return loss
+
+    def evaluate(self, *args, **kwargs):
+        self._check_weights()
+        return super().evaluate(*args, **kwargs)
+
+    def save_model(self, *args, **kwargs):
+        self._check_weights()
+        super().save_model(*args, **kwargs)
+
+    def _check_weights(self):
+        try:
+            check_finite(trained_model(self).state_dict(), "the model")
+        except ValueError as error:
+            self._stop(str(error))
+
+    def _stop(self, reason: str):
+        last = [None, *list_checkpoints(Path(self.args.output_dir))][-1]
+        raise TrainingStopped(
+            f"training has diverged: {reason}. The last checkpoint is {last or 'none'}. Lower --learning_rate, or use "
+            "--bf16 instead of --fp16"
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.loss is None:
@@ -252,35 +379,73 @@ class SurgeNetTrainer(Trainer):
         return super().create_optimizer(model)
 
 
-def resume_point(args: TrainingArguments) -> str | None:
-    """The checkpoint to go on from: the one asked for, or the last in `output_dir` with --resume_from_checkpoint true.
+class RecordedCheckpoints(TrainerCallback):
+    """Complete the checkpoints of a Trainer with their record, delete old ones, and save on SIGTERM.
 
-    A run that was killed before its first checkpoint begins anew.
-
-    Raises:
-        ValueError: there is a checkpoint, and nobody asked to go on from it.
+    Args:
+        record: of the run.
+        keep: number of checkpoints, among them the best and the last; None: all.
     """
-    last = last_checkpoint(args.output_dir)
-    asked = args.resume_from_checkpoint
-    if asked is None or str(asked).lower() == "false":
-        if last is not None:
-            raise ValueError(
-                f"{last} is from an earlier run: go on from it with --resume_from_checkpoint true, or name another "
-                "--output_dir"
-            )
-        return None
-    if str(asked).lower() != "true":
-        return str(asked)
-    if last is None:
-        logger.warning(f"{args.output_dir} holds no checkpoint yet: beginning anew")
-    return last
+
+    def __init__(self, record: dict, keep: int | None):
+        self.record, self.keep = record, keep
+        self.best: Path | None = None  # of the run that is resumed
+        self.termination = Termination()
+        self.terminated = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.best is not None:
+            state.best_model_checkpoint = str(self.best)
+        if args.should_save:
+            delete_later_checkpoints(Path(args.output_dir), state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # After the last step of an epoch, its evaluation comes first: a resumed run would begin with the next epoch.
+        if not float(state.epoch).is_integer():
+            self._ask_to_save(control, control.should_log or control.should_save)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._ask_to_save(control, True)
+
+    def _ask_to_save(self, control, agree: bool):
+        """Save and stop after SIGTERM. Several processes agree on the step, when they exchange numbers anyway."""
+        state = PartialState()
+        if state.num_processes == 1:
+            self.terminated = self.termination.received
+        elif agree:
+            self.terminated = any(gather_object([self.termination.received]))
+        if self.terminated:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        PartialState().wait_for_everyone()  # each process writes the state of its random number generators
+        output_dir = Path(args.output_dir)
+        if args.should_save:
+            write_record(output_dir / f"checkpoint-{state.global_step}", self.record)
+            best = [Path(state.best_model_checkpoint)] if state.best_model_checkpoint else []
+            delete_old_checkpoints(output_dir, self.keep, best)
+        PartialState().wait_for_everyone()
+        if self.terminated:
+            logger.warning(f"Stopped by SIGTERM after step {state.global_step}: {RESUME}")
+            sys.exit(128 + signal.SIGTERM)
 
 
-def last_checkpoint(output_dir: str) -> str | None:
-    """The last checkpoint that is whole: Trainer writes its state last, and a killed run may leave less."""
-    folders = Path(output_dir).glob("checkpoint-*")
-    whole = [folder for folder in folders if (folder / "trainer_state.json").is_file()]
-    return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
+def run_record(model, data, training_args: TrainingArguments, *others) -> dict:
+    """What a run is made of: {name: value} of model, data, and options. A resumed run must have the same.
+
+    Args:
+        others: argument dataclasses of the task.
+    """
+    config = {
+        k: v for k, v in model.config.to_diff_dict().items() if k not in ("transformers_version", "_name_or_path")
+    }
+    options = {k: v for arguments in others for k, v in asdict(arguments).items() if k not in NOT_RECORDED}
+    return {
+        **options,
+        **{name: getattr(training_args, name) for name in RECORDED},
+        **{f"data.{split}": identity for split, identity in data_identity(data).items()},
+        **{f"model.{name}": value for name, value in config.items()},
+    }
 
 
 def layer_groups(model: nn.Module, layer_decay: float, learning_rate: float, weight_decay: float) -> list[dict]:
@@ -333,22 +498,33 @@ def stage_arguments(args: TrainingArguments, output_dir: str, **changes) -> Trai
     """The arguments of one stage of several, which is resumed only if it has begun.
 
     Raises:
-        ValueError: an earlier run has begun this stage, and nobody asked to go on from it.
+        UserError: an earlier run has begun this stage, and no resuming was requested.
     """
     args.output_dir = output_dir
     for name, value in changes.items():
         setattr(args, name, value)
-    if last_checkpoint(output_dir) is None:
-        if finished(output_dir) and args.resume_from_checkpoint is None:
-            raise ValueError(f"{output_dir} is from an earlier run: name another --output_dir")
+    if finished(output_dir) and args.resume_from_checkpoint is None:
+        raise UserError(f"{output_dir} is from an earlier run: {RESUME}")
+    if not list_checkpoints(Path(output_dir)):
         args.resume_from_checkpoint = None
-    resume_point(args)
+    resume_point(Path(output_dir), args.resume_from_checkpoint)
     return args
 
 
 def finished(output_dir: str) -> bool:
-    """Whether a run has written its results there: the last thing that it does."""
+    """Whether a run has written its results there, which is the last thing that it does."""
     return Path(output_dir, "results.json").is_file()
+
+
+def same_run(output_dir: str, record: dict) -> None:
+    """Check that a finished stage had the options and data that are now given.
+
+    Raises:
+        UserError: it had others, or it does not say which.
+    """
+    path = Path(output_dir, RECORD)
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    compare_records(recorded, record, Path(output_dir), f"Give the same options and data, or {NEW}")
 
 
 def trained_model(trainer: Trainer) -> nn.Module:

@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from ..arguments import ArgumentParser
+from ..checkpointing import read_record, resume_point
 from ..checkpoints.dino import DinoCheckpoint, read_dino_checkpoint
 from ..configuration_surgenet import BACKBONES
 from .augmentation import CropConfig
 from .method import SMALL, DinoConfig
 from .original import crop_settings, dino_settings
 from .sources import FrameArguments
-from .state import read_record, resume_point
 
 PRESETS = {"surgenet": {}, "small": SMALL}
 # of `PretrainingArguments`, what the losses of a run depend on

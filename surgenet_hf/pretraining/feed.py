@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from ..data.identity import content_digest
 from .augmentation import CropConfig
 from .frames import BatchLoader, EpochOrder, FrameDataset, FrameSampler
 from .sources import FrameArguments, open_sources
@@ -47,7 +48,8 @@ class Feed:
             self.frames_per_epoch = args.frames_per_epoch
         else:
             sources = open_sources(args)
-            sizes, data = [len(source) for source in sources], [source.identity for source in sources]
+            sizes = [len(source) for source in sources]
+            data = [f"{s.identity}, contents {content_digest(s.read, len(s))}" for s in sources]
             # they go into the card of the model, where the way to a folder is nobody's business
             self.names = [Path(s.name).resolve().name if Path(s.name).exists() else s.name for s in sources]
             order = EpochOrder(sizes, args.dataset_weights, seed, args.frames_per_epoch)

@@ -65,7 +65,7 @@ class FolderSource:
             logger.warning(f"{root}: its images are read; {_describe(unread)}")
         self._folders = folders
         self._names = _Names.join(names)
-        self.identity = self._names.digest()
+        self.identity = f"names {self._names.digest()}"
         self._starts = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
@@ -129,7 +129,8 @@ class ShardSource:
             logger.warning(f"{len(empty)} of {len(counts)} shards hold no image: {', '.join(empty[:3])} ...")
         columns = [np.concatenate(column) for column in list(zip(*members, strict=True))[1:]]
         self._members = _Members(_Names.join([one.names for one in members]), *columns)
-        self.identity = self._members.names.digest()
+        checks = hashlib.sha256(self._members.sizes.tobytes() + self._members.checksums.tobytes()).hexdigest()[:16]
+        self.identity = f"names {self._members.names.digest()}, sizes and checksums {checks}"
         self._starts = np.cumsum([0, *counts])
 
     def __len__(self) -> int:

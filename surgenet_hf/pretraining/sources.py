@@ -24,7 +24,7 @@ class FrameSource(Protocol):
     """Frames by index. Can be pickled; safe to use after a fork."""
 
     name: str
-    identity: str  # the same for the same frames, wherever they lie
+    identity: str  # of what is known without reading the frames, wherever the data is stored
 
     def __len__(self) -> int: ...
 

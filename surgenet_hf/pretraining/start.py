@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
+from ..checkpointing import compare_records, read_record
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..checkpoints.conversion import choose_statistics
 from ..checkpoints.dino import DinoCheckpoint, backbone_config
@@ -16,7 +17,6 @@ from ..configuration_surgenet import SurgeNetConfig
 from ..modeling_surgenet import SurgeNetModel
 from .arguments import PretrainingArguments
 from .original import load_dino_checkpoint
-from .state import read_record
 
 if TYPE_CHECKING:
     from .training import Pretraining
@@ -143,11 +143,17 @@ def _load_own(run: "Pretraining", folder: Path) -> Start:
     own = folder.resolve().parent == run.output_dir.resolve()
     extended = run.args.extend_epochs is not None and not own
     if not extended:
-        _compare_options(record, run, folder)
+        compare_records(
+            record["options"] | {"frames": record["frames"]},
+            run.options | {"frames": run.feed.description},
+            folder,
+            "Give the same options and data. Or start new schedules with --extend_epochs N "
+            "--resume_from_checkpoint CHECKPOINT in another --output_dir",
+        )
     try:
         run.accelerator.load_state(str(folder))
-    except (OSError, RuntimeError, SafetensorError) as error:  # sizes that differ and cut files come as any of them
-        raise ValueError(f"{folder} is damaged, or of a network of other sizes: {error}") from error
+    except (RuntimeError, SafetensorError) as error:  # `resume_point` has verified the files
+        raise ValueError(f"{folder} is of a network of other sizes: {error}") from error
     start = Start(
         pretraining=record["start"]["pretraining"], statistics=record["start"]["statistics"], counts=record["counts"]
     )
@@ -167,15 +173,3 @@ def _load_own(run: "Pretraining", folder: Path) -> Start:
             f"of epoch {epoch}, now step {start.step}, with the weights of the checkpoint."
         )
     return start
-
-
-def _compare_options(record: dict, run: "Pretraining", folder: Path) -> None:
-    """Raise a ValueError where a run would not be the one that the checkpoint is of."""
-    now = run.options | {"frames": run.feed.description}
-    was = record["options"] | {"frames": record["frames"]}
-    differing = [f"{name}: {was.get(name)} then, {now[name]} now" for name in now if now[name] != was.get(name)]
-    if differing:
-        raise ValueError(
-            f"{folder} is of another run:\n- " + "\n- ".join(differing) + "\nGive the same options and data; or lay "
-            "schedules anew with --extend_epochs N --resume_from_checkpoint CHECKPOINT in another --output_dir"
-        )

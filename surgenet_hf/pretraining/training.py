@@ -27,6 +27,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ..checkpointing import Termination, TrainingStopped
 from ..checkpoints.catalog import STATISTICS
 from ..checkpoints.dino import DinoCheckpoint
 from ..checkpoints.publishing import check_login
@@ -52,10 +53,6 @@ SMALL_SET = 50_000  # frames, below which the recipe for millions rarely works
 MASKED_IN_A_ROW = 10  # steps without finite gradients, after which a run stops
 BAD_FRAMES_FROM = 1000  # frames read, from which on the share of bad ones is judged
 PROCESS_DRAWS = 2**40  # seeds of processes use indices from here on, so that none equals that of a frame
-
-
-class TrainingStopped(RuntimeError):
-    """Going on would be in vain; the message says why, and what to do."""
 
 
 def find_trackers(report_to: list[str]) -> list[str] | None:
@@ -131,7 +128,7 @@ class Pretraining:
         self.masked = torch.tensor(counts.get("masked_steps", 0), device=self.device)
         self.masked_in_a_row = torch.zeros_like(self.masked)
         self.new_bad_frames: list[str] = []
-        self.terminated = False
+        self.termination = Termination()
 
     def _build(self, resume: Path | DinoCheckpoint | None) -> None:
         """Model and optimiser, as Accelerate wants them, at their start."""
@@ -171,17 +168,18 @@ class Pretraining:
             print(*self.start.notes, *self._plan(), sep="\n")
         if self.accelerator.log_with:
             self.accelerator.init_trackers("surgenet_hf-pretraining", {k: str(v) for k, v in self.options.items()})
-        before = signal.signal(signal.SIGTERM, self._terminate)
         try:
-            with tqdm(
-                total=self.last_step, initial=self.start.step, unit="step", disable=not self.is_main
-            ) as self.progress:
+            with (
+                self.termination,
+                tqdm(
+                    total=self.last_step, initial=self.start.step, unit="step", disable=not self.is_main
+                ) as self.progress,
+            ):
                 if self.start.step == 0 or self.start.step >= self.last_step:
                     finish_epoch(self, self.start.step)  # k-NN of the start; or what a finished run leaves, once more
                 self._train()
             finish_run(self)
         finally:
-            signal.signal(signal.SIGTERM, before)
             self.accelerator.end_training()
 
     def _train(self) -> None:
@@ -356,13 +354,10 @@ class Pretraining:
             *hint,
         ]
 
-    def _terminate(self, number, frame) -> None:
-        self.terminated = True
-
     def _is_terminated(self, logs: bool) -> bool:
         """Whether any process was asked to end; several processes compare notes when they log."""
         if self.accelerator.num_processes == 1:
-            return self.terminated
+            return self.termination.received
         if not logs:
             return False
-        return bool(self.accelerator.reduce(torch.tensor(float(self.terminated), device=self.device)) > 0)
+        return bool(self.accelerator.reduce(torch.tensor(float(self.termination.received), device=self.device)) > 0)

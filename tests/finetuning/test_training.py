@@ -6,7 +6,9 @@ import torch
 from transformers import TrainingArguments
 
 from surgenet_hf import SurgeNetConfig, SurgeNetForSemanticSegmentation
+from surgenet_hf.checkpointing import write_record
 from surgenet_hf.data.synthetic import load as load_synthetic
+from surgenet_hf.errors import UserError
 from surgenet_hf.finetuning.segmentation import build_model, finetune, pixel_weights, segmentation_loss
 from surgenet_hf.finetuning.training import (
     SurgeNetTrainingArguments,
@@ -14,7 +16,6 @@ from surgenet_hf.finetuning.training import (
     freeze_backbone,
     layer_groups,
     publish_results,
-    resume_point,
     stage_arguments,
 )
 
@@ -69,22 +70,11 @@ def test_resumed_in_mid_epoch_it_ends_with_the_same_weights(data, tmp_path, work
     assert not all(torch.equal(other[name], expected[name]) for name in expected)
 
 
-def test_an_earlier_run_is_not_continued_by_accident(tmp_path):
-    for number in (3, 20):
-        (tmp_path / f"checkpoint-{number}").mkdir()
-    (tmp_path / "checkpoint-3" / "trainer_state.json").touch()  # 20 was being written when the run was killed
-    with pytest.raises(ValueError, match="--resume_from_checkpoint true"):
-        resume_point(arguments(tmp_path))
-    assert resume_point(arguments(tmp_path, resume_from_checkpoint="true")) == str(tmp_path / "checkpoint-3")
-    assert resume_point(arguments(tmp_path / "new", resume_from_checkpoint="true")) is None  # begins anew
-    assert resume_point(arguments(tmp_path / "new")) is None
-
-
 def test_stages_resume_where_the_run_was(tmp_path):
     assert stage_arguments(arguments(tmp_path), str(tmp_path / "s1"), max_steps=3).max_steps == 3
     (tmp_path / "s1" / "checkpoint-3").mkdir(parents=True)
-    (tmp_path / "s1" / "checkpoint-3" / "trainer_state.json").touch()
-    with pytest.raises(ValueError, match="earlier run"):
+    write_record(tmp_path / "s1" / "checkpoint-3", {})
+    with pytest.raises(UserError, match="earlier run"):
         stage_arguments(arguments(tmp_path), str(tmp_path / "s1"))
     resumed = arguments(tmp_path, resume_from_checkpoint="true")
     assert stage_arguments(resumed, str(tmp_path / "s1")).resume_from_checkpoint == "true"

@@ -119,6 +119,8 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
     # again: refused; killed in stage 2 and resumed: stage 1 and the features stay, the result is the same
     with pytest.raises(SystemExit, match="earlier run"):
         finetune_phase([*COMMON, *data, *options])
+    with pytest.raises(SystemExit, match=r"stage1 is of another run:\n- seed: 42 in the checkpoint, 1 now"):
+        finetune_phase([*COMMON, *data, *options, "--resume_from_checkpoint", "true", "--seed", "1"])
     expected = results_of(tmp_path / "out" / "stage2")["metrics"]
     stage1 = (tmp_path / "out" / "stage1" / "results.json").stat().st_mtime_ns
     shutil.rmtree(tmp_path / "out" / "stage2")

@@ -1,0 +1,228 @@
+"""Output folder of a training run: its lock, its checkpoints and their records, and where to resume.
+
+Fine-tuning and pretraining share this module. A checkpoint is a folder `checkpoint-STEP`. Its record, `run.json`, is
+written last and holds
+
+    files     the SHA-256 of every other file; a checkpoint without a record, or with other files, is not used
+    ...       what the run is made of (options, data); a resumed run must have the same
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .checkpoints.reading import file_sha256
+from .errors import UserError
+from .files import replacing, sync_folder
+
+logger = logging.getLogger(__name__)
+
+RECORD = "run.json"
+LOCK = ".lock"
+RESUME = "resume it with --resume_from_checkpoint true, or choose another --output_dir"
+
+
+class TrainingStopped(UserError):
+    """A run that cannot continue. The message states the reason and what to do."""
+
+
+@contextmanager
+def lock_run(output_dir: str | os.PathLike, is_main: bool = True) -> Iterator[None]:
+    """Keep other runs out of a folder while the block runs.
+
+    Args:
+        output_dir: created if it does not exist.
+        is_main: whether this is the main process of the run, the only one that takes the lock.
+
+    Raises:
+        UserError: another run is writing to the folder.
+    """
+    lock = FileLock(Path(output_dir) / LOCK, timeout=0)
+    if is_main:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"another run is writing to {output_dir}: wait until it ends, or choose another --output_dir"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Termination:
+    """The SIGTERM that Slurm and Kubernetes send before they kill a process; `received` says whether it came.
+
+    A context manager. Outside the main thread, where Python does not allow signal handlers, it does nothing.
+    """
+
+    received = False
+
+    def __enter__(self):
+        self.is_main_thread = threading.current_thread() is threading.main_thread()
+        if self.is_main_thread:
+            self.previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *error):
+        if self.is_main_thread:
+            signal.signal(signal.SIGTERM, self.previous)
+
+    def _receive(self, number, frame):
+        self.received = True
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-STEP`, complete or not, sorted by step."""
+    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("checkpoint-*")}
+    return sorted(filter(steps.get, steps), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def write_record(checkpoint: Path, record: Mapping) -> None:
+    """Complete a checkpoint: all its files are on the disk before the record appears."""
+    sync_folder(checkpoint)
+    files = {
+        path.relative_to(checkpoint).as_posix(): file_sha256(path)
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file()
+    }
+    with replacing(checkpoint / RECORD, durable=True) as temporary:
+        temporary.write_text(json.dumps({**record, "files": files}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(checkpoint: Path) -> dict:
+    """The record of a checkpoint.
+
+    Raises:
+        UserError: the folder has no record, or a damaged one.
+    """
+    path = Path(checkpoint) / RECORD
+    if not path.is_file():
+        raise UserError(
+            f"{checkpoint} has no {RECORD}: the run was killed while saving it, or it is not a checkpoint of this "
+            "package. Give a complete folder checkpoint-STEP"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record["files"], dict):
+            return record
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} is damaged: it does not hold the record of a checkpoint. Use an earlier checkpoint")
+
+
+def check_complete(checkpoint: Path) -> dict:
+    """Compare the files of a checkpoint with its record, and return the record.
+
+    Raises:
+        UserError: the record or a file is missing or damaged; the message names it.
+    """
+    record = read_record(checkpoint)
+    for name, sha256 in record["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing: {checkpoint} is not complete. Use an earlier checkpoint")
+        if file_sha256(path) != sha256:
+            raise UserError(f"{path} is damaged: its SHA-256 is not the recorded one. Use an earlier checkpoint")
+    return record
+
+
+def resume_point(output_dir: Path, requested: str | bool | None) -> Path | None:
+    """The checkpoint that a run resumes from, verified; None if the run starts from its beginning.
+
+    Args:
+        requested: `--resume_from_checkpoint`: a path, or "true" for the last checkpoint in `output_dir`. Of damaged
+            checkpoints, "true" takes the one before, and a warning says so.
+
+    Raises:
+        UserError: `output_dir` holds a checkpoint although no resuming was requested, or only damaged checkpoints; or
+            the requested path does not exist or is not a complete checkpoint.
+    """
+    checkpoints = list_checkpoints(output_dir)
+    # a killed run may leave a folder without any of the files that are written last
+    used = [path for path in checkpoints if (path / RECORD).exists() or (path / "trainer_state.json").exists()]
+    choice = str(requested or False).lower()
+    if choice == "false":
+        if used:
+            raise UserError(f"{used[-1]} is from an earlier run: {RESUME}")
+        return None
+    if choice == "true":
+        for checkpoint in reversed(checkpoints):
+            try:
+                check_complete(checkpoint)
+                return checkpoint
+            except UserError as error:
+                logger.warning(f"Skipping {checkpoint.name}: {error}")
+        if used:
+            raise UserError(
+                f"{output_dir} holds no complete checkpoint to resume from, see the warnings above. Delete "
+                f"{', '.join(path.name for path in used)} to start from the beginning, or choose another --output_dir"
+            )
+        return None
+    path = Path(requested)
+    if not path.exists():
+        raise UserError(f"--resume_from_checkpoint {requested}: there is no such file or folder")
+    if used and path.resolve() not in [checkpoint.resolve() for checkpoint in used]:
+        raise UserError(f"{output_dir} holds {used[-1].name} of another run: {RESUME}")
+    if path.is_dir():
+        check_complete(path)
+    return path
+
+
+def compare_records(recorded: Mapping, current: Mapping, checkpoint: Path, advice: str) -> None:
+    """Check that a resumed run has the options and data of the run that wrote the checkpoint.
+
+    Args:
+        recorded, current: {name: value}; the names of `current` are compared.
+        advice: the last sentence of the error.
+
+    Raises:
+        UserError: lists what differs.
+    """
+    current = json.loads(json.dumps(current))  # tuples become lists, as in the record
+    different = [name for name in current if current[name] != recorded.get(name)]
+    if different:
+        lines = [f"{name}: {recorded.get(name)} in the checkpoint, {current[name]} now" for name in different]
+        raise UserError(f"{checkpoint} is of another run:\n- " + "\n- ".join(lines) + f"\n{advice}")
+
+
+def delete_later_checkpoints(output_dir: Path, step: int) -> None:
+    """Delete checkpoints after a step. They are damaged, or of a run that was resumed from before them."""
+    for checkpoint in list_checkpoints(output_dir):
+        if step_of(checkpoint) > step:
+            delete_checkpoint(checkpoint)
+
+
+def delete_old_checkpoints(output_dir: Path, keep: int | None, protected: Collection[Path] = ()) -> None:
+    """Delete all but the last checkpoint, the protected ones, and the next latest up to `keep` (None: all)."""
+    if keep is None:
+        return
+    *others, last = list_checkpoints(output_dir)
+    kept = {last, *protected}
+    for checkpoint in reversed(others):
+        if checkpoint not in kept and len(kept) >= keep:
+            delete_checkpoint(checkpoint)
+        kept.add(checkpoint)
+
+
+def delete_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that a partly deleted one is never taken for a checkpoint."""
+    renamed = checkpoint.with_name(f".{checkpoint.name}")
+    shutil.rmtree(renamed, ignore_errors=True)  # of a run that was killed here
+    shutil.rmtree(checkpoint.replace(renamed))

@@ -1,0 +1,75 @@
+"""Fingerprints of data, to notice that a resumed run or cached features belong to other frames or labels."""
+
+import hashlib
+import os
+from collections.abc import Callable
+
+from datasets import Dataset
+
+SAMPLES = 1000  # contents that are read: seconds at most, even from a network disk
+
+
+def content_digest(read: Callable[[int], bytes], count: int) -> str:
+    """Hash the contents of at most `SAMPLES` of `count` files, spread evenly; 16 hexadecimal digits.
+
+    A file that cannot be read counts as empty: whoever uses it reports it.
+    """
+    digest = hashlib.sha256()
+    for index in sorted({i * count // SAMPLES for i in range(SAMPLES)} if count > SAMPLES else range(count)):
+        try:
+            content = read(index)
+        except OSError:
+            content = b""
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
+
+
+def data_identity(data) -> dict[str, dict]:
+    """What a resumed run must find again: {split: {"frames", "videos", "labels", "files", "contents"}}.
+
+    `labels` hashes videos, frame numbers, and labels; `files` hashes the sizes of all frames and masks; `contents`
+    hashes a sample of them (see `content_digest`). Moving or copying the data changes nothing.
+
+    Args:
+        data: `SegmentationData` or `ClassificationData`.
+    """
+    return {split: _split_identity(rows) for split, rows in data.splits.items()}
+
+
+def frames_key(split: Dataset, rows: range) -> str:
+    """Identify frames by name, size, and modification time (or by their bytes); 16 hexadecimal digits."""
+    cells = split.with_format("arrow").select(rows)[:]["image"].to_pylist()
+    digest = hashlib.sha256()
+    for cell in cells:
+        if cell["bytes"] is not None:
+            key = hashlib.sha256(cell["bytes"]).hexdigest()
+        else:
+            status = os.stat(cell["path"])
+            key = f"{os.path.basename(cell['path'])} {status.st_size} {status.st_mtime_ns}"
+        digest.update(f"{key}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _split_identity(rows: Dataset) -> dict:
+    table = rows.with_format("arrow")[:]
+    files = [cell for name in ("image", "mask") if name in table.column_names for cell in table[name].to_pylist()]
+    sizes = [os.path.getsize(cell["path"]) if cell["bytes"] is None else len(cell["bytes"]) for cell in files]
+    labels = table.select([name for name in ("video", "frame", "labels") if name in table.column_names]).to_pydict()
+
+    def read(index: int) -> bytes:
+        if files[index]["bytes"] is not None:
+            return files[index]["bytes"]
+        with open(files[index]["path"], "rb") as file:
+            return file.read()
+
+    return {
+        "frames": len(rows),
+        "videos": len(set(labels["video"])),
+        "labels": _digest(labels),
+        "files": _digest(sizes),
+        "contents": content_digest(read, len(files)),
+    }
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
