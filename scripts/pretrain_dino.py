@@ -14,19 +14,13 @@ videos.
 
 import sys
 
-import torch
-from accelerate import PartialState
-
-from surgenet_hf.checkpointing import lock_run
 from surgenet_hf.pretraining.arguments import parse_arguments
 from surgenet_hf.pretraining.training import Pretraining
 
 
 def main(argv: list[str] | None = None) -> None:
     try:
-        args, *others = parse_arguments(argv)
-        with lock_run(args.output_dir, PartialState(cpu=not torch.accelerator.is_available()).is_main_process):
-            Pretraining(args, *others).train()
+        Pretraining(*parse_arguments(argv)).train()
     except (OSError, ValueError) as error:
         sys.exit(str(error))
 

@@ -33,7 +33,7 @@ from surgenet_hf.data import load_segmentation
 from surgenet_hf.evaluation import check_saved_model, evaluate, majority_class_baseline, write_results
 from surgenet_hf.figures import save_figure
 from surgenet_hf.finetuning.segmentation import build_model, finetune
-from surgenet_hf.finetuning.training import trained_model
+from surgenet_hf.finetuning.training import running, trained_model
 from surgenet_hf.reporting import comparison_table, draw_segmentation
 
 DEFAULT_MODEL = "SurgeNetXL"
@@ -114,23 +114,24 @@ def main(argv: list[str] | None = None) -> None:
         seed=args.seed,
         dataloader_pin_memory=False,
     )
-    baseline = majority_class_baseline(data)
-    model.to(training_args.device)
-    before = evaluate(model, processor, data).results["metrics"]
-    model = trained_model(finetune(model, processor, data, training_args))
-    results = evaluate(model, processor, data).results
-    results["comparisons"] = {"majority_class": baseline, "before_training": before}
+    with running(training_args):
+        baseline = majority_class_baseline(data)
+        model.to(training_args.device)
+        before = evaluate(model, processor, data).results["metrics"]
+        model = trained_model(finetune(model, processor, data, training_args))
+        results = evaluate(model, processor, data).results
+        results["comparisons"] = {"majority_class": baseline, "before_training": before}
 
-    model_dir, picture = output_dir / "model", output_dir / "segmentation.png"
-    model.save_pretrained(model_dir)
-    processor.save_pretrained(model_dir)
-    results["model"]["name"] = str(model_dir)
-    write_results(results, output_dir / "results.json")
+        model_dir, picture = output_dir / "model", output_dir / "segmentation.png"
+        model.save_pretrained(model_dir)
+        processor.save_pretrained(model_dir)
+        results["model"]["name"] = str(model_dir)
+        write_results(results, output_dir / "results.json")
 
-    mean_dice = results["metrics"]["mean_dice"]
-    figure, rows, class_maps = draw_segmentation(model, processor, data, "validation", mean_dice)
-    agreement = check_saved_model(model_dir, rows, class_maps, model.device)
-    save_figure(figure, picture)
+        mean_dice = results["metrics"]["mean_dice"]
+        figure, rows, class_maps = draw_segmentation(model, processor, data, "validation", mean_dice)
+        agreement = check_saved_model(model_dir, rows, class_maps, model.device)
+        save_figure(figure, picture)
 
     print(f"\n{data.name}, validation split: {results['data']['frames']} frames, in %")
     print(comparison_table({"majority class": baseline, "before": before, "after": results["metrics"]}))

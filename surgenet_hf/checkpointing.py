@@ -223,6 +223,7 @@ def delete_old_checkpoints(output_dir: Path, keep: int | None, protected: Collec
 
 def delete_checkpoint(checkpoint: Path) -> None:
     """Delete a checkpoint. It is renamed first, so that a partly deleted one is never taken for a checkpoint."""
-    renamed = checkpoint.with_name(f".{checkpoint.name}")
-    shutil.rmtree(renamed, ignore_errors=True)  # of a run that was killed here
+    renamed = checkpoint.with_name(f".{checkpoint.name}.deleted")
+    for leftover in checkpoint.parent.glob(".checkpoint-*.deleted"):  # of a run that was killed here
+        shutil.rmtree(leftover)
     shutil.rmtree(checkpoint.replace(renamed))

@@ -27,7 +27,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ..checkpointing import Termination, TrainingStopped
+from ..checkpointing import Termination, TrainingStopped, lock_run
 from ..checkpoints.catalog import STATISTICS
 from ..checkpoints.dino import DinoCheckpoint
 from ..checkpoints.publishing import check_login
@@ -122,7 +122,6 @@ class Pretraining:
         self._build(resume)
         self.statistics = [torch.tensor(v, device=self.device) for v in STATISTICS[self.start.statistics]]
         self.monitor = Monitor(dino.out_dim)
-        self.history = History(self.output_dir, self.start.step, write=self.accelerator.is_main_process)
         counts = self.start.counts
         self.frames_read, self.bad_frames = counts.get("frames_read", 0), counts.get("bad_frames", 0)
         self.masked = torch.tensor(counts.get("masked_steps", 0), device=self.device)
@@ -159,11 +158,17 @@ class Pretraining:
         """Train to the last step.
 
         Raises:
+            UserError: another run is writing to the output folder.
             TrainingStopped: a collapse, unless `ignore_collapse`; no finite gradients for several steps; too many
                 frames that cannot be read.
             OSError: a checkpoint could not be written.
             SystemExit: after SIGTERM, with a checkpoint saved.
         """
+        with lock_run(self.output_dir, self.is_main):
+            self._run()
+
+    def _run(self) -> None:
+        self.history = History(self.output_dir, self.start.step, write=self.is_main)
         if self.is_main:
             print(*self.start.notes, *self._plan(), sep="\n")
         if self.accelerator.log_with:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from surgenet_hf.checkpointing import lock_run
 from surgenet_hf.pretraining import training
 from tests.checkpoints.files import OriginalTraining, save_content, tiny
 from tests.pretraining.running import (
@@ -39,6 +40,7 @@ def test_finished_run_asked_again_writes_its_model_again(frames, whole_run, tmp_
 
 KILLED = """
 import os, runpy, signal, sys
+from surgenet_hf.checkpointing import lock_run
 from surgenet_hf.pretraining import training
 
 step = training.training_step
@@ -62,7 +64,7 @@ def test_killed_run_goes_on_bit_for_bit(frames, whole_run, tmp_path, workers):
     killed = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (output_dir / "checkpoint-6").is_dir()
-    with pytest.raises(SystemExit, match="is from an earlier run: go on from it with --resume_from_checkpoint true"):
+    with pytest.raises(SystemExit, match="is from an earlier run: resume it with --resume_from_checkpoint true"):
         pretrain(frames, output_dir)
     pretrain(frames, output_dir, f"{more} --resume_from_checkpoint true")
     assert_same_run(whole_run, output_dir)
@@ -109,7 +111,7 @@ def test_full_disk_leaves_the_last_checkpoint(frames, whole_run, tmp_path, monke
 
 
 def test_other_options_are_another_run(frames, whole_run):
-    with pytest.raises(SystemExit, match=r"is of another run:\n- lr: 0.05 then, 0.1 now"):
+    with pytest.raises(SystemExit, match=r"is of another run:\n- lr: 0.05 in the checkpoint, 0.1 now"):
         pretrain(frames, whole_run, "--resume_from_checkpoint true --lr 0.1")
 
 
@@ -132,7 +134,7 @@ def test_run_that_goes_on_from_an_earlier_checkpoint_replaces_the_later_ones(fra
         "checkpoint-8-kept",
         "checkpoint-9",
     ]
-    assert (kept / "pretraining.json").is_file()
+    assert (kept / "run.json").is_file()
     pretrain(frames, output_dir, "--resume_from_checkpoint true")
     assert_same_run(whole_run, output_dir)
 
@@ -145,11 +147,12 @@ def test_checkpoint_of_another_backbone_is_refused(frames, whole_run, tmp_path):
 
 def test_damaged_checkpoint_and_one_of_other_sizes_are_refused(frames, whole_run, tmp_path):
     cut = shutil.copytree(whole_run / "checkpoint-12", tmp_path / "checkpoint-12")
-    for more, name in (("--out_dim 48", None), ("", "optimizer.bin"), ("", "model.safetensors")):
-        if name:
-            os.truncate(cut / name, 5000)
-        with pytest.raises(SystemExit, match="is damaged, or of a network of other sizes"):
-            pretrain(frames, tmp_path / "run", f"--resume_from_checkpoint {cut} --extend_epochs 1 {more}")
+    with pytest.raises(SystemExit, match="is of a network of other sizes"):
+        pretrain(frames, tmp_path / "run", f"--resume_from_checkpoint {cut} --extend_epochs 1 --out_dim 48")
+    for name in ("optimizer.bin", "model.safetensors", "run.json"):
+        os.truncate(cut / name, 500)
+        with pytest.raises(SystemExit, match=f"{name} is damaged"):
+            pretrain(frames, tmp_path / "run", f"--resume_from_checkpoint {cut} --extend_epochs 1")
     assert not (tmp_path / "run").exists()
 
 
@@ -190,10 +193,28 @@ def test_nothing_to_extend(frames, tmp_path, capsys):
 def test_other_frames_are_another_run(frames, whole_run, tmp_path):
     moved, others = shutil.copytree(frames, tmp_path / "moved"), shutil.copytree(frames, tmp_path / "others")
     (others / "1_007.jpg").rename(others / "1_107.jpg")
+    pixels = shutil.copytree(frames, tmp_path / "pixels")
+    shutil.copy(pixels / "1_008.jpg", pixels / "1_007.jpg")  # other pixels under the same names
     output_dir = shutil.copytree(whole_run, tmp_path / "run")
     pretrain(moved, output_dir, "--resume_from_checkpoint true")
-    with pytest.raises(SystemExit, match=r"is of another run:\n- frames: .*'data'"):
-        pretrain(others, output_dir, "--resume_from_checkpoint true")
+    for folder in (others, pixels):
+        with pytest.raises(SystemExit, match=r"is of another run:\n- frames: .*'data'"):
+            pretrain(folder, output_dir, "--resume_from_checkpoint true")
+
+
+def test_the_checkpoint_before_a_damaged_one_is_used_and_reported(frames, whole_run, tmp_path, caplog):
+    output_dir = shutil.copytree(whole_run, tmp_path / "run")
+    os.truncate(output_dir / "checkpoint-12" / "optimizer.bin", 500)
+    pretrain(frames, output_dir, "--resume_from_checkpoint true")
+    assert "Skipping checkpoint-12" in caplog.text
+    assert "optimizer.bin is damaged" in caplog.text
+    assert_same_run(whole_run, output_dir)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(frames, tmp_path):
+    with lock_run(tmp_path / "run"), pytest.raises(SystemExit, match="another run is writing to"):
+        pretrain(frames, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_epoch_of_an_export_after_max_steps(frames, whole_run, tmp_path):
