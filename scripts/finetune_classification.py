@@ -23,7 +23,14 @@ def main(argv: list[str] | None = None) -> None:
         loss=classification_loss(data, model_args.class_weights == "balanced"),
         **model_args.options(),
     )
-    publish_results(trainer, processor, data, model_args.eval_split, push)
+    publish_results(
+        trainer,
+        processor,
+        data,
+        model_args.eval_split,
+        push,
+        publish_video_names=training_args.publish_video_names,
+    )
 
 
 if __name__ == "__main__":

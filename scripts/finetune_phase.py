@@ -105,7 +105,15 @@ def main(argv: list[str] | None = None) -> None:
         balanced=balanced,
         early_stopping_patience=phase_args.tcn_early_stopping_patience,
     )
-    publish_results(trainer, processor, data, model_args.eval_split, push, name=Path(training_args.output_dir).name)
+    publish_results(
+        trainer,
+        processor,
+        data,
+        model_args.eval_split,
+        push,
+        name=Path(training_args.output_dir).name,
+        publish_video_names=training_args.publish_video_names,
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,14 @@ def main(argv: list[str] | None = None) -> None:
         loss=segmentation_loss(loss_args.loss, data.ignore_index, weights),
         **model_args.options(),
     )
-    publish_results(trainer, processor, data, model_args.eval_split, push)
+    publish_results(
+        trainer,
+        processor,
+        data,
+        model_args.eval_split,
+        push,
+        publish_video_names=training_args.publish_video_names,
+    )
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..arguments import ArgumentParser
+from ..arguments import NO_TOKEN, ArgumentParser
 from ..checkpoints.loading import find_source
 from ..checkpoints.publishing import check_login, push_model
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
 from ..evaluation import evaluate, write_results
+from ..privacy import mask_tokens
 from ..reporting import summary, write_figures
 
 logger = logging.get_logger(__name__)
@@ -118,8 +119,14 @@ class SurgeNetTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Frames have no columns to remove."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log entries."})
+    publish_video_names: bool = field(
+        default=False,
+        metadata={"help": "With --push_to_hub, publish the real names of your own videos; left out: neutral names."},
+    )
 
     def __post_init__(self):
+        if self.hub_token is not None:
+            raise ValueError(f"hub_token is set: {NO_TOKEN}")
         if not self.output_dir:
             raise ValueError("--output_dir is missing")
         if self.use_cpu is False and not torch.accelerator.is_available():
@@ -133,7 +140,7 @@ def mendable_errors() -> Iterator[None]:
     try:
         yield
     except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(mask_tokens(f"error: {error}"))
 
 
 def parse_arguments(argv: list[str] | None, *own: type, training: type = SurgeNetTrainingArguments) -> tuple:
@@ -357,7 +364,13 @@ def trained_model(trainer: Trainer) -> nn.Module:
 
 
 def publish_results(
-    trainer: Trainer, processor, data, split: str | None, push: bool = False, name: str | None = None
+    trainer: Trainer,
+    processor,
+    data,
+    split: str | None,
+    push: bool = False,
+    name: str | None = None,
+    publish_video_names: bool = False,
 ) -> None:
     """Save the model, evaluate it and write model/, results.json and figures; with `push`, to the Hub with our card.
 
@@ -365,6 +378,7 @@ def publish_results(
         split: of the figures; None: test where the data has one, else validation.
         push: upload it as --hub_model_id, or else as `name`.
         name: default: that of the output folder.
+        publish_video_names: upload the real names of the user's own videos.
     """
     args, model = trainer.args, trained_model(trainer)
     output_dir = Path(args.output_dir)
@@ -380,7 +394,11 @@ def publish_results(
         if push:
             with mendable_errors():
                 repo_id = push_model(
-                    output_dir / "model", args.hub_model_id, args.hub_private_repo, name or output_dir.name
+                    output_dir / "model",
+                    args.hub_model_id,
+                    args.hub_private_repo,
+                    name or output_dir.name,
+                    publish_video_names,
                 )
             print(f"Published {repo_id}")
     trainer.accelerator.wait_for_everyone()

@@ -84,6 +84,9 @@ class PretrainingArguments:
     push_to_hub: bool = _option(False, "Publish the teacher at the end.")
     hub_model_id: str | None = _option(None, "Repository to publish to; default: the name of output_dir.")
     hub_private_repo: bool = _option(False, "Make that repository private.")
+    publish_video_names: bool = _option(
+        False, "Publish the real names of your own videos in results beside the model; left out: neutral names."
+    )
 
     def __post_init__(self):
         if not self.output_dir:
