@@ -226,6 +226,12 @@ def test_short_names_are_replaced_only_as_names():
     assert "a" in cleaned["metrics"]["per_class"]
 
 
+def test_a_name_that_begins_with_another_is_replaced_as_a_whole():
+    results = results_of(["case_1", "case_10"], command="python eval.py --data_dir case_10_frames")
+    cleaned = sanitize_results(results, "me/mine", neutral_names(results))
+    assert cleaned["command"] == "python eval.py --data_dir video_002_frames"
+
+
 def test_names_of_public_data_and_harmless_notes_stay():
     notes = ["The split 32/8/40 has no validation videos.", "Found /home/jane/cholec80/video01.", "One of video01/02."]
     results = results_of(["video01", "video02"], notes=notes, public=True)

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from surgenet_hf.pretraining.augmentation import CropConfig
-from surgenet_hf.pretraining.frames import FrameDataset, collate, unpack_images
 from surgenet_hf.pretraining.feed import Feed
+from surgenet_hf.pretraining.frames import FrameDataset, collate, unpack_images
 from surgenet_hf.pretraining.sources import FrameArguments, open_source
 from surgenet_hf.pretraining.streaming import StreamLoader, open_stream
 from tests.pretraining import pictures
