@@ -1,4 +1,4 @@
-"""Model and data in, results.json out: the one prediction loop and the one schema of results.
+"""Model and data in, results.json out: the one prediction loop. `surgenet_hf.results` checks a file when it is read.
 
 A results file holds
 
