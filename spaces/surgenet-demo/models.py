@@ -14,6 +14,7 @@ from media import Refused
 
 from surgenet_hf import fetch_checkpoint
 from surgenet_hf.checkpoints.catalog import CATALOG, find_entry
+from surgenet_hf.privacy import mask_tokens
 
 
 class ModelStore:
@@ -219,5 +220,5 @@ def find_given(source: str) -> Path:
             patterns = [*CONFIG_FILES, "model*.safetensors", "model.safetensors.index.json"]
             return Path(HfApi().snapshot_download(source, allow_patterns=patterns))
     except (OSError, ValueError) as error:
-        raise Refused(f"{source} could not be loaded from the Hub: {error}") from error
+        raise Refused(mask_tokens(f"{source} could not be loaded from the Hub: {error}")) from error
     raise Refused(f"{source} is neither a folder nor a published model nor a Hub id (ORG/NAME)")

@@ -148,7 +148,7 @@ def load(
     numbers = {name: len(samples[name]) for name in samples}
     notes = (*_clip_notes(clips, split_of, numbers), *_pixel_notes([_read(samples[name]) for name in samples]))
     splits = build_splits(samples, lookup_table(dict(zip(CODES, ids, strict=True))))
-    return SegmentationData("cholecseg8k", labels, colors, splits, notes=notes)
+    return SegmentationData("cholecseg8k", labels, colors, splits, notes=notes, videos_are_public=True)
 
 
 def _split_of(split: str | Mapping[str, Iterable[int]]) -> dict[int, str]:

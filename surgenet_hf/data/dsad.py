@@ -135,8 +135,10 @@ def load(
     notes = (_count_note(splits), *notes)
     if organ:
         i = 1 + STRUCTURES.index(organ)
-        return SegmentationData("dsad", (LABELS[0], LABELS[i]), (COLORS[0], COLORS[i]), splits, notes=notes)
-    return SegmentationData("dsad", LABELS, COLORS, splits, notes=notes)
+        return SegmentationData(
+            "dsad", (LABELS[0], LABELS[i]), (COLORS[0], COLORS[i]), splits, notes=notes, videos_are_public=True
+        )
+    return SegmentationData("dsad", LABELS, COLORS, splits, notes=notes, videos_are_public=True)
 
 
 # The archive

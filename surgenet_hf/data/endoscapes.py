@@ -101,7 +101,7 @@ def load(data_dir: str | Path) -> SegmentationData:
     notes = (_count_note(numbers), *_stray_notes(every, count_values(every)))
     table = lookup_table({i: i for i in range(len(LABELS))})
     splits = build_splits({split: samples[split] for split in SPLITS if samples[split]}, table)
-    return SegmentationData("endoscapes", LABELS, COLORS, splits, notes=notes)
+    return SegmentationData("endoscapes", LABELS, COLORS, splits, notes=notes, videos_are_public=True)
 
 
 def _files(folder: Path, suffix: str) -> Iterator[tuple[Path, int, int]]:

@@ -61,7 +61,9 @@ def load(data_dir: str | Path) -> ClassificationData:
     check_images([row.image for row in every])
     notes = (_count_note(samples), _positive_note(samples))
     splits = build_splits(samples, len(LABELS), MULTI)
-    return ClassificationData("endoscapes-cvs", LABELS, palette(len(LABELS)), splits, MULTI, notes=notes)
+    return ClassificationData(
+        "endoscapes-cvs", LABELS, palette(len(LABELS)), splits, MULTI, notes=notes, videos_are_public=True
+    )
 
 
 def _read_json(folder: Path) -> list[FrameSample]:

@@ -53,6 +53,8 @@ class SegmentationData:
         splits: "train", "validation" and, where the data has it, "test".
         ignore_index: the value in masks that is no class.
         notes: what checking the data found, one sentence each.
+        videos_are_public: whether the videos have the official names of a public data set. If not, they are taken
+            for the user's own, whose names `surgenet_hf.privacy` keeps from being published.
     """
 
     name: str
@@ -61,6 +63,7 @@ class SegmentationData:
     splits: DatasetDict
     ignore_index: int = IGNORE_INDEX
     notes: tuple[str, ...] = ()
+    videos_are_public: bool = False
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def root(tmp_path):
 def test_layout(root):
     data = load_segmentation("endoscapes", root)
     assert data.name == "endoscapes"
+    assert data.videos_are_public
     assert data.labels[3:7] == ("cystic artery", "cystic duct", "gallbladder", "tool")
     assert len(data.labels) == len(set(data.colors)) == 7
     train = data.splits["train"]
