@@ -1,6 +1,8 @@
 """Data sets with a damaged file: loading and reading all rows works, or raises an error that names a file."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -50,9 +52,22 @@ def _csv():
     return {f"frames/{name}_{i}.jpg": frame for name in "pq" for i in range(2)} | {"labels.csv": TABLE.encode()}
 
 
+def _claims(width, height, mode="RGB"):
+    """A PNG with correct checksums of a small image, whose header says that it has another size."""
+    png = _encode(Image.new(mode, (24, 16)), "PNG")
+    header = b"IHDR" + struct.pack(">II", width, height) + png[24:29]
+    return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+
+
+OTHERS = [b"", _claims(1, 1), _claims(24, 7), _claims(16, 24), _claims(24, 16, "I;16")]
+OTHERS += [_claims(20_000, 20_000), _claims(65_535, 2_000)]
+
+
 @st.composite
 def damage(draw, content: bytes):
-    """The content after some bytes were changed or inserted, or the end was cut off."""
+    """Another image, or the content after some bytes were changed or inserted, or the end was cut off."""
+    if draw(st.integers(0, 4)) == 0:
+        return draw(st.sampled_from(OTHERS))
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         # the header is where most is decided

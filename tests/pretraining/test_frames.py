@@ -1,7 +1,9 @@
 import io
 import pickle
 import signal
+import struct
 import subprocess
+import zlib
 
 import numpy as np
 import pytest
@@ -230,6 +232,24 @@ class TestBrokenFrames:
         sample = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)[0, 0, 5]
         assert sample["bad"] == [str(folder / "a" / "5.jpg")]
         assert number_of(torch.tensor(sample["image"])) == 0  # after the last comes the first, not folder b
+
+    def test_a_frame_of_too_many_pixels_is_broken(self, folder):
+        """Its header alone would make the decoder ask for gigabytes."""
+        png = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(png, "PNG")
+        header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + png.getvalue()[24:29]
+        content = png.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + png.getvalue()[33:]
+        (folder / "a" / "5.jpg").write_bytes(content)
+        sample = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)[0, 0, 5]
+        assert sample["bad"] == [str(folder / "a" / "5.jpg")]
+
+    def test_orientation_tags_are_not_applied(self, folder):
+        """As in the original code."""
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (48, 40)).save(folder / "a" / "5.jpg", exif=exif)
+        sample = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)[0, 0, 5]
+        assert sample["image"].shape == (40, 48, 3)
 
     def test_names_travel_with_the_batch_through_workers(self, folder):
         dataset = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)
