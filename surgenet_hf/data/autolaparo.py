@@ -24,10 +24,10 @@ from .classification import (
     build_splits,
     class_id,
     labelled_videos,
-    named,
     read_label_file,
     require_splits,
 )
+from .names import named
 from .segmentation import palette, require_folder
 from .video import find_videos
 

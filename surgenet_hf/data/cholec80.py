@@ -35,10 +35,10 @@ from .classification import (
     choose_split,
     class_id,
     labelled_videos,
-    named,
     read_label_file,
     require_splits,
 )
+from .names import named
 from .segmentation import palette, require_folder
 from .video import find_videos
 
