@@ -221,7 +221,7 @@ def backbone_sizes(checkpoint: DinoCheckpoint) -> dict:
     network = describe_network(checkpoint.backbone)
     widths, blocks = {}, defaultdict(set)
     for name, tensor in checkpoint.teacher.items():
-        if (match := _DOWNSAMPLING.fullmatch(name)) and tensor.dim() == 4:
+        if (match := _DOWNSAMPLING.fullmatch(name)) and tensor.dim() == 4 and tensor.numel():
             widths[match[1] or match[2]] = len(tensor)
         if match := _BLOCK.match(name):
             blocks[match[1] or match[2]].add(int(match[3]))

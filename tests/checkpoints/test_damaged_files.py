@@ -179,14 +179,14 @@ def test_content_that_holds_itself(kind, read, tmp_path):
 
 
 BAD_TENSORS = {
-    "expanded": (torch.ones(1).expand(HUGE), "the file stores 1"),
-    "beyond its storage": (torch.ones(8)[2:].as_strided((7,), (0,), 2), "7 elements, but the file stores 6"),
-    "sparse": (torch.eye(4).to_sparse(), "torch.sparse_coo"),
-    "meta": (torch.empty(4, device="meta"), "meta device"),
-    "float8": (torch.zeros(4, dtype=torch.float8_e4m3fn), "torch.float8_e4m3fn, expected float16"),
-    "complex": (torch.zeros(4, dtype=torch.complex64), "torch.complex64"),
-    "quantized": (torch._empty_affine_quantized(4, scale=0.1, zero_point=0, dtype=torch.qint8), "torch.qint8"),
-    "unsigned": (torch.zeros(4, dtype=torch.uint16), "torch.uint16"),
+    "expanded": (lambda: torch.ones(1).expand(HUGE), "the file stores 1"),
+    "beyond its storage": (lambda: torch.ones(8)[2:].as_strided((7,), (0,), 2), "7 elements, but the file stores 6"),
+    "sparse": (lambda: torch.eye(4).to_sparse(), "torch.sparse_coo"),
+    "meta": (lambda: torch.empty(4, device="meta"), "meta device"),
+    "float8": (lambda: torch.zeros(4, dtype=torch.float8_e4m3fn), "torch.float8_e4m3fn, expected float16"),
+    "complex": (lambda: torch.zeros(4, dtype=torch.complex64), "torch.complex64"),
+    "quantized": (lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8), "torch.qint8"),
+    "unsigned": (lambda: torch.zeros(4, dtype=torch.uint16), "torch.uint16"),
 }
 
 
@@ -196,7 +196,7 @@ BAD_TENSORS = {
 )
 @pytest.mark.filterwarnings("ignore")  # torch's, that quantized tensors are deprecated
 def test_unusable_tensor(bad, place, tmp_path):
-    tensor, message = BAD_TENSORS[bad]
+    make_tensor, message = BAD_TENSORS[bad]
     content = dino_content() if "dino" in place else teacher_content()
     target, name = {
         "teacher": (content, "stem.0.bias"),
@@ -206,7 +206,7 @@ def test_unusable_tensor(bad, place, tmp_path):
         "dino center": (content.get("dino_loss"), "center"),
         "dino args": (vars(content["args"]) if "dino" in place else None, "x"),
     }[place]
-    target[name] = tensor
+    target[name] = make_tensor()
     torch.save(content, tmp_path / "file.pth")
     for read in (inspect_checkpoint, convert_checkpoint, read_dino_checkpoint):
         with pytest.raises(ValueError, match=rf"file\.pth: 1 of .* tensors cannot be used, .*{name}: .*{message}"):

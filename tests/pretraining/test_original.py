@@ -364,7 +364,7 @@ def _rename_block(content):
         ),
         (
             lambda c: c["teacher"].update({"backbone.downsample_layers.0.conv.weight": torch.empty(2**60, 0, 1, 1)}),
-            "not a sound caformer_s18",
+            "holds no whole caformer_s18",
         ),
         (_rename_block, "holds no whole caformer_s18"),
         (lambda c: c["student"].update({"module.head.last_layer.weight_v": torch.ones(10**6, 1)}), "do not fit"),
