@@ -56,10 +56,11 @@ def full_disk():
     """Tell the visitor when the server's disk is full, instead of the operating system's error."""
     try:
         yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise Refused(FULL) from error
+    except Exception as error:
+        # gradio wraps the error if it is the one to write the result
+        if any(isinstance(each, OSError) and each.errno == errno.ENOSPC for each in (error, error.__cause__)):
+            raise Refused(FULL) from error
+        raise
 
 
 async def _refuse_address(*args, **kwargs):

@@ -1,5 +1,6 @@
 """What may be loaded: checked before anything is downloaded or built."""
 
+import errno
 import json
 import math
 import shutil
@@ -431,6 +432,16 @@ def test_too_large_or_incomplete_on_the_hub(hub, client, folder, tmp_path, monke
         with pytest.raises(Refused, match=message):
             folders.download(f"someone/{name}", tmp_path / name)
     assert not hub.matching("resolve|GET /lfs")
+
+
+def test_a_full_disk_is_not_the_hubs_fault(hub, client, folder, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    publish(hub, folder)
+    monkeypatch.setattr(folders.HfApi, "snapshot_download", fail)
+    with pytest.raises(Refused, match="disk of this server is full"):
+        folders.download("someone/model", tmp_path)
 
 
 def test_what_the_hub_does_not_have(hub, client, folder, tmp_path):
