@@ -67,7 +67,7 @@ def sweep(folder: Path, seconds: float, keep: set[Path]) -> None:
 
 
 def make_room(folder: Path, needed: int, keep: set[Path]) -> bool:
-    """Delete the oldest files of a folder until `needed` more bytes fit within `MAX_FOLDER_BYTES`.
+    """Delete the oldest files of a folder until `needed` more bytes fit within `MAX_FOLDER_BYTES` and on the disk.
 
     Files to `keep` stay, and so do those that may be in use.
 
@@ -82,14 +82,15 @@ def make_room(folder: Path, needed: int, keep: set[Path]) -> bool:
             except FileNotFoundError:  # deleted since it was listed
                 continue
             files.append((status.st_ctime, max(status.st_size, MIN_FILE_BYTES), path))
-    total = needed + sum(size for _, size, _ in files)
+    used = sum(size for _, size, _ in files)
+    limit, total = min(MAX_FOLDER_BYTES, used + shutil.disk_usage(folder).free), used + needed
     idle = [file for file in files if file[2] not in keep and file[0] < time.time() - BUSY_SECONDS]
     for _, size, path in sorted(idle):
-        if total <= MAX_FOLDER_BYTES:
+        if total <= limit:
             break
         path.unlink(missing_ok=True)
         total -= size
-    return total <= MAX_FOLDER_BYTES
+    return total <= limit
 
 
 class Sweeper(threading.Thread):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,6 +65,11 @@ def test_room_is_made_from_the_oldest(tmp_path, monkeypatch):
     assert left() == names
     assert keeping.make_room(tmp_path, 1000, keep)
     assert left() == ["example.png", "older.png", "busy.png"]
+    monkeypatch.setattr(keeping.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    assert keeping.make_room(tmp_path, 0, keep)
+    assert left() == ["example.png", "older.png", "busy.png"]
+    assert keeping.make_room(tmp_path, 500, keep)  # on a disk that others have filled
+    assert left() == ["example.png", "busy.png"]
     assert not keeping.make_room(tmp_path, 2001, keep)
     assert left() == ["example.png", "busy.png"]
 
