@@ -10,7 +10,7 @@ from pathlib import Path
 from demo import DEMO, TRAINED, DemoTraining, demo_folder, untrained
 from folders import CONFIG_FILES, HUB_ID, Loaded, download, load_folder, read_config, summary
 from huggingface_hub import HfApi
-from media import Refused
+from media import Refused, full_disk
 
 from surgenet_hf import fetch_checkpoint
 from surgenet_hf.checkpoints.catalog import CATALOG, find_entry
@@ -158,7 +158,8 @@ class ModelStore:
         if entry := published(name):
             report(0, f"Downloading {entry.name} from the Hub, about 100 MB, the first time only")
             try:
-                folder = fetch_checkpoint(entry.name, local_files_only=self.hub_problem() is not None)
+                with full_disk():
+                    folder = fetch_checkpoint(entry.name, local_files_only=self.hub_problem() is not None)
             except (OSError, ValueError) as error:
                 raise Refused(
                     f"{entry.name} could not be loaded from the Hub. Please try again later, or choose the demo model."
