@@ -336,7 +336,7 @@ class SurgeNetTrainer(Trainer):
                 # the folder may have been moved, and without this one the run would end with other weights
                 self.checkpoints.best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
                 check_complete(self.checkpoints.best)
-        elif self.args.process_index == 0:
+        elif self.record and self.args.process_index == 0:
             write_file(output_dir / RECORD, json.dumps(self.record, indent=2).encode())
         with self.checkpoints.termination:
             return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -46,7 +46,7 @@ def run(frames, tmp_path_factory):
 
 
 def test_model_results_and_picture(run, frames):
-    assert sorted(path.name for path in run.iterdir()) == ["model", "results.json", "segmentation.png"]
+    assert sorted(path.name for path in run.glob("[!.]*")) == ["model", "results.json", "segmentation.png"]
     picture = Image.open(run / "segmentation.png")
     assert min(picture.size) > 500
     results = json.loads((run / "results.json").read_text())
