@@ -102,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
             label2id={label: i for i, label in enumerate(data.labels)},
             frames_per_second=data.frames_per_second or 1.0,
         )
+        fingerprint = phase.fingerprint(model.surgenet, processor)
         trainer = phase.finetune(
             model,
             processor,
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
             stage2_args,
             cache_dir=Path(training_args.output_dir, "features"),
             balanced=balanced,
-            record=run_record(model, data, stage2_args, model_args, data_args, phase_args),
+            record=run_record(model, data, stage2_args, model_args, data_args, phase_args, frame_model=fingerprint),
             early_stopping_patience=phase_args.tcn_early_stopping_patience,
         )
         publish_results(

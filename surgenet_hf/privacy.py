@@ -24,7 +24,9 @@ _TOKEN_BYTES = re.compile(rb"(?:hf|api_org)_(?:[A-Za-z0-9]{30,}|(?:oauth|jwt)_[\
 
 _SEPARATOR = re.compile(r"[/\\]")
 _ABSOLUTE = re.compile(r"(?<![\w.)\]])[/\\]\w")
-_HOME = re.compile(r"(?i)(/home|/users|[a-z]:[/\\]users)[/\\][^/\\]+[/\\]*|/root/*")
+# a folder that is named after its user: a home folder, wherever a cluster mounts it, and ~alice
+_HOME = re.compile(r"(?i)(.*[/\\])?(home|users)[/\\][^/\\]+[/\\]*|/root/*|~[^/\\]*[/\\]*")
+_REMOTE = re.compile(r"[\w.-]+@[\w.-]+:")  # alice@host:path
 # the form of `config.pretraining["name"]`, see `checkpoints.catalog.pretraining_name`, and what separates its parts
 _PRETRAINING = re.compile(r"^DINO on |, continued on ")
 _LISTED = re.compile(r"(, continued on | \+ |^DINO on )")
@@ -72,10 +74,12 @@ def check_no_tokens(folder: Path) -> None:
 
 
 def last_part(path: str) -> str:
-    """Return the last component of a path of any system; of a home folder, whose name is the user's, "~"."""
+    """Return the last component of a path of any system; "~" for a folder that is named after its user."""
+    path = _REMOTE.sub("", path)
     if _HOME.fullmatch(path):
         return "~"
-    return next((part for part in reversed(_SEPARATOR.split(path)) if part), "")
+    part = next((part for part in reversed(_SEPARATOR.split(path)) if part), "")
+    return "~" if part == Path.home().name else part
 
 
 class Sanitizer:
@@ -86,7 +90,7 @@ class Sanitizer:
 
     Args:
         names: {name of a video: what stands for it}. In texts, names of at least 4 characters are replaced wherever
-            they occur; shorter ones only where they are the whole text.
+            they occur; shorter ones only where they are the whole text, or the last component of a path.
         kept: texts that stay as they are, such as the names of classes.
     """
 
@@ -143,7 +147,11 @@ class Sanitizer:
         return self._in_text.sub(lambda match: self.names[match[0]], text) if self._in_text else text
 
     def _path(self, text: str) -> str:
-        return last_part(text) if _SEPARATOR.search(text) and text not in self.kept else text
+        if text in self.kept or not (_SEPARATOR.search(text) or _REMOTE.match(text) or text.startswith("~")):
+            return text
+        part = last_part(text)
+        stem, dot, suffix = part.partition(".")
+        return self.names.get(part) or (self.names[stem] + dot + suffix if stem in self.names else part)
 
 
 def neutral_names(results: dict) -> dict[str, str]:

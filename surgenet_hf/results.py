@@ -46,7 +46,7 @@ def read_results_file(path: str | os.PathLike) -> dict:
     path = Path(path)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not even text
+    except (ValueError, RecursionError) as error:  # not JSON, or not even text
         raise ValueError(f"{path} is not JSON: {error}") from error
     schema = results.get("schema") if isinstance(results, dict) else None
     if schema != SCHEMA:
@@ -140,11 +140,14 @@ def check_results(results: dict, source: str) -> None:
         value = _field(results, field)
         if value is not None and not is_valid(value):
             raise ValueError(f"{source}: {field} is {_excerpt(value)}; expected {expected}")
+    videos = _field(results, "data.videos") or []
+    if len(set(videos)) < len(videos):
+        raise ValueError(f"{source}: data.videos names a video twice; expected each once")
     if missing := [field for field in _REQUIRED if not _field(results, field)]:
         raise ValueError(f"{source} lacks {', '.join(missing)}")
     for field, metric, value in _numbers(results):
         low, high = next(((low, high) for name, low, high in _RANGES if name.search(metric)), (-math.inf, math.inf))
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
         if value is not None and not (is_number and low - 1e-6 <= value <= high + 1e-6):
             scope = "" if low == -math.inf else f" from {low}" + ("" if high == math.inf else f" to {high}")
             raise ValueError(f"{source}: {field} is {_excerpt(value)}; expected a number{scope}, or null")

@@ -260,3 +260,31 @@ def test_hashes_match_within_one_salt_only(hf_home, monkeypatch, tmp_path):
     (tmp_path / "surgenet_hf" / "salt").write_bytes(b"")
     with pytest.raises(ValueError, match="holds 0 bytes, expected 32"):
         video_hashes(["a"])
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/gpfs/home/alice", "~"),
+        ("/data/Users/alice/", "~"),
+        ("\\\\nas\\home\\alice", "~"),
+        ("~alice", "~"),
+        ("~alice/frames", "frames"),
+        ("alice@host:data", "data"),
+        ("alice@host:/data/frames", "frames"),
+        ("/home/alice/frames", "frames"),
+        ("/scratch/me", "~"),
+        ("frames", "frames"),
+    ],
+)
+def test_users_are_not_named(monkeypatch, path, expected):
+    monkeypatch.setenv("HOME", "/somewhere/me")
+    assert Sanitizer({}).text(path) == expected
+    assert Sanitizer({}).command(f"python x.py {shlex.quote(path)}").split()[-1].strip("'") == expected
+
+
+def test_short_names_of_videos_in_paths():
+    sanitizer = Sanitizer({"P01": "video_001"})
+    assert sanitizer.command("python x.py --data_dir /data/P01 --video /data/P01.mp4 --seed 1") == (
+        "python x.py --data_dir video_001 --video video_001.mp4 --seed 1"
+    )

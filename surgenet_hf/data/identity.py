@@ -9,7 +9,7 @@ from datasets import Dataset
 SAMPLES = 1000  # contents that are read: seconds at most, even from a network disk
 
 
-def content_digest(read: Callable[[int], bytes], count: int) -> str:
+def contentdigest(read: Callable[[int], bytes], count: int) -> str:
     """Hash the contents of at most `SAMPLES` of `count` files, spread evenly; 16 hexadecimal digits.
 
     A file that cannot be read counts as empty: whoever uses it reports it.
@@ -65,11 +65,12 @@ def _split_identity(rows: Dataset) -> dict:
     return {
         "frames": len(rows),
         "videos": len(set(labels["video"])),
-        "labels": _digest(labels),
-        "files": _digest(sizes),
-        "contents": content_digest(read, len(files)),
+        "labels": digest(labels),
+        "files": digest(sizes),
+        "contents": contentdigest(read, len(files)),
     }
 
 
-def _digest(value) -> str:
+def digest(value) -> str:
+    """Hash a value of plain types; 16 hexadecimal digits."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

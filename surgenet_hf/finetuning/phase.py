@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, TrainingArguments
 
 from ..data import ClassificationData
-from ..data.identity import frames_key
+from ..data.identity import digest, frames_key
 from ..evaluation import predict, video_ranges
 from ..files import replacing
 from ..metrics import PhaseMetric
@@ -28,7 +28,7 @@ class VideoFeatures(torch.utils.data.Dataset):
     """The embeddings and phases of each video of a split: {"features": (T, C), "labels": (T,)}, one item per video.
 
     Embeddings are computed once and cached in a folder of `cache_dir` for these weights and this processor. Each
-    video has one file, named by the video and by its frames (name, size, and modification time of each). A killed run
+    video has one file, named by hashes of its name and of its frames (name, size, and modification time). A killed run
     continues with the next video.
     """
 
@@ -38,7 +38,8 @@ class VideoFeatures(torch.utils.data.Dataset):
         ranges = video_ranges(split)
         self.videos = list(ranges)
         labels = split.select_columns(["labels"])[:]["labels"]
-        self.keys = {video: frames_key(split, rows) for video, rows in ranges.items()}
+        # hashed: the name of a video may not be one that a file can have
+        self.keys = {video: f"{digest(video)}-{frames_key(split, rows)}" for video, rows in ranges.items()}
         self.labels = {video: torch.tensor([labels[i] for i in rows]) for video, rows in ranges.items()}
         state = PartialState()
         for video in tqdm(self.videos[state.process_index :: state.num_processes], desc="Features", unit="video"):
@@ -54,7 +55,7 @@ class VideoFeatures(torch.utils.data.Dataset):
         return {"features": torch.from_numpy(np.load(self._path(video))), "labels": self.labels[video]}
 
     def _path(self, video: str) -> Path:
-        return self.cache_dir / f"{video}.{self.keys[video]}.npy"
+        return self.cache_dir / f"{self.keys[video]}.npy"
 
     def _save(self, video: str, features: np.ndarray) -> None:
         with replacing(self._path(video)) as temporary, open(temporary, "wb") as file:

@@ -73,6 +73,8 @@ RECORDED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "world_size",
+    "dataloader_drop_last",
+    "ignore_data_skip",
     "seed",
     "data_seed",
     "bf16",
@@ -81,8 +83,9 @@ RECORDED = (
     "eval_steps",
     "load_best_model_at_end",
     "metric_for_best_model",
+    "greater_is_better",
 )
-# of our own arguments: weights and data are compared by their contents, and the split is only evaluated at the end
+# of our own arguments: weights come from the checkpoint, data is compared by its contents, the split is evaluated last
 NOT_RECORDED = ("model_name_or_path", "config_name", "dataset", "data_dir", "eval_split")
 NEW = "start a new run in another --output_dir"
 
@@ -167,7 +170,9 @@ class SurgeNetTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Frames per step and device."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate, to choose the checkpoint."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save; as eval_strategy."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept: the best and the last."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints kept; always the last two, and the best when each was saved."}
+    )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
     metric_for_best_model: str | None = field(
         default=TASK_METRIC, metadata={"help": "Metric that chooses the checkpoint; task: the task's main one."}
@@ -331,10 +336,9 @@ class SurgeNetTrainer(Trainer):
             compare_records(
                 read_record(checkpoint), self.record, checkpoint, f"Give the same options and data, or {NEW}"
             )
-            state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
-            if state.best_global_step and self.args.load_best_model_at_end:
+            if best_checkpoint(checkpoint) and self.args.load_best_model_at_end:
                 # the folder may have been moved, and without this one the run would end with other weights
-                self.checkpoints.best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+                self.checkpoints.best = best_checkpoint(checkpoint)
                 check_complete(self.checkpoints.best)
         elif self.record and self.args.process_index == 0:
             write_file(output_dir / RECORD, json.dumps(self.record, indent=2).encode())
@@ -391,7 +395,7 @@ class RecordedCheckpoints(TrainerCallback):
 
     Args:
         record: of the run.
-        keep: number of checkpoints, among them the best and the last; None: all.
+        keep: number of checkpoints; the last two, and the best at the time of each, are always kept. None: all.
     """
 
     def __init__(self, record: dict, keep: int | None):
@@ -428,20 +432,29 @@ class RecordedCheckpoints(TrainerCallback):
         PartialState().wait_for_everyone()  # each process writes the state of its random number generators
         output_dir = Path(args.output_dir)
         if args.should_save:
-            write_record(output_dir / f"checkpoint-{state.global_step}", self.record)
-            best = [Path(state.best_model_checkpoint)] if state.best_model_checkpoint else []
-            delete_old_checkpoints(output_dir, self.keep, best)
+            previous, last = [None, *list_checkpoints(output_dir)][-2:]
+            write_record(last, self.record)
+            # also the best at the time of the previous one, to which a run falls back if the last is damaged
+            kept = {path for path in (previous, last) if path is not None}
+            delete_old_checkpoints(output_dir, self.keep, kept | set(filter(None, map(best_checkpoint, kept))))
         PartialState().wait_for_everyone()
         if self.terminated:
             logger.warning(f"Stopped by SIGTERM after step {state.global_step}: {RESUME}")
             sys.exit(128 + signal.SIGTERM)
 
 
-def run_record(model, data, training_args: TrainingArguments, *others) -> dict:
+def best_checkpoint(checkpoint: Path) -> Path | None:
+    """The checkpoint that was the best so far when this one was saved; None if none was evaluated."""
+    state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
+    return checkpoint.with_name(f"checkpoint-{state.best_global_step}") if state.best_global_step else None
+
+
+def run_record(model, data, training_args: TrainingArguments, *others, **facts) -> dict:
     """What a run is made of: {name: value} of model, data, and options. A resumed run must have the same.
 
     Args:
         others: argument dataclasses of the task.
+        facts: further values.
     """
     config = {
         k: v for k, v in model.config.to_diff_dict().items() if k not in ("transformers_version", "_name_or_path")
@@ -452,6 +465,7 @@ def run_record(model, data, training_args: TrainingArguments, *others) -> dict:
         **{name: getattr(training_args, name) for name in RECORDED},
         **{f"data.{split}": identity for split, identity in data_identity(data).items()},
         **{f"model.{name}": value for name, value in config.items()},
+        **facts,
     }
 
 

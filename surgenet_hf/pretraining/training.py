@@ -27,11 +27,12 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ..checkpointing import Termination, TrainingStopped, lock_run
+from ..checkpointing import Termination, TrainingStopped, lock_run, resume_point
 from ..checkpoints.catalog import STATISTICS
 from ..checkpoints.dino import DinoCheckpoint
 from ..checkpoints.publishing import check_login
 from ..data.sampling import generator
+from ..errors import UserError
 from .arguments import PretrainingArguments, options_of
 from .augmentation import CropConfig, normalize
 from .cpu import speed_up
@@ -89,7 +90,7 @@ class Pretraining:
         resume: Path | DinoCheckpoint | None = None,
     ):
         self.args, self.frame_args, self.crop_config, self.dino = args, frame_args, crop_config, dino
-        self.output_dir = Path(args.output_dir)
+        self.output_dir, self.resume = Path(args.output_dir), resume
         if args.push_to_hub:
             check_login()  # a missing token shows now, not after the training
         self.accelerator = Accelerator(
@@ -158,13 +159,16 @@ class Pretraining:
         """Train to the last step.
 
         Raises:
-            UserError: another run is writing to the output folder.
+            UserError: another run is writing to the output folder, or has written to it since this one began.
             TrainingStopped: a collapse, unless `ignore_collapse`; no finite gradients for several steps; too many
                 frames that cannot be read.
             OSError: a checkpoint could not be written.
             SystemExit: after SIGTERM, with a checkpoint saved.
         """
         with lock_run(self.output_dir, self.is_main):
+            is_checkpoint = not isinstance(self.resume, DinoCheckpoint)
+            if is_checkpoint and resume_point(self.output_dir, self.args.resume_from_checkpoint) != self.resume:
+                raise UserError(f"another run has just ended in {self.output_dir}: start this one again")
             self._run()
 
     def _run(self) -> None:

@@ -205,3 +205,20 @@ def test_a_second_run_in_the_same_folder_is_refused(masks, tmp_path):
     with lock_run(tmp_path / "run"), pytest.raises(SystemExit, match=r"another run is writing to .*run: wait until"):
         finetune(masks, tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_the_checkpoint_before_a_damaged_one_keeps_its_best(masks, tmp_path, monkeypatch):
+    """The first epoch is the best until the third: the second checkpoint needs the first to be resumed."""
+    scores = iter([0.5, 0.4, 0.9] * 2)
+    evaluate = SurgeNetTrainer.evaluate
+
+    def scored(self, *args, **kwargs):
+        metrics = evaluate(self, *args, **kwargs)
+        return metrics | {f"eval_{self.args.metric_for_best_model}": next(scores)}
+
+    monkeypatch.setattr(SurgeNetTrainer, "evaluate", scored)
+    finetune(masks, tmp_path / "run")
+    os.truncate(tmp_path / "run" / "checkpoint-9" / "optimizer.pt", 100)
+    next(scores), next(scores)
+    resume(masks, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint-9" / "run.json").is_file()

@@ -202,3 +202,21 @@ def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split", "validation"])
     with pytest.raises(SystemExit, match="no choice of split"):
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--data_split", "x"])
+
+
+def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_path):
+    common = [*COMMON, "--dataset", "videos", "--data_dir", str(phases)]
+    for seed in (0, 1):
+        finetune_phase([*common, "--tcn_epochs", "1", "--seed", str(seed), "--output_dir", str(tmp_path / f"{seed}")])
+    out = ["--skip_stage1", "--tcn_epochs", "1", "--output_dir", str(tmp_path / "out")]
+    common = ["--dataset", "videos", "--data_dir", str(phases), "--image_size", "32", "--disable_tqdm", "true", *out]
+    finetune_phase([*common, "--model_name_or_path", str(tmp_path / "0" / "stage1" / "model")])
+    (tmp_path / "out" / "stage2" / "results.json").unlink()  # it was killed before it ended
+    with pytest.raises(SystemExit, match=r"is of another run:\n- frame_model: "):
+        finetune_phase(
+            [
+                *common,
+                *("--model_name_or_path", str(tmp_path / "1" / "stage1" / "model")),
+                *("--resume_from_checkpoint", "true"),
+            ]
+        )
