@@ -91,8 +91,8 @@ class MultiLabelMetric(VideoMetric):
                 criteria that have a value.
             frames: number of frames.
             per_class: {criterion: average_precision, balanced_accuracy, positives (number of frames)}.
-            per_video: {video: frames; per_class: {criterion: average_precision and balanced_accuracy of the video's own
-                frames (often NaN, and noisy in short videos), positives, negatives, true_positives, true_negatives}}.
+            per_video: {video: frames; per_class: {criterion: average_precision and balanced_accuracy of the video's
+                frames (often NaN, noisy in short videos), positives, negatives, true_positives, true_negatives}}.
 
         Raises:
             ValueError: no frame was added, no video is named, or a named video was not added.

@@ -74,8 +74,8 @@ class PhaseMetric(VideoMetric):
     - **Segments** (MS-TCN). A segment is a run of frames of one phase. Edit score: 1 - Levenshtein distance of the two
       sequences of phases / length of the longer one, mean over videos. F1@k: a predicted segment is found if it
       overlaps the annotated segment of its phase that it overlaps most by an IoU of at least k %, and that segment is
-      not yet taken. `f1@k` pools the counts over videos, 2 found / (predicted + annotated); `video_f1@k` is the mean of
-      the F1@k of each video (Funke et al., SurgPhaseBench).
+      not yet taken. `f1@k` pools the counts over videos, 2 found / (predicted + annotated). `video_f1@k` is the mean
+      of the F1@k of each video (Funke et al., SurgPhaseBench).
 
     Args:
         num_labels: number of phases; valid ids are 0 ... num_labels - 1.
