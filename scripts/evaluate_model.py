@@ -24,6 +24,7 @@ from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.checkpoints.loading import find_source
 from surgenet_hf.data import load_classification, load_segmentation
 from surgenet_hf.evaluation import evaluate, recorded_seed, write_results
+from surgenet_hf.privacy import mask_tokens
 from surgenet_hf.reporting import summary, write_figures
 
 TASKS = {
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         seed = recorded_seed(args.model_name_or_path)
         evaluation = evaluate(model, processor, data, args.split, args.per_device_eval_batch_size, seed)
     except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
-        sys.exit(f"error ({args.model_name_or_path} on {args.dataset}): {error}")
+        sys.exit(mask_tokens(f"error ({args.model_name_or_path} on {args.dataset}): {error}"))
     if state.is_main_process:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         write_figures(evaluation, model, processor, data, args.split, args.output_dir)

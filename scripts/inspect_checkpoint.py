@@ -12,6 +12,7 @@ from pathlib import Path
 from surgenet_hf.checkpoints.catalog import find_entry
 from surgenet_hf.checkpoints.inspection import inspect_checkpoint
 from surgenet_hf.checkpoints.loading import download_teacher
+from surgenet_hf.privacy import mask_tokens
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
             path = download_teacher(find_entry(args.file_or_name))
         description = inspect_checkpoint(path, args.network)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(mask_tokens(f"error: {error}"))
     if args.json:
         print(json.dumps(description, indent=2))
         return

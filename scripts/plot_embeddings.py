@@ -23,6 +23,7 @@ from surgenet_hf.checkpoints.loading import find_source
 from surgenet_hf.embeddings import embed_frames, has_phases, load_frames
 from surgenet_hf.figures import feature_figure, save_both, scatter_figure, tsne
 from surgenet_hf.files import replacing
+from surgenet_hf.privacy import mask_tokens
 
 GROUPS = {"dataset": "data set", "video": "video", "phase": "phase"}
 
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             with replacing(output_dir / "embeddings.npz") as temporary, open(temporary, "wb") as file:
                 np.savez_compressed(file, **saved)
     except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
-        sys.exit(f"plot_embeddings.py: error: {error}")
+        sys.exit(mask_tokens(f"plot_embeddings.py: error: {error}"))
 
     model = str(saved["model"])
     title = f"{model}: embeddings of {len(groups):,} frames"

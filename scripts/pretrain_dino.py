@@ -16,13 +16,14 @@ import sys
 
 from surgenet_hf.pretraining.arguments import parse_arguments
 from surgenet_hf.pretraining.training import Pretraining
+from surgenet_hf.privacy import mask_tokens
 
 
 def main(argv: list[str] | None = None) -> None:
     try:
         Pretraining(*parse_arguments(argv)).train()
     except (OSError, ValueError) as error:
-        sys.exit(str(error))
+        sys.exit(mask_tokens(str(error)))
 
 
 if __name__ == "__main__":

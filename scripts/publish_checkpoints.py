@@ -1,6 +1,7 @@
 """Prepare, check and publish the SurgeNet checkpoints, or a fine-tuned SurgeNet model of your own, on the Hub.
 
-Without --push everything but the upload is done, and what would change is shown.
+Without --push everything but the upload is done, and what would change is shown. For a model of your own, so are the
+names of videos and data in its files. Your own videos get neutral names, unless --publish_video_names.
 
 python scripts/publish_checkpoints.py --names SurgeNetXL,SurgeNet-Public --output_dir prepared
 python scripts/publish_checkpoints.py --names all --push
@@ -15,6 +16,7 @@ from pathlib import Path
 from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.checkpoints.catalog import CATALOG, NAMESPACE, find_entry
 from surgenet_hf.checkpoints.publishing import Outcome, check_login, publish_checkpoints, publish_finetuned
+from surgenet_hf.privacy import mask_tokens
 
 
 @dataclass
@@ -25,6 +27,9 @@ class PublishingArguments:
     repo_id: str | None = field(default=None, metadata={"help": "ORG/NAME that --model is published as."})
     push: bool = field(default=False, metadata={"help": "Upload. Without it nothing on the Hub changes."})
     private: bool = field(default=False, metadata={"help": "Make new repositories private."})
+    publish_video_names: bool = field(
+        default=False, metadata={"help": "Publish the real names of your own videos; left out: neutral names."}
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder to prepare the repositories in; left out: a temporary one."}
     )
@@ -43,12 +48,18 @@ def main(argv: list[str] | None = None) -> None:
         if args.push:
             check_login()
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(mask_tokens(f"error: {error}"))
     with tempfile.TemporaryDirectory() as temporary:
         output_dir = Path(args.output_dir or temporary)
         if args.model:
-            outcomes = [publish_finetuned(args.model, args.repo_id, output_dir, args.push, args.private)]
+            outcomes = [
+                publish_finetuned(
+                    args.model, args.repo_id, output_dir, args.push, args.private, args.publish_video_names
+                )
+            ]
             tell(outcomes[0])
+            if not args.push:
+                tell_names(outcomes[0])
         else:
             outcomes = publish_checkpoints(entries, args.namespace, output_dir, args.push, args.private, report=tell)
     print(f"\n{'repository':<44}{'published' if args.push else 'nothing uploaded; to change'}")
@@ -67,6 +78,13 @@ def state(outcome: Outcome, push: bool) -> str:
 
 def tell(outcome: Outcome) -> None:
     print(f"{outcome.repo_id}: {outcome.error or ', '.join(outcome.changes) or 'as on the Hub'}", flush=True)
+
+
+def tell_names(outcome: Outcome) -> None:
+    """Print the names in a model's files, which may tell more than the user wants to publish."""
+    print("Names that would be published:")
+    for kind, names in outcome.names.items():
+        print(f"  {kind}: {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.checkpoints.publishing import check_login, publish_folder
 
 ROOT = Path(__file__).parents[1]
+SUFFIXES = (".css", ".jpg", ".md", ".mp4", ".png", ".py", ".txt", ".typed")  # of the files of app and package
 
 
 @dataclass
@@ -33,10 +34,15 @@ class SpaceArguments:
 
 def prepare_space(folder: Path) -> None:
     """Write all that the Space's repository holds: the app, the package and the licence of both."""
-    leave_out = shutil.ignore_patterns(".*", "__pycache__")
-    shutil.copytree(ROOT / "spaces" / "surgenet-demo", folder, ignore=leave_out)
-    shutil.copytree(ROOT / "surgenet_hf", folder / "surgenet_hf", ignore=leave_out)
+    shutil.copytree(ROOT / "spaces" / "surgenet-demo", folder, ignore=_others)
+    shutil.copytree(ROOT / "surgenet_hf", folder / "surgenet_hf", ignore=_others)
     shutil.copy(ROOT / "LICENSE", folder)
+
+
+def _others(folder: str, names: list[str]) -> set[str]:
+    """The names in a folder that do not belong to app or package: caches, settings, what editors leave."""
+    ours = {name for name in names if Path(folder, name).is_dir() or Path(name).suffix in SUFFIXES}
+    return {name for name in names if name not in ours or name.startswith(".") or name == "__pycache__"}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -34,6 +34,7 @@ from surgenet_hf.evaluation import check_saved_model, evaluate, majority_class_b
 from surgenet_hf.figures import save_figure
 from surgenet_hf.finetuning.segmentation import build_model, finetune
 from surgenet_hf.finetuning.training import running, trained_model
+from surgenet_hf.privacy import mask_tokens
 from surgenet_hf.reporting import comparison_table, draw_segmentation
 
 DEFAULT_MODEL = "SurgeNetXL"
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         set_seed(args.seed)
         model, processor = build_model(source, data, args.image_size)
     except (OSError, ValueError) as error:  # what the user can mend: the message is enough
-        sys.exit(f"quickstart.py: error: {error}")
+        sys.exit(mask_tokens(f"quickstart.py: error: {error}"))
 
     training_args = TrainingArguments(
         output_dir=str(output_dir),

@@ -13,6 +13,7 @@ from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.data import CLASSIFICATION, SEGMENTATION, load_classification, load_segmentation
 from surgenet_hf.data.show import show
 from surgenet_hf.figures import save_figure
+from surgenet_hf.privacy import mask_tokens
 
 
 @dataclass
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     except FileNotFoundError as error:
         sys.exit(f"error: {error}\n{where_to_get(args.dataset)}")
     except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}" + ("" if args.data_dir else f"\n{where_to_get(args.dataset)}"))
+        sys.exit(mask_tokens(f"error: {error}" + ("" if args.data_dir else f"\n{where_to_get(args.dataset)}")))
     print(*data.notes, sep="\n")
     try:
         save_figure(show(data, args.split, args.num_frames, args.seed), output)

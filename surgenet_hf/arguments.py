@@ -1,8 +1,13 @@
 """The command lines of the scripts."""
 
+import argparse
 from typing import NoReturn
 
 from transformers import HfArgumentParser
+
+from .privacy import mask_tokens
+
+NO_TOKEN = "an access token is not taken as an argument, which would be recorded; use `hf auth login` or HF_TOKEN"
 
 
 class ArgumentParser(HfArgumentParser):
@@ -12,8 +17,19 @@ class ArgumentParser(HfArgumentParser):
     some hundred and fifty where TrainingArguments are among them.
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for action in self._actions:
+            if action.dest == "hub_token":  # of TrainingArguments
+                action.type, action.help = _refuse_token, argparse.SUPPRESS
+
     def parse_args_into_dataclasses(self, args: list[str] | None = None) -> tuple:
         return self.parse_dict(vars(self.parse_args(args)))
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; --help lists the options\n")
+        self.exit(2, f"{self.prog}: error: {mask_tokens(message)}; --help lists the options\n")
+
+
+def _refuse_token(token: str) -> NoReturn:
+    """Refuse a token on the command line, which results.json records and every user of the machine can list."""
+    raise argparse.ArgumentTypeError(NO_TOKEN)

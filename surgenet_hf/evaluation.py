@@ -1,4 +1,4 @@
-"""Model and data in, results.json out: the one prediction loop and the one schema of results.
+"""Model and data in, results.json out: the one prediction loop. `surgenet_hf.results` checks a file when it is read.
 
 A results file holds
 
@@ -6,8 +6,10 @@ A results file holds
     task         "semantic-segmentation", "image-classification" or "phase-recognition"
     model        name, type, parameters, and pretraining: the provenance of its weights, or "unknown"
     seed         of the training, or null
-    data         name, split, frames, videos, labels, notes of the integrity check, and leakage: what is known, or
-                 "unknown", of videos that the backbone's pretraining has seen; null where it has seen none
+    data         name, split, frames, videos, videos_are_public (whether their names are those of a public data set),
+                 labels, notes of the integrity check, and leakage: what is known, or "unknown", of videos that the
+                 backbone's pretraining has seen; null where it has seen none. In published files neutral names
+                 replace those of the user's own videos, and video_hashes identifies them (`surgenet_hf.privacy`)
     metrics      the headline figures by name, and per_class: {label: figures}; `surgenet_hf.metrics` says what they
                  mean; null is undefined
     intervals    {figure: [low, high]}: 95 % by bootstrap over the videos; none where there is one video
@@ -15,7 +17,7 @@ A results file holds
     per_video    {video: figures}
     comparisons  {name: metrics} of others on the same data, e.g. the majority-class baseline
     versions     of Python and the libraries
-    command      the command line that made it
+    command      the command line that made it, without access tokens
 """
 
 import json
@@ -49,8 +51,9 @@ from .metrics import (
     bootstrap,
     confidence_interval,
 )
+from .privacy import mask_tokens
+from .results import SCHEMA, read_results_file
 
-SCHEMA = "surgenet_hf.results/1"
 SEQUENCE_FIGURES = ("edit", "f1@", "relaxed")  # of phases in time
 LIBRARIES = ("surgenet_hf", "torch", "transformers", "timm", "datasets", "numpy")
 
@@ -235,6 +238,7 @@ def evaluate(
             "split": split,
             "frames": len(rows),
             "videos": metric.videos,
+            "videos_are_public": data.videos_are_public,
             "labels": list(data.labels),
             "notes": list(data.notes),
             "leakage": leakage_note((getattr(model.config, "pretraining", None) or {}).get("name"), data.name),
@@ -242,7 +246,7 @@ def evaluate(
         **_figures(metric, data.labels, draws, temporal=task != "image-classification"),
         "comparisons": {},
         "versions": _versions(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": mask_tokens(shlex.join(["python", *sys.argv])),
     }
     return Evaluation(results, metric, truths, predictions)
 
@@ -321,7 +325,7 @@ def check_saved_model(path: str | os.PathLike, rows: list[dict], class_maps: lis
 def recorded_seed(model_dir: str | os.PathLike) -> int | None:
     """The seed of a model's training, from the results.json that training left beside its folder."""
     path = Path(model_dir).parent / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("seed") if path.is_file() else None
+    return read_results_file(path).get("seed") if path.is_file() else None
 
 
 def write_results(results: dict, path: str | os.PathLike) -> None:

@@ -1,13 +1,15 @@
-"""Results files read back: what the model of each is called, and which may be put side by side."""
+"""Results files: their schema, the one reader that checks them, and which may be put side by side."""
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .evaluation import SCHEMA
+from .privacy import video_hashes
 
+SCHEMA = "surgenet_hf.results/1"
 # what a model's folder says about the run, but not about the model
 RUN_FOLDERS = re.compile(r"model|best|final|last|checkpoint-\d+")
 SEED = re.compile(r"[-_. ]?seed[-_=. ]?(\d+)")
@@ -18,7 +20,7 @@ def read_results(paths: Iterable[str | os.PathLike]) -> dict[Path, dict]:
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without results.json.
-        ValueError: a file that is not JSON, of another schema, or that lacks a part of it.
+        ValueError: as `read_results_file`.
     """
     read, seen = {}, set()
     for path in map(Path, paths):
@@ -30,11 +32,18 @@ def read_results(paths: Iterable[str | os.PathLike]) -> dict[Path, dict]:
         for file in found:
             if file.resolve() not in seen:
                 seen.add(file.resolve())
-                read[file] = _read(file)
+                read[file] = read_results_file(file)
     return read
 
 
-def _read(path: Path) -> dict:
+def read_results_file(path: str | os.PathLike) -> dict:
+    """Read one results file and check it.
+
+    Raises:
+        ValueError: the file is not JSON, has another schema, lacks a part of it, or holds a value of a wrong type or
+            outside the range of its metric; names the file and the field.
+    """
+    path = Path(path)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not even text
@@ -42,11 +51,136 @@ def _read(path: Path) -> dict:
     schema = results.get("schema") if isinstance(results, dict) else None
     if schema != SCHEMA:
         raise ValueError(f"{path} is not a results file: its schema is {schema!r}, not {SCHEMA!r}")
-    missing = [key for key in ("task", "model", "data", "metrics") if not results.get(key)]
-    missing += [f"data.{key}" for key in ("name", "split") if "data" not in missing and not results["data"].get(key)]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    check_results(results, str(path))
     return results
+
+
+def find_results(model_dir: str | os.PathLike) -> Path | None:
+    """Find the results.json of a saved model, in its folder or beside it."""
+    paths = (Path(model_dir, "results.json"), Path(model_dir).parent / "results.json")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_object(value) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_texts(value) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_object_of_texts(value) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _is_object_of_objects(value) -> bool:
+    return isinstance(value, dict) and all(map(_is_object, value.values()))
+
+
+def _is_object_of_lists(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, list) for item in value.values())
+
+
+# field: what it must hold, in words and as a test. An object stands before its parts
+_FIELDS = {
+    "task": ("a text", _is_text),
+    "seed": ("a whole number from 0", _is_count),
+    "model": ("an object", _is_object),
+    "model.name": ("a text", _is_text),
+    "model.type": ("a text", _is_text),
+    "model.parameters": ("a whole number from 0", _is_count),
+    "model.pretraining": ("an object or a text", lambda value: isinstance(value, dict | str)),
+    "data": ("an object", _is_object),
+    "data.name": ("a text", _is_text),
+    "data.split": ("a text", _is_text),
+    "data.frames": ("a whole number from 0", _is_count),
+    "data.videos": ("a list of texts", _are_texts),
+    "data.videos_are_public": ("true or false", lambda value: isinstance(value, bool)),
+    "data.video_hashes": ("an object of texts", _is_object_of_texts),
+    "data.labels": ("a list of texts", _are_texts),
+    "data.notes": ("a list of texts", _are_texts),
+    "data.leakage": ("a text", _is_text),
+    "metrics": ("an object", _is_object),
+    "metrics.per_class": ("an object of objects", _is_object_of_objects),
+    "intervals": ("an object of lists", _is_object_of_lists),
+    "bootstrap": ("an object of lists", _is_object_of_lists),
+    "per_video": ("an object of objects", _is_object_of_objects),
+    "comparisons": ("an object of objects", _is_object_of_objects),
+    "versions": ("an object of texts", _is_object_of_texts),
+    "command": ("a text", _is_text),
+}
+_REQUIRED = ("task", "model", "data", "metrics", "data.name", "data.split")
+# part of a metric's name: its range; of other metrics nothing is known
+_RANGES = (
+    (re.compile("assd|hd95"), 0, math.inf),
+    (re.compile("frames$|videos$|positives|missed|spurious"), 0, math.inf),
+    (re.compile("dice|iou|jaccard|precision|recall|accuracy|f1|edit_score"), 0, 1),
+)
+
+
+def check_results(results: dict, source: str) -> None:
+    """Check types and ranges of what a results file holds; null counts as missing.
+
+    Args:
+        results: the content of the file.
+        source: what to call it in messages.
+
+    Raises:
+        ValueError: names the source and the field.
+    """
+    for field, (expected, is_valid) in _FIELDS.items():
+        value = _field(results, field)
+        if value is not None and not is_valid(value):
+            raise ValueError(f"{source}: {field} is {_excerpt(value)}; expected {expected}")
+    if missing := [field for field in _REQUIRED if not _field(results, field)]:
+        raise ValueError(f"{source} lacks {', '.join(missing)}")
+    for field, metric, value in _numbers(results):
+        low, high = next(((low, high) for name, low, high in _RANGES if name.search(metric)), (-math.inf, math.inf))
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not (is_number and low - 1e-6 <= value <= high + 1e-6):
+            scope = "" if low == -math.inf else f" from {low}" + ("" if high == math.inf else f" to {high}")
+            raise ValueError(f"{source}: {field} is {_excerpt(value)}; expected a number{scope}, or null")
+    for metric, bounds in (results.get("intervals") or {}).items():
+        if len(bounds) != 2 or (None not in bounds and bounds[0] > bounds[1]):
+            raise ValueError(f"{source}: intervals.{metric} is {_excerpt(bounds)}; expected [lower, upper]")
+
+
+def _field(results: dict, field: str):
+    """The value of a field such as "data.name"; None if it is missing."""
+    *parents, name = field.split(".")
+    for parent in parents:
+        results = results.get(parent) or {}
+    return results.get(name)
+
+
+def _numbers(results: dict) -> Iterator[tuple[str, str, object]]:
+    """Field, name of the metric, and value of all that must be a number or null."""
+    tables = {"metrics": results["metrics"]}
+    tables |= {f"comparisons.{name}": metrics for name, metrics in (results.get("comparisons") or {}).items()}
+    tables |= {f"per_video.{video}": metrics for video, metrics in (results.get("per_video") or {}).items()}
+    for table, metrics in tables.items():
+        for metric, value in metrics.items():
+            if metric == "per_class" and _is_object_of_objects(value):
+                for label, of_label in value.items():
+                    yield from ((f"{table}.per_class.{label}.{name}", name, item) for name, item in of_label.items())
+            else:
+                yield f"{table}.{metric}", metric, value
+    for table in ("intervals", "bootstrap"):
+        for metric, values in (results.get(table) or {}).items():
+            yield from ((f"{table}.{metric}[{i}]", metric, value) for i, value in enumerate(values))
+
+
+def _excerpt(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def group_by_data(results: dict[Path, dict]) -> dict[tuple[str, str, str], dict[Path, dict]]:
@@ -113,12 +247,19 @@ def check_same_data(group: dict[Path, dict]) -> None:
         for part in ("videos", "frames", "labels"):
             one, other = reference["data"].get(part), found["data"].get(part)
             if part == "videos":
-                one, other = sorted(one or ()), sorted(other or ())
+                one, other = _video_identities(reference["data"], found["data"])
             if one != other:
                 raise ValueError(
                     f"{first} and {path} are both on {found['data']['name']}, {found['data']['split']}, but differ in "
                     f"{part}: {_brief(one)} against {_brief(other)}. Only results on the same data can be compared."
                 )
+
+
+def _video_identities(*data: dict) -> list[list[str]]:
+    """What tells the videos of several results files apart: their names, or hashes where names were replaced."""
+    if not any("video_hashes" in each for each in data):
+        return [sorted(each.get("videos") or ()) for each in data]
+    return [sorted((each.get("video_hashes") or video_hashes(each.get("videos") or ())).values()) for each in data]
 
 
 def _brief(value) -> str:

@@ -2,6 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from surgenet_hf.comparison import (
@@ -13,8 +16,14 @@ from surgenet_hf.comparison import (
     paired_table,
     rank,
 )
-from surgenet_hf.results import read_results
+from surgenet_hf.privacy import neutral_names, sanitize_results
+from surgenet_hf.results import check_results, read_results
 
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
 VIDEOS = ["v1", "v2", "v3"]
 
 
@@ -297,3 +306,100 @@ def test_nothing_to_compare_is_said(write):
 def test_missing_path_says_what_to_give(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; give results\.json files, or the folders"):
         read_results([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "metrics.mean_video_dice",
+            "0.5",
+            r"metrics\.mean_video_dice is '0\.5'; expected a number from 0 to 1, or null",
+        ),
+        ("metrics.mean_video_dice", 1.7, r"metrics\.mean_video_dice is 1\.7"),
+        ("metrics.mean_video_dice", True, r"metrics\.mean_video_dice is True"),
+        ("metrics.mean_assd", float("nan"), r"metrics\.mean_assd is nan; expected a number from 0, or null"),
+        ("metrics.mean_assd", float("inf"), r"metrics\.mean_assd is inf"),
+        ("metrics.mean_assd", -1, r"metrics\.mean_assd is -1"),
+        ("metrics.own_metric", [1], r"metrics\.own_metric is \[1\]; expected a number, or null"),
+        ("metrics.per_class", [1], r"metrics\.per_class is \[1\]; expected an object of objects"),
+        ("metrics.per_class", {"tool": {"dice": -0.1}}, r"metrics\.per_class\.tool\.dice is -0\.1"),
+        ("metrics", [1], r"metrics is \[1\]; expected an object"),
+        ("data", [1], r"data is \[1\]; expected an object"),
+        ("data.frames", -3, r"data\.frames is -3; expected a whole number from 0"),
+        ("data.frames", 3.5, r"data\.frames is 3\.5"),
+        ("data.videos", ["a", 1], r"data\.videos is \['a', 1\]; expected a list of texts"),
+        ("model", "xl", r"model is 'xl'; expected an object"),
+        ("seed", "1", r"seed is '1'; expected a whole number"),
+        (
+            "intervals.mean_video_dice",
+            [0.6, 0.4],
+            r"intervals\.mean_video_dice is \[0\.6, 0\.4\]; expected \[lower, upper\]",
+        ),
+        ("intervals.mean_video_dice", [0.6], r"intervals\.mean_video_dice is \[0\.6\]"),
+        ("intervals.mean_video_dice", 0.6, r"intervals is .*; expected an object of lists"),
+        ("bootstrap.mean_video_dice", [0.5, "x"], r"bootstrap\.mean_video_dice\[1\] is 'x'"),
+        ("per_video", {"v1": {"mean_dice": 2}}, r"per_video\.v1\.mean_dice is 2; expected a number from 0 to 1"),
+        ("per_video", {"v1": 0.5}, "per_video is .*; expected an object of objects"),
+        ("comparisons", {"x": {"per_class": {"a": {"iou": "1"}}}}, r"comparisons\.x\.per_class\.a\.iou is '1'"),
+        ("comparisons", {"x": {"per_class": [1]}}, r"comparisons\.x\.per_class is \[1\]"),
+    ],
+)
+def test_impossible_values_are_named(field, value, message, write):
+    content = result()
+    *parents, name = field.split(".")
+    part = content
+    for parent in parents:
+        part = part[parent]
+    part[name] = value
+    with pytest.raises(ValueError, match=rf"run0.results\.json: {message}"):
+        write(content)
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(st.data())
+def test_whatever_a_results_file_holds_the_error_names_it(data):
+    """Any value replaced by any other: the file is accepted, or refused with a ValueError that names it."""
+    content = result(draws=[0.5, None])
+    content |= {"intervals": {"mean_video_dice": [0.4, 0.6]}, "per_video": {"v1": {"mean_dice": 0.5}}}
+    content["comparisons"] = {"x": {"mean_dice": 0.5, "per_class": {"a": {"iou": 0.5}}}}
+    part = content
+    while isinstance(part, dict | list) and part:
+        keys = list(part) if isinstance(part, dict) else list(range(len(part)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(part[key], dict | list) or data.draw(st.booleans()):
+            part[key] = data.draw(ANYTHING)
+            break
+        part = part[key]
+    try:
+        check_results(content, "results.json")
+        refused = None
+    except ValueError as error:
+        refused = str(error)
+    if refused is None:
+        values = [value for value in content["metrics"].values() if value is not None and not isinstance(value, dict)]
+        assert all(0 <= value <= 1 + 1e-6 for value in values)
+    else:
+        assert refused.startswith("results.json")
+
+
+def test_published_files_are_compared_by_the_hashes_of_their_videos(write, monkeypatch, tmp_path_factory):
+    """Neutral names are alike in all published files: other videos must not count as the same."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("home")))
+    mine, others = ["case_1", "case_2", "case_3"], ["case_4", "case_5", "case_6"]
+    published = [
+        sanitize_results(each, name, neutral_names(each))
+        for each, name in (
+            (result(videos=mine), "me/a"),
+            (result(videos=others), "me/b"),
+            (result(videos=mine), "me/c"),
+        )
+    ]
+    assert published[0]["data"]["videos"] == published[1]["data"]["videos"]
+    local = result("local", videos=mine)
+    first, second, third, own = write(*published, local).items()
+    for group in ([first, third], [first, own]):
+        assert len(compare(dict(group)).models) == 2
+    for group in ([first, second], [second, own]):
+        with pytest.raises(ValueError, match="differ in videos"):
+            compare(dict(group))

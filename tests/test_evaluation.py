@@ -126,6 +126,7 @@ def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
         "split": "validation",
         "frames": 5,
         "videos": ["c", "d"],
+        "videos_are_public": False,
         "labels": list(LABELS),
         "notes": ["a note"],
         "leakage": "unknown: whether the pretraining of SurgeNetXL saw these videos",

@@ -2,7 +2,8 @@
 
 from html import escape
 
-from media import MAX_IMAGE_BYTES, MAX_SECONDS, MAX_UPLOAD_BYTES
+from folders import MAX_BYTES, MAX_FLOPS, MAX_IMAGE_SIZE
+from media import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_SECONDS, MAX_UPLOAD_BYTES
 
 from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS
 
@@ -44,8 +45,10 @@ monitor anybody. Models fail silently: on other procedures, other cameras, smoke
 {_ROWS}
 
 Any public fine-tuned SurgeNet model on the Hub can be typed in by its id (`ORG/NAME`). Only SurgeNet's own model types
-in the safetensors format are loaded, and no code of a repository is run. Some of the pretraining sets hold public
-videos (Cholec80, Endoscapes and others): a model may have seen frames like yours.
+in the safetensors format are loaded, and no code of a repository is run. A model may have up to
+{MAX_BYTES / 1e9:.0f} GB, resize frames to at most {MAX_IMAGE_SIZE} x {MAX_IMAGE_SIZE} pixels, and need up to
+{MAX_FLOPS / 1e9:.0f} billion operations for a frame (about half a minute on two processor cores). Some of the
+pretraining sets hold public videos (Cholec80, Endoscapes and others): a model may have seen frames like yours.
 
 ## Licence
 
@@ -54,9 +57,10 @@ example frames and clips are drawn by a program.
 
 ## What happens to your files
 
-They stay on this server for at most {KEPT_SECONDS * 12 // 600} minutes and are then deleted; nothing is recorded or
-sent elsewhere. The server asks only the Hugging Face Hub, for models. Pictures may have up to
-{MAX_IMAGE_BYTES // 2**20} MB, clips up to {MAX_UPLOAD_BYTES // 2**20} MB and {MAX_SECONDS // 60} minutes.
+They stay on this server for at most {KEPT_SECONDS * 12 // 600} minutes and are then deleted, or earlier if many files
+are uploaded. Nothing is recorded or sent elsewhere. The server asks only the Hugging Face Hub, for models. Pictures
+may have up to {MAX_IMAGE_BYTES // 2**20} MB and {MAX_IMAGE_PIXELS // 10**6} million pixels, clips up to
+{MAX_UPLOAD_BYTES // 2**20} MB and {MAX_SECONDS // 60} minutes.
 
 ## From Python
 

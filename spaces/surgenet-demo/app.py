@@ -7,6 +7,7 @@ Without network it works with a small model that it makes itself. Not a medical 
 """
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -25,8 +26,10 @@ os.environ.update(
 import gradio as gr
 from about import ABOUT, HEADER, KEPT_SECONDS, OFFLINE, OFFLINE_GIVEN, note
 from demo import TRAINED
-from media import MAX_UPLOAD_BYTES, Refused, read_image
+from media import FULL, MAX_UPLOAD_BYTES, Refused, full_disk, read_image
 from models import ModelStore
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from tabs import Tabs
@@ -66,17 +69,26 @@ POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 PRIVATE = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 MODEL = {"preprocess": False, "concurrency_id": "model", "concurrency_limit": 2}
 UPLOAD = {"type": "filepath", "sources": ["upload", "clipboard"]}
+FORM_BYTES = 2**16  # that an upload's form takes besides the file
 # gradio's paths that this page has no use for: the first shows who used what, the others keep what is sent to them
 CLOSED = ("/monitoring", "/process_recording", "/component_server")
 LATER = note("The result comes here.")
 RESULT = {"interactive": False, "buttons": ["download", "fullscreen"]}
 
 
+class Page(gr.Blocks):
+    """A page that says so when the server's disk is full, whichever step of a request finds it."""
+
+    async def process_api(self, *args, **kwargs):
+        with full_disk():
+            return await super().process_api(*args, **kwargs)
+
+
 def build(store: ModelStore, kept_seconds: int = KEPT_SECONDS) -> gr.Blocks:
     """The page. Uploads and results are deleted after `kept_seconds`, looked for every tenth of that."""
     tabs = Tabs(store)
     cleaning = max(1, kept_seconds // 10), kept_seconds
-    with gr.Blocks(title="SurgeNet demo", analytics_enabled=False, delete_cache=cleaning) as page:
+    with Page(title="SurgeNet demo", analytics_enabled=False, delete_cache=cleaning) as page:
         gr.HTML(HEADER)
         banner = gr.HTML(visible=False, elem_id="banner")
         with gr.Tabs():
@@ -247,10 +259,10 @@ def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
 
 
 class Guard:
-    """ASGI middleware that adds `POLICY` to every answer, and answers 404 where the path is `CLOSED`."""
+    """ASGI middleware that adds `POLICY` to every answer, closes the paths in `CLOSED`, and bounds uploads."""
 
-    def __init__(self, app):
-        self.app = app
+    def __init__(self, app, sweeper: Sweeper):
+        self.app, self.sweeper = app, sweeper
 
     async def __call__(self, scope, receive, send):
         async def send_with_policy(message):
@@ -259,16 +271,40 @@ class Guard:
                 message["headers"] = [*message["headers"], *extra, (b"referrer-policy", b"no-referrer")]
             await send(message)
 
-        if scope.get("path", "").removeprefix("/gradio_api").startswith(CLOSED):
+        path = scope.get("path", "").removeprefix("/gradio_api")
+        if path.startswith(CLOSED):
             await PlainTextResponse("Not found", 404)(scope, receive, send_with_policy)
+        elif path.rstrip("/") == "/upload" and scope.get("method") == "POST":
+            await self._upload(scope, receive, send_with_policy)
         else:
             await self.app(scope, receive, send_with_policy)
+
+    async def _upload(self, scope, receive, send) -> None:
+        headers = Headers(scope=scope)
+        size = int(headers.get("content-length", 0))  # the server has checked that it is a number, and holds to it
+        if not size or "transfer-encoding" in headers:
+            answer = PlainTextResponse("An upload must state its length.", 411)
+        elif size > MAX_UPLOAD_BYTES + FORM_BYTES:  # gradio's own limit is for each of the files in a request
+            answer = PlainTextResponse(f"Files may have up to {MAX_UPLOAD_BYTES // 2**20} MB.", 413)
+        elif not await run_in_threadpool(self.sweeper.reserve, size):
+            answer = PlainTextResponse("Too many files were uploaded here. Please try again in a few minutes.", 507)
+        else:
+            answer = self.app
+        try:
+            await answer(scope, receive, send)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            await PlainTextResponse(FULL, 507)(scope, receive, send)
+        finally:
+            if answer is self.app:
+                self.sweeper.release(size)
 
 
 def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None:
     """Serve the page until it is stopped, by Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as any exit, which removes the files
-    Sweeper(FILES, page.delete_cache[1])
+    sweeper = Sweeper(FILES, page.delete_cache[1])
     page.queue(default_concurrency_limit=2, max_size=32)
     try:
         page.launch(
@@ -279,7 +315,7 @@ def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None
             max_file_size=MAX_UPLOAD_BYTES,
             show_error=False,  # what is unexpected goes to the log, not to visitors
             state_session_capacity=200,
-            app_kwargs={"middleware": [Middleware(Guard)]},
+            app_kwargs={"middleware": [Middleware(Guard, sweeper=sweeper)]},
             footer_links=["api"],
             run_history=False,
             enable_monitoring=False,

@@ -1,8 +1,10 @@
-"""Folders of models, on the disk or the Hub: what may be loaded, checked before it is downloaded or built.
+"""Check and load models from local folders and the Hub.
 
-Only SurgeNet's own classes, only safetensors, only sizes that this demo can bear; no code of a folder is run.
+A model is refused unless it is one of SurgeNet's classes, in safetensors, within the limits below. The checks run
+before anything is downloaded or built. Of the configuration files, only the settings that SurgeNet needs are used.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -13,9 +15,12 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from media import Refused, shorten
+from media import Refused, full_disk, shorten
 from PIL import Image
-from transformers import SegformerImageProcessor
+from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from transformers import PreTrainedConfig, SegformerImageProcessor
 
 from surgenet_hf import (
     SurgeNetConfig,
@@ -24,6 +29,7 @@ from surgenet_hf import (
     SurgeNetForSemanticSegmentation,
     SurgeNetModel,
 )
+from surgenet_hf.checkpoints.reading import check_finite
 from surgenet_hf.configuration_surgenet_phase import SurgeNetPhaseConfig
 from surgenet_hf.data import synthetic
 from surgenet_hf.data.segmentation import palette
@@ -36,19 +42,32 @@ CLASSES = {
     "features": SurgeNetModel,
 }
 MAX_BYTES, MAX_PARAMETERS, MAX_LABELS, MAX_IMAGE_SIZE = 10**9, 200_000_000, 64, 1024
-MAX_CONFIG_BYTES = 2**20
+MAX_CONFIG_BYTES = 2**20  # also for the index of the weights and a weight file's header: SurgeNet's have below 100 kB
+MAX_FILES = 32
+MAX_FLOPS = 500e9  # per frame; a published backbone at 1024 x 1024 pixels needs up to 430e9
+FEATURE_SIDE = 640  # pixels that frames are resized to for dense features, which have a stride of 32
 LIMITS = {  # of a configuration, before anything is built from it
     "num_channels": 3,
-    "pyramid_channels": 2048,
-    "segmentation_channels": 2048,
+    "pyramid_channels": 512,
+    "segmentation_channels": 512,
     "num_stages": 8,
     "num_layers": 12,
     "num_feature_maps": 1024,
 }
+MAX_DEPTHS = (8, 16, 64, 16)  # the first stages have the largest maps: each block there takes longer
+MAX_WIDTHS = (4096, 4096, 4096, 4096)
 MAX_ID = 140  # characters: an organisation's 42, a slash, a model's 96
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
-WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}  # as safetensors names them
+# What is read from the configuration files. Others could change how transformers loads a model or what it returns.
+LABEL_SETTINGS = {"id2label", "num_labels", "problem_type"}
+PROCESSOR_SETTINGS = (
+    "do_convert_rgb", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
+    "image_std",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,7 @@ class Loaded:
 
 def class_names(config) -> list[str]:
     """The classes of a model in the order of their ids; those of the same name are told apart by their ids."""
-    names = [str(config.id2label[i]) for i in range(config.num_labels)]
+    names = [shorten(str(config.id2label[i])) for i in range(config.num_labels)]
     while len(counts := Counter(names)) < len(names):
         names = [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
     return names
@@ -103,9 +122,12 @@ def download(name: str, folder: Path, weights: bool = True) -> None:
     try:
         info = api.model_info(name, files_metadata=True, timeout=10)
         sizes = {file.rfilename: file.size for file in info.siblings}
-        files = [file for file in sizes if file in CONFIG_FILES or (weights and WEIGHTS.fullmatch(file))]
+        files = [file for file in sizes if file in CONFIG_FILES]
+        if weights:
+            files += [file for file in sizes if file in (WEIGHTS, INDEX) or SHARD.fullmatch(file)]
         check_sizes(name, sizes, files, weights)
-        api.snapshot_download(name, revision=info.sha, allow_patterns=files, local_dir=folder, max_workers=2)
+        with full_disk():
+            api.snapshot_download(name, revision=info.sha, allow_patterns=files, local_dir=folder, max_workers=2)
     except RepositoryNotFoundError as error:
         raise Refused(f"The Hub has no public model {name}. Please check its name.") from error
     except (HfHubHTTPError, OSError, ConnectionError) as error:
@@ -121,32 +143,52 @@ def check_sizes(name: str, sizes: dict[str, int | None], files: list[str], weigh
         raise Refused(f"{name} has no {' and no '.join(missing)}: it is not a fine-tuned SurgeNet model.")
     if weights and not any(file.endswith(".safetensors") for file in files):
         raise Refused(f"{name} has no weights in the safetensors format (model.safetensors); others are not read.")
-    if any(sizes[file] is None for file in files) or any(sizes[file] > MAX_CONFIG_BYTES for file in CONFIG_FILES):
+    texts = [file for file in files if file.endswith(".json")]
+    if any(sizes[file] is None for file in files) or any(sizes[file] > MAX_CONFIG_BYTES for file in texts):
         raise Refused(f"{name}: its configuration is larger than that of any SurgeNet model.")
+    if len(files) > MAX_FILES:
+        raise Refused(f"{name} has {len(files)} files of weights and configuration; up to {MAX_FILES} are read here.")
     total = sum(sizes[file] for file in files)
     if total > MAX_BYTES:
         raise Refused(f"{name} has {total / 1e9:.1f} GB; models may have up to {MAX_BYTES / 1e9:.0f} GB here.")
 
 
-def read_config(folder: Path, name: str) -> tuple[str, object]:
-    """The task of a model folder and its configuration; no weights are read, and no code of the folder is run.
+def read_json(path: Path) -> dict:
+    """Read a JSON object.
 
     Raises:
-        Refused: it is none of SurgeNet's classes, or asks for more than `LIMITS`.
+        ValueError: the file does not hold a JSON object in UTF-8.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds a {type(content).__name__} instead of an object")
+    return content
+
+
+def read_config(folder: Path, name: str) -> tuple[str, object]:
+    """Read the task and the configuration of a model folder, without its weights.
+
+    Raises:
+        Refused: the model is not one of SurgeNet's classes, or exceeds `LIMITS`.
     """
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        raw = read_json(folder / "config.json")
         kind, architecture = raw.get("model_type"), (raw.get("architectures") or ["none"])[0]
         names = {cls.__name__: task for task, cls in CLASSES.items()} | {"SurgeNetBackbone": "features"}
         if kind not in ("surgenet", "surgenet_phase") or architecture not in names:
             kind, architecture = shorten(str(kind)), shorten(str(architecture))
             raise Refused(f"{name} is not a SurgeNet model: it is of type {kind}, class {architecture}.")
         task = names[architecture]
-        check_limits(name, raw, raw.get("backbone_config") or raw)
-        config = (SurgeNetPhaseConfig if kind == "surgenet_phase" else SurgeNetConfig).from_dict(raw)
-        with torch.device("meta"):  # counted, not made
-            parameters = CLASSES[task](config).num_parameters()
-        _ = [config.id2label[i] for i in range(config.num_labels)]
+        backbone = raw.get("backbone_config") or {} if kind == "surgenet_phase" else raw
+        check_limits(name, raw, backbone)
+        settings = {key: raw[key] for key in LABEL_SETTINGS & raw.keys()}
+        if kind == "surgenet_phase":
+            own = {"backbone_config": own_settings(SurgeNetConfig, backbone)}
+            config = SurgeNetPhaseConfig(**own_settings(SurgeNetPhaseConfig, raw) | own, **settings)
+        else:
+            config = SurgeNetConfig(**own_settings(SurgeNetConfig, raw), **settings)
+        parameters = build_empty(task, config).num_parameters()
+        class_names(config)
     except Refused:
         raise
     except Exception as error:
@@ -158,6 +200,19 @@ def read_config(folder: Path, name: str) -> tuple[str, object]:
     return task, config
 
 
+def own_settings(config_class: type, raw: dict) -> dict:
+    """Select the settings that a configuration class adds to those of all transformers models."""
+    common = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    own = {field.name for field in dataclasses.fields(config_class) if not field.name.startswith("_")} - common
+    return {key: raw[key] for key in own & raw.keys()}
+
+
+def build_empty(task: str, config) -> torch.nn.Module:
+    """Build a model on the meta device, where tensors have shapes but no memory."""
+    with torch.device("meta"):
+        return CLASSES[task](config).eval()
+
+
 def check_limits(name: str, raw: dict, backbone: dict) -> None:
     """Refuse numbers that would take more memory or time to build than any SurgeNet needs."""
     for settings in (raw, backbone):
@@ -165,57 +220,72 @@ def check_limits(name: str, raw: dict, backbone: dict) -> None:
             value = settings.get(key, 1)
             if not isinstance(value, int) or not 0 < value <= limit:
                 raise Refused(f"{name}: {key} is {shorten(repr(value))}; it may be 1 to {limit} here.")
-        for key, limit in (("depths", 64), ("hidden_sizes", 4096)):
-            values = settings.get(key) or []
-            if len(values) not in (0, 4) or not all(isinstance(value, int) and 0 < value <= limit for value in values):
-                raise Refused(f"{name}: {key} must be four numbers, each 1 to {limit}.")
-        if len(settings.get("id2label") or {}) > MAX_LABELS or settings.get("num_labels", 1) > MAX_LABELS:
-            raise Refused(f"{name} has more than {MAX_LABELS} classes.")
+        for key, limits in (("depths", MAX_DEPTHS), ("hidden_sizes", MAX_WIDTHS)):
+            values = settings.get(key) or limits
+            whole = len(values) == 4 and all(isinstance(value, int) for value in values)
+            if not whole or not all(0 < value <= limit for value, limit in zip(values, limits, strict=True)):
+                raise Refused(f"{name}: {key} must be four numbers, from 1 to {', '.join(map(str, limits))}.")
+        counts = len(settings.get("id2label", "1")), settings.get("num_labels", 1)
+        if not all(0 < count <= MAX_LABELS for count in counts):
+            raise Refused(f"{name} has no classes, or more than {MAX_LABELS} classes.")
 
 
 def load_folder(folder: Path, name: str, note: str | None = None) -> Loaded:
-    """The model of a folder, in float32, and its image processor.
+    """Load the model of a folder, in float32, and its image processor.
 
     Raises:
-        Refused: as `read_config`; or weights that are not whole, or an image processor for other pictures.
+        Refused: as `read_config`; or the weights or the image processor are damaged, of another kind, or too slow.
     """
     if missing := [file for file in CONFIG_FILES if not (folder / file).is_file()]:
         raise Refused(f"{name} has no {' and no '.join(missing)}: save model and image processor in one folder.")
     task, config = read_config(folder, name)
-    if getattr(config, "problem_type", None) == "regression":
+    if config.problem_type == "regression":
         raise Refused(f"{name} predicts quantities, not classes; there is no tab for that.")
+    processor = read_processor(folder, name)
+    check_speed(name, task, config, processor)
+    check_weights(folder, name)
     try:
-        processor = SegformerImageProcessor.from_pretrained(folder)
         options = {"use_safetensors": True, "local_files_only": True, "dtype": torch.float32}
-        model, info = CLASSES[task].from_pretrained(folder, output_loading_info=True, **options)
+        model, info = CLASSES[task].from_pretrained(folder, config=config, output_loading_info=True, **options)
     except Exception as error:  # damaged files have many kinds
         raise Refused(
             f"{name} could not be loaded: its files are damaged, or not those of its configuration."
         ) from error
     if info["missing_keys"]:
         raise Refused(f"{name} was saved without a trained head for {task}.")
-    sides = [processor.size.get(side) for side in ("height", "width")]
-    if not all(isinstance(side, int) and 32 <= side <= MAX_IMAGE_SIZE for side in sides) or not processor.do_resize:
-        raise Refused(
-            f"{name} works on pictures of {sides}; sides of 32 to {MAX_IMAGE_SIZE} pixels are possible here."
-        )
-    check_numbers(name, processor, model)
+    try:
+        check_finite(model.state_dict(), name)
+    except ValueError as error:
+        raise Refused(f"{error}.") from error
     if task in ("segmentation", "classification"):
-        model.register_forward_hook(lambda _module, _inputs, outputs: check_finite(name, outputs.logits))
+        model.register_forward_hook(lambda _module, _inputs, outputs: check_answer(name, outputs.logits))
     if task == "classification" and model.config.problem_type is None:
         model.config.problem_type = "single_label_classification"  # as Trainer takes class ids
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     return Loaded(name, tasks_of(task), model, processor, note or summary(name, task, config)["note"])
 
 
-def check_finite(name: str, values) -> None:
-    """Refuse a model's answers that are not all finite: the largest of NaN would look like one."""
-    if not torch.isfinite(torch.as_tensor(values)).all():
-        raise Refused(f"{name} computes no valid numbers for this picture (NaN). Please choose another model.")
+def read_processor(folder: Path, name: str) -> SegformerImageProcessor:
+    """Read the image processor of a model folder.
 
-
-def check_numbers(name: str, processor: SegformerImageProcessor, model: torch.nn.Module) -> None:
-    """Refuse an image processor and weights that would make every answer NaN."""
+    Raises:
+        Refused: its settings are damaged, or it does not make a finite picture of a size within the limits.
+    """
+    broken = f"{name}: its preprocessor_config.json is not that of a SurgeNet model."
+    try:
+        raw = read_json(folder / "preprocessor_config.json")
+        processor = SegformerImageProcessor(**{key: raw[key] for key in PROCESSOR_SETTINGS if key in raw})
+        sides = {side: value for side, value in dict(processor.size).items() if value is not None}
+    except Exception as error:  # of many kinds, by its settings
+        raise Refused(broken) from error
+    if raw.get("do_center_crop") or raw.get("do_pad"):
+        raise Refused(f"{name}: its image processor crops or pads pictures; here they can only be resized.")
+    possible = all(isinstance(side, int) and 32 <= side <= MAX_IMAGE_SIZE for side in sides.values())
+    if not possible or sides.keys() != {"height", "width"} or not processor.do_resize:
+        raise Refused(
+            f"{name} works on pictures of {shorten(str(sides))}; it must resize them to a height and a width of 32 to "
+            f"{MAX_IMAGE_SIZE} pixels."
+        )
     for key, low in (("image_mean", -math.inf), ("image_std", 0.0)):
         values = getattr(processor, key)
         numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
@@ -227,17 +297,98 @@ def check_numbers(name: str, processor: SegformerImageProcessor, model: torch.nn
     try:
         pixels = processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
     except Exception as error:  # of many kinds, by its settings
-        raise Refused(f"{name}: its preprocessor_config.json is not that of a SurgeNet model.") from error
+        raise Refused(broken) from error
     if not torch.isfinite(pixels).all():
         raise Refused(f"{name}: its image processor makes values that are not finite.")
-    broken = [key for key, values in model.state_dict().items() if not torch.isfinite(values).all()]
-    if broken:
-        raise Refused(f"{name}: its weights are not all finite ({broken[0]}); its training must have diverged.")
+    return processor
+
+
+class FlopCounter(TorchDispatchMode):
+    """Count of the floating-point operations within a `with` block, in `flops`.
+
+    Unlike torch's FlopCounterMode, it sets no hooks on the modules that other threads are running.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if count := flop_registry.get(func.overloadpacket):
+            self.flops += count(*args, **kwargs, out_val=result)
+        return result
+
+
+def check_speed(name: str, task: str, config, processor: SegformerImageProcessor) -> None:
+    """Refuse a model that takes too long for a frame: a forward pass cannot be interrupted.
+
+    Raises:
+        Refused: more than `MAX_FLOPS`, at the size of the image processor or for dense features.
+    """
+    model = build_empty(task, config)
+    whole = model.base_model if task == "phases" else model
+    side = FEATURE_SIDE
+    for part, height, width in (
+        (whole, processor.size["height"], processor.size["width"]),
+        (model.base_model, side, side),
+    ):
+        try:
+            with torch.no_grad(), FlopCounter() as counter:
+                part(torch.empty(1, 3, height, width, device="meta"))
+        except Exception as error:  # shapes that do not fit together
+            raise Refused(f"{name}: its config.json is not that of a SurgeNet model.") from error
+        if counter.flops > MAX_FLOPS:
+            raise Refused(
+                f"{name} is too slow for this demo: a frame of {height} x {width} pixels takes it "
+                f"{counter.flops / 1e9:.0f} billion operations. Up to {MAX_FLOPS / 1e9:.0f} billion are possible."
+            )
+
+
+def check_weights(folder: Path, name: str) -> None:
+    """Refuse weights that are not in the folder's own files, or are not floating-point numbers.
+
+    An index of weights may name any path, and transformers would open it.
+
+    Raises:
+        Refused: the index, a file's header, or a tensor's type is not that of a SurgeNet model.
+    """
+    files = {WEIGHTS}
+    try:
+        if not (folder / WEIGHTS).is_file():
+            files = set(read_json(folder / INDEX)["weight_map"].values())
+            if wrong := [file for file in files if not SHARD.fullmatch(file) or not (folder / file).is_file()]:
+                raise Refused(
+                    f"{name}: {INDEX} names {shorten(repr(wrong[0]))}, which is not one of its weight files "
+                    "(model-00001-of-00002.safetensors, ...)."
+                )
+        dtypes = {}
+        for file in files:
+            with open(folder / file, "rb") as content:
+                if int.from_bytes(content.read(8), "little") > MAX_CONFIG_BYTES:
+                    raise Refused(f"{name}: the header of {file} is larger than that of any SurgeNet model.")
+            with safe_open(folder / file, "pt") as tensors:
+                dtypes |= {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+    except Refused:
+        raise
+    except Exception as error:  # damaged files have many kinds
+        raise Refused(
+            f"{name} could not be loaded: its files are damaged, or are no weights in safetensors."
+        ) from error
+    if wrong := [f"{shorten(key)}: {dtype}" for key, dtype in dtypes.items() if dtype not in FLOAT_DTYPES]:
+        raise Refused(f"{name}: its weights must be floating-point numbers, and some are not ({wrong[0]}).")
+
+
+def check_answer(name: str, values) -> None:
+    """Refuse a model's answers that are not all finite: the largest of NaN would look like one."""
+    if not torch.isfinite(torch.as_tensor(values)).all():
+        raise Refused(f"{name} computes no valid numbers for this picture (NaN). Please choose another model.")
 
 
 def summary(name: str, task: str, config) -> dict:
     """What a configuration says of a model."""
-    source = str((config.pretraining or {}).get("name") or "unknown")
+    source = shorten(str((config.pretraining or {}).get("name") or "unknown"))
     labels = [] if task == "features" else class_names(config)
     what = "a backbone" if task == "features" else f"a model for {task}, {len(labels)} classes"
     return {

@@ -13,6 +13,9 @@ from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 PREFIX, LOCK = "surgenet-demo-", "lock"
+MAX_FOLDER_BYTES = 4 * 2**30  # of uploads and results together
+MIN_FILE_BYTES = 2**17  # that a file counts for at least, so that the number of small files has a bound, too
+BUSY_SECONDS = 120  # a file that changed within this time may be in use
 
 
 def claim_folder(parent: Path) -> Path:
@@ -63,15 +66,59 @@ def sweep(folder: Path, seconds: float, keep: set[Path]) -> None:
                 logger.exception("%s could not be deleted", path)
 
 
+def make_room(folder: Path, needed: int, keep: set[Path]) -> bool:
+    """Delete the oldest files of a folder until `needed` more bytes fit within `MAX_FOLDER_BYTES` and on the disk.
+
+    Files to `keep` stay, and so do those that may be in use.
+
+    Returns:
+        whether the bytes fit.
+    """
+    files = []
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent) / name for name in names):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # deleted since it was listed
+                continue
+            files.append((status.st_ctime, max(status.st_size, MIN_FILE_BYTES), path))
+    used = sum(size for _, size, _ in files)
+    limit, total = min(MAX_FOLDER_BYTES, used + shutil.disk_usage(folder).free), used + needed
+    idle = [file for file in files if file[2] not in keep and file[0] < time.time() - BUSY_SECONDS]
+    for _, size, path in sorted(idle):
+        if total <= limit:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
+    return total <= limit
+
+
 class Sweeper(threading.Thread):
-    """Sweeps a folder every tenth of `seconds`; what it holds now is kept."""
+    """Bounds the age and the total size of a folder's files; those that it holds at first are kept.
+
+    It looks every tenth of `seconds`, and before each upload.
+    """
 
     def __init__(self, folder: Path, seconds: float):
         super().__init__(daemon=True)
         self.folder, self.seconds, self.keep = folder, seconds, set(folder.rglob("*"))
+        self._reserved, self._reserving = 0, threading.Lock()
         self.start()
 
     def run(self) -> None:
         while True:
             time.sleep(self.seconds / 10)
             sweep(self.folder, 1.1 * self.seconds, self.keep)  # gradio first: it forgets only what it deletes itself
+            make_room(self.folder, 0, self.keep)
+
+    def reserve(self, size: int) -> bool:
+        """Make room for an upload of so many bytes; False if there is none. `release` ends it."""
+        with self._reserving:
+            fits = make_room(self.folder, self._reserved + size, self.keep)
+            self._reserved += size if fits else 0
+            return fits
+
+    def release(self, size: int) -> None:
+        """End a reservation: the upload is in the folder, or has failed."""
+        with self._reserving:
+            self._reserved -= size

@@ -3,9 +3,11 @@
 Everything lies in gradio's temporary folder, which `keeping` sweeps.
 """
 
+import errno
 import math
 import os
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_IMAGE_BYTES = 20 * 2**20
 MAX_IMAGE_PIXELS = 50_000_000  # of the file; a telephone's largest
 MIN_SIDE, MAX_SIDE = 32, 1280  # larger pictures are shrunk to this longer side
+_decoding = threading.Lock()  # one picture at a time: the largest takes several hundred megabytes until it is shrunk
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv")
 # FFmpeg's names of their containers: playlists, which would make it open other files and addresses, are not among them
@@ -37,6 +40,8 @@ MAX_RATE = 250  # frames in a second of a clip; what lies between two that are l
 MAX_FRAMES = 600  # that are looked at
 FRAME_SIDE = 640  # longer side of a clip's frames, as they are shown and given back
 
+FULL = "The disk of this server is full. Please try again in half an hour, when older files have been deleted."
+
 
 class Refused(gr.Error):
     """A message to the visitor: what was found, what is expected. Names from outside are escaped."""
@@ -44,6 +49,18 @@ class Refused(gr.Error):
     def __init__(self, message: str):
         self.text = message
         super().__init__(escape(message, quote=False), title="Please check", print_exception=False)
+
+
+@contextmanager
+def full_disk():
+    """Tell the visitor when the server's disk is full, instead of the operating system's error."""
+    try:
+        yield
+    except Exception as error:
+        # gradio wraps the error if it is the one to write the result
+        if any(isinstance(each, OSError) and each.errno == errno.ENOSPC for each in (error, error.__cause__)):
+            raise Refused(FULL) from error
+        raise
 
 
 async def _refuse_address(*args, **kwargs):
@@ -128,15 +145,10 @@ def read_image(upload: dict | None) -> Image.Image:
     if min(width, height) < MIN_SIDE:
         raise Refused(f"This picture has {width} x {height} pixels; each side needs at least {MIN_SIDE}.")
     try:
-        image.draft("RGB", (MAX_SIDE, MAX_SIDE))
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert("RGB")
+        image = _decode(image)
     except Exception as error:
         raise Refused(f"This picture is damaged or not complete. Please save it again as a {formats} file.") from error
     upright = (width, height) if (image.width > image.height) == (width > height) else (height, width)
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
     if min(image.size) < MIN_SIDE:
         raise Refused(
             f"This picture of {width} x {height} pixels is too narrow: shrunk to {image.width} x {image.height}, each "
@@ -144,6 +156,19 @@ def read_image(upload: dict | None) -> Image.Image:
         )
     image.info = {"uploaded_size": upright}
     return image
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    """Decode an opened picture to upright RGB, its longer side at most `MAX_SIDE`."""
+    with _decoding:
+        image.draft("RGB", (MAX_SIDE, MAX_SIDE))
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode != "RGB":  # else this would only copy it
+            image = image.convert("RGB")
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        return image
 
 
 def check_video(upload: dict | None) -> tuple[Path, float]:
@@ -249,12 +274,10 @@ def film(frames_per_second: float):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
         container.mux(stream.encode(frame))
 
-    container = av.open(str(path), "w", options={"movflags": "faststart"})
     try:
-        yield add, path
-        container.mux(stream.encode())
-        container.close()
+        with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+            yield add, path
+            container.mux(stream.encode())
     except BaseException:
-        container.close()
         path.unlink(missing_ok=True)
         raise

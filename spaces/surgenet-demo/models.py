@@ -10,10 +10,11 @@ from pathlib import Path
 from demo import DEMO, TRAINED, DemoTraining, demo_folder, untrained
 from folders import CONFIG_FILES, HUB_ID, Loaded, download, load_folder, read_config, summary
 from huggingface_hub import HfApi
-from media import Refused
+from media import Refused, full_disk
 
 from surgenet_hf import fetch_checkpoint
 from surgenet_hf.checkpoints.catalog import CATALOG, find_entry
+from surgenet_hf.privacy import mask_tokens
 
 
 class ModelStore:
@@ -157,7 +158,8 @@ class ModelStore:
         if entry := published(name):
             report(0, f"Downloading {entry.name} from the Hub, about 100 MB, the first time only")
             try:
-                folder = fetch_checkpoint(entry.name, local_files_only=self.hub_problem() is not None)
+                with full_disk():
+                    folder = fetch_checkpoint(entry.name, local_files_only=self.hub_problem() is not None)
             except (OSError, ValueError) as error:
                 raise Refused(
                     f"{entry.name} could not be loaded from the Hub. Please try again later, or choose the demo model."
@@ -219,5 +221,5 @@ def find_given(source: str) -> Path:
             patterns = [*CONFIG_FILES, "model*.safetensors", "model.safetensors.index.json"]
             return Path(HfApi().snapshot_download(source, allow_patterns=patterns))
     except (OSError, ValueError) as error:
-        raise Refused(f"{source} could not be loaded from the Hub: {error}") from error
+        raise Refused(mask_tokens(f"{source} could not be loaded from the Hub: {error}")) from error
     raise Refused(f"{source} is neither a folder nor a published model nor a Hub id (ORG/NAME)")

@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 from about import note
 from demo import DEMO, TRAINED
-from folders import check_finite
+from folders import FEATURE_SIDE, check_answer
 from media import MAX_FRAMES, Refused, check_video, film, read_frames, read_image, read_number, write_mask
 from models import ModelStore
 from PIL import Image
@@ -31,7 +31,6 @@ from surgenet_hf.figures.web import (
     ribbon_html,
 )
 
-FEATURE_SIDE = 640  # pixels that frames are resized to for dense features, which have a stride of 32
 SHOWN_EVERY = 0.3  # seconds between two looks at a clip under way
 PROGRESS = gr.Progress()  # as a default; each call gets one of its own from gradio
 MAX_WORK_SECONDS = 900  # on a clip, for which the others wait
@@ -222,7 +221,7 @@ class Tabs:
                 yield image
 
         for scores in stream_phases(loaded.model, loaded.processor, passing()):
-            check_finite(loaded.name, scores)
+            check_answer(loaded.name, scores)
             phases.append(int(scores.argmax()))
             caption = f"Phases over {len(phases) / rate:.0f} s. {loaded.note}"
             html = ribbon_html(np.array(phases), loaded.labels, length, 1 / rate, caption)
@@ -241,7 +240,7 @@ def dense_features(loaded, image: Image.Image) -> np.ndarray:
     finer = copy.deepcopy(loaded.processor)
     finer.size = {"height": FEATURE_SIDE, "width": FEATURE_SIDE}
     ((_, outputs),) = predict(loaded.model.base_model, finer, [{"image": image}], [0])
-    check_finite(loaded.name, outputs.last_hidden_state)
+    check_answer(loaded.name, outputs.last_hidden_state)
     return outputs.last_hidden_state[0].float().cpu().numpy()
 
 

@@ -1,6 +1,5 @@
 """A record and a template -> the README.md of a Hub repository."""
 
-import json
 import math
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from .. import __version__
 from ..configuration_surgenet import SurgeNetConfig
+from ..results import find_results, read_results_file
 from .catalog import CITATIONS, STATISTICS, CatalogEntry, base_entry, is_from_scratch
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -87,6 +87,9 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
             `surgenet_hf.evaluation` writes, in the folder or beside it.
         repo_id: of the repository that carries the card.
         provenance: rows of the provenance table.
+
+    Raises:
+        ValueError: the results.json is damaged.
     """
     model_dir = Path(model_dir)
     config = AutoConfig.from_pretrained(model_dir)
@@ -94,8 +97,8 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
     processor = AutoImageProcessor.from_pretrained(model_dir)
     pretraining = {"name": "unknown"} | (config.pretraining or {})
     entry = base_entry(pretraining["name"])
-    paths = [path for path in (model_dir / "results.json", model_dir.parent / "results.json") if path.exists()]
-    results = json.loads(paths[0].read_text(encoding="utf-8")) if paths else None
+    path = find_results(model_dir)
+    results = read_results_file(path) if path else None
     task, auto_class = _TASKS[config.architectures[0]]
     licence = _licence(pretraining["name"])
     return _render(

@@ -1,6 +1,7 @@
 """Original names <-> ours: one mapping per family, used in both directions; what does not fit is refused."""
 
 import copy
+import functools
 import logging
 import os
 import re
@@ -20,7 +21,7 @@ from ..modeling_surgenet import (
     SurgeNetPreTrainedModel,
 )
 from .catalog import STATISTICS, find_by_sha256
-from .reading import CheckpointFile, read_checkpoint
+from .reading import CheckpointFile, check_finite, plain, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,9 @@ def convert_checkpoint(
 ) -> SurgeNetPreTrainedModel:
     """Turn a weight file of the authors, of their code or of timm into one of our models, every tensor accounted for.
 
+    The model keeps the dtype of the weights. If they have several, it gets the smallest dtype that holds all of them
+    exactly, e.g. float32 for float16 and float32.
+
     Args:
         path: a teacher file, a full DINO checkpoint, or a classification or segmentation checkpoint.
         task: "backbone", "image-classification", "semantic-segmentation", or "auto": by the head that the file holds.
@@ -127,10 +131,12 @@ def convert_checkpoint(
     elif config.backbone != backbone:
         raise ValueError(f"{path} holds a {backbone}, the config asks for a {config.backbone}")
     config = copy.deepcopy(config)
+    # before the labels are set: a head of any declared size would be accepted then
+    check_fit(checkpoint, config, task, naming)
     _set_labels(config, checkpoint, task, naming, labels)
     with torch.device("meta"):
         model = TASKS[task](config)
-    model.load_state_dict(_rename(checkpoint, model, task, naming), strict=True, assign=True)
+    model.load_state_dict(_rename(checkpoint, model, naming), strict=True, assign=True)
     statistics, reason = choose_statistics(checkpoint, config, normalization)
     entry = find_by_sha256(checkpoint.sha256)
     config.pretraining = {
@@ -198,9 +204,9 @@ def choose_statistics(checkpoint: CheckpointFile, config: SurgeNetConfig, choice
             raise ValueError(f"normalization must be 'auto' or one of {sorted(STATISTICS)}, got {choice!r}")
         return choice, "asked for"
     if "data_mean" in checkpoint.args and "data_std" in checkpoint.args:
-        found = [checkpoint.args["data_mean"], checkpoint.args["data_std"]]
+        found = [plain(checkpoint.args["data_mean"]), plain(checkpoint.args["data_std"])]
         for name, known in STATISTICS.items():
-            if np.allclose(np.asarray(found, dtype=float), known, atol=1e-4):
+            if _is_close(found, known):
                 return name, "data_mean and data_std in the checkpoint's args"
         raise ValueError(
             f"{checkpoint.path} was trained with mean {found[0]} and std {found[1]}, which are neither SurgeNet's nor "
@@ -216,6 +222,13 @@ def choose_statistics(checkpoint: CheckpointFile, config: SurgeNetConfig, choice
         "If it was trained with ImageNet's, convert it again with normalization (--normalization) imagenet."
     )
     return "surgenet", "assumed: nothing in the file tells"
+
+
+def _is_close(found: list, known: tuple) -> bool:
+    try:
+        return np.shape(found) == np.shape(known) and np.allclose(np.asarray(found, dtype=float), known, atol=1e-4)
+    except (TypeError, ValueError):  # not numbers, or not as many means as standard deviations
+        return False
 
 
 def build_image_processor(statistics: str = "surgenet", image_size: int = 224) -> SegformerImageProcessor:
@@ -258,7 +271,7 @@ def describe_network(checkpoint: CheckpointFile) -> dict:
         "activation": _activation(checkpoint, backbone),
         "naming": naming,
         "head": None if head == "backbone" else head,
-        "num_labels": None if bias is None else len(bias),
+        "num_labels": None if bias is None else bias.numel(),
     }
 
 
@@ -284,7 +297,7 @@ def _choose_task(checkpoint: CheckpointFile, task: str) -> str:
         "semantic-segmentation": any(name.startswith("FPN.") for name in checkpoint.tensors),
         # a head without outputs is what the original code builds for num_classes=0
         "image-classification": any(
-            re.fullmatch(r"head\.(fc\.)?(fc2\.)?weight", name) and len(tensor)
+            re.fullmatch(r"head\.(fc\.)?(fc2\.)?weight", name) and tensor.numel()
             for name, tensor in checkpoint.tensors.items()
         ),
     }
@@ -307,10 +320,7 @@ def _set_labels(
         if labels is not None:
             raise ValueError(f"labels were given, but {checkpoint.path} is read as a backbone, without a head")
         return
-    bias = _last_bias(task, config.backbone, naming)
-    if bias not in checkpoint.tensors:
-        raise ValueError(f"{checkpoint.path} has an incomplete {task} head: {bias} is missing")
-    num_labels = len(checkpoint.tensors[bias])
+    num_labels = len(checkpoint.tensors[_last_bias(task, config.backbone, naming)])
     if labels is None:
         config.num_labels = num_labels
     elif len(labels) != num_labels or len(set(labels)) != num_labels:
@@ -323,13 +333,23 @@ def _set_labels(
         config.label2id = {label: i for i, label in enumerate(labels)}
 
 
-def _rename(
-    checkpoint: CheckpointFile, model: SurgeNetPreTrainedModel, task: str, naming: str
-) -> dict[str, torch.Tensor]:
-    """The file's tensors by our names and in our shapes; refuses a file that does not fit."""
-    mapping = parameter_map(model, naming)
-    wanted = dict(mapping.values())
+def check_fit(checkpoint: CheckpointFile, config: SurgeNetConfig, task: str, naming: str) -> None:
+    """Check names, shapes, and then values of a file's tensors against the model of a config.
+
+    The model is built without memory for its weights. The number of labels is that of the head in the file.
+
+    Raises:
+        ValueError: names all tensors that are missing, unexpected, of another shape or of integers; or the first of
+            those that are not finite.
+    """
+    with torch.device("meta"):
+        model = TASKS[task](config)
+    wanted = dict(parameter_map(model, naming).values())
     found = checkpoint.tensors
+    if task != "backbone" and (bias := _last_bias(task, config.backbone, naming)) in found:
+        weight = bias.removesuffix("bias") + "weight"
+        num_labels = found[bias].numel()
+        wanted |= {weight: torch.Size((num_labels, *wanted[weight][1:])), bias: torch.Size((num_labels,))}
     faults = {
         "missing": sorted(name for name in wanted if name not in found),
         "unexpected": sorted(name for name in found if name not in wanted and not _KNOWN_HEADS.fullmatch(name)),
@@ -338,14 +358,9 @@ def _rename(
             for name, shape in wanted.items()
             if name in found and found[name].shape != shape
         ],
-        "with NaN, infinite or integer values": [
-            name
-            for name in wanted
-            if name in found and not (found[name].is_floating_point() and found[name].isfinite().all())
-        ],
+        "of integers": [name for name in wanted if name in found and not found[name].is_floating_point()],
     }
     if any(faults.values()):
-        config = model.config
         activation = f" with {config.activation}" if config.activation else ""
         raise ValueError(
             f"{checkpoint.path} is not a sound {config.backbone}{activation} ({naming} naming, task {task}):\n"
@@ -356,11 +371,19 @@ def _rename(
             )
             + "Nothing was converted."
         )
-    if dropped := sorted(name for name in found if name not in wanted):
+    check_finite({name: found[name] for name in wanted}, str(checkpoint.path))
+
+
+def _rename(checkpoint: CheckpointFile, model: SurgeNetPreTrainedModel, naming: str) -> dict[str, torch.Tensor]:
+    """Return the file's tensors, which passed `check_fit`, by our names, in our shapes and in one dtype."""
+    mapping = parameter_map(model, naming)
+    found = checkpoint.tensors
+    if dropped := sorted(found.keys() - {name for name, _ in mapping.values()}):
         logger.info(f"left out, as no part of {type(model).__name__}: {', '.join(dropped)}")
-    # cloned: the file is memory-mapped, and may be gone before the model is
+    dtype = functools.reduce(torch.promote_types, {found[name].dtype for name, _ in mapping.values()})
     shapes = {ours: tensor.shape for ours, tensor in model.state_dict().items()}
-    return {ours: found[name].reshape(shapes[ours]).clone() for ours, (name, _) in mapping.items()}
+    # copied: the file is memory-mapped, and may be gone before the model is
+    return {ours: found[name].reshape(shapes[ours]).to(dtype, copy=True) for ours, (name, _) in mapping.items()}
 
 
 def save_converted(model: SurgeNetPreTrainedModel, processor: SegformerImageProcessor, output_dir: str | os.PathLike):

@@ -7,6 +7,7 @@ the order of its state dict, fixed ones left out, in two groups, decayed and not
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +16,26 @@ import torch
 
 from ..configuration_surgenet import SurgeNetConfig
 from .catalog import find_by_sha256
-from .conversion import describe_network
-from .reading import CheckpointFile, dino_args, file_sha256, is_dino, read_content, strip_wrappers
+from .conversion import check_fit, describe_network
+from .reading import (
+    CheckpointFile,
+    check_finite,
+    dino_args,
+    dino_center,
+    file_sha256,
+    is_dino,
+    is_state_dict,
+    plain,
+    read_content,
+    strip_wrappers,
+)
 
 OPTIMIZER_OPTIONS = ("lr", "betas", "eps", "weight_decay", "amsgrad")
 _FIXED = "head.last_layer.weight_g"  # fixed with norm_last_layer, and then unknown to the optimiser
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 # the first layer of each stage: of CAFormer and ConvNeXtV2, of PVTv2
 _DOWNSAMPLING = re.compile(r"backbone\.(?:downsample_layers\.(\d)\.(?:conv|\d)|patch_embed(\d)\.proj)\.weight")
-_BLOCK = re.compile(r"backbone\.(?:stages\.(\d)|block(\d))\.(\d+)\.")
+_BLOCK = re.compile(r"backbone\.(?:stages\.(\d)|block(\d))\.(\d{1,3})\.")
 
 
 @dataclass
@@ -69,7 +81,7 @@ class DinoCheckpoint:
         The image statistics are `conversion.choose_statistics(checkpoint.backbone, config)`.
         """
         if isinstance(self.args.get("pretraining"), dict):  # a file of ours
-            return dict(self.args["pretraining"])
+            return plain(self.args["pretraining"])
         entry = find_by_sha256(self.sha256)
         return {
             "name": entry.name if entry else "unknown",
@@ -95,12 +107,12 @@ def read_dino_checkpoint(path: str | os.PathLike) -> DinoCheckpoint:
             f"{path} is not a full DINO checkpoint (student, teacher, optimizer, ...). If it holds the weights of a "
             "teacher, convert it with scripts/convert_checkpoint.py and start from the folder that this gives"
         )
-    center = content["dino_loss"].get("center") if isinstance(content.get("dino_loss"), Mapping) else None
+    center = dino_center(content)
     parts = {
-        "student": _is_state_dict(content.get("student")),
-        "teacher": _is_state_dict(content.get("teacher")),
+        "student": is_state_dict(content.get("student")),
+        "teacher": is_state_dict(content.get("teacher")),
         "epoch": isinstance(content.get("epoch"), int),
-        "dino_loss.center": isinstance(center, torch.Tensor),
+        "dino_loss.center": center is not None,
     }
     if missing := [name for name, present in parts.items() if not present]:
         raise ValueError(
@@ -115,7 +127,7 @@ def read_dino_checkpoint(path: str | os.PathLike) -> DinoCheckpoint:
         center=center,
         epoch=content["epoch"],
         args=dino_args(content),
-        others=sorted(content.keys() - {"student", "teacher", "optimizer", "epoch", "args", "dino_loss"}),
+        others=sorted(map(str, content.keys() - {"student", "teacher", "optimizer", "epoch", "args", "dino_loss"})),
     )
     checkpoint.norm_last_layer = checkpoint.args.get("norm_last_layer")
     try:
@@ -125,19 +137,18 @@ def read_dino_checkpoint(path: str | os.PathLike) -> DinoCheckpoint:
     return checkpoint
 
 
-def _is_state_dict(value) -> bool:
-    return isinstance(value, Mapping) and value and all(isinstance(item, torch.Tensor) for item in value.values())
-
-
 def _read_moments(checkpoint: DinoCheckpoint, optimizer) -> None:
     """Name the optimiser's state; sets `moments`, `options` and `norm_last_layer`.
 
     Raises:
         ValueError: with the reason why it cannot be used.
     """
-    if not isinstance(optimizer, Mapping) or not optimizer.get("state") or "param_groups" not in optimizer:
-        raise ValueError("the file holds no state of an optimiser")
-    state, groups = optimizer["state"], optimizer["param_groups"]
+    optimizer = optimizer if isinstance(optimizer, Mapping) else {}
+    state, groups = optimizer.get("state"), optimizer.get("param_groups")
+    if not isinstance(state, Mapping) or not state or not isinstance(groups, list):
+        raise ValueError("the file holds no state of an optimizer")
+    if not all(isinstance(group, Mapping) and _is_positions(group.get("params")) for group in groups):
+        raise ValueError("the optimizer's groups do not list the positions of their parameters")
     sizes = [len(group["params"]) for group in groups]
     for fixed in (True, False):
         names = _original_groups(checkpoint.student, fixed)
@@ -146,7 +157,7 @@ def _read_moments(checkpoint: DinoCheckpoint, optimizer) -> None:
             break
     else:
         raise ValueError(
-            f"the optimiser's groups have {sizes} parameters, those of the student would have "
+            f"the optimizer's groups have {sizes} parameters, those of the student would have "
             f"{[len(group) for group in names]} (decayed, not decayed)"
         )
     by_position = {
@@ -154,18 +165,42 @@ def _read_moments(checkpoint: DinoCheckpoint, optimizer) -> None:
         for group, group_names in zip(groups, names, strict=True)
         for position, name in zip(group["params"], group_names, strict=True)
     }
+    needed = {"step", "exp_avg", "exp_avg_sq"}
+    if any(group.get("amsgrad") for group in groups):
+        needed.add("max_exp_avg_sq")
     for position, moments in state.items():
         name = by_position.get(position)
-        if name is None or not {"step", "exp_avg", "exp_avg_sq"} <= moments.keys():
-            raise ValueError(f"the optimiser's state {position} is not AdamW's of a parameter: {sorted(moments)}")
+        if name is None or not isinstance(moments, Mapping) or not needed <= moments.keys():
+            raise ValueError(f"the optimizer's state {position} is not AdamW's of a parameter")
         for key, value in moments.items():
-            if key != "step" and (value.shape != checkpoint.student[name].shape or not value.isfinite().all()):
-                raise ValueError(
-                    f"{key} of {name} is {tuple(value.shape)}, or not finite; the parameter is "
-                    f"{tuple(checkpoint.student[name].shape)}"
-                )
+            if key == "step":
+                if not isinstance(plain(value), int | float):
+                    raise ValueError(f"step of {name} is not a number")
+            elif not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                raise ValueError(f"{key} of {name} is not a tensor of floats")
+            elif value.shape != checkpoint.student[name].shape:
+                expected = tuple(checkpoint.student[name].shape)
+                raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter is {expected}")
         checkpoint.moments[name] = dict(moments)
+    check_finite(
+        {
+            f"{key} of {name}": value
+            for name, moments in checkpoint.moments.items()
+            for key, value in moments.items()
+            if key != "step"
+        },
+        "the optimizer's state",
+    )
     checkpoint.options = [{key: group[key] for key in OPTIMIZER_OPTIONS if key in group} for group in groups]
+    for options in checkpoint.options:
+        try:
+            torch.optim.AdamW([torch.zeros(1)], **options)
+        except (IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"the optimizer's options are unusable: {error}") from error
+
+
+def _is_positions(value) -> bool:
+    return isinstance(value, list) and all(isinstance(position, int) for position in value)
 
 
 def _original_groups(student: dict[str, torch.Tensor], norm_last_layer: bool) -> list[list[str]]:
@@ -184,20 +219,21 @@ def backbone_sizes(checkpoint: DinoCheckpoint) -> dict:
         ValueError: it is none of the three backbones in the original naming.
     """
     network = describe_network(checkpoint.backbone)
-    widths, depths = {}, {}
+    widths, blocks = {}, defaultdict(set)
     for name, tensor in checkpoint.teacher.items():
-        if (match := _DOWNSAMPLING.fullmatch(name)) and tensor.dim() == 4:
+        if (match := _DOWNSAMPLING.fullmatch(name)) and tensor.dim() == 4 and tensor.numel():
             widths[match[1] or match[2]] = len(tensor)
         if match := _BLOCK.match(name):
-            depths[match[1] or match[2]] = int(match[3]) + 1  # blocks come in order
-    if network["backbone"] is None or network["naming"] != "original" or len(widths) != 4 or len(depths) != 4:
+            blocks[match[1] or match[2]].add(int(match[3]))
+    whole = len(widths) == len(blocks) == 4 and all(max(found) == len(found) - 1 for found in blocks.values())
+    if network["backbone"] is None or network["naming"] != "original" or not whole:
         raise ValueError(
             network.get("problem") or f"{checkpoint.path} holds no whole {network['backbone']} of the original code"
         )
     return {
         "backbone": network["backbone"],
         "activation": network["activation"],
-        "depths": [depths[stage] for stage in sorted(depths)],
+        "depths": [len(blocks[stage]) for stage in sorted(blocks)],
         "hidden_sizes": [widths[stage] for stage in sorted(widths)],
     }
 
@@ -206,7 +242,35 @@ def backbone_config(checkpoint: DinoCheckpoint) -> SurgeNetConfig:
     """The config of the backbone in the file, from its tensors; `drop_path_rate` from the command line if it is there.
 
     Raises:
-        ValueError: as `backbone_sizes`.
+        ValueError: as `backbone_sizes`; or the teacher does not have the parameters of that backbone.
     """
-    rate = float(checkpoint.args.get("drop_path_rate", 0.0))
-    return SurgeNetConfig(**backbone_sizes(checkpoint), drop_path_rate=rate, pretraining=checkpoint.pretraining)
+    rate = read_setting(checkpoint, "drop_path_rate", int, float) if "drop_path_rate" in checkpoint.args else 0.0
+    sizes = backbone_sizes(checkpoint)
+    try:
+        config = SurgeNetConfig(**sizes, drop_path_rate=rate, pretraining=checkpoint.pretraining)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path} holds a network that cannot be built: {error}") from error
+    # before anyone builds the model: a small file can declare the sizes of a huge one
+    check_fit(checkpoint.backbone, config, "backbone", "original")
+    return config
+
+
+def read_setting(checkpoint: DinoCheckpoint, name: str, *types: type):
+    """Return a setting of the training command line as a plain value.
+
+    Args:
+        checkpoint: the file.
+        name: of a setting that its `args` have.
+        types: types that the value may have.
+
+    Raises:
+        ValueError: the value has another type.
+    """
+    value = plain(checkpoint.args[name])
+    if not isinstance(value, types):
+        expected = " or ".join(item.__name__ for item in types)
+        raise ValueError(
+            f"{checkpoint.path}: {name} in its args is {str(value)[:80]!r}, expected {expected}. The file may be "
+            "damaged; download it again"
+        )
+    return value

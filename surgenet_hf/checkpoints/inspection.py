@@ -33,7 +33,7 @@ def inspect_checkpoint(path: str | os.PathLike, network: str = "teacher") -> dic
     }
     if checkpoint.layout == "dino":
         description |= {"network": checkpoint.network, "epoch": checkpoint.epoch, "dino_head": _head(checkpoint)}
-        if checkpoint.center is not None:
+        if checkpoint.center is not None and checkpoint.center.numel():
             center = checkpoint.center.float()
             description["center"] = {
                 "size": center.numel(),
@@ -42,14 +42,14 @@ def inspect_checkpoint(path: str | os.PathLike, network: str = "teacher") -> dic
                 "min": center.min().item(),
                 "max": center.max().item(),
             }
-        description["args"] = plain(dict(sorted(checkpoint.args.items())))
+        description["args"] = dict(sorted(plain(checkpoint.args).items()))
     return description
 
 
 def _head(checkpoint: CheckpointFile) -> dict:
     """Sizes of the projection head: its input, hidden layers, bottleneck and output."""
     layers = [t.shape for name, t in checkpoint.dino_head.items() if name.startswith("mlp.") and t.dim() == 2]
-    last = [len(tensor) for name, tensor in checkpoint.dino_head.items() if name.startswith("last_layer.")]
+    last = [t.shape[0] for name, t in checkpoint.dino_head.items() if name.startswith("last_layer.") and t.dim()]
     return {
         "layers": [layers[0][1], *(rows for rows, _ in layers)] if layers else [],
         "out_dim": last[0] if last else None,

@@ -1,19 +1,21 @@
 """Folder -> Hub: prepared and checked first, uploaded as one commit, and nothing changes when nothing changed."""
 
 import hashlib
+import json
 import logging
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import timm
 import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import WeakFileLock
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor
 
@@ -25,11 +27,13 @@ from .. import (
     modeling_surgenet_phase,
 )
 from ..modeling_surgenet import SurgeNetBackbone, SurgeNetModel
+from ..privacy import Sanitizer, check_no_tokens, mask_tokens, neutral_names, sanitize_results
+from ..results import find_results, read_results_file
 from .cards import REVISION, checkpoint_card, finetuned_card, pretrained_card
 from .catalog import CatalogEntry
 from .conversion import build_image_processor
 from .loading import convert_entry, download_teacher
-from .reading import file_sha256, read_checkpoint
+from .reading import check_finite, file_sha256, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +75,15 @@ class Outcome:
         repo_id: its id.
         changes: what differs between folder and Hub, e.g. "new README.md".
         commit: id of the commit that was made, if any.
-        error: why it failed.
+        error: why it failed, without access tokens.
+        names: what the published files call the user's videos, data sets and folders, by kind.
     """
 
     repo_id: str
     changes: list[str] = field(default_factory=list)
     commit: str | None = None
     error: str | None = None
+    names: dict[str, list[str]] = field(default_factory=dict)
 
 
 def prepare_checkpoint(entry: CatalogEntry, repo_id: str, folder: Path) -> None:
@@ -89,7 +95,7 @@ def prepare_checkpoint(entry: CatalogEntry, repo_id: str, folder: Path) -> None:
     """
     source = download_teacher(entry)
     model = convert_entry(entry, source)
-    _write_model(model, folder)
+    _write_model(model, folder, str(source))
     build_image_processor(entry.statistics, entry.image_size).save_pretrained(folder)
     compare_with_source(entry, source, folder)
     provenance = {
@@ -101,11 +107,20 @@ def prepare_checkpoint(entry: CatalogEntry, repo_id: str, folder: Path) -> None:
     (folder / "README.md").write_text(checkpoint_card(entry, repo_id, provenance), encoding="utf-8")
 
 
-def prepare_finetuned(model_dir: str | Path, repo_id: str, folder: Path) -> None:
+def prepare_finetuned(
+    model_dir: str | Path, repo_id: str, folder: Path, publish_video_names: bool = False
+) -> dict[str, list[str]]:
     """Write all that the repository of a user's own SurgeNet model holds, fine-tuned or pretrained.
 
+    Paths are cut to their last component. The user's own videos get neutral names, unless `publish_video_names`; see
+    `surgenet_hf.privacy`.
+
+    Returns:
+        the names that are published, see `Outcome`.
+
     Raises:
-        FileNotFoundError, ValueError: `model_dir` is no folder with a SurgeNet model and its image processor.
+        FileNotFoundError, ValueError: `model_dir` is no folder with a SurgeNet model and its image processor, its
+            weights are not finite, or its results.json is damaged.
     """
     model_dir = Path(model_dir)
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
@@ -117,18 +132,56 @@ def prepare_finetuned(model_dir: str | Path, repo_id: str, folder: Path) -> None
     architecture = (config.architectures or [None])[0]
     if architecture not in classes:
         raise ValueError(f"{model_dir} holds a {config.model_type} ({architecture}), not a SurgeNet model")
-    _write_model(classes[architecture].from_pretrained(model_dir), folder)
+    _write_model(classes[architecture].from_pretrained(model_dir), folder, str(model_dir))
     AutoImageProcessor.from_pretrained(model_dir).save_pretrained(folder)
     provenance = {
         "published by": f"surgenet_hf {__version__}",
         "sha256 of model.safetensors": file_sha256(folder / "model.safetensors"),
     }
-    for results in (model_dir / "results.json", model_dir.parent / "results.json"):
-        if results.is_file():
-            shutil.copy(results, folder / "results.json")
-            break
+    path = find_results(model_dir)
+    results = read_results_file(path) if path else None
+    names = {} if results is None or publish_video_names else neutral_names(results)
+    if results is not None:
+        results = sanitize_results(results, repo_id, names)
+        text = json.dumps(results, indent=2, ensure_ascii=False)
+        (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    _sanitize_settings(folder, names)
     card = pretrained_card if architecture == "SurgeNetModel" else finetuned_card
     (folder / "README.md").write_text(card(folder, repo_id, provenance), encoding="utf-8")
+    return published_names(folder, results)
+
+
+def published_names(folder: Path, results: dict | None) -> dict[str, list[str]]:
+    """List what a prepared model and its results call videos, data sets and folders, for the user to look through."""
+    pretraining = AutoConfig.from_pretrained(folder).pretraining or {}
+    names = {"pretraining": [pretraining.get("name", "unknown")]}
+    if results is not None:
+        data = results["data"]
+        names |= {"data set": [data["name"]], "videos": data["videos"], "notes": data["notes"]}
+        names["command"] = [results["command"]] if "command" in results else []
+    return {kind: found for kind, found in names.items() if found}
+
+
+def _sanitize_settings(folder: Path, names: Mapping[str, str]) -> None:
+    """Cut the paths in config and image processor; replace names of videos in what the config says of pretraining."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    plain, named = Sanitizer({}), Sanitizer(names)
+
+    def clean(settings: dict) -> dict:
+        cleaned = {}
+        for key, item in settings.items():
+            if key in ("id2label", "label2id"):  # a class may be called "clip/cut"
+                cleaned[key] = item
+            elif isinstance(item, dict) and key != "pretraining":
+                cleaned[key] = clean(item)
+            else:
+                cleaned[key] = (named if key == "pretraining" else plain).value(item)
+        return cleaned
+
+    processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    for name, settings in (("config.json", config), ("preprocessor_config.json", processor)):
+        text = json.dumps(clean(settings), indent=2, sort_keys=True)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
 def compare_with_source(entry: CatalogEntry, source: Path, folder: Path) -> None:
@@ -176,7 +229,8 @@ def check_login() -> None:
     except LocalTokenNotFoundError as error:
         raise OSError("an upload needs a token: run `hf auth login`, or set HF_TOKEN") from error
     except Exception as error:  # of any kind: those of the network are the HTTP library's own
-        raise OSError(f"the Hub cannot be reached, or refuses the token: {error}") from error
+        # not `from error`: a traceback would print the answer of the server, which may quote the token
+        raise OSError(mask_tokens(f"the Hub cannot be reached, or refuses the token: {error}")) from None
 
 
 def publish_checkpoints(
@@ -206,36 +260,56 @@ def publish_checkpoints(
             try:
                 add_to_collection(namespace, repo_id, private)
             except Exception as error:  # of any kind: it is reported
-                outcome.error = f"published, but not added to the collection: {error}"
+                outcome.error = mask_tokens(f"published, but not added to the collection: {error}")
         report(outcome)
         outcomes.append(outcome)
     return outcomes
 
 
 def publish_finetuned(
-    model_dir: str | Path, repo_id: str, output_dir: Path, push: bool = False, private: bool = False
+    model_dir: str | Path,
+    repo_id: str,
+    output_dir: Path,
+    push: bool = False,
+    private: bool = False,
+    publish_video_names: bool = False,
 ) -> Outcome:
-    """Prepare a user's own fine-tuned model in `output_dir` and, with `push`, upload it."""
-    folder = output_dir / repo_id.split("/")[-1]
-    return publish_folder(repo_id, folder, lambda to: prepare_finetuned(model_dir, repo_id, to), push, private)
+    """Prepare a user's own fine-tuned model in `output_dir` and, with `push`, upload it.
+
+    Args:
+        publish_video_names: keep the names of the user's own videos, see `prepare_finetuned`.
+    """
+    names: dict[str, list[str]] = {}
+
+    def prepare(folder: Path) -> None:
+        names.update(prepare_finetuned(model_dir, repo_id, folder, publish_video_names))
+
+    outcome = publish_folder(repo_id, output_dir / repo_id.split("/")[-1], prepare, push, private)
+    outcome.names = names
+    return outcome
 
 
-def push_model(model_dir: str | Path, repo_id: str | None, private: bool | None, name: str) -> str:
+def push_model(
+    model_dir: str | Path, repo_id: str | None, private: bool | None, name: str, publish_video_names: bool = False
+) -> str:
     """Publish the model that a run has made, and prepare its repository beside it, in `hub`; returns the id.
 
     Args:
         model_dir: as `prepare_finetuned` takes it.
         repo_id: ORG/NAME; None: `name` in the user's own namespace.
+        publish_video_names: keep the names of the user's own videos, see `prepare_finetuned`.
 
     Raises:
         OSError: it was not published, with the reason and what to do.
     """
     repo_id = repo_id or f"{HfApi().whoami()['name']}/{name}"
-    outcome = publish_finetuned(model_dir, repo_id, Path(model_dir).parent / "hub", push=True, private=bool(private))
+    output_dir = Path(model_dir).parent / "hub"
+    outcome = publish_finetuned(model_dir, repo_id, output_dir, True, bool(private), publish_video_names)
     if outcome.error:
+        options = " --private" * bool(private) + " --publish_video_names" * publish_video_names
         raise OSError(
             f"{repo_id} was not published: {outcome.error}. The model is whole; to try again: python scripts/"
-            f"publish_checkpoints.py --model {model_dir} --repo_id {repo_id} --push{' --private' * bool(private)}"
+            f"publish_checkpoints.py --model {model_dir} --repo_id {repo_id} --push{options}"
         )
     return repo_id
 
@@ -251,27 +325,46 @@ def publish_folder(
 ) -> Outcome:
     """Write a repository's folder by `prepare`, whole or not at all, compare it with the Hub and, with `push`, upload.
 
-    A folder that was not prepared here is not replaced. Nothing is raised: the outcome says what went wrong.
+    A folder that was not prepared here is not replaced, and one with an access token in it is refused before the Hub
+    is asked. Nothing is raised: the outcome says what went wrong.
     """
     outcome = Outcome(repo_id)
     try:
-        if folder.exists() and not (folder / MARKER).exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} was not prepared by this script; choose another output_dir")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            prepare(Path(temporary, "repository"))
-            Path(temporary, "repository", MARKER).touch()
-            if folder.exists():
-                shutil.rmtree(folder)
-            Path(temporary, "repository").replace(folder)
-        outcome.changes, operations = find_changes(folder, repo_id, repo_type)
-        if push:
-            outcome.commit = upload(repo_id, operations, private, tag, repo_type)
+        with WeakFileLock(_lock_path(folder)):
+            _prepare_folder(folder, prepare)
+            outcome.changes, operations = find_changes(folder, repo_id, repo_type)
+            if push:
+                outcome.commit = upload(repo_id, operations, private, tag, repo_type)
     except Exception as error:  # of any kind: it is reported, and the next checkpoint has its turn
-        logger.debug(f"{repo_id} failed", exc_info=True)
+        logger.debug(mask_tokens(f"{repo_id} failed: {traceback.format_exc()}"))
         cause = f" ({error.__cause__})" if error.__cause__ else ""
-        outcome.error = f"{type(error).__name__}: {error}{cause}"
+        outcome.error = mask_tokens(f"{type(error).__name__}: {error}{cause}")
     return outcome
+
+
+def _lock_path(folder: Path) -> Path:
+    """Return the lock of a folder: two runs at once must not prepare it in the same place."""
+    locks = Path(constants.HF_HOME, "surgenet_hf", "locks")
+    locks.mkdir(parents=True, exist_ok=True)
+    return locks / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.lock"
+
+
+def _prepare_folder(folder: Path, prepare: Callable[[Path], None]) -> None:
+    """Write a folder by `prepare`, check it, and put it in place of an earlier one."""
+    if folder.exists() and not (folder / MARKER).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} was not prepared by this script; choose another output_dir")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
+    try:
+        prepare(temporary / "repository")
+        check_no_tokens(temporary)
+        (temporary / "repository" / MARKER).touch()
+        if folder.exists():
+            shutil.rmtree(folder)
+        (temporary / "repository").replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def find_changes(
@@ -341,8 +434,9 @@ def add_to_collection(namespace: str, repo_id: str, private: bool) -> None:
     api.add_collection_item(collection.slug, repo_id, item_type="model", exists_ok=True)
 
 
-def _write_model(model, folder: Path) -> None:
-    """Config with `auto_map`, weights, and the code that `auto_map` points to."""
+def _write_model(model, folder: Path, source: str) -> None:
+    """Write config with `auto_map`, weights, and the code that `auto_map` points to; `source` is for messages."""
+    check_finite(model.state_dict(), source)
     model_type = model.config.model_type
     model.config.auto_map = dict(AUTO_MAP[model_type])
     model.save_pretrained(folder)

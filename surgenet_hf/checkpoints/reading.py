@@ -6,13 +6,13 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 # What a full DINO checkpoint pickles beside tensors: its command line and numpy scalars (named as numpy 1 and 2 do).
@@ -23,6 +23,14 @@ _SAFE_GLOBALS = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")},
 ]
+# Everything else (complex, float8, quantized, ...) is refused: no checkpoint of the supported networks has it.
+_DTYPES = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+}
+# Far more than real files have. A container that holds itself exceeds the first, shared containers the second.
+_MAX_DEPTH = 20
+_MAX_ITEMS = 100_000
 _NESTINGS = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel, torch.compile, Lightning
 _SEGMENTATION_WRAPPERS = ("metaformer.", "convnext.", "pvtv2.")
@@ -68,8 +76,7 @@ def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> Checkp
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is cut short, is no weight file, pickles objects other than weights and arguments, or
-            holds no (single) network.
+        ValueError: the file cannot be read (see `read_content`), or holds no (single) network.
     """
     path = Path(path)
     if network not in ("teacher", "student"):
@@ -81,9 +88,9 @@ def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> Checkp
             raise ValueError(f"{path} holds no {network}; it holds {sorted(map(str, content))}")
         checkpoint.layout = "dino"
         checkpoint.network = network
-        checkpoint.epoch = content.get("epoch")
+        checkpoint.epoch = content["epoch"] if isinstance(content.get("epoch"), int) else None
         checkpoint.args = dino_args(content)
-        checkpoint.center = content.get("dino_loss", {}).get("center")
+        checkpoint.center = dino_center(content)
         content = content[network]
     elif network != "teacher":
         raise ValueError(f"{path} is not a full DINO checkpoint, so it holds no {network}")
@@ -101,6 +108,22 @@ def dino_args(content: Mapping) -> dict:
     return dict(vars(content["args"])) if isinstance(content.get("args"), argparse.Namespace) else {}
 
 
+def dino_center(content: Mapping) -> torch.Tensor | None:
+    """Return the center of the loss in the content of a full DINO checkpoint, or None if there is none."""
+    center = content["dino_loss"].get("center") if isinstance(content.get("dino_loss"), Mapping) else None
+    return center if isinstance(center, torch.Tensor) else None
+
+
+def is_state_dict(value) -> bool:
+    """Return whether a value is a non-empty mapping from names to tensors."""
+    return isinstance(value, Mapping) and bool(value) and not _other_entries(value)
+
+
+def _other_entries(content: Mapping) -> list:
+    """Return the keys that do not belong in a state dict, by their own type or that of their values."""
+    return [key for key, item in content.items() if not (isinstance(key, str) and isinstance(item, torch.Tensor))]
+
+
 def plain(value):
     """Settings of a checkpoint in types that every reader takes: numbers for numpy's and torch's, text for objects."""
     if isinstance(value, Mapping):
@@ -111,6 +134,39 @@ def plain(value):
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         return value.tolist()
     return value if type(value) in (str, int, float, bool, type(None)) else str(value)
+
+
+def validate_tensors(tensors: Sequence[tuple[str, torch.Tensor]], path: str | os.PathLike) -> None:
+    """Check that tensors from a file are dense, of a supported dtype, and no larger than the data that the file holds.
+
+    It reads no values, so a small file that declares large tensors costs no memory. Callers compare shapes next, and
+    then the values with `check_finite`.
+
+    Args:
+        tensors: (name, tensor) pairs; names may repeat.
+        path: the file, for the message.
+
+    Raises:
+        ValueError: names how many tensors, and the first, cannot be used, and why.
+    """
+    faults = [(name, fault) for name, tensor in tensors if (fault := _find_fault(tensor))]
+    if faults:
+        name, fault = faults[0]
+        raise ValueError(
+            f"{path}: {len(faults)} of {len(tensors)} tensors cannot be used, the first is {name}: {fault}. Save it "
+            "again as a dense float tensor, e.g. tensor.to_dense().float().contiguous()"
+        )
+
+
+def _find_fault(tensor: torch.Tensor) -> str | None:
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return f"found a {tensor.layout} tensor on the {tensor.device} device, expected a dense one with its values"
+    if tensor.dtype not in _DTYPES:
+        return f"found {tensor.dtype}, expected float16, bfloat16, float32, float64, or an integer type"
+    stored = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
+    if tensor.numel() > stored:
+        return f"its shape {tuple(tensor.shape)} has {tensor.numel():,} elements, but the file stores {stored:,}"
+    return None
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
@@ -138,45 +194,95 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def read_content(path: str | os.PathLike):
-    """All that a weight file holds, as it was saved, tensors on the CPU and memory-mapped; runs no code from it.
+    """Read everything that a weight file holds, as it was saved; runs no code from it.
+
+    The tensors are on the CPU and memory-mapped. They passed `validate_tensors`, but their values are not checked.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is cut short or damaged, is no weight file, pickles objects other than weights and
+            arguments, contains itself, or has tensors that `validate_tensors` refuses. The message names the file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; give the path of a downloaded .pth checkpoint")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is cut short or damaged ({error}); download it again") from error
     with open(path, "rb") as file:
         start = file.read(64)
     if not start:
         raise ValueError(f"{path} is empty; download it again")
     is_zip = start.startswith(b"PK")
-    if not is_zip and not start.startswith((b"\x80", b"(", b"c")):
+    is_safetensors = path.suffix == ".safetensors"
+    if not is_safetensors and not is_zip and not start.startswith((b"\x80", b"(", b"c")):
         raise ValueError(
             f"{path} is not a PyTorch file: its {path.stat().st_size:,} bytes begin with {start[:40]!r}. Perhaps a "
             "web page or a Git LFS pointer was saved in place of the weights; download the file itself"
         )
-    if is_zip and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is cut short after {path.stat().st_size:,} bytes; download it again")
     try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else "unknown names"
+        content = load_file(path) if is_safetensors else _load_pickle(path, is_zip)
+    except Exception as error:  # the unpickler acts on whatever bytes a damaged file has, and can raise any exception
+        unpickling = isinstance(error, pickle.UnpicklingError)
+        if unpickling and (refused := re.search(r"GLOBAL (\S+)", str(error))):
+            raise ValueError(
+                f"{path} was refused: besides weights it pickles {refused[1]}, which could run code. "
+                "Save its state_dict() alone, in an environment that you trust it in"
+            ) from error
+        # torch's own message for what it cannot unpickle suggests loading the file unsafely
+        reason = "" if unpickling else f": {str(error).splitlines()[0]}" if str(error) else ""
         raise ValueError(
-            f"{path} was refused: besides weights it pickles {unsafe}, which could run code. "
-            "Save its state_dict() alone, in an environment that you trust it in"
+            f"{path} ({path.stat().st_size:,} bytes) is cut short or damaged; download it again "
+            f"({type(error).__name__}{reason})"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch file; it may be cut short or "
-            f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+    validate_tensors(_collect_tensors(content, path), path)
+    return content
+
+
+def _load_pickle(path: Path, is_zip: bool):
+    """Load a PyTorch file, and verify the checksums if it is a zip archive: torch.load does not."""
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            # torch would map the compressed bytes as if they were weights
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("its members are compressed, expected stored ones as torch.save writes them")
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of its member {damaged} is wrong")
+    with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _collect_tensors(content, path: Path) -> list[tuple[str, torch.Tensor]]:
+    """Return every tensor of a file with its dotted name.
+
+    Raises:
+        ValueError: the content contains itself, or unfolds to so much that no other function could process it.
+    """
+    tensors, count, pending = [], 1, deque([("", 0, content)])
+    while pending:
+        name, depth, value = pending.popleft()
+        if isinstance(value, torch.Tensor):
+            tensors.append((name, value))
+            continue
+        if isinstance(value, torch.TypedStorage | torch.UntypedStorage):
+            raise ValueError(f"{path}: {name} is a storage, expected a tensor; save model.state_dict()")
+        if isinstance(value, argparse.Namespace):
+            value = vars(value)
+        elif isinstance(value, list | tuple | set):
+            value = dict(enumerate(value))
+        if not isinstance(value, Mapping):
+            continue
+        count += len(value)
+        if depth == _MAX_DEPTH or count > _MAX_ITEMS:
+            raise ValueError(
+                f"{path} contains itself, or is nested deeper than {_MAX_DEPTH} levels or {_MAX_ITEMS:,} items at "
+                f"{name[:80]}. Save model.state_dict() alone"
+            )
+        for key, item in value.items():
+            if not isinstance(key, str | int):
+                raise ValueError(
+                    f"{path}: {name or 'the file'} has a key of type {type(key).__name__}, expected text. "
+                    "Save model.state_dict() alone"
+                )
+            pending.append((f"{name}.{key}" if name else str(key), depth + 1, item))
+    return tensors
 
 
 def _unnest(content, path: Path) -> dict[str, torch.Tensor]:
@@ -188,11 +294,10 @@ def _unnest(content, path: Path) -> dict[str, torch.Tensor]:
         content = content[nesting]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} holds no state dict but a {type(content).__name__}; save model.state_dict()")
-    others = [key for key, value in content.items() if not isinstance(value, torch.Tensor)]
-    if others:
+    if others := _other_entries(content):
         raise ValueError(
             f"{path} holds no state dict under a known name ({', '.join(_NESTINGS)}, teacher, student); "
-            f"found {sorted(map(str, content))[:10]}, of which {sorted(map(str, others))[:5]} are not tensors"
+            f"found {sorted(map(str, content))[:10]}, of which {sorted(map(str, others))[:5]} are not named tensors"
         )
     return dict(content)
 

@@ -24,10 +24,10 @@ from .classification import (
     build_splits,
     class_id,
     labelled_videos,
-    named,
     read_label_file,
     require_splits,
 )
+from .names import named
 from .segmentation import palette, require_folder
 from .video import find_videos
 
@@ -93,4 +93,6 @@ def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: in
         )
     splits = build_splits(by_split, len(PHASES), SINGLE)
     notes = (found, *notes, *absent_note(samples, PHASES))
-    return ClassificationData("autolaparo", PHASES, palette(len(PHASES)), splits, SINGLE, 1.0, notes)
+    return ClassificationData(
+        "autolaparo", PHASES, palette(len(PHASES)), splits, SINGLE, 1.0, notes, videos_are_public=True
+    )

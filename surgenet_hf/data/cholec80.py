@@ -35,10 +35,10 @@ from .classification import (
     choose_split,
     class_id,
     labelled_videos,
-    named,
     read_label_file,
     require_splits,
 )
+from .names import named
 from .segmentation import palette, require_folder
 from .video import find_videos
 
@@ -120,7 +120,9 @@ def load(
         )
     names, kind = (PHASES, SINGLE) if task == "phase" else (TOOLS, MULTI)
     splits = build_splits(by_split, len(names), kind)
-    return ClassificationData(f"cholec80-{task}", names, palette(len(names)), splits, kind, 1.0, tuple(notes))
+    return ClassificationData(
+        f"cholec80-{task}", names, palette(len(names)), splits, kind, 1.0, tuple(notes), videos_are_public=True
+    )
 
 
 def _phase(values: tuple[str, ...], path: Path) -> int:

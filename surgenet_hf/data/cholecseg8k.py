@@ -35,6 +35,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .images import read_upright
+from .names import frame_number
 from .segmentation import (
     Sample,
     SegmentationData,
@@ -148,7 +150,7 @@ def load(
     numbers = {name: len(samples[name]) for name in samples}
     notes = (*_clip_notes(clips, split_of, numbers), *_pixel_notes([_read(samples[name]) for name in samples]))
     splits = build_splits(samples, lookup_table(dict(zip(CODES, ids, strict=True))))
-    return SegmentationData("cholecseg8k", labels, colors, splits, notes=notes)
+    return SegmentationData("cholecseg8k", labels, colors, splits, notes=notes, videos_are_public=True)
 
 
 def _split_of(split: str | Mapping[str, Iterable[int]]) -> dict[int, str]:
@@ -199,7 +201,7 @@ def _find_frames(folder: Path) -> dict[int, tuple[Path, Path]]:
     frames: dict[str, dict[int, Path]] = {"": {}, "_watershed_mask": {}}
     for path in folder.iterdir():
         if match := re.fullmatch(r"frame_(\d+)_endo(|_watershed_mask)\.png", path.name):
-            frames[match[2]][int(match[1])] = path
+            frames[match[2]][frame_number(match[1], path)] = path
     images, masks = frames.values()
     if bare := sorted(images.keys() - masks.keys()):
         raise FileNotFoundError(
@@ -231,8 +233,8 @@ def _is_rgba(path: Path) -> bool:
 
 def _on_white(sample: Sample) -> tuple[Sample, np.ndarray]:
     """The sample with its mask laid on white, so that transparency is no label, and the pixels of each value."""
-    with Image.open(sample.mask) as mask:
-        flat = Image.alpha_composite(Image.new("RGBA", mask.size, "white"), mask).convert("RGB")
+    mask = read_upright(sample.mask)
+    flat = Image.alpha_composite(Image.new("RGBA", mask.size, "white"), mask).convert("RGB")
     values, buffer = raw_values(flat), io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
     return replace(sample, mask=buffer.getvalue()), np.bincount(values.ravel(), minlength=256)

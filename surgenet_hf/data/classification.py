@@ -17,14 +17,12 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Sequence, Value
 from tqdm import tqdm
 
-from .segmentation import frame_size, read_image
+from .images import DecodeFrames, frame_size, to_cell
+from .labels import read_lines
+from .names import WHY_BY_VIDEO, check_no_overlap, frame_number, named
 from .video import find_frames
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
-WHY_BY_VIDEO = (
-    "splits are by video: neighbouring frames look alike, so a split of single frames would measure memory, "
-    "and its figures cannot be compared with any others"
-)
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class ClassificationData:
         frames_per_second: of the consecutive rows of a video, for phase recognition; None where they are not
             regular.
         notes: what checking the data found, one sentence each.
+        videos_are_public: whether the videos have the official names of a public data set. If not, they are taken
+            for the user's own, whose names `surgenet_hf.privacy` keeps from being published.
     """
 
     name: str
@@ -55,6 +55,7 @@ class ClassificationData:
     problem_type: str
     frames_per_second: float | None = None
     notes: tuple[str, ...] = ()
+    videos_are_public: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ class FrameSample:
     frame: int
 
 
-class _ToArrays:
-    """Targets of a batch to arrays; a class and not a closure, so that workers can pickle it."""
+class _DecodeRows(DecodeFrames):
+    """Transform that decodes frames and turns targets into arrays."""
 
     def __call__(self, batch: dict) -> dict:
+        batch = super().__call__(batch)
         if "labels" in batch:  # not after select_columns without it
             batch["labels"] = [np.asarray(labels, np.float32) for labels in batch["labels"]]
         return batch
@@ -82,13 +84,14 @@ def build_splits(samples: Mapping[str, list[FrameSample]], num_labels: int, prob
     Videos keep the order in which they first appear, their frames are put in the order of their numbers.
 
     Raises:
-        ValueError: a video in two splits, or two frames of a video with one number.
+        ValueError: a video in two splits, two names of videos that look the same, or two frames of a video with one
+            number.
     """
     check_no_overlap({split: {sample.video for sample in samples[split]} for split in samples})
     multi = problem_type == MULTI
     features = Features(
         {
-            "image": Image(mode="RGB"),
+            "image": Image(decode=False),  # the transform decodes
             "labels": Sequence(Value("float32"), length=num_labels) if multi else Value("int64"),
             "video": Value("string"),
             "frame": Value("int64"),
@@ -96,20 +99,17 @@ def build_splits(samples: Mapping[str, list[FrameSample]], num_labels: int, prob
         }
     )
 
-    def encoded(source: Path | bytes) -> dict:
-        return {"path": None, "bytes": source} if isinstance(source, bytes) else {"path": str(source), "bytes": None}
-
     def rows(split: str) -> Dataset:
         ordered = _in_order(samples[split])
         columns = {
-            "image": [encoded(sample.image) for sample in ordered],
+            "image": [to_cell(sample.image) for sample in ordered],
             "labels": [sample.labels for sample in ordered],
             "video": [sample.video for sample in ordered],
             "frame": [sample.frame for sample in ordered],
             "split": [split] * len(ordered),
         }
-        data = Dataset.from_dict(columns, features=features)
-        return data.with_transform(_ToArrays()) if multi else data
+        decode = _DecodeRows() if multi else DecodeFrames()
+        return Dataset.from_dict(columns, features=features).with_transform(decode)
 
     return DatasetDict({split: rows(split) for split in samples if samples[split]})
 
@@ -128,15 +128,6 @@ def _in_order(samples: list[FrameSample]) -> list[FrameSample]:
 
 def _source(sample: FrameSample) -> str:
     return "bytes" if isinstance(sample.image, bytes) else str(sample.image)
-
-
-def check_no_overlap(videos: Mapping[str, Iterable[str]]) -> None:
-    """Raise ValueError if a video is in two splits; `videos` is `{split: its videos}`."""
-    home: dict[str, str] = {}
-    for split, names in videos.items():
-        for name in sorted(names):
-            if home.setdefault(name, split) != split:
-                raise ValueError(f"video {name!r} is in {home[name]} and in {split}, but {WHY_BY_VIDEO}")
 
 
 def require_splits(samples: Mapping[str, list], needed: Iterable[str], where: Path, expected: str) -> None:
@@ -169,17 +160,11 @@ def split_by_name(videos: Iterable[str], where: Path) -> dict[str, str]:
 
 
 def check_images(paths: list[Path]) -> None:
-    """Read every image once, in low resolution; ValueError names the first that cannot be read."""
+    """Read every frame once, in low resolution; errors as in `images.read_frame`."""
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        sizes = pool.imap(lambda path: read_image(path, frame_size), paths)
+        sizes = pool.imap(frame_size, paths)
         for _ in tqdm(sizes, desc="Checking frames", total=len(paths), unit="frame"):
             pass
-
-
-def named(items: Iterable[str], most: int = 8) -> str:
-    """The first of the items, for a message."""
-    items = list(items)
-    return ", ".join(items[:most]) + (f", ... ({len(items)} in all)" if len(items) > most else "")
 
 
 @dataclass(frozen=True)
@@ -208,14 +193,6 @@ class LabelFile:
         return self.values[int(second * labels_per_second / self.step + 1e-6)]
 
 
-def read_text(path: Path) -> list[str]:
-    """Lines of a UTF-8 file, without blank ones at the end."""
-    try:
-        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
-
-
 def read_label_file(path: Path, num_values: int = 1) -> LabelFile:
     """Read `Frame Phase` or `Frame Tool Tool ...`: separated by tabs, commas, semicolons or blanks, header or none.
 
@@ -223,7 +200,7 @@ def read_label_file(path: Path, num_values: int = 1) -> LabelFile:
         ValueError: another number of columns, a frame number that is none, numbers that are not evenly spaced or do
             not begin with 0 or 1; the message names the line.
     """
-    lines = read_text(path)
+    lines = read_lines(path)
     separator = next((mark for mark in "\t,;" if lines and mark in lines[-1]), None)
     frames, values = [], []
     for number, line in enumerate(lines, start=1):
@@ -234,7 +211,7 @@ def read_label_file(path: Path, num_values: int = 1) -> LabelFile:
             raise ValueError(
                 f"{path}, line {number}: expected a frame number and {num_values} value(s), found {line!r}"
             )
-        frames.append(int(fields[0]))
+        frames.append(frame_number(fields[0], f"{path}, line {number}"))
         values.append(tuple(fields[1:]))
         if len(frames) > 2 and frames[-1] - frames[-2] != frames[1] - frames[0]:
             raise ValueError(
@@ -276,7 +253,7 @@ def class_id(value: str, labels: tuple[str, ...], first: int, path: Path) -> int
     """A class by its name, or by its number if counting starts with `first`."""
     if value in labels:
         return labels.index(value)
-    if value.isdecimal() and first <= int(value) < first + len(labels):
+    if value.isdecimal() and first <= frame_number(value, path) < first + len(labels):
         return int(value) - first
     raise ValueError(
         f"{path}: {value!r} is no class; expected one of {', '.join(labels)}, or a number from {first} to "

@@ -35,24 +35,25 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 from pyarrow.lib import ArrowInvalid
 from tqdm import tqdm
 
+from .images import frame_size
+from .names import frame_number
 from .segmentation import (
     FEATURES,
     IGNORE_INDEX,
-    DecodeMasks,
+    DecodeRows,
     Sample,
     SegmentationData,
     build_splits,
     count_values,
     lookup_table,
     palette,
-    raw_values,
-    read_image,
+    read_mask,
     require_folder,
 )
 
@@ -135,8 +136,10 @@ def load(
     notes = (_count_note(splits), *notes)
     if organ:
         i = 1 + STRUCTURES.index(organ)
-        return SegmentationData("dsad", (LABELS[0], LABELS[i]), (COLORS[0], COLORS[i]), splits, notes=notes)
-    return SegmentationData("dsad", LABELS, COLORS, splits, notes=notes)
+        return SegmentationData(
+            "dsad", (LABELS[0], LABELS[i]), (COLORS[0], COLORS[i]), splits, notes=notes, videos_are_public=True
+        )
+    return SegmentationData("dsad", LABELS, COLORS, splits, notes=notes, videos_are_public=True)
 
 
 # The archive
@@ -152,7 +155,7 @@ def _from_single(folder: Path) -> tuple[DatasetDict, list[str]]:
                 f"{path} has no {what}: expected {what}{bare[0][1]}.png beside it ({len(bare)} of {len(one)} have "
                 "none); unpack the archive again"
             )
-    samples = [Sample(images[key], masks[key], key[0], int(key[1])) for key in sorted(images)]
+    samples = [Sample(images[key], masks[key], key[0], frame_number(key[1], images[key])) for key in sorted(images)]
     counts = count_values(samples)
     notes = []
     if odd := [sample.mask for sample, row in zip(samples, counts, strict=True) if row[1:255].any()]:
@@ -178,7 +181,8 @@ def _from_multi(folder: Path) -> tuple[DatasetDict, list[str]]:
         work = pool.imap(lambda key: _combine(images[key], masks[key]), keys)
         combined = list(tqdm(work, desc="Combining masks", total=len(keys), unit="frame"))
     samples = [
-        Sample(images[key], mask, key[0], int(key[1])) for key, (mask, _, _) in zip(keys, combined, strict=True)
+        Sample(images[key], mask, key[0], frame_number(key[1], images[key]))
+        for key, (mask, _, _) in zip(keys, combined, strict=True)
     ]
     notes = []
     if bare := [images[key] for key in sorted(images) if not masks[key]]:
@@ -204,11 +208,11 @@ def _files(folder: Path, pattern: str) -> dict[tuple[str, str], Path]:
 
 def _combine(image: Path, masks: dict[int, Path]) -> tuple[bytes, int, int]:
     """A PNG of class ids from one mask for each class, and the pixels in two masks and of neither black nor white."""
-    height, width = read_image(image, lambda opened: np.asarray(opened).shape[:2])
+    width, height = frame_size(image)
     ids, times = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
     odd = np.zeros((height, width), bool)
     for i, path in masks.items():
-        values = read_image(path, raw_values)
+        values = read_mask(path)
         if values.shape != ids.shape:
             raise ValueError(
                 f"{path} is {values.shape[1]}x{values.shape[0]} pixels, but its frame {image} is {width}x{height}"
@@ -282,27 +286,22 @@ def _from_mirror(
     if moved := sorted({operations[i] for i in chosen if theirs[i] != _SPLIT_OF[operations[i]]}):
         notes.append(f"The files have operation(s) {_some(moved)} in other splits than those used here.")
     parts = {split: [i for i in chosen if _SPLIT_OF[operations[i]] == split] for split in SPLITS}
-    decode = DecodeMasks(table.tobytes())
+    decode = DecodeRows(table.tobytes())
     return DatasetDict({s: rows.select(part).with_transform(decode) for s, part in parts.items() if part}), notes
 
 
 def _check_rows(rows: Dataset, organ: str | None) -> tuple[np.ndarray, list[str]]:
     """The table from values in the masks to ids, and notes, from a look at all of them."""
     pixels = np.zeros(256, np.int64)
-    for column in ("image", "mask"):
-        rows = rows.cast_column(column, Image(decode=False))
     for row in tqdm(rows, desc="Checking masks", unit="mask"):
         where = f"operation {row['video']}, frame {row['frame']}"
-        try:
-            image, mask = (
-                PILImage.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
-                for cell in (row["image"], row["mask"])
+        width, height = frame_size(row["image"], f"{where}: the frame")
+        values = read_mask(row["mask"], f"{where}: the mask")
+        if values.shape != (height, width):
+            raise ValueError(
+                f"{where}: the mask has {values.shape[1]}x{values.shape[0]} pixels, the frame {width}x{height}: "
+                "download the files again"
             )
-            values = raw_values(mask)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{where}: {error}; download the file again") from error
-        if image.size != mask.size:
-            raise ValueError(f"{where}: the mask is of {mask.size} pixels, the frame of {image.size}")
         pixels += np.bincount(values.ravel(), minlength=256)
     found = np.flatnonzero(pixels[1:]) + 1
     if organ:
@@ -332,7 +331,7 @@ def _number(value: int | str, where: str | Path) -> int:
     digits = re.findall(r"\d+", str(value))
     if not digits:
         raise ValueError(f"{where}: there is no number in {value!r}")
-    return int(digits[-1])
+    return frame_number(digits[-1], where)
 
 
 def _operation(value: int | str, where: str | Path) -> int:

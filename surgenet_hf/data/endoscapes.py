@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .names import frame_number
 from .segmentation import (
     IGNORE_INDEX,
     Sample,
@@ -101,7 +102,7 @@ def load(data_dir: str | Path) -> SegmentationData:
     notes = (_count_note(numbers), *_stray_notes(every, count_values(every)))
     table = lookup_table({i: i for i in range(len(LABELS))})
     splits = build_splits({split: samples[split] for split in SPLITS if samples[split]}, table)
-    return SegmentationData("endoscapes", LABELS, COLORS, splits, notes=notes)
+    return SegmentationData("endoscapes", LABELS, COLORS, splits, notes=notes, videos_are_public=True)
 
 
 def _files(folder: Path, suffix: str) -> Iterator[tuple[Path, int, int]]:
@@ -112,7 +113,7 @@ def _files(folder: Path, suffix: str) -> Iterator[tuple[Path, int, int]]:
         match = re.fullmatch(r"(\d+)_(\d+)", path.stem)
         if not match:
             raise ValueError(f"{path} is not named <video>_<frame>{suffix}; {_LAYOUT}")
-        yield path, int(match[1]), int(match[2])
+        yield path, int(match[1]), frame_number(match[2], path)
 
 
 def split_of(path: Path, video: int) -> str:

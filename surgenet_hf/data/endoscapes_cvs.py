@@ -18,12 +18,16 @@ plate. Targets are the raters' means (0, 1/3, 2/3 or 1); a criterion counts as m
 rated frames of 201 videos, 5 s apart, of which 6,960 train.
 """
 
-import csv
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from .classification import MULTI, ClassificationData, FrameSample, build_splits, check_images, named, require_splits
+from .classification import MULTI, ClassificationData, FrameSample, build_splits, check_images, require_splits
 from .endoscapes import SPLITS, split_of
+from .labels import read_table, read_text
+from .names import frame_number, named
 from .segmentation import palette, require_folder
 
 LABELS = ("C1 two structures", "C2 hepatocystic triangle", "C3 cystic plate")
@@ -52,7 +56,7 @@ def load(data_dir: str | Path) -> ClassificationData:
     require_splits(samples, ("train", "validation"), root, _LAYOUT)
 
     every = [row for rows in samples.values() for row in rows]
-    missing = [row.image for row in every if not row.image.exists()]
+    missing = [row.image for row in every if not os.path.exists(row.image)]  # Path.exists fails for long names
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(every)} rated frames are not there: {named(map(str, missing), 3)}; unpack all "
@@ -61,7 +65,9 @@ def load(data_dir: str | Path) -> ClassificationData:
     check_images([row.image for row in every])
     notes = (_count_note(samples), _positive_note(samples))
     splits = build_splits(samples, len(LABELS), MULTI)
-    return ClassificationData("endoscapes-cvs", LABELS, palette(len(LABELS)), splits, MULTI, notes=notes)
+    return ClassificationData(
+        "endoscapes-cvs", LABELS, palette(len(LABELS)), splits, MULTI, notes=notes, videos_are_public=True
+    )
 
 
 def _read_json(folder: Path) -> list[FrameSample]:
@@ -69,15 +75,12 @@ def _read_json(folder: Path) -> list[FrameSample]:
     path = folder / "annotation_ds_coco.json"
     if not path.exists():
         return []
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["images"]
+    text = read_text(path)
+    with _malformed(path):
+        entries = json.loads(text)["images"]
         rated = [entry for entry in entries if entry.get("is_ds_keyframe", True) and entry.get("ds") is not None]
-        return [
-            _sample(folder / entry["file_name"], int(entry["video_id"]), entry["ds"], folder.name, path)
-            for entry in rated
-        ]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not as it should be ({error!r}); {_LAYOUT}") from error
+        rows = [(folder / entry["file_name"], int(entry["video_id"]), [*map(float, entry["ds"])]) for entry in rated]
+    return [_sample(*row, folder.name, path) for row in rows]
 
 
 def _read_csv(root: Path, split: str) -> list[FrameSample]:
@@ -87,18 +90,28 @@ def _read_csv(root: Path, split: str) -> list[FrameSample]:
     if not path.exists():
         raise FileNotFoundError(f"{root / folder} has no annotation_ds_coco.json, nor is there {path}; {_LAYOUT}")
     rows = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["is_ds_keyframe"].strip().lower() == "true" and first <= int(row["vid"]) <= last:
-                    image = root / folder / f"{row['vid']}_{row['frame']}.jpg"
-                    rows.append(_sample(image, int(row["vid"]), json.loads(row["avg_cvs"]), folder, path))
-    except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not as it should be ({error!r}); {_LAYOUT}") from error
+    for line, row in read_table(path, ("vid", "frame", "is_ds_keyframe"), _LAYOUT):
+        if row["is_ds_keyframe"].lower() != "true":
+            continue
+        with _malformed(f"{path}, line {line}"):
+            video = int(row["vid"])
+            targets = [*map(float, json.loads(row["avg_cvs"]))] if first <= video <= last else None
+        if targets is not None:
+            image = root / folder / f"{row['vid']}_{row['frame']}.jpg"
+            rows.append(_sample(image, video, targets, folder, f"{path}, line {line}"))
     return rows
 
 
-def _sample(image: Path, video: int, targets: list[float], folder: str, source: Path) -> FrameSample:
+@contextmanager
+def _malformed(where: Path | str) -> Iterator[None]:
+    """Name the place of values that are missing or of another kind."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not as it should be ({error!r}); {_LAYOUT}") from error
+
+
+def _sample(image: Path, video: int, targets: list[float], folder: str, source: Path | str) -> FrameSample:
     number, _, frame = image.stem.partition("_")
     if number != str(video) or not frame.isdecimal():
         raise ValueError(f"{source}: {image.name} is named as a frame of video {video}, <video>_<frame>.jpg, is not")
@@ -110,7 +123,7 @@ def _sample(image: Path, video: int, targets: list[float], folder: str, source: 
         )
     if len(targets) != len(LABELS) or not all(0 <= target <= 1 for target in targets):
         raise ValueError(f"{source}: {image.name} is rated {targets}; expected three means from 0 to 1")
-    return FrameSample(image, tuple(map(float, targets)), str(video), int(frame))
+    return FrameSample(image, tuple(targets), str(video), frame_number(frame, image))
 
 
 def _count_note(samples: dict[str, list[FrameSample]]) -> str:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from ..files import replacing
 from .frame_list import iter_listed_frames
+from .names import printable
 from .video import JPEG_QUALITY, VIDEO_SUFFIXES, _seconds, iter_frames
 
 THUMBNAIL = (32, 32)
@@ -115,8 +116,9 @@ def scan_videos(videos_dir: Path) -> list[Video]:
                 others[path.suffix] += 1
                 continue
             # file names need not be Unicode, the index must
-            parts = [os.fsencode(part).decode(errors="backslashreplace") for part in below.parts]
-            found.append((parts[0] if len(parts) > 1 else videos_dir.resolve().name, "/".join(parts), path))
+            parts = [printable(part) for part in below.parts]
+            procedure = parts[0] if len(parts) > 1 else printable(videos_dir.resolve().name)
+            found.append((procedure, "/".join(parts), path))
     if not found:
         there = ", ".join(f"{number} *{suffix}" for suffix, number in others.most_common(5)) or "nothing"
         raise ValueError(f"{videos_dir} holds no video ({', '.join(VIDEO_SUFFIXES)}) but {there}")
@@ -226,7 +228,7 @@ def _extract(video: Video, parts: Path, options: FrameOptions) -> None:
         with new_file(parts / f"{video.id}.frames", parts) as file:
             record |= _write_frames(video, file, options)
     except (ValueError, FileNotFoundError) as error:
-        record |= {"error": str(error), "missing": video.wanted or []}
+        record |= {"error": printable(str(error)), "missing": video.wanted or []}
     write_json(parts / f"{video.id}.json", parts, record)
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .labels import read_classes
+from .names import frame_number, number_in_name, require_unicode
 from .segmentation import (
     IGNORE_INDEX,
     Sample,
@@ -68,25 +70,6 @@ def load(data_dir: str | Path) -> SegmentationData:
     return SegmentationData("folder", labels, palette(len(labels)), build_splits(splits, table), notes=tuple(notes))
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    if not path.exists():
-        return ()
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
-    if not names:
-        raise ValueError(f"{path} is empty; write one class name a line, the first for id 0, or remove the file")
-    for number, name in enumerate(names):
-        if not name:
-            raise ValueError(f"{path}: line {number + 1} is blank, but each line names the class of its id ({number})")
-        if name in names[:number]:
-            raise ValueError(f"{path}: line {number + 1} repeats the class {name!r}; every class needs its own name")
-    if len(names) > IGNORE_INDEX:
-        raise ValueError(f"{path} names {len(names)} classes; 8-bit masks have room for {IGNORE_INDEX}")
-    return tuple(names)
-
-
 def _find_samples(root: Path) -> list[Sample]:
     """Frames with their masks, sorted by video and frame."""
     images, masks = _files(root / "images", _SUFFIXES), _files(root / "masks", (".png",))
@@ -125,7 +108,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         if path.suffix.lower() not in suffixes:
             others += 1
             continue
-        key = path.relative_to(folder).with_suffix("").as_posix()
+        key = require_unicode(path).relative_to(folder).with_suffix("").as_posix()
         if key in files:
             raise ValueError(
                 f"{files[key]} and {path} have the same name, so their mask would be the same; rename one"
@@ -139,16 +122,16 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _video_and_frame(key: str, position: int, path: Path) -> tuple[str, int]:
-    number = re.search(r"\d+$", key)
     if "/" in key:
-        return key.split("/")[0], int(number[0]) if number else position
-    match = re.fullmatch(r"(.+)_\d+", key)
+        number = number_in_name(path)
+        return key.split("/")[0], position if number is None else number
+    match = re.fullmatch(r"(.+)_(\d+)", key)
     if not match:
         raise ValueError(
             f"{path}: no video can be told from this name, and frames must be split by video; name it "
             "<video>_<frame number>, or put the frames of each video into a folder of its own in images/"
         )
-    return match[1], int(number[0])
+    return match[1], frame_number(match[2], path)
 
 
 def _validation_videos(videos: set[str], root: Path) -> set[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from .names import frame_number
 from .video import _av, _picture, _size, _stream
 
 _LINE = re.compile(r"(?:(?:^|.*/)(?P<procedure>[^/]+)/Batch\d+/|.*/|)(?P<video>[^/]+)_frame_(?P<n>\d+)_Sample\d+\.jpg")
@@ -26,6 +27,14 @@ def listed_name(file_name: str) -> str:
     return unicodedata.normalize("NFC", name).replace("#", "?")  # macOS stores accents as characters of their own
 
 
+def _decoded(lines: Iterable[str], path: str | Path) -> Iterator[str]:
+    """Yield the lines of a file, however many."""
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+
+
 class FrameList:
     """The frames of a list, by (video, n).
 
@@ -35,20 +44,24 @@ class FrameList:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no line of it names a frame.
+        ValueError: no line of it names a frame, or it is not UTF-8 text.
     """
 
     def __init__(self, path: str | Path):
         self.frames: dict[str, dict[str | None, set[int]]] = {}
         self.malformed: list[str] = []
         with open(path, encoding="utf-8-sig") as lines:
-            for line in filter(None, map(str.strip, lines)):
+            for number, line in enumerate(map(str.strip, _decoded(lines, path)), start=1):
+                if not line:
+                    continue
                 match = _LINE.fullmatch(line)
                 if match is None:
                     self.malformed.append(line)
                     continue
                 video = unicodedata.normalize("NFC", match["video"])
-                self.frames.setdefault(video, {}).setdefault(match["procedure"], set()).add(int(match["n"]))
+                self.frames.setdefault(video, {}).setdefault(match["procedure"], set()).add(
+                    frame_number(match["n"], f"{path}, line {number}")
+                )
         if not self.frames:
             example = f"; its first line is {self.malformed[0]!r}" if self.malformed else " and is empty"
             raise ValueError(f"{path} has no line like '<video>_frame_<n>_Sample<i>.jpg'{example}")

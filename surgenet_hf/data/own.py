@@ -24,31 +24,28 @@
 Splits are by video, see `surgenet_hf.data.classification`; the fifth is chosen by the names of the videos alone.
 """
 
-import csv
 import math
-import re
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .classification import (
     MULTI,
     SINGLE,
-    WHY_BY_VIDEO,
     ClassificationData,
     FrameSample,
     absent_note,
     build_splits,
     check_images,
-    check_no_overlap,
     class_id,
     labelled_videos,
-    named,
     read_label_file,
     require_splits,
     split_by_name,
 )
-from .folder import read_classes
-from .segmentation import palette, require_folder
+from .labels import read_classes, read_table
+from .names import check_no_overlap, frame_number, named, number_in_name, require_distinct, require_unicode
+from .segmentation import IGNORE_INDEX, palette, require_folder
 from .video import find_videos, frame_rate
 
 _SPLITS = ("train", "validation", "test")
@@ -67,7 +64,7 @@ def load_csv(data_dir: str | Path) -> ClassificationData:
     """
     root = require_folder(Path(data_dir).absolute(), _CSV_LAYOUT)
     path = root / "labels.csv"
-    rows = _read_table(path, ("image", "video"), _CSV_LAYOUT)
+    lines, rows = zip(*read_table(path, ("image", "video"), _CSV_LAYOUT), strict=True)
     single = "label" in rows[0]
     classes = tuple(column for column in rows[0] if column not in _NOT_CLASSES)
     if single == bool(classes):
@@ -75,19 +72,23 @@ def load_csv(data_dir: str | Path) -> ClassificationData:
             f"{path} has {'both' if single else 'neither'} a column 'label' {'and' if single else 'nor'} columns for "
             f"classes ({named(classes) or 'none'}); {_CSV_LAYOUT}"
         )
+    for line, row in zip(lines, rows, strict=True):
+        if single and not row["label"]:
+            raise ValueError(f"{path}, line {line}: label is empty; fill it in")
     labels = classes or read_classes(root / "classes.txt") or tuple(sorted({row["label"] for row in rows}))
+    require_distinct(labels, "class", path)
     if single and len({row["label"] for row in rows}) < 2:
         raise ValueError(f"{path}: its column 'label' holds no two classes; there is nothing to tell apart")
 
-    frames = _frame_numbers(rows, path)
+    frames = _frame_numbers(rows, lines, path)
     split_of = _splits({row["video"]: row.get("split", "") for row in rows}, _pairs(rows), path)
     samples: dict[str, list[FrameSample]] = {split: [] for split in _SPLITS}
-    for line, (row, frame) in enumerate(zip(rows, frames, strict=True), start=2):
+    for line, row, frame in zip(lines, rows, frames, strict=True):
         target = _class(row["label"], labels, path, line) if single else _targets(row, labels, path, line)
         samples[split_of[row["video"]]].append(FrameSample(root / row["image"], target, row["video"], frame))
     require_splits(samples, ("train", "validation"), path, _CSV_LAYOUT)
     every = [sample.image for split in _SPLITS for sample in samples[split]]
-    missing = [image for image in every if not image.is_file()]
+    missing = [image for image in every if not os.path.isfile(image)]  # Path.is_file fails for long names
     if missing:
         raise FileNotFoundError(
             f"{path}: {len(missing)} of {len(every)} frames are not there: {named(map(str, missing), 3)}; paths are "
@@ -128,13 +129,14 @@ def load_videos(
     root = require_folder(Path(data_dir).absolute(), _VIDEO_LAYOUT)
     require_folder(root / "phases", _VIDEO_LAYOUT)
     files = sorted(path for path in (root / "phases").glob("*.txt") if not path.name.startswith("."))
-    labels = {path.stem: read_label_file(path) for path in files}
+    labels = {require_unicode(path).stem: read_label_file(path) for path in files}
     frames_dir = Path(cache_dir).absolute() if cache_dir is not None else root / "frames"
     videos = find_videos(root / "videos")
-    unlabelled = [name for name in videos if name not in labels]
+    unlabelled = [name for name, path in videos.items() if require_unicode(path).stem not in labels]
     if unlabelled:
         raise FileNotFoundError(f"no labels for {named(unlabelled)}: expected {root / 'phases' / unlabelled[0]}.txt")
     values = [row[0] for file in labels.values() for row in dict.fromkeys(file.values)]
+    require_distinct(values, "phase", root / "phases")
     phases = read_classes(root / "classes.txt") or _phase_names(values, root / "phases")
     if len(set(values)) < 2:
         raise ValueError(f"{root / 'phases'} holds no two phases ({named(values) or 'no labels'}); {_VIDEO_LAYOUT}")
@@ -155,7 +157,8 @@ def load_videos(
             f"{frames_dir / lost[0]}/000000.jpg, ...; add them, or remove the labels"
         )
     table = root / "splits.csv"
-    pairs = _pairs(_read_table(table, ("video", "split"), "")) if table.exists() else set()
+    pairs = _pairs(row for _, row in read_table(table, ("video", "split"), "")) if table.exists() else set()
+    require_distinct([*found, *(video for video, _ in pairs)], "video", table if pairs else root)
     unassigned = [name for name in found if pairs and name not in dict(pairs)]
     if unassigned:
         raise ValueError(f"{table} names no split for {named(unassigned)}; add a row for each")
@@ -167,40 +170,7 @@ def load_videos(
     return ClassificationData("videos", phases, palette(len(phases)), splits, SINGLE, 1.0, notes)
 
 
-def _read_table(path: Path, needed: tuple[str, ...], layout: str) -> list[dict[str, str]]:
-    """Rows of a CSV file, separated by commas or, as some spreadsheets write it, by semicolons."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; {layout}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            separator = ";" if header.count(";") > header.count(",") else ","
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
-            rows = list(reader)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
-    columns = [column.strip() for column in reader.fieldnames or []]
-    absent = [column for column in needed if column not in columns]
-    if absent:
-        why = f": {WHY_BY_VIDEO}" if "video" in absent else ""
-        raise ValueError(f"{path} has no column {', '.join(absent)} (its columns: {named(columns)}){why}; {layout}")
-    if len(set(columns)) < len(columns):
-        raise ValueError(f"{path} has two columns of one name (its columns: {named(columns)}); rename or remove one")
-    table = []
-    for line, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise ValueError(f"{path}, line {line}: expected {len(columns)} values, one for each column")
-        table.append(dict(zip(columns, (value.strip() for value in row.values()), strict=True)))
-        empty = [column for column in needed if not table[-1][column]]
-        if empty:
-            raise ValueError(f"{path}, line {line}: {', '.join(empty)} is empty")
-    if not table:
-        raise ValueError(f"{path} has no rows; {layout}")
-    return table
-
-
-def _pairs(rows: list[dict[str, str]]) -> set[tuple[str, str]]:
+def _pairs(rows: Iterable[dict[str, str]]) -> set[tuple[str, str]]:
     return {(row["video"], row["split"]) for row in rows if "split" in row}
 
 
@@ -211,23 +181,21 @@ def _splits(names: dict[str, str], pairs: set[tuple[str, str]], where: Path) -> 
     for video, split in sorted(pairs):
         if split not in _SPLITS:
             raise ValueError(f"{where}: the split of {video!r} is {split!r}; expected {', '.join(_SPLITS)}")
-    check_no_overlap({split: [video for video, other in pairs if other == split] for split in _SPLITS})
+    check_no_overlap({split: [video for video, other in pairs if other == split] for split in _SPLITS}, where)
     return dict(pairs)
 
 
-def _frame_numbers(rows: list[dict[str, str]], path: Path) -> list[int]:
+def _frame_numbers(rows: Sequence[dict[str, str]], lines: Sequence[int], path: Path) -> list[int]:
     if "frame" in rows[0]:
-        for line, row in enumerate(rows, start=2):
+        for line, row in zip(lines, rows, strict=True):
             if not row["frame"].isdecimal():
                 raise ValueError(f"{path}, line {line}: the frame number is {row['frame']!r}; expected 0, 1, 2, ...")
-        return [int(row["frame"]) for row in rows]
-    numbers = [re.search(r"\d+$", Path(row["image"]).stem) for row in rows]
-    if all(numbers):
-        return [int(number[0]) for number in numbers]
-    return list(range(len(rows)))
+        return [frame_number(row["frame"], f"{path}, line {line}") for line, row in zip(lines, rows, strict=True)]
+    numbers = [number_in_name(Path(row["image"])) for row in rows]
+    return list(range(len(rows))) if None in numbers else numbers
 
 
-def _class(label: str, labels: tuple[str, ...], path: Path, line: int) -> int:
+def _class(label: str, labels: Sequence[str], path: Path, line: int) -> int:
     if label not in labels:
         raise ValueError(f"{path}, line {line}: {label!r} is not in classes.txt ({named(labels)})")
     return labels.index(label)
@@ -248,7 +216,10 @@ def _targets(row: dict[str, str], labels: tuple[str, ...], path: Path, line: int
 def _phase_names(values: list[str], where: Path) -> tuple[str, ...]:
     numbered = {value.isdecimal() for value in values}
     if numbered == {True}:
-        return tuple(f"phase_{i}" for i in range(1 + max(map(int, values))))
+        largest = max(values, key=lambda value: frame_number(value, where))
+        if int(largest) >= IGNORE_INDEX:
+            raise ValueError(f"{where}: found the phase {largest}; expected numbers from 0 to {IGNORE_INDEX - 1}")
+        return tuple(f"phase_{i}" for i in range(1 + int(largest)))
     if len(numbered) == 2:
         raise ValueError(f"{where}: phases are by name or by number, found both ({named(dict.fromkeys(values))})")
     return tuple(dict.fromkeys(values))

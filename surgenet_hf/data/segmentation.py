@@ -1,16 +1,18 @@
 """The one schema of segmentation data, and what the loaders share: lookup tables, checks, rows."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Value
-from PIL import ExifTags, ImageOps
 from PIL import Image as PILImage
 from tqdm import tqdm
+
+from .images import DecodeFrames, Source, frame_size, naming, read_upright, to_cell
+from .names import check_no_overlap, require_unicode
 
 IGNORE_INDEX = 255
 
@@ -29,8 +31,8 @@ _OKABE_ITO = (
 
 FEATURES = Features(
     {
-        "image": Image(mode="RGB"),
-        "mask": Image(),
+        "image": Image(decode=False),  # DecodeRows decodes
+        "mask": Image(decode=False),
         "video": Value("string"),
         "frame": Value("int64"),
         "split": Value("string"),
@@ -53,6 +55,8 @@ class SegmentationData:
         splits: "train", "validation" and, where the data has it, "test".
         ignore_index: the value in masks that is no class.
         notes: what checking the data found, one sentence each.
+        videos_are_public: whether the videos have the official names of a public data set. If not, they are taken
+            for the user's own, whose names `surgenet_hf.privacy` keeps from being published.
     """
 
     name: str
@@ -61,6 +65,7 @@ class SegmentationData:
     splits: DatasetDict
     ignore_index: int = IGNORE_INDEX
     notes: tuple[str, ...] = ()
+    videos_are_public: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,43 +108,53 @@ def raw_values(mask: PILImage.Image) -> np.ndarray:
     bands = mask.split()
     if mask.mode in ("RGB", "RGBA") and len({band.tobytes() for band in bands[:3]}) > 1:
         raise ValueError(
-            "its colour channels differ, but a mask must hold class ids (0, 1, 2, ... and 255 for ignore): "
-            "the same value in every channel, or a single channel; turn colours into ids first"
+            "has color channels that differ, but a mask must hold class ids (0, 1, 2, ... and 255 for ignore): "
+            "the same value in every channel, or a single channel; turn colors into ids first"
         )
     values = np.asarray(bands[0])
     if values.dtype != np.uint8 and (values.min() < 0 or values.max() > 255):
-        raise ValueError(f"it holds values from {values.min()} to {values.max()}, but class ids go from 0 to 255")
+        raise ValueError(f"holds values from {values.min()} to {values.max()}, but class ids go from 0 to 255")
     return values.astype(np.uint8, copy=False)
 
 
 @dataclass(frozen=True)
-class DecodeMasks:
-    """Masks of a batch to class ids, by a lookup table; a class and not a closure, so that workers can pickle it."""
+class DecodeRows(DecodeFrames):
+    """Transform that decodes frames, and masks to class ids by a lookup table.
+
+    A class and not a closure, so that workers can pickle it. Columns that were not selected are not decoded.
+    """
 
     table: bytes
 
     def __call__(self, batch: dict) -> dict:
-        if "mask" in batch:  # not after select_columns without it
+        batch = super().__call__(batch)
+        if "mask" in batch:
             table = np.frombuffer(self.table, np.uint8)
-            batch["mask"] = [table[raw_values(mask)] for mask in batch["mask"]]
+            batch["mask"] = [table[read_mask(cell)] for cell in batch["mask"]]
         return batch
 
 
 def build_splits(samples: Mapping[str, list[Sample]], table: np.ndarray) -> DatasetDict:
-    """`{split: samples}` to data sets of the schema; `table` (256,) turns raw mask values into class ids."""
+    """Turn `{split: samples}` into data sets of the schema.
 
-    def encoded(source: Path | bytes) -> dict:
-        return {"path": None, "bytes": source} if isinstance(source, bytes) else {"path": str(source), "bytes": None}
+    Args:
+        samples: frames and masks by split.
+        table: uint8 (256,), the class ids of raw mask values.
+
+    Raises:
+        ValueError: a video is in two splits, or two names of videos look the same.
+    """
+    check_no_overlap({split: {sample.video for sample in samples[split]} for split in samples})
 
     def rows(split: str) -> Dataset:
         columns = {
-            "image": [encoded(sample.image) for sample in samples[split]],
-            "mask": [encoded(sample.mask) for sample in samples[split]],
+            "image": [to_cell(sample.image) for sample in samples[split]],
+            "mask": [to_cell(sample.mask) for sample in samples[split]],
             "video": [sample.video for sample in samples[split]],
             "frame": [sample.frame for sample in samples[split]],
             "split": [split] * len(samples[split]),
         }
-        return Dataset.from_dict(columns, features=FEATURES).with_transform(DecodeMasks(table.tobytes()))
+        return Dataset.from_dict(columns, features=FEATURES).with_transform(DecodeRows(table.tobytes()))
 
     return DatasetDict({split: rows(split) for split in samples})
 
@@ -157,8 +172,7 @@ def count_values(samples: list[Sample]) -> np.ndarray:
 
 
 def _check(sample: Sample) -> np.ndarray:
-    size = read_image(sample.image, frame_size)
-    values = read_image(sample.mask, _mask_values)
+    size, values = frame_size(sample.image), read_mask(sample.mask)
     if values.shape != (size[1], size[0]):
         raise ValueError(
             f"{sample.mask} is {values.shape[1]}x{values.shape[0]} pixels, but its frame {sample.image} is "
@@ -167,30 +181,11 @@ def _check(sample: Sample) -> np.ndarray:
     return np.bincount(values.ravel(), minlength=256).astype(np.uint32)
 
 
-def read_image(path: Path, function: Callable):
-    """`function` of the opened image; whatever is wrong with the file, the error names it."""
-    try:
-        with PILImage.open(path) as image:
-            return function(image)
-    except (OSError, SyntaxError) as error:  # PIL's words for a broken file; SyntaxError is its broken PNG
-        raise ValueError(f"{path} cannot be read as an image ({error}); replace it or remove it") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def frame_size(image: PILImage.Image) -> tuple[int, int]:
-    """(width, height) as `datasets` will decode it, that is with the orientation tag applied."""
-    width, height = image.size
-    # JPEG decodes an eighth of the resolution much faster, and still reads the whole file: truncated ones are found.
-    image.draft("RGB", (width // 8, height // 8))
-    image.load()
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return (height, width) if turned else (width, height)
-
-
-def _mask_values(image: PILImage.Image) -> np.ndarray:
-    ImageOps.exif_transpose(image, in_place=True)
-    return raw_values(image)
+def read_mask(source: Source, name: str | None = None) -> np.ndarray:
+    """Read the raw values (H, W), uint8, of an upright mask; arguments and errors as in `images.read_frame`."""
+    mask = read_upright(source, name)
+    with naming(source, name):
+        return raw_values(mask)
 
 
 def require_folder(path: Path, expected: str) -> Path:
@@ -198,7 +193,9 @@ def require_folder(path: Path, expected: str) -> Path:
 
     Raises:
         FileNotFoundError: it is not; the message says what is there instead and ends with `expected`.
+        ValueError: its name is not valid Unicode.
     """
+    require_unicode(path)
     if path.is_dir():
         if any(path.iterdir()):
             return path

@@ -71,7 +71,9 @@ def load(
         split = "train" if video < first_validation else "validation"
         splits[split].append(_sample(root, seed, video, frame, size))
     table = lookup_table({i: i for i in range(len(LABELS))})
-    return SegmentationData("synthetic", LABELS, COLORS, build_splits(splits, table), notes=(NOTE,))
+    return SegmentationData(
+        "synthetic", LABELS, COLORS, build_splits(splits, table), notes=(NOTE,), videos_are_public=True
+    )
 
 
 def _sample(root: Path | None, seed: int, video: int, frame: int, size: tuple[int, int]) -> Sample:

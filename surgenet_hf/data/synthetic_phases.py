@@ -134,7 +134,9 @@ def load(
             split = "train" if video < first_validation else "validation" if video < first_test else "test"
             samples[split] += _video(root, seed, video, steps, size, bar)
     splits = build_splits(samples, len(PHASES), SINGLE)
-    return ClassificationData("synthetic-phases", PHASES, palette(len(PHASES)), splits, SINGLE, 1.0, (NOTE,))
+    return ClassificationData(
+        "synthetic-phases", PHASES, palette(len(PHASES)), splits, SINGLE, 1.0, (NOTE,), videos_are_public=True
+    )
 
 
 def _video(

@@ -7,7 +7,6 @@ in a recording repeat a picture instead of shifting all labels behind them.
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import replacing, write_file
+from .names import number_in_name
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".webm", ".wmv")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -304,7 +304,14 @@ def _save(image: Image.Image, path: Path) -> None:
 
 def _read_marker(folder: Path) -> dict | None:
     path = folder / MARKER
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); remove its folder, so that the frames are extracted again"
+        ) from error
 
 
 def _is_done(video: Path, folder: Path, max_side: int | None) -> bool:
@@ -325,10 +332,10 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _number(path: Path) -> int:
-    match = re.search(r"\d+$", path.stem)
-    if not match:
+    number = number_in_name(path)
+    if number is None:
         raise ValueError(f"{path}: a frame's name must end in its number, as 000012.jpg does")
-    return int(match[0])
+    return number
 
 
 def _check_numbers(paths: list[Path]) -> None:

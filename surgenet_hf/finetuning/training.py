@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..arguments import ArgumentParser
+from ..arguments import NO_TOKEN, ArgumentParser
 from ..checkpointing import (
     RECORD,
     RESUME,
@@ -47,6 +47,7 @@ from ..data.identity import data_identity
 from ..errors import UserError
 from ..evaluation import evaluate, write_results
 from ..files import write_file
+from ..privacy import mask_tokens
 from ..reporting import summary, write_figures
 
 logger = logging.get_logger(__name__)
@@ -176,8 +177,14 @@ class SurgeNetTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Resume the patience of early stopping, too."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Steps between log entries."})
+    publish_video_names: bool = field(
+        default=False,
+        metadata={"help": "With --push_to_hub, publish the real names of your own videos; left out: neutral names."},
+    )
 
     def __post_init__(self):
+        if self.hub_token is not None:
+            raise ValueError(f"hub_token is set: {NO_TOKEN}")
         if not self.output_dir:
             raise ValueError("--output_dir is missing")
         if self.use_cpu is False and not torch.accelerator.is_available():
@@ -192,7 +199,7 @@ def mendable_errors(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        sys.exit(f"error: {error}")
+        sys.exit(mask_tokens(f"error: {error}"))
 
 
 @contextmanager
@@ -556,7 +563,11 @@ def publish_results(
         if push:
             with mendable_errors():
                 repo_id = push_model(
-                    output_dir / "model", args.hub_model_id, args.hub_private_repo, name or output_dir.name
+                    output_dir / "model",
+                    args.hub_model_id,
+                    args.hub_private_repo,
+                    name or output_dir.name,
+                    getattr(args, "publish_video_names", False),
                 )
             print(f"Published {repo_id}")
     trainer.accelerator.wait_for_everyone()

@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from ..checkpoints.cards import pretrained_card
 from ..checkpoints.catalog import RANDOM_WEIGHTS, pretraining_name
+from ..checkpoints.reading import check_finite
 from ..files import sync_folder
 from ..modeling_surgenet import SurgeNetModel
 
@@ -72,8 +73,10 @@ def export_teacher(
         knn: what k-NN gave and on which data, for the card.
 
     Raises:
+        ValueError: the weights are not finite.
         OSError: the files cannot be written; what could not be replaced is as before.
     """
+    check_finite(backbone.state_dict(), "the teacher")
     folder = Path(folder)
     card = {"recipe": recipe, "knn": knn}  # kept in the config: a card is written again when the model is published
     backbone.config.pretraining = pretraining | {key: value for key, value in card.items() if value}

@@ -44,18 +44,19 @@ class Feed:
         if args.streaming:
             self.dataset = None
             self.sampler = open_stream(args, crop_config, seed, batch_size, rank, world_size, on_device)
-            self.names, sizes, data = list(args.dataset), None, args.dataset
+            names, sizes, data = args.dataset, None, args.dataset
             self.frames_per_epoch = args.frames_per_epoch
         else:
             sources = open_sources(args)
             sizes = [len(source) for source in sources]
             data = [f"{s.identity}, contents {content_digest(s.read, len(s))}" for s in sources]
-            # they go into the card of the model, where the way to a folder is nobody's business
-            self.names = [Path(s.name).resolve().name if Path(s.name).exists() else s.name for s in sources]
+            names = [source.name for source in sources]
             order = EpochOrder(sizes, args.dataset_weights, seed, args.frames_per_epoch)
             self.dataset = FrameDataset(sources, crop_config, seed, on_device)
             self.sampler = FrameSampler(order, batch_size, rank, world_size)
             self.frames_per_epoch = len(order)
+        # the names are written into the model, where the path to a folder would identify its user
+        self.names = [Path(name).resolve().name if Path(name).exists() else name for name in names]
         self.steps_per_epoch = self.sampler.num_steps
         self.num_frames = None if sizes is None else sum(sizes)
         self.description = {

@@ -229,7 +229,7 @@ def _index_zip(path: str, bar: tqdm) -> list[tuple]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:  # ValueError: names not in UTF-8
         raise ValueError(f"the shard {path} cannot be read ({error}); copy it again") from error
     for member in members:
         if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -8,7 +8,6 @@ Workers either cut the crops, or only decode and leave the cutting to the device
 while it is decoded, which is faster, as far as no crop gets fewer pixels of the frame than its own size.
 """
 
-import io
 import os
 import signal
 import threading
@@ -23,15 +22,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..data.images import decode_frame, open_frame
 from ..data.sampling import generator
 from .augmentation import CropConfig, Crops, crop_frame, draw_crops
 from .sources import FrameSource
 
-MIN_SIDE = 8  # pixels; a smaller frame counts as broken
 MAX_TRIES = 100  # broken frames in a row, after which the fault is not in the frames
-
-# What PIL and the disk raise about damaged files; SyntaxError is a damaged PNG.
-_DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 Key = tuple[int, int, int]
 
@@ -195,12 +191,13 @@ def build_sample(
     reason = None
     for name, read in frames:
         try:
-            image = _undamaged(open_image, read)
+            image = _undamaged(_open, read)
             crops = draw_crops(image.size, config, generator(*draw))
             if on_device:
                 scale = reduce_decoding(image, crops, config)
                 crops = crops._replace(boxes=crops.boxes / scale)
-            image = _undamaged(decode, image)
+            # as the original, without applying the orientation tag
+            image = _undamaged(decode_frame, image, False)
         except _DamagedError as error:
             bad.append(name())
             reason = error
@@ -212,22 +209,6 @@ def build_sample(
         f"{len(bad)} frames one after the other cannot be decoded, from {bad[0]} to {bad[-1]} ({reason}): is the disk "
         "still there? Else replace this folder or file, or leave it out"
     )
-
-
-def open_image(read: Callable[[], bytes]) -> Image.Image:
-    """The picture, not decoded yet; as it is stored: orientation tags are not applied, as the original does not."""
-    image = Image.open(io.BytesIO(read()))
-    if min(image.size) < MIN_SIDE:
-        raise ValueError(f"it has {image.size[0]}x{image.size[1]} pixels, at least {MIN_SIDE} a side are needed")
-    if image.mode.startswith(("I", "F")):  # would become white or black
-        raise ValueError(f"it has more than 8 bits a channel (mode {image.mode}); convert it to 8")
-    return image
-
-
-def decode(image: Image.Image) -> Image.Image:
-    """The same as RGB, decoded."""
-    image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def reduce_decoding(image: Image.Image, crops: Crops, config: CropConfig) -> int:
@@ -324,11 +305,15 @@ class _DamagedError(Exception):
     """A frame cannot be read or decoded."""
 
 
+def _open(read: Callable[[], bytes]) -> Image.Image:
+    return open_frame(read())
+
+
 def _undamaged(function: Callable, *args):
     """What the function returns. Only what touches the file runs in here: other errors must not pass for damage."""
     try:
         return function(*args)
-    except _DAMAGE as error:
+    except (OSError, ValueError) as error:  # of the disk, and of `images` about the content
         raise _DamagedError(str(error)) from error
 
 

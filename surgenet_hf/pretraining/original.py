@@ -15,8 +15,14 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.catalog import STATISTICS
-from ..checkpoints.dino import OPTIMIZER_OPTIONS, DinoCheckpoint, backbone_sizes, read_dino_checkpoint
-from ..checkpoints.reading import plain
+from ..checkpoints.dino import (
+    OPTIMIZER_OPTIONS,
+    DinoCheckpoint,
+    backbone_sizes,
+    read_dino_checkpoint,
+    read_setting,
+)
+from ..checkpoints.reading import check_finite, plain
 from ..files import replacing
 from .method import DinoConfig, DinoModel, DinoNetwork
 
@@ -56,12 +62,20 @@ def dino_settings(checkpoint: DinoCheckpoint) -> dict:
 
     The sizes of the head come from its tensors, the recipe from the command line, by the original's names. What the
     file does not tell is left out.
+
+    Raises:
+        ValueError: a setting of another type, or a head whose layers do not fit one another.
     """
-    known = {item.name for item in fields(DinoConfig)} - set(_HEAD_FIELDS)
-    settings = {name: plain(value) for name, value in checkpoint.args.items() if name in known}
+    known = {item.name: item.type for item in fields(DinoConfig) if item.name not in _HEAD_FIELDS}
+    settings = {
+        name: read_setting(checkpoint, name, *((int, float) if kind is float else (kind,)))
+        for name, kind in known.items()
+        if name in checkpoint.args
+    }
     head = {name.removeprefix("head."): t for name, t in checkpoint.student.items() if name.startswith("head.")}
     layers = [t for name, t in head.items() if re.fullmatch(r"mlp\.(\d+\.)?weight", name) and t.dim() == 2]
     if layers and "last_layer.weight_v" in head:
+        _check_head(checkpoint, layers, head["last_layer.weight_v"])
         settings["out_dim"], settings["bottleneck_dim"] = head["last_layer.weight_v"].shape
         settings["head_layers"] = len(layers)
         settings["use_bn_in_head"] = any(name.endswith("running_mean") for name in head)
@@ -72,9 +86,22 @@ def dino_settings(checkpoint: DinoCheckpoint) -> dict:
     return settings
 
 
+def _check_head(checkpoint: DinoCheckpoint, layers: list[torch.Tensor], last: torch.Tensor) -> None:
+    """Check that the sizes of the head's layers fit, so that a head of these sizes is as large as the file's."""
+    found = [tuple(layer.shape) for layer in (*layers, last)]
+    widths = [backbone_sizes(checkpoint)["hidden_sizes"][-1], *(len(layer) for layer in layers)]
+    hidden = set(widths[1:-1])
+    if len(hidden) > 1 or [shape[1:] for shape in found] != [(width,) for width in widths]:
+        raise ValueError(f"{checkpoint.path} has a head whose layers do not fit one another or the backbone: {found}")
+
+
 def crop_settings(checkpoint: DinoCheckpoint) -> dict:
     """What the command line tells of the crops, by the names of `CropConfig`; the original fixes sizes in its code."""
-    found = {name: plain(checkpoint.args[name]) for name in _CROP_FIELDS if name in checkpoint.args}
+    found = {
+        name: read_setting(checkpoint, name, *((list, tuple) if name.endswith("scale") else (int,)))
+        for name in _CROP_FIELDS
+        if name in checkpoint.args
+    }
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
@@ -96,11 +123,13 @@ def load_dino_checkpoint(
     checkpoint = source if isinstance(source, DinoCheckpoint) else read_dino_checkpoint(source)
     _compare_sizes(checkpoint, model)
     names = model.student.original_names()
-    shapes = dict(names.values())
+    own = model.student.state_dict()
+    wanted = {name: (shape, own[ours].dtype) for ours, (name, shape) in names.items()}
+    center = {"center": checkpoint.center}
     faults = [
-        *_find_faults("student", checkpoint.student, shapes),
-        *_find_faults("teacher", checkpoint.teacher, shapes),
-        *_find_faults("dino_loss", {"center": checkpoint.center}, {"center": model.loss.center.shape}),
+        *_find_faults("student", checkpoint.student, wanted),
+        *_find_faults("teacher", checkpoint.teacher, wanted),
+        *_find_faults("dino_loss", center, {"center": (model.loss.center.shape, model.loss.center.dtype)}),
     ]
     if faults:
         raise ValueError(
@@ -109,8 +138,17 @@ def load_dino_checkpoint(
             + (f"- and {len(faults) - 20} more\n" if len(faults) > 20 else "")
             + "Nothing was loaded."
         )
+    parts = {"student": checkpoint.student, "teacher": checkpoint.teacher, "dino_loss": center}
+    check_finite(
+        # as the model will have them: float64 values can be too large for float32
+        {
+            f"{part}.{name}": tensor.to(torch.float32)
+            for part, tensors in parts.items()
+            for name, tensor in tensors.items()
+        },
+        str(checkpoint.path),
+    )
     for network, tensors in ((model.student, checkpoint.student), (model.teacher, checkpoint.teacher)):
-        own = network.state_dict()
         network.load_state_dict({ours: tensors[name].reshape(own[ours].shape) for ours, (name, _) in names.items()})
     model.loss.center.copy_(checkpoint.center)
     report = LoadReport(
@@ -140,15 +178,17 @@ def _compare_sizes(checkpoint: DinoCheckpoint, model: DinoModel) -> None:
         )
 
 
-def _find_faults(part: str, found: dict[str, torch.Tensor], wanted: dict[str, torch.Size]) -> list[str]:
+def _find_faults(
+    part: str, found: dict[str, torch.Tensor], wanted: dict[str, tuple[torch.Size, torch.dtype]]
+) -> list[str]:
     faults = [f"{part}: {name} is missing" for name in wanted if name not in found]
     for name, tensor in found.items():
         if name not in wanted:
             faults.append(f"{part}: {name} is unexpected")
-        elif tensor.shape != wanted[name]:
-            faults.append(f"{part}: {name} is {tuple(tensor.shape)}, expected {tuple(wanted[name])}")
-        elif not tensor.isfinite().all():
-            faults.append(f"{part}: {name} has NaN or infinite values")
+        elif tensor.shape != wanted[name][0]:
+            faults.append(f"{part}: {name} is {tuple(tensor.shape)}, expected {tuple(wanted[name][0])}")
+        elif tensor.is_floating_point() != wanted[name][1].is_floating_point:
+            faults.append(f"{part}: {name} has dtype {tensor.dtype}, expected {wanted[name][1]}")
     return faults
 
 

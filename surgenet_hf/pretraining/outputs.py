@@ -76,5 +76,6 @@ def finish_run(run: "Pretraining") -> None:
         save_dino_checkpoint(path, run.model, optimizer, epoch, run.options, run.provenance(done))
         print(f"In the original's format: {path}")
     if args.push_to_hub:
-        repo_id = push_model(run.output_dir / "model", args.hub_model_id, args.hub_private_repo, run.output_dir.name)
+        model, name = run.output_dir / "model", run.output_dir.name
+        repo_id = push_model(model, args.hub_model_id, args.hub_private_repo, name)
         print(f"Published {repo_id}")

@@ -12,6 +12,7 @@ from datasets import Dataset, Features, Image, IterableDataset, Value, load_data
 from datasets.exceptions import DatasetGenerationError
 
 from ..data import synthetic
+from ..data.images import read_cell
 from .frame_files import FolderSource, ShardSource, find_files
 
 IN_FOLDERS = ("folder", "shards", "parquet")  # the kinds of data set that need a data_dir
@@ -222,19 +223,6 @@ def find_image_column(name: str, features: Features | None, image_column: str | 
         kinds = ", ".join(f"{column}: {getattr(kind, 'dtype', kind)}" for column, kind in features.items())
         raise ValueError(f"the data set {name} has {found} (--image_column); all columns: {kinds}")
     return images[0]
-
-
-def read_cell(cell: bytes | dict | None) -> bytes:
-    """The encoded image in a cell of a table: its bytes, or those of the file that it names."""
-    content = cell.get("bytes") if isinstance(cell, dict) else cell
-    if content is not None:
-        return content
-    if cell is None or not cell.get("path"):
-        raise OSError("the cell is empty")
-    import fsspec  # reads what `datasets` refers to: local paths, hf://, https://, members of archives
-
-    with fsspec.open(cell["path"], "rb") as file:
-        return file.read()
 
 
 def _files_of_split(data_dir: str, suffixes: tuple[str, ...], split: str) -> list[str]:

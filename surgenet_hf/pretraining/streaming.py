@@ -21,10 +21,11 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
+from ..data.images import read_cell
 from ..data.sampling import generator
 from .augmentation import CropConfig
 from .frames import MAX_TRIES, BatchLoader, build_sample
-from .sources import FrameArguments, find_image_column, load_table, read_cell
+from .sources import FrameArguments, find_image_column, load_table
 
 logger = logging.get_logger(__name__)
 

@@ -86,6 +86,9 @@ def test_finetuned_card(tmp_path):
     without_results = finetuned_card(tmp_path / "model", "me/mine")
     assert "No metrics were given" in without_results
     results = {
+        "schema": "surgenet_hf.results/1",
+        "task": "image-classification",
+        "model": {"name": "model"},
         "data": {"name": "endoscapes", "split": "test", "frames": 12, "videos": ["1", "2"]},
         "metrics": {"mean_dice": 0.5, "per_class": {"tool": {"dice": 0.25, "iou": None}}},
         "command": "python evaluate.py",
@@ -102,6 +105,10 @@ def test_finetuned_card(tmp_path):
         "Cholec80",
     ):
         assert expected in card.text
+    results["metrics"]["mean_dice"] = 1.7
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"results\.json: metrics\.mean_dice is 1\.7"):
+        finetuned_card(tmp_path / "model", "me/mine")
 
 
 def test_finetuned_card_knows_what_its_backbone_stands_on(tmp_path):

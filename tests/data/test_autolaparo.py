@@ -36,6 +36,7 @@ def test_phases(root):
     assert (row["labels"], row["video"], row["frame"], row["split"]) == (1, "21", 2, "test")
     assert second_of(row["image"]) == 2
     assert data.notes[0].startswith("Found 3 of 21 videos, 12 frames")
+    assert data.videos_are_public
     assert "Missing: 02, 03" in data.notes[0]
 
 

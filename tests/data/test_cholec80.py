@@ -44,6 +44,7 @@ def _column(split, name):
 def test_phases(root):
     data = load_classification("cholec80-phase", root)
     assert data.name == "cholec80-phase"
+    assert data.videos_are_public
     assert data.problem_type == "single_label_classification"
     assert data.frames_per_second == 1
     assert data.labels == PHASES

@@ -42,6 +42,7 @@ def _rows(data, split):
 def test_layout_and_endovit_split(root):
     data = cholecseg8k.load(root)
     assert data.name == "cholecseg8k"
+    assert data.videos_are_public
     assert len(data.labels) == len(set(data.colors)) == 13
     assert _rows(data, "train") == [("video01", i) for i in range(80, 160)] + [("video09", 2), ("video09", 10)]
     assert _rows(data, "validation") == [("video52", 160)]

@@ -44,7 +44,7 @@ def test_segmentation_sets_say_where_to_get_them(name, source, tmp_path):
 
 def _samples(tmp_path, video="v", frames=(0, 1), labels=0):
     path = tmp_path / "frame.png"
-    Image.new("L", (3, 2), 100).save(path)
+    Image.new("L", (12, 8), 100).save(path)
     return [FrameSample(path, labels, video, frame) for frame in frames]
 
 
@@ -88,7 +88,7 @@ def _collate(rows):
 @pytest.mark.parametrize(("labels", "problem_type"), [(1, SINGLE), ((0.5, 1.0), MULTI)])
 def test_rows_reach_the_workers_of_a_data_loader_and_survive_pickling(tmp_path, labels, problem_type):
     split = build_splits({"train": _samples(tmp_path, labels=labels)}, 2, problem_type)["train"]
-    expected = [[((3, 2), labels if problem_type == SINGLE else list(labels), "v")] * 2]
+    expected = [[((12, 8), labels if problem_type == SINGLE else list(labels), "v")] * 2]
     assert list(DataLoader(split, 2, collate_fn=_collate, num_workers=1)) == expected
     assert _collate(pickle.loads(pickle.dumps(split))) == expected[0]
 

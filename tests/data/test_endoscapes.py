@@ -48,6 +48,7 @@ def root(tmp_path):
 def test_layout(root):
     data = load_segmentation("endoscapes", root)
     assert data.name == "endoscapes"
+    assert data.videos_are_public
     assert data.labels[3:7] == ("cystic artery", "cystic duct", "gallbladder", "tool")
     assert len(data.labels) == len(set(data.colors)) == 7
     train = data.splits["train"]
@@ -164,7 +165,7 @@ def test_a_mask_of_another_size(root):
 
 def test_a_colour_mask(root):
     Image.new("RGB", (24, 16), (10, 20, 30)).save(root / "semseg" / "10_9.png")
-    with pytest.raises(ValueError, match=r"10_9\.png: its colour channels differ"):
+    with pytest.raises(ValueError, match=r"10_9\.png has color channels that differ"):
         load_segmentation("endoscapes", root)
 
 

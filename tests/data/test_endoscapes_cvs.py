@@ -58,6 +58,7 @@ def test_layout(root, source):
         _to_csv(root)
     data = load_classification("endoscapes-cvs", root)
     assert data.name == "endoscapes-cvs"
+    assert data.videos_are_public
     assert data.problem_type == "multi_label_classification"
     assert data.frames_per_second is None
     assert [label[:2] for label in data.labels] == ["C1", "C2", "C3"]

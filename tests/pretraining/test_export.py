@@ -168,3 +168,11 @@ def test_description():
     assert describe_pretraining(None, ["a"], 1, 9)["name"] == "unknown, continued on a"
     with pytest.raises(ValueError, match="at least one data set"):
         describe_pretraining(start, [], 1, 9)
+
+
+def test_weights_that_are_not_finite_are_not_exported(build, tmp_path):
+    model = build()
+    next(model.teacher.backbone.parameters()).data[0] = torch.inf
+    with pytest.raises(ValueError, match=r"the teacher: 1 of .* tensors hold NaN or infinite values"):
+        write(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

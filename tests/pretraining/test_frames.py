@@ -1,7 +1,9 @@
 import io
 import pickle
 import signal
+import struct
 import subprocess
+import zlib
 
 import numpy as np
 import pytest
@@ -231,6 +233,24 @@ class TestBrokenFrames:
         assert sample["bad"] == [str(folder / "a" / "5.jpg")]
         assert number_of(torch.tensor(sample["image"])) == 0  # after the last comes the first, not folder b
 
+    def test_a_frame_of_too_many_pixels_is_broken(self, folder):
+        """Its header alone would make the decoder ask for gigabytes."""
+        png = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(png, "PNG")
+        header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + png.getvalue()[24:29]
+        content = png.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + png.getvalue()[33:]
+        (folder / "a" / "5.jpg").write_bytes(content)
+        sample = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)[0, 0, 5]
+        assert sample["bad"] == [str(folder / "a" / "5.jpg")]
+
+    def test_orientation_tags_are_not_applied(self, folder):
+        """As in the original code."""
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (48, 40)).save(folder / "a" / "5.jpg", exif=exif)
+        sample = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)[0, 0, 5]
+        assert sample["image"].shape == (40, 48, 3)
+
     def test_names_travel_with_the_batch_through_workers(self, folder):
         dataset = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)
         loader = BatchLoader(dataset, 2, batch_sampler=FrameSampler(EpochOrder([8]), 4))
@@ -241,7 +261,7 @@ class TestBrokenFrames:
     def test_a_shard_without_any_whole_frame(self, folder, monkeypatch):
         (folder / "b" / "6.jpg").write_bytes(b"no picture either")
         dataset = FrameDataset([open_source("folder", str(folder))], CONFIG, 0)
-        with pytest.raises(OSError, match=r"2 frames .* from .*7.jpg to .*6.jpg .*cannot identify"):
+        with pytest.raises(OSError, match=r"2 frames .* from .*7.jpg to .*6.jpg .*its format is not known"):
             dataset[0, 0, 7]
         monkeypatch.setattr(frames, "MAX_TRIES", 1)
         with pytest.raises(OSError, match="1 frames"):

@@ -246,12 +246,18 @@ def test_any_arguments_can_be_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda content: content.pop("optimizer"), "no state of an optimiser"),
-        (lambda content: content["optimizer"]["state"].clear(), "no state of an optimiser"),
+        (lambda content: content.pop("optimizer"), "no state of an optimizer"),
+        (lambda content: content["optimizer"]["state"].clear(), "no state of an optimizer"),
         (lambda content: content["optimizer"]["param_groups"][0]["params"].pop(), "groups have"),
         (lambda content: content["optimizer"]["state"][0].pop("exp_avg"), "state 0 is not AdamW's"),
         (lambda content: content["optimizer"]["state"][0].update(exp_avg=torch.zeros(2)), r"exp_avg of .* is \(2,\)"),
-        (lambda content: content["optimizer"]["state"][1]["exp_avg_sq"].fill_(np.nan), "not finite"),
+        (lambda content: content["optimizer"]["state"][1]["exp_avg_sq"].fill_(np.nan), "hold NaN .* is exp_avg_sq of"),
+        (lambda content: content["optimizer"]["state"].update({0: [1]}), "state 0 is not AdamW's"),
+        (lambda content: content["optimizer"]["state"][0].update(exp_avg=3), "exp_avg of .* is not a tensor"),
+        (lambda content: content["optimizer"]["state"][0].update(step=torch.ones(2)), "step of .* is not a number"),
+        (lambda content: content["optimizer"]["param_groups"][0].update(params=3), "do not list the positions"),
+        (lambda content: content["optimizer"]["param_groups"][0].update(betas=(0.9,)), "options are unusable"),
+        (lambda content: content["optimizer"]["param_groups"][0].update(amsgrad=True), "state 0 is not AdamW's"),
     ],
 )
 def test_unusable_moments_are_reported(change, reason, training, tmp_path):
@@ -308,7 +314,10 @@ def test_the_file_may_go(training, tmp_path):
             lambda c: c["teacher"].update({"backbone.norm.bias": torch.ones(3)}),
             r"teacher: backbone\.norm\.bias is \(3,\), expected \(64,\)",
         ),
-        (lambda c: c["student"]["module.head.mlp.0.bias"].fill_(np.inf), r"student: head\.mlp\.0\.bias has NaN"),
+        (
+            lambda c: c["teacher"].update({"backbone.norm.bias": torch.ones(64, dtype=torch.int64)}),
+            r"teacher: backbone\.norm\.bias has dtype torch\.int64, expected torch\.float32",
+        ),
         (lambda c: c["dino_loss"].update(center=torch.ones(1, 5)), r"dino_loss: center is \(1, 5\)"),
     ],
 )
@@ -323,6 +332,56 @@ def test_what_does_not_fit_is_refused_whole(change, message, tmp_path):
     with pytest.raises(ValueError, match=message + r"[\s\S]*Nothing was loaded"):
         load_dino_checkpoint(tmp_path / "bad.pth", model, optimizer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e300])
+def test_weights_that_are_not_finite_are_refused(value, tmp_path):
+    training = OriginalTraining(tiny())
+    save_content(tmp_path / "good.pth", training.content(**ARGS))
+    model, _ = build(tmp_path / "good.pth")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    content = training.content(**ARGS)
+    # 1e300 is finite in the file's float64, but not in the model's float32
+    content["student"]["module.head.mlp.0.bias"] = torch.full((16,), value, dtype=torch.float64)
+    save_content(tmp_path / "bad.pth", content)
+    with pytest.raises(ValueError, match=r"bad\.pth: 1 of .* NaN .* is student\.head\.mlp\.0\.bias"):
+        load_dino_checkpoint(tmp_path / "bad.pth", model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def _rename_block(content):
+    """Make the teacher's only block of stage 0 one that follows 99,999,999 others."""
+    for name in [name for name in content["teacher"] if name.startswith("backbone.stages.0.")]:
+        content["teacher"][name.replace("stages.0.0", "stages.0.99999999")] = content["teacher"].pop(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c["teacher"].update({"backbone.downsample_layers.0.conv.weight": torch.ones(10**6, 1, 1, 1)}),
+            "not a sound caformer_s18",
+        ),
+        (
+            lambda c: c["teacher"].update({"backbone.downsample_layers.0.conv.weight": torch.empty(2**60, 0, 1, 1)}),
+            "holds no whole caformer_s18",
+        ),
+        (_rename_block, "holds no whole caformer_s18"),
+        (lambda c: c["student"].update({"module.head.last_layer.weight_v": torch.ones(10**6, 1)}), "do not fit"),
+        (lambda c: c["student"].update({"module.head.last_layer.weight_v": torch.ones(())}), "do not fit"),
+        (lambda c: c["student"].update({"module.head.mlp.0.weight": torch.ones(10**6, 1)}), "do not fit"),
+        (lambda c: setattr(c["args"], "drop_path_rate", [0.1]), "drop_path_rate in its args is .*int or float"),
+        (lambda c: setattr(c["args"], "epochs", "x"), "epochs in its args is 'x', expected int"),
+        (lambda c: setattr(c["args"], "local_crops_number", None), "local_crops_number in its args"),
+    ],
+)
+def test_no_model_is_built_of_sizes_that_the_tensors_do_not_have(change, message, tmp_path):
+    content = OriginalTraining(tiny()).content(**ARGS)
+    change(content)
+    save_content(tmp_path / "bad.pth", content)
+    checkpoint = read_dino_checkpoint(tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match=rf"(?s)bad\.pth.*{message}"):
+        backbone_config(checkpoint), dino_settings(checkpoint), crop_settings(checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,21 @@ def scribbled(root):
     (root / "a.tar").write_bytes(content[:header] + b"\xff" * 512 + content[header + 512 :])
 
 
+def latin_names(root):
+    """A zip that calls its names UTF-8, which they are not."""
+    pictures.write_zip(root / "a.zip", {"n\u00e4h.jpg": FRAMES["video0/00.jpg"]})
+    content = (root / "a.zip").read_bytes()
+    (root / "a.zip").write_bytes(content.replace("n\u00e4h".encode(), b"n\xe4\xe4h"))
+
+
+def later_version(root):
+    """A zip that needs version 9.9 of the format."""
+    pictures.write_zip(root / "a.zip", FRAMES)
+    content = (root / "a.zip").read_bytes()
+    place = content.index(b"PK\1\2") + 6
+    (root / "a.zip").write_bytes(content[:place] + b"\x63" + content[place + 1 :])
+
+
 @pytest.mark.parametrize(
     ("dataset", "make", "message"),
     [
@@ -193,6 +208,8 @@ def scribbled(root):
         ("shards", cut("tar", 0), "cannot be read as an uncompressed tar"),
         ("shards", scribbled, "no header at byte"),
         ("shards", cut("zip", 0), "cannot be read .*copy it again"),
+        ("shards", latin_names, r"a\.zip cannot be read .*utf-8"),
+        ("shards", later_version, r"a\.zip cannot be read .*version 9\.9"),
         ("parquet", images, "found 10 .jpg; .*--dataset folder"),
     ],
 )

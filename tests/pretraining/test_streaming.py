@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from surgenet_hf.pretraining.augmentation import CropConfig
+from surgenet_hf.pretraining.feed import Feed
 from surgenet_hf.pretraining.frames import FrameDataset, collate, unpack_images
 from surgenet_hf.pretraining.sources import FrameArguments, open_source
 from surgenet_hf.pretraining.streaming import StreamLoader, open_stream
@@ -62,6 +63,12 @@ def test_a_pass_of_two_processes_of_two_workers_has_every_frame_once(parquet, tm
         passes.append(seen)
     assert passes[0] != passes[1]
     assert passes[0] != sorted(passes[0])
+
+
+def test_a_local_folder_is_named_by_its_last_part(parquet):
+    """The names go into the model and its card; the path would identify the user."""
+    args = FrameArguments([parquet], streaming=True, frames_per_epoch=24, shuffle_buffer=8)
+    assert Feed(args, CONFIG, seed=0, batch_size=4).names == ["data"]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])

@@ -461,6 +461,71 @@ def test_without_network(tmp_path, browser):
     assert not list(server.files.iterdir())  # by SIGTERM
 
 
+# Names of files that the test makes: with the first, whatever is written finds the disk full; the second counts.
+FULL_DISK = """
+import errno, sys
+from pathlib import Path
+import app, demo, keeping, models
+from gradio import route_utils
+from PIL import Image
+
+flag, demo.DEMO_STEPS = Path(sys.path[0] or ".") / {flag!r}, 3
+def failing(function):
+    def fail(*args, **kwargs):
+        if flag.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return function(*args, **kwargs)
+    return fail
+route_utils.NamedTemporaryFile = failing(route_utils.NamedTemporaryFile)
+Image.Image.save = failing(Image.Image.save)
+keeping.MAX_FOLDER_BYTES = 40 * 2**20
+app.serve(app.build(models.ModelStore({models!r})))
+"""
+
+
+def test_a_disk_that_is_full_and_uploads_without_end(models, tmp_path):
+    flag = tmp_path / "full"
+    code = FULL_DISK.format(flag=str(flag), models=[str(models.segmentation), str(models.backbone)])
+    server = start(["-c", code], tmp_path / "server")
+    address = f"{server.url}gradio_api/upload"
+    try:
+
+        def ask(name, *data):
+            """The end of an answer, without gradio_client, which would upload the file again."""
+            call = f"{server.url}gradio_api/call/{name}"
+            event = httpx.post(call, json={"data": data}).json()["event_id"]
+            return httpx.get(f"{call}/{event}", timeout=60).text
+
+        uploaded = httpx.post(address, files={"files": ("a.jpg", EXAMPLES[0].read_bytes())}).json()[0]
+        frame = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+        flag.touch()
+        answer = httpx.post(address, files={"files": ("b.jpg", EXAMPLES[1].read_bytes())})
+        assert (answer.status_code, answer.text[:28]) == (507, "The disk of this server is f")
+        assert "disk of this server is full" in ask("segment", frame, "organs")  # a file of the demo's own
+        assert "disk of this server is full" in ask("features", frame, None, "backbone")  # one that gradio makes
+        flag.unlink()
+        assert "event: complete" in ask("features", frame, None, "backbone")
+
+        answers = [
+            httpx.post(address, files={"files": (f"{number}.png", bytes([number]) * 8 * 2**20)}) for number in range(6)
+        ]
+        assert {answer.status_code for answer in answers[:3]} == {200}
+        assert answers[-1].status_code == 507
+        assert "try again in a few minutes" in answers[-1].text
+        files = [path.stat().st_size for path in server.files.rglob("*") if path.is_file()]
+        assert sum(files) < 40 * 2**20
+        assert "event: complete" in ask("features", frame, None, "backbone")  # what there is still works
+
+        def in_pieces():
+            yield b"x"
+
+        assert httpx.post(address, content=in_pieces()).status_code == 411
+        two = [("files", (f"{number}.mp4", bytes(60 * 2**20))) for number in range(2)]
+        assert httpx.post(address, files=two).status_code == 413
+    finally:
+        stop(server)
+
+
 def break_off_an_upload(server) -> None:
     """As a browser that is closed in the midst of it; gradio leaves what has come."""
     head = (

@@ -1,11 +1,19 @@
 """What may be loaded: checked before anything is downloaded or built."""
 
+import errno
 import json
 import math
 import shutil
+import struct
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+import transformers.modeling_utils
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
@@ -116,7 +124,7 @@ def test_weights_that_are_not_finite(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["decode_head.classifier.bias"][0] = math.nan
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(Refused, match=r"not all finite \(decode_head\.classifier\.bias\)"):
+    with pytest.raises(Refused, match=r"NaN or infinite values, the first is decode_head\.classifier\.bias"):
         folders.load_folder(folder, "name")
 
 
@@ -152,6 +160,243 @@ def test_code_of_a_folder_is_not_run(folder, tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+def fetch(hub, folder, into, **files):
+    """What the demo does with the id of a repository that holds the files of a folder and others."""
+    publish(hub, folder, **files)
+    folders.download("someone/model", into)
+    return folders.load_folder(into, "someone/model")
+
+
+def same_answers(loaded, folder) -> bool:
+    """Whether a model computes what the one saved in a folder does, and returns it in the same form."""
+    expected = SurgeNetForSemanticSegmentation.from_pretrained(folder)
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return torch.equal(loaded.model(pixels).logits, expected(pixels).logits)
+
+
+@pytest.mark.parametrize("place", ["../owner/model.safetensors", "absolute", "/dev/null", "evil.safetensors", "."])
+def test_an_index_names_only_the_weights_of_its_repository(hub, client, folder, models, tmp_path, place):
+    """The owner's private models are files of the same server."""
+    shutil.copytree(models.segmentation, tmp_path / "owner")
+    place = str(tmp_path / "owner" / "model.safetensors") if place == "absolute" else place
+    weight_map = dict.fromkeys(load_file(folder / "model.safetensors"), place)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
+    with pytest.raises(Refused, match=r"is not one of its weight files|files are damaged"):
+        fetch(hub, folder, tmp_path / "into", **{"model.safetensors.index.json": index})
+
+
+def test_weights_in_several_files(hub, client, models, folder, tmp_path):
+    model = SurgeNetForSemanticSegmentation.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert same_answers(fetch(hub, folder, tmp_path / "into"), models.segmentation)
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 10**5])
+def test_damaged_indices(folder, index):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(Refused, match="files are damaged"):
+        folders.load_folder(folder, "name")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.float8_e4m3fn])
+def test_weights_that_are_no_floating_point_numbers(folder, dtype):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["decode_head.classifier.bias"] = tensors["decode_head.classifier.bias"].to(dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Refused, match=r"must be floating-point numbers.*decode_head\.classifier\.bias"):
+        folders.load_folder(folder, "name")
+
+
+@pytest.mark.parametrize(
+    ("length", "header", "message"),
+    [
+        (2**21, b" " * 2**21, "the header of model.safetensors is larger"),
+        (2**40, b"", "the header of model.safetensors is larger"),
+        (
+            None,
+            b'{"a": {"dtype": "F32", "shape": [1000000000], "data_offsets": [0, 4000000000]}}',
+            "files are damaged",
+        ),
+        (None, b'{"a": {"dtype": "F32", "shape": [1000000000], "data_offsets": [0, 4]}}', "files are damaged"),
+        (None, b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}', "files are damaged"),
+    ],
+)
+def test_headers_of_weights(folder, length, header, message):
+    """What a header declares beyond its file is refused by safetensors."""
+    prefix = struct.pack("<Q", len(header) if length is None else length)
+    (folder / "model.safetensors").write_bytes(prefix + header + bytes(4))
+    with pytest.raises(Refused, match=message):
+        folders.load_folder(folder, "name")
+
+
+HOSTILE_SETTINGS = {
+    "return_dict": False,
+    "torchscript": True,
+    "output_hidden_states": True,
+    "output_attentions": True,
+    "dtype": "int8",
+    "device": "meta",
+    "auto_map": {"AutoConfig": "evil.Config"},
+    "_name_or_path": "/etc",
+    "transformers_weights": "adapter_model.safetensors",
+    "base_model_name_or_path": "/etc",
+    "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "fusion_config": {"a": 1},
+    "tie_word_embeddings": True,
+    "_attn_implementation": "someone/kernel",
+    "use_return_dict": 1,
+    "num_parameters": 1,
+}
+
+
+@pytest.mark.parametrize("key", HOSTILE_SETTINGS)
+def test_settings_that_would_change_what_a_model_returns(folder, models, key):
+    change(folder, **{key: HOSTILE_SETTINGS[key]})
+    assert same_answers(folders.load_folder(folder, "name"), models.segmentation)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"device": "meta"},
+        {"return_tensors": "np"},
+        {"data_format": "channels_last"},
+        {"input_data_format": "channels_last"},
+        {"post_process_semantic_segmentation": 1, "preprocess": 1},
+        {"image_processor_type": "evil.Processor", "auto_map": {"AutoImageProcessor": "evil.Processor"}},
+    ],
+)
+def test_settings_that_would_change_what_a_processor_returns(folder, models, extra):
+    change(folder, "preprocessor_config.json", **extra)
+    image = torch.rand(3, 80, 70, generator=torch.Generator().manual_seed(0))
+    processors = [folders.load_folder(path, "name").processor for path in (folder, models.segmentation)]
+    pixels = [processor(image, do_rescale=False, return_tensors="pt")["pixel_values"] for processor in processors]
+    assert torch.equal(*pixels)
+    assert processors[0].post_process_semantic_segmentation
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"do_center_crop": True, "crop_size": {"height": 10**6, "width": 10**6}},
+        {"do_pad": True, "pad_size": {"height": 10**6, "width": 10**6}},
+        {"size": {"height": 64, "width": 64, "shortest_edge": 10**6}},
+    ],
+)
+def test_processors_that_would_make_huge_pictures(folder, extra):
+    change(folder, "preprocessor_config.json", **extra)
+    with pytest.raises(Refused, match=r"crops or pads|works on pictures of|preprocessor_config"):
+        folders.load_folder(folder, "name")
+
+
+def test_models_that_are_too_slow(folder, monkeypatch):
+    """Refused before the weights are read, by the operations that a frame takes."""
+    (folder / "model.safetensors").unlink()
+    change(folder, segmentation_channels=512, pyramid_channels=512)
+    change(folder, "preprocessor_config.json", size={"height": 1024, "width": 1024})
+    with pytest.raises(Refused, match=r"too slow.* a frame of 1024 x 1024 pixels takes it \d+ billion .* Up to 500"):
+        folders.load_folder(folder, "name")
+    change(folder, depths=[9, 1, 1, 1])
+    with pytest.raises(Refused, match="depths must be four numbers, from 1 to 8, 16, 64, 16"):
+        folders.load_folder(folder, "name")
+
+
+def test_dense_features_may_be_too_slow(folder, monkeypatch):
+    """They are computed at a size of their own, whatever the image processor says."""
+    monkeypatch.setattr(folders, "MAX_FLOPS", 1e8)
+    with pytest.raises(Refused, match=r"too slow.* a frame of 640 x 640 pixels"):
+        folders.load_folder(folder, "name")
+
+
+def test_only_the_files_of_a_model_are_used(hub, client, folder, models, tmp_path):
+    """Others in the repository could name a base model, another processor, or code."""
+    text = json.dumps({"base_model_name_or_path": str(models.segmentation), "peft_type": "LORA", "r": 8})
+    evil = json.dumps({"image_processor": {"size": {"height": 32, "width": 32}}})
+    files = {"adapter_config.json": text, "processor_config.json": evil, "adapter_model.safetensors": b"x"}
+    files |= {"generation_config.json": "[", "tokenizer.json": "[", "custom_generate/generate.py": "raise SystemExit"}
+    loaded = fetch(hub, folder, tmp_path / "into", **files)
+    assert same_answers(loaded, models.segmentation)
+    assert loaded.processor.size["height"] == 64
+    downloaded = {path.name for path in (tmp_path / "into").iterdir() if path.is_file()}
+    assert downloaded == {"config.json", "preprocessor_config.json", "model.safetensors"}
+
+
+opened = []  # by this process, while the test below runs
+sys.addaudithook(lambda event, args: event == "open" and watched and opened.append(str(args[0])))
+watched = False
+PLACES = ["../owner/model.safetensors", "model-00001-of-00001.safetensors", "model.safetensors", "/dev/zero", "..", ""]
+VALUES = st.one_of(
+    st.sampled_from(
+        [*PLACES, None, True, 0, -1, 10**30, math.nan, math.inf, 1e-320, [], {}, [[]], {"a": 1}, [64] * 4]
+    ),
+    st.sampled_from(["surgenet", "surgenet_phase", "SurgeNetModel", "pvt_v2_b2", "regression"]),
+    st.dictionaries(st.sampled_from(["0", "1", "a", "height", "width"]), st.integers(0, 10**6), max_size=3),
+    st.lists(st.integers(-1, 10**6), max_size=4),
+    st.text(max_size=5),
+)
+CONFIG = st.sampled_from(
+    "model_type architectures backbone backbone_config depths hidden_sizes num_labels id2label problem_type "
+    "pretraining num_stages frames_per_second pyramid_channels".split()
+    + list(HOSTILE_SETTINGS)
+)
+PROCESSOR = st.sampled_from(
+    [*folders.PROCESSOR_SETTINGS, "device", "crop_size", "do_center_crop", "default_to_square"]
+)
+INDEX = st.one_of(
+    VALUES,
+    st.fixed_dictionaries({"metadata": st.sampled_from([{}, 1])}, optional={"weight_map": VALUES}),
+    st.fixed_dictionaries(
+        {"metadata": st.just({}), "weight_map": st.dictionaries(st.text(max_size=3), st.sampled_from(PLACES))}
+    ),
+    st.sampled_from(PLACES),  # for all tensors
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    config=st.dictionaries(CONFIG, VALUES, max_size=2),
+    processor=st.dictionaries(PROCESSOR, VALUES, max_size=1),
+    index=st.none() | INDEX,
+)
+def test_hostile_folders_load_or_are_refused(models, tmp_path_factory, config, processor, index):
+    """No other exception, and no file outside of the folder is read."""
+    global watched
+    root = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
+    shutil.copytree(models.segmentation, root / "owner")
+    folder = shutil.copytree(models.segmentation, root / "model")
+    change(folder, **config)
+    change(folder, "preprocessor_config.json", **processor)
+    if index is not None:
+        if isinstance(index, str):
+            names = load_file(folder / "model.safetensors")
+            index = {"metadata": {}, "weight_map": dict.fromkeys(names, index)}
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    read, real = [], transformers.modeling_utils.safe_open
+    patch = pytest.MonkeyPatch()
+    patch.setattr(
+        transformers.modeling_utils, "safe_open", lambda file, **more: read.append(str(file)) or real(file, **more)
+    )
+    opened.clear()
+    watched = True
+    try:
+        folders.load_folder(folder, "name")
+    except Refused:
+        pass
+    finally:
+        watched = False
+        patch.undo()
+        shutil.rmtree(root)
+    outside = [path for path in opened if path.startswith((str(root), "/dev/zero")) and Path(path).parent != folder]
+    assert not outside
+    assert all(Path(path).parent == folder and ".." not in path for path in read)
+
+
 def test_from_the_hub(hub, client, folder, tmp_path):
     publish(hub, folder, **{"evil.py": "raise SystemExit", "training_args.bin": b"\x80"})
     into = tmp_path / "into"
@@ -171,16 +416,32 @@ def test_too_large_or_incomplete_on_the_hub(hub, client, folder, tmp_path, monke
     publish(hub, folder, "someone/bare", without=("preprocessor_config.json",))
     publish(hub, folder, "someone/long", **{"config.json": " " * (folders.MAX_CONFIG_BYTES + 1)})
     publish(hub, folder, "someone/large")
+    index = " " * (folders.MAX_CONFIG_BYTES + 1)
+    publish(hub, folder, "someone/index", **{"model.safetensors.index.json": index})
+    shards = {f"model-{i:05d}-of-00040.safetensors": b"x" for i in range(1, 41)}
+    publish(hub, folder, "someone/shards", **shards)
     monkeypatch.setattr(folders, "MAX_BYTES", 1000)
     for name, message in {
         "bin": "no weights in the safetensors format",
         "bare": "no preprocessor_config.json",
         "long": "larger than that of any",
         "large": "models may have up to",
+        "index": "larger than that of any",
+        "shards": "has 43 files",
     }.items():
         with pytest.raises(Refused, match=message):
             folders.download(f"someone/{name}", tmp_path / name)
     assert not hub.matching("resolve|GET /lfs")
+
+
+def test_a_full_disk_is_not_the_hubs_fault(hub, client, folder, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    publish(hub, folder)
+    monkeypatch.setattr(folders.HfApi, "snapshot_download", fail)
+    with pytest.raises(Refused, match="disk of this server is full"):
+        folders.download("someone/model", tmp_path)
 
 
 def test_what_the_hub_does_not_have(hub, client, folder, tmp_path):

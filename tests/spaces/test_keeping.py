@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +44,43 @@ def test_folders_go_with_their_processes(tmp_path, other, killed):
     else:
         other.communicate("\n")
     assert [path.name for path in tmp_path.iterdir()] == ["gradio"]
+
+
+def test_room_is_made_from_the_oldest(tmp_path, monkeypatch):
+    """Until there is enough; never from files to keep, nor from those that may be in use."""
+    monkeypatch.setattr(keeping, "MAX_FOLDER_BYTES", 4000)
+    monkeypatch.setattr(keeping, "MIN_FILE_BYTES", 1000)
+    names = ["example.png", "oldest.png", "older.png", "busy.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")  # counts for 1000
+        time.sleep(0.05)
+    busy = (tmp_path / "busy.png").lstat().st_ctime
+    monkeypatch.setattr(keeping.time, "time", lambda: busy + keeping.BUSY_SECONDS - 0.01)
+    keep = {tmp_path / "example.png"}
+
+    def left():
+        return [name for name in names if (tmp_path / name).exists()]
+
+    assert keeping.make_room(tmp_path, 0, keep)
+    assert left() == names
+    assert keeping.make_room(tmp_path, 1000, keep)
+    assert left() == ["example.png", "older.png", "busy.png"]
+    monkeypatch.setattr(keeping.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    assert keeping.make_room(tmp_path, 0, keep)
+    assert left() == ["example.png", "older.png", "busy.png"]
+    assert keeping.make_room(tmp_path, 500, keep)  # on a disk that others have filled
+    assert left() == ["example.png", "busy.png"]
+    assert not keeping.make_room(tmp_path, 2001, keep)
+    assert left() == ["example.png", "busy.png"]
+
+
+def test_uploads_under_way_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(keeping, "MAX_FOLDER_BYTES", 1000)
+    sweeper = keeping.Sweeper(tmp_path, 1800)
+    assert sweeper.reserve(600)
+    assert not sweeper.reserve(600)
+    sweeper.release(600)
+    assert sweeper.reserve(600)
 
 
 def test_sweeping(tmp_path, monkeypatch):

@@ -2,13 +2,15 @@
 
 import io
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import tests.spaces.running  # noqa: F401  (puts the demo's modules on the path)
 
@@ -246,6 +248,52 @@ def test_a_clip_of_too_many_frames_a_second(tmp_path):
 def test_so_many_frames_and_no_more(tmp_path, monkeypatch):
     monkeypatch.setattr(media, "MAX_FRAMES", 7)
     assert len(list(media.read_frames(write_clip(tmp_path / "a.mp4"), 5))) == 7
+
+
+def test_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    """Each takes a lot of memory until it is shrunk."""
+    picture(480, 640).save(tmp_path / "a.png")
+    at_work, most = [], []
+    load, shrink = PngImagePlugin.PngImageFile.load, Image.Image.thumbnail
+
+    def loading(image):
+        if id(image) not in at_work:
+            at_work.append(id(image))
+        most.append(len(at_work))
+        time.sleep(0.05)
+        return load(image)
+
+    def shrinking(image, *arguments):
+        shrink(image, *arguments)
+        at_work.pop()
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", loading)
+    monkeypatch.setattr(Image.Image, "thumbnail", shrinking)
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(media.read_image, [upload(tmp_path / "a.png")] * 4))
+    assert [image.size for image in images] == [(640, 480)] * 4
+    assert max(most) == 1
+
+
+def write_film(picture) -> None:
+    with media.film(2) as (add, _):
+        for _ in range(20):
+            add(picture)
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    """Said in plain words, and no part of a result is left."""
+    monkeypatch.setattr(media, "new_file", lambda name: tmp_path / name)
+    for name in ("mask.png", "result.mp4"):
+        (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(media.Refused, match="The disk of this server is full"), media.full_disk():
+        media.write_mask(np.zeros((300, 400), np.uint8), [(0, 0, 0)])
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    with pytest.raises(media.Refused, match="The disk of this server is full"), media.full_disk():
+        write_film(noise)
+    assert not (tmp_path / "result.mp4").is_symlink()
+    with pytest.raises(FileNotFoundError), media.full_disk():  # other errors stay what they are
+        (tmp_path / "missing").read_bytes()
 
 
 def test_results(tmp_path, monkeypatch):

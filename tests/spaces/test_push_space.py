@@ -241,12 +241,43 @@ def test_without_push_it_is_built_and_the_hub_untouched(hub, client, folder, tmp
     assert not [request for request in hub.requests if request.method != "GET"]
 
 
+STRAY = (
+    ".env",
+    "prod.env",
+    "app.py~",
+    "app.py.orig",
+    "#app.py#",
+    "app.cpython-311.pyc",
+    "run.log",
+    "data.csv",
+    "core",
+)
+
+
+def test_stray_files_stay_here(tmp_path, monkeypatch):
+    """Settings with passwords, what editors and crashes leave, and caches; in the app and in the package."""
+    for source in ("spaces/surgenet-demo", "surgenet_hf"):
+        shutil.copytree(ROOT / source, tmp_path / "source" / source)
+        for name in (*STRAY, "__pycache__/app.py", ".idea/app.py"):
+            path = tmp_path / "source" / source / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("password")
+    shutil.copy(ROOT / "LICENSE", tmp_path / "source")
+    monkeypatch.setattr(push_space, "ROOT", tmp_path / "source")
+    push_space.prepare_space(tmp_path / "clean")
+    built = contents(tmp_path / "clean")
+    assert b"password" not in built.values()
+    assert {"app.py", "style.css", "requirements.txt", "surgenet_hf/py.typed", "LICENSE"} <= built.keys()
+    assert {"surgenet_hf/checkpoints/card_template.md", "examples/clip_1.mp4"} <= built.keys()
+
+
 def test_another_folder_is_not_replaced(hub, client, tmp_path, capsys):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "thesis.txt").write_text("three years")
     code, _ = run(["--repo_id", "surgenet/demo", "--output_dir", str(tmp_path)], capsys)
     assert "was not prepared by this script" in code
-    assert contents(tmp_path) == {"demo/thesis.txt": b"three years"}
+    assert contents(tmp_path / "demo") == {"thesis.txt": b"three years"}
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_build_that_fails_leaves_the_last_one(hub, client, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,204 @@
+"""The one reader of frames and masks: image files, or encoded images in memory.
+
+A frame is returned as an RGB PIL image with 8 bits per channel. Grayscale and palette images, CMYK, and 16-bit color
+PNGs are converted as PIL does it; transparency is dropped. Frames that PIL would convert to pure white or black
+(more than 8 bits in a single channel) are refused, as are frames that are very small or very large.
+
+Functions on opened images (`open_frame`, `decode_frame`, ...) raise a ValueError that says what is wrong; `naming`
+puts the name of the file before it. `read_frame` and the other functions that read do both.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from .names import require_unicode
+
+MIN_SIDE = 8  # pixels
+MAX_PIXELS = 89_478_485  # above this PIL warns of a decompression bomb; it raises an error only above twice as many
+
+Source = Path | bytes | dict  # a dict is a cell of an image column of `datasets`
+
+# What PIL raises about damaged files: mostly OSError, SyntaxError for PNG, and the others for TIFF and EXIF fields.
+_DAMAGE = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+def to_cell(source: Path | bytes) -> dict:
+    """Return the cell of an image column of `datasets` that holds the path of a file or its encoded bytes."""
+    if isinstance(source, bytes):
+        return {"path": None, "bytes": source}
+    return {"path": str(require_unicode(source)), "bytes": None}
+
+
+def read_cell(cell: bytes | dict | None) -> bytes:
+    """Read the encoded image in a cell of a table: its bytes, or those of the file that it names.
+
+    Raises:
+        OSError: the cell is empty, or its file cannot be read.
+    """
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if content is not None:
+        return content
+    if cell is None or not cell.get("path"):
+        raise OSError("the cell is empty")
+    if "://" not in cell["path"]:
+        return Path(cell["path"]).read_bytes()
+    import fsspec  # reads what `datasets` refers to: hf://, https://, members of archives
+
+    with fsspec.open(cell["path"], "rb") as file:
+        return file.read()
+
+
+def read_frame(source: Source, name: str | None = None) -> Image.Image:
+    """Read an upright RGB frame.
+
+    Args:
+        source: path of a file, an encoded image, or a cell with one of them.
+        name: what to call it in messages; default: the path.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read or cannot be used as a frame.
+    """
+    with naming(source, name):
+        return decode_frame(open_frame(_content(source)))
+
+
+def frame_size(source: Source, name: str | None = None) -> tuple[int, int]:
+    """Return the (width, height) of the frame that `read_frame` gives, after a check that it can be read.
+
+    JPEG is decoded at an eighth of its resolution. That is much faster, and still finds truncated files.
+    """
+    with naming(source, name):
+        image = open_frame(_content(source))
+        width, height = image.size
+        image.draft("RGB", (width // 8, height // 8))
+        decode_frame(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+
+def read_upright(source: Source, name: str | None = None) -> Image.Image:
+    """Read any image, such as a mask, in its own mode, turned as its orientation tag says."""
+    with naming(source, name):
+        return _load(open_image(_content(source)))
+
+
+class DecodeFrames:
+    """Transform of a data set that decodes the column "image"; a class, so that workers can pickle it."""
+
+    def __call__(self, batch: dict) -> dict:
+        if "image" in batch:  # not after select_columns without it
+            batch["image"] = [read_frame(cell) for cell in batch["image"]]
+        return batch
+
+
+@contextmanager
+def naming(source: Source, name: str | None = None) -> Iterator[None]:
+    """Put the name of an image before the errors about it, and turn those of the file system into ours.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or the block raised a ValueError about its content.
+    """
+    if name is None:
+        name = source.get("path") if isinstance(source, dict) else source if isinstance(source, Path) else None
+        name = name or "an image in memory"
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name} does not exist; put it back or remove it from the data") from error
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read ({error}); check its permissions, or replace it") from error
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Open an encoded image without decoding it.
+
+    Raises:
+        ValueError: not an image, or one with more than `MAX_PIXELS`.
+    """
+    try:
+        with _damage():
+            image = Image.open(io.BytesIO(content))
+        found = f"{image.width}x{image.height}"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        image, found = None, f"more than {2 * MAX_PIXELS:,}"
+    if image is None or image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"has {found} pixels; at most {MAX_PIXELS:,} are read: make it smaller")
+    return image
+
+
+def open_frame(content: bytes) -> Image.Image:
+    """Open an encoded frame without decoding it.
+
+    Raises:
+        ValueError: not an image, or one that cannot be used as a frame.
+    """
+    image = open_image(content)
+    if min(image.size) < MIN_SIDE:
+        raise ValueError(
+            f"has {image.width}x{image.height} pixels; a frame needs at least {MIN_SIDE} on each side: remove it or "
+            "replace it"
+        )
+    if image.mode.startswith(("I", "F")):  # PIL would clip its values at 255
+        raise ValueError(
+            f"has more than 8 bits per channel (mode {image.mode}); expected 8: scale its values to 0 to 255 and save "
+            "it with 8 bits"
+        )
+    return image
+
+
+def decode_frame(image: Image.Image, upright: bool = True) -> Image.Image:
+    """Decode an opened frame to RGB.
+
+    Args:
+        image: the opened frame.
+        upright: turn it as its orientation tag says.
+
+    Raises:
+        ValueError: the image is damaged.
+    """
+    image = _load(image, upright)
+    with _damage():
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _load(image: Image.Image, upright: bool = True) -> Image.Image:
+    with _damage():
+        image.load()
+        if upright and image.getexif().get(ExifTags.Base.Orientation) is not None:
+            return ImageOps.exif_transpose(image)
+        return image
+
+
+def _content(source: Source) -> bytes:
+    return source.read_bytes() if isinstance(source, Path) else read_cell(source)
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Turn what PIL raises about a damaged image into a ValueError. Only PIL's own work may run in the block."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise ValueError("cannot be read as an image (its format is not known); replace it or remove it") from error
+    except _DAMAGE as error:
+        raise ValueError(f"cannot be read as an image ({error}); replace it or remove it") from error

@@ -1,0 +1,112 @@
+"""Names of videos, frames and files, and the checks that keep the frames of a video in one split."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+WHY_BY_VIDEO = (
+    "splits are by video: neighbouring frames look alike, so a split of single frames would measure memory, "
+    "and its figures cannot be compared with any others"
+)
+
+# Invisible characters outside the categories of control and format characters (Default_Ignorable_Code_Point).
+_IGNORABLE = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff"
+)
+
+
+def printable(text: str | Path) -> str:
+    """Return a text or path in which bytes that are not UTF-8 are written as `\\xe9`."""
+    return os.fsencode(text).decode(errors="backslashreplace")
+
+
+def require_unicode(path: Path) -> Path:
+    """Return `path` if it is valid Unicode.
+
+    Raises:
+        ValueError: it is not, so that tables cannot hold it.
+    """
+    if not str(path).isascii() and printable(path) != str(path):
+        raise ValueError(f"the name of {printable(path)} is not valid UTF-8; rename it")
+    return path
+
+
+def frame_number(digits: str, where: str | Path) -> int:
+    """Convert the digits of a number in a file or its name; `where` is for the message.
+
+    Raises:
+        ValueError: the number does not fit into 64 bits, as the column `frame` needs.
+    """
+    # Python refuses to convert thousands of digits.
+    if len(digits) > 255 or int(digits) >= 2**63:
+        raise ValueError(
+            f"{where}: the number {digits[:24]}{'...' if len(digits) > 24 else ''} is too large; expected less "
+            "than 2^63: use a smaller number"
+        )
+    return int(digits)
+
+
+def number_in_name(path: Path) -> int | None:
+    """Return the number at the end of a file's name, without suffix; None if there is none."""
+    digits = re.search(r"\d+$", path.stem)
+    return frame_number(digits[0], path) if digits else None
+
+
+def named(items: Iterable[str], most: int = 8) -> str:
+    """Join the first of the items, for a message."""
+    items = list(items)
+    return ", ".join(items[:most]) + (f", ... ({len(items)} in all)" if len(items) > most else "")
+
+
+def require_distinct(names: Iterable[str], kind: str, where: str | Path = "") -> None:
+    """Raise ValueError if two different names look the same, as with an invisible character or another accent form.
+
+    Args:
+        names: the names; the same name may come several times.
+        kind: what they name, for the message.
+        where: the file that they are from, for the message.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(_visible(name), name)
+        if other != name:
+            first, second = sorted((other, name))
+            raise ValueError(
+                f"{_prefix(where)}two {kind} names look the same but differ, {first!a} and {second!a}; use one "
+                "spelling"
+            )
+
+
+def check_no_overlap(videos: Mapping[str, Iterable[str]], where: str | Path = "") -> None:
+    """Check that each video is in one split.
+
+    Args:
+        videos: `{split: its videos}`.
+        where: the file that they are from, for the message.
+
+    Raises:
+        ValueError: a video is in two splits, or the names of two videos look the same.
+    """
+    home: dict[str, str] = {}
+    for split, names in videos.items():
+        for name in sorted(names):
+            if home.setdefault(name, split) != split:
+                raise ValueError(
+                    f"{_prefix(where)}video {name!r} is in {home[name]} and in {split}, but {WHY_BY_VIDEO}"
+                )
+    require_distinct(home, "video", where)
+
+
+def _prefix(where: str | Path) -> str:
+    return f"{where}: " if str(where) else ""
+
+
+def _visible(name: str) -> str:
+    """Return what is seen of a name, in one form."""
+    for _ in range(2):  # normalization can turn a character into an invisible one
+        name = re.sub(f"[{_IGNORABLE}]", "", name)
+        name = "".join(character for character in name if unicodedata.category(character) not in ("Cc", "Cf"))
+        name = unicodedata.normalize("NFKC", name)
+    return name.strip()

@@ -1,0 +1,219 @@
+"""What may leave this machine: no token, no path beyond its last part, no name of the user's own videos.
+
+`results.json` and the models on this disk keep the real names. `checkpoints.publishing` passes everything through
+`Sanitizer` before it is uploaded.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from huggingface_hub import constants, get_token
+
+from .checkpoints.catalog import CATALOG, leakage_note
+
+MASK = "***"
+_TOKEN = re.compile(r"((?:hf|api_org)_)(?:[A-Za-z0-9]{16,}|(?:oauth|jwt)_[\w.-]+)")
+_CREDENTIAL = re.compile(r"(?i)(bearer\s+|--[\w-]*token[ =])[^\s\"']+")  # tokens of another form than the Hub's
+_TOKEN_BYTES = re.compile(rb"(?:hf|api_org)_(?:[A-Za-z0-9]{30,}|(?:oauth|jwt)_[\w.-]{30,})")
+
+_SEPARATOR = re.compile(r"[/\\]")
+_ABSOLUTE = re.compile(r"(?<![\w.)\]])[/\\]\w")
+_HOME = re.compile(r"(?i)(/home|/users|[a-z]:[/\\]users)[/\\][^/\\]+[/\\]*|/root/*")
+# the form of `config.pretraining["name"]`, see `checkpoints.catalog.pretraining_name`, and what separates its parts
+_PRETRAINING = re.compile(r"^DINO on |, continued on ")
+_LISTED = re.compile(r"(, continued on | \+ |^DINO on )")
+_OPTION = re.compile(r"(--?[A-Za-z][\w-]*=)(.*)", re.DOTALL)
+_SPLIT_PROTOCOL = re.compile(r"\d+(/\d+)+")  # e.g. 32/8/40, the value of --data_split
+
+# contain a slash but tell nothing of the user
+_PUBLIC = frozenset(
+    text
+    for entry in CATALOG
+    for text in (entry.repo_id, entry.upstream_repo, f"{entry.upstream_repo}/{entry.teacher_file}")
+)
+# shorter names also occur as ordinary words and numbers of a text
+_SHORTEST_IN_TEXT = 4
+_WITHOUT_VIDEOS = ("schema", "task", "seed", "metrics", "intervals", "bootstrap", "versions")
+_SALT_BYTES = 32
+
+
+def mask_tokens(text: str) -> str:
+    """Replace access tokens in a text by `MASK`: those of the Hub, HF_TOKEN, and what follows "Bearer" or --...token.
+
+    For everything that is printed, logged or recorded and may quote a command line or an answer of the Hub.
+    """
+    token = os.environ.get("HF_TOKEN")
+    if token:
+        text = text.replace(token, MASK)
+    return _CREDENTIAL.sub(rf"\g<1>{MASK}", _TOKEN.sub(rf"\g<1>{MASK}", text))
+
+
+def check_no_tokens(folder: Path) -> None:
+    """Refuse a folder in which the name or the content of a file holds an access token.
+
+    Raises:
+        ValueError: names the file, but does not quote the token.
+    """
+    token = get_token()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        content = name.encode() + b"\0" + path.read_bytes()
+        if (token and token.encode() in content) or _TOKEN_BYTES.search(content):
+            raise ValueError(
+                f"{mask_tokens(name)} holds an access token, and a published token can be used by anyone; remove it "
+                "from the source of this file, and replace the token at https://huggingface.co/settings/tokens"
+            )
+
+
+def last_part(path: str) -> str:
+    """Return the last component of a path of any system; of a home folder, whose name is the user's, "~"."""
+    if _HOME.fullmatch(path):
+        return "~"
+    return next((part for part in reversed(_SEPARATOR.split(path)) if part), "")
+
+
+class Sanitizer:
+    """Removes from texts, lists and dictionaries what identifies a user or a video; numbers stay as they are.
+
+    A text that contains a path separator is taken for a path, of which only the last component is kept. So nothing
+    before the last separator survives, whatever it is.
+
+    Args:
+        names: {name of a video: what stands for it}. In texts, names of at least 4 characters are replaced wherever
+            they occur; shorter ones only where they are the whole text.
+        kept: texts that stay as they are, such as the names of classes.
+    """
+
+    def __init__(self, names: Mapping[str, str], kept: Collection[str] = ()):
+        self.names = dict(names)
+        self.kept = _PUBLIC | frozenset(kept)
+        longest_first = sorted((name for name in names if len(name) >= _SHORTEST_IN_TEXT), key=len, reverse=True)
+        self._in_text = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def value(self, value):
+        """Sanitize a value of JSON, keys included."""
+        if isinstance(value, dict):
+            return self._dictionary(value)
+        if isinstance(value, list | tuple):
+            return [self.value(item) for item in value]
+        return self.text(value) if isinstance(value, str) else value
+
+    def text(self, text: str) -> str:
+        """Sanitize a text that may be a path, or a list of data sets as in the name of a pretraining."""
+        if text in self.kept:
+            return text
+        if text in self.names:
+            return self.names[text]
+        text = mask_tokens(self._rename(text))
+        if _PRETRAINING.search(text):
+            return "".join(part if _LISTED.fullmatch(part) else self._path(part) for part in _LISTED.split(text))
+        return self._path(text)
+
+    def command(self, command: str) -> str:
+        """Sanitize a command line, argument by argument."""
+        try:
+            arguments = shlex.split(command)
+        except ValueError:  # an open quote: not a command line as `evaluation` records it
+            return self.text(command)
+        cleaned = []
+        for previous, argument in zip(["", *arguments], arguments, strict=False):
+            option, value = match.groups() if (match := _OPTION.fullmatch(argument)) else ("", argument)
+            is_split = (option.rstrip("=") or previous).replace("-", "_") == "__data_split"
+            if not (is_split and _SPLIT_PROTOCOL.fullmatch(value)):
+                value = self.text(value)
+            cleaned.append(self._rename(option) + value)
+        return mask_tokens(shlex.join(cleaned))
+
+    def _dictionary(self, values: dict) -> dict:
+        cleaned = {}
+        for key, item in values.items():
+            name = self.text(key)
+            while name in cleaned:  # two paths with one last component
+                name += "'"
+            cleaned[name] = self.value(item)
+        return cleaned
+
+    def _rename(self, text: str) -> str:
+        return self._in_text.sub(lambda match: self.names[match[0]], text) if self._in_text else text
+
+    def _path(self, text: str) -> str:
+        return last_part(text) if _SEPARATOR.search(text) and text not in self.kept else text
+
+
+def neutral_names(results: dict) -> dict[str, str]:
+    """Return {name of a video: "video_001", ...} for the user's own videos, in the order of the results file.
+
+    Empty where the names are those of a public data set (`data.videos_are_public`), or neutral already.
+    """
+    data = results["data"]
+    if data.get("videos_are_public") or "video_hashes" in data:
+        return {}
+    videos = dict.fromkeys([*(data.get("videos") or ()), *(results.get("per_video") or ())])
+    return {name: f"video_{number:03d}" for number, name in enumerate(videos, start=1)}
+
+
+def sanitize_results(results: dict, model_name: str, names: Mapping[str, str]) -> dict:
+    """Return results as they may be published; `names` are those of `neutral_names`, or {} to keep the videos' names.
+
+    Notes on the user's own data list videos and frames, so they are dropped with the names. Notes that hold an
+    absolute path are always dropped.
+    """
+    data = results["data"]
+    kept = {results["schema"], "train", "validation", "test", *(data.get("labels") or ())}
+    plain, named = Sanitizer({}, kept), Sanitizer(names, kept)
+    # fields that hold a video's name nowhere; a metric may be called like a video
+    cleaned = {key: (plain if key in _WITHOUT_VIDEOS else named).value(item) for key, item in results.items()}
+    cleaned["model"]["name"] = model_name
+    cleaned["data"]["labels"] = plain.value(data.get("labels"))
+    cleaned["data"]["videos"] = [names.get(video, video) for video in data.get("videos") or ()]
+    cleaned["data"]["notes"] = [
+        mask_tokens(note) for note in data.get("notes") or () if not names and not _ABSOLUTE.search(note)
+    ]
+    if names:
+        cleaned["data"]["video_hashes"] = {names[video]: digest for video, digest in video_hashes(names).items()}
+    if data.get("leakage"):  # a sentence that quotes the names of the pretraining's data sets
+        pretraining = cleaned["model"].get("pretraining")
+        name = pretraining.get("name") if isinstance(pretraining, dict) else None
+        cleaned["data"]["leakage"] = leakage_note(name, cleaned["data"]["name"]) or named.text(data["leakage"])
+    for part, clean_key in (("per_video", lambda video: names.get(video, video)), ("comparisons", named.text)):
+        cleaned[part] = {clean_key(key): plain.value(figures) for key, figures in (results.get(part) or {}).items()}
+    if results.get("command"):
+        cleaned["command"] = named.command(results["command"])
+    return cleaned
+
+
+def video_hashes(videos: Iterable[str]) -> dict[str, str]:
+    """Return {name of a video: 16 hexadecimal digits}, the first 64 bits of HMAC-SHA256 with a secret salt.
+
+    The salt is 32 random bytes in `HF_HOME/surgenet_hf/salt`. It is made on first use, is readable by the user alone
+    and is never published.
+
+    Protects: without the salt nobody can find out a name, not even by trying all dates and patient numbers, which
+    would be easy with a plain hash. Nobody can test whether a given video is among the published ones.
+
+    Does not protect: the hash of a video is the same in all files published with one salt. So anyone sees that two of
+    them share a video, which is what the hashes are for. Whoever has the salt can test guesses, so it is as
+    confidential as the names. The hashes do not hide the number of videos, their alphabetical order (the order of
+    the neutral names) or the metrics of each.
+
+    Results published from machines with different salts, or after the salt was lost, cannot be matched.
+    """
+    path = Path(constants.HF_HOME, "surgenet_hf", "salt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        salt = path.read_bytes()
+    else:
+        salt = secrets.token_bytes(_SALT_BYTES)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(salt)
+    if len(salt) != _SALT_BYTES:
+        raise ValueError(f"{path} holds {len(salt)} bytes, expected {_SALT_BYTES}; delete it, and a new salt is made")
+    return {video: hmac.new(salt, video.encode(), hashlib.sha256).hexdigest()[:16] for video in videos}
