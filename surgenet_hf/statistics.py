@@ -20,6 +20,11 @@ RESAMPLES = 10_000
 MIN_VIDEOS, ROUGH_BELOW, CAUTION_BELOW = 5, 10, 20  # see `Interval`
 EXACT_UP_TO = 20  # videos: 2**20 sign flips
 STUDENT, BOOTSTRAP = "Student's t", "bootstrap with expanded percentiles"
+INTERVALS = (  # for results files
+    f"95 % over videos: Student's t for means over videos, otherwise a bootstrap of {RESAMPLES:,} resamples with "
+    f"expanded percentiles (Hesterberg 2015), clipped to the metric's range; none below {MIN_VIDEOS} videos, rough "
+    f"below {ROUGH_BELOW}, to be read with caution below {CAUTION_BELOW}"
+)
 
 
 @dataclass(frozen=True)

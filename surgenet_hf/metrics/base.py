@@ -75,6 +75,10 @@ class VideoMetric:
         """
         return self._values(self._summary()[1], np.asarray(weights, float))
 
+    def definitions(self) -> dict:
+        """Describe the conventions of the metrics, for a results file."""
+        raise NotImplementedError
+
     def _append(self, record) -> None:
         """Check and keep a record."""
         raise NotImplementedError

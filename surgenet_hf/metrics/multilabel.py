@@ -99,6 +99,17 @@ class MultiLabelMetric(VideoMetric):
         """
         return super().compute(videos)
 
+    def definitions(self) -> dict[str, str]:
+        """Describe the conventions of the metrics, for a results file."""
+        return {
+            "headline": "mean_average_precision",
+            "pooling": "frames of all videos together; mean over the criteria",
+            "targets": "positive from 0.5 on, e.g. the mean of three raters",
+            "average_precision": "step-wise, without interpolation, as in scikit-learn; ties count as one step",
+            "balanced_accuracy": "mean of sensitivity and specificity at a score of 0.5",
+            "absent_classes": "a criterion without positives has no value, and is excluded from the mean",
+        }
+
     def _append(self, record: ScoreRecord) -> None:
         if record.scores.shape[1] != self.num_labels:
             raise ValueError(f"Expected a record of {self.num_labels} criteria, found {record.scores.shape[1]}.")

@@ -162,6 +162,20 @@ class PhaseMetric(VideoMetric):
         """
         return super().compute(videos)
 
+    def definitions(self) -> dict[str, str]:
+        """Describe the conventions of the metrics, for a results file."""
+        rule = "the phase of the annotated neighbor" if self.transitions is None else "the challenge's list of phases"
+        return {
+            "headline": "accuracy",
+            "averaging": "accuracy and macro_*: mean over the phases of a video, then over videos; framewise_*: "
+            "frames of all videos pooled; relaxed precision, recall and Jaccard: mean over videos, then over phases",
+            "absent_phases": "macro_*: strategy A of Funke et al. (2023), a phase that is predicted but not annotated "
+            "counts as 0; *_annotated: strategy B, it is excluded",
+            "relaxed": f"{self.tolerance} frames at each border of an annotated segment accept {rule}; *_published: "
+            "as the published Evaluate.m, without the correction of its mask",
+            "segments": "f1@k: segments pooled over videos (MS-TCN); video_f1@k: mean over the F1@k of each video",
+        }
+
     def _append(self, record: PhaseRecord) -> None:
         if len(record.confusion) != self.num_labels:
             raise ValueError(

@@ -24,7 +24,7 @@ class FrameRecord:
     video: the video it comes from.
     reference, predicted, intersection: pixel counts per class, each int64 of shape (num_labels,).
     distances: (num_labels, 3) float64, see `surface.class_surface_distances`; None if they were not asked for.
-    diagonal: of the frame, in pixels.
+    size: (height, width) of the class map.
     """
 
     video: str
@@ -32,7 +32,7 @@ class FrameRecord:
     predicted: np.ndarray
     intersection: np.ndarray
     distances: np.ndarray | None = None
-    diagonal: float = math.nan
+    size: tuple[int, int] = (0, 0)
 
 
 class SegmentationMetric(VideoMetric):
@@ -119,10 +119,10 @@ class SegmentationMetric(VideoMetric):
         distances = None
         if self.distances:
             distances = class_surface_distances(prediction, reference, counted, self.num_labels)
-        diagonal = float(np.hypot(*reference.shape))
+        size = reference.shape
         prediction, reference = prediction[counted], reference[counted]
         counts = (self._count(ids) for ids in (reference, prediction, reference[reference == prediction]))
-        self._append(FrameRecord(video, *counts, distances, diagonal))
+        self._append(FrameRecord(video, *counts, distances, size))
 
     def compute(self, videos=None) -> dict:
         """Compute the metrics of these videos (a list, with repeats if wanted), by default of all.
@@ -142,6 +142,31 @@ class SegmentationMetric(VideoMetric):
             ValueError: no frame was added, no video is named, or a named video was not added.
         """
         return super().compute(videos)
+
+    def definitions(self) -> dict[str, str | list]:
+        """Describe the conventions of the metrics, for a results file."""
+        excluded = "none: every class is foreground"
+        if self.background_id is not None:
+            excluded = f"class {self.background_id}, excluded unless a name ends in {BACKGROUND}"
+        return {
+            "headline": "video_dice",
+            "pooling": "video_*: pixels pooled per video and class, mean over classes, then over videos; frame_*: "
+            "mean over the classes of a frame, then over frames, then over videos; pooled_*: pixels of all frames "
+            "pooled per class, mean over classes",
+            "background": excluded,
+            "absent_classes": "a class that the reference of a video (frame) does not have is excluded from the mean "
+            "of the video (frame), and its predicted pixels count as spurious_pixels; pooled_* and surgenetdino_dice "
+            "count it as 0 where it is predicted",
+            "missed_classes": "a class that a frame's reference has and the prediction has not counts with Dice and "
+            "IoU 0, and with the frame's diagonal as distance; *_found excludes it",
+            "distances": "in pixels of the class map; ASSD: mean over both surfaces; HD95: larger of the two directed "
+            "95th percentiles; ignored pixels form no edge",
+            "map_size": sorted({tuple(map(int, record.size)) for record in self.records}),
+            "endovit": "per class, mean over the frames that have it in reference or prediction, then over classes",
+            "atlas": "per class, mean over the frames that have it in the reference, then over classes",
+            "surgenetdino": "Dice: as video_dice, but predicted classes that are absent count as 0; HD95: 95th "
+            "percentile of both directions together, without missed classes, mean over frames, classes, then videos",
+        }
 
     def _append(self, record: FrameRecord) -> None:
         if len(record.reference) != self.num_labels or (record.distances is None) == self.distances:
@@ -176,7 +201,7 @@ class SegmentationMetric(VideoMetric):
         of_classes = {"frame_dice": dice, "frame_iou": iou}
         if self.distances:
             found = np.array([record.distances for record in records])
-            diagonals = np.array([record.diagonal for record in records])[:, None]
+            diagonals = np.array([np.hypot(*record.size) for record in records])[:, None]
             for index, name in enumerate(("assd", "hd95")):
                 of_classes[name] = np.where(there & ~predicted, diagonals, found[..., index])
             for index, name in enumerate(("assd_found", "hd95_found", "pooled_hd95_found")):
