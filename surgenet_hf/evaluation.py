@@ -7,10 +7,11 @@ A results file holds
     model        name, type, parameters, and pretraining: the provenance of its weights, or "unknown"
     seed         of the training, or null
     data         name; split, and split_protocol: which videos it has; image_size: [height, width] that the model gets;
-                 frames, videos, labels; videos_are_public: whether the videos' names are those of a public data set;
-                 notes of the integrity check; leakage: what is known, or "unknown", of videos that trained or selected
-                 the model or its backbone, null if none did. In published files neutral names replace those of the
-                 user's own videos, and video_hashes identifies them (`surgenet_hf.privacy`)
+                 frames, videos, labels; background: the class that is, or null; videos_are_public: whether the names
+                 of the videos are those of a public data set; notes of the integrity check; leakage: what is known, or
+                 "unknown", of videos that trained or selected the model or its backbone, null if none did. In
+                 published files neutral names replace those of the user's own videos, and video_hashes identifies
+                 them (`surgenet_hf.privacy`)
     definitions  the convention of each metric, in words
     metrics      scalar metrics by name (see `surgenet_hf.metrics`), and per_class: {label: metrics}; null: undefined
     intervals    {metric: {low, high, videos, method}}: 95 % over videos, none below 5 (`surgenet_hf.statistics`)
@@ -246,10 +247,11 @@ def evaluate(
             "videos": metric.videos,
             "videos_are_public": data.videos_are_public,
             "labels": list(data.labels),
+            "background": _background(data),
             "notes": [*data.notes, *_background_notes(metric)],
             "leakage": leakage_note((getattr(model.config, "pretraining", None) or {}).get("name"), data.name),
         },
-        **_measured(metric, data.labels, task, resamples),
+        **measure(metric, data.labels, task, resamples),
         "comparisons": {},
         "versions": _versions(),
         "command": mask_tokens(shlex.join(["python", *sys.argv])),
@@ -266,7 +268,7 @@ def majority_class_baseline(data: SegmentationData, split: str = "validation") -
     metric = SegmentationMetric(len(data.labels), data.ignore_index, background_id=data.background_id)
     for row in split_rows(data, split):
         metric.add(np.full_like(row["mask"], majority), row["mask"], row["video"])
-    return _measured(metric, data.labels, "semantic-segmentation", resamples=0)["metrics"]
+    return measure(metric, data.labels, "semantic-segmentation", resamples=0)["metrics"]
 
 
 def split_rows(data, split: str):
@@ -341,8 +343,15 @@ def write_results(results: dict, path: str | os.PathLike) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _measured(metric, labels: tuple[str, ...], task: str, resamples: int) -> dict:
-    """definitions, metrics, intervals, bootstrap, and per_video of a metric, with names in place of class ids."""
+def measure(metric, labels: tuple[str, ...], task: str, resamples: int) -> dict:
+    """Measure what a results file holds: definitions, metrics, intervals, bootstrap, and per_video.
+
+    Args:
+        metric: with the records of all frames.
+        labels: names of the classes, which replace their ids.
+        task: as in a results file.
+        resamples: of the bootstrap; 0: no intervals.
+    """
     computed = metric.compute()
     intervals, draws = metric_intervals(metric, resamples) if resamples else ({}, {})
 
@@ -374,6 +383,11 @@ def _measured(metric, labels: tuple[str, ...], task: str, resamples: int) -> dic
             for video, values in computed["per_video"].items()
         },
     }
+
+
+def _background(data) -> str | None:
+    background_id = getattr(data, "background_id", None)  # labels of whole frames have none
+    return None if background_id is None else data.labels[background_id]
 
 
 def _background_notes(metric) -> list[str]:

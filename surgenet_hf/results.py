@@ -128,6 +128,7 @@ _FIELDS = {
     "data.videos_are_public": ("true or false", lambda value: isinstance(value, bool)),
     "data.video_hashes": ("an object of texts", _is_object_of_texts),
     "data.labels": ("a list of texts", _are_texts),
+    "data.background": ("a text", _is_text),
     "data.notes": ("a list of texts", _are_texts),
     "data.leakage": ("a text", _is_text),
     "data.split_protocol": ("a text", _is_text),

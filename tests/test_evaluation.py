@@ -139,6 +139,7 @@ def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
         "videos": ["c", "d"],
         "videos_are_public": False,
         "labels": list(LABELS),
+        "background": "background",
         "notes": ["a note"],
         "leakage": "unknown: whether the pretraining of SurgeNetXL saw these videos",
     }
