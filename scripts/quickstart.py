@@ -129,8 +129,8 @@ def main(argv: list[str] | None = None) -> None:
         results["model"]["name"] = str(model_dir)
         write_results(results, output_dir / "results.json")
 
-        mean_dice = results["metrics"]["mean_dice"]
-        figure, rows, class_maps = draw_segmentation(model, processor, data, "validation", mean_dice)
+        dice = results["metrics"]["video_dice"]
+        figure, rows, class_maps = draw_segmentation(model, processor, data, "validation", dice)
         agreement = check_saved_model(model_dir, rows, class_maps, model.device)
         save_figure(figure, picture)
 

@@ -2,19 +2,23 @@
 
 A results file holds
 
-    schema       "surgenet_hf.results/1"
+    schema       "surgenet_hf.results/2"
     task         "semantic-segmentation", "image-classification" or "phase-recognition"
     model        name, type, parameters, and pretraining: the provenance of its weights, or "unknown"
     seed         of the training, or null
-    data         name, split, frames, videos, videos_are_public (whether their names are those of a public data set),
-                 labels, notes of the integrity check, and leakage: what is known, or "unknown", of videos that the
-                 backbone's pretraining has seen; null where it has seen none. In published files neutral names
-                 replace those of the user's own videos, and video_hashes identifies them (`surgenet_hf.privacy`)
-    metrics      the headline figures by name, and per_class: {label: figures}; `surgenet_hf.metrics` says what they
-                 mean; null is undefined
-    intervals    {figure: [low, high]}: 95 % by bootstrap over the videos; none where there is one video
-    bootstrap    {figure: its value in each draw}; two files on the same videos are paired draw by draw
-    per_video    {video: figures}
+    data         name; split, and split_protocol: which videos it has; image_size: [height, width] that the model gets;
+                 frames, videos, labels; background: the class that is, or null; videos_are_public: whether the names
+                 of the videos are those of a public data set; notes of the integrity check; leakage: what is known, or
+                 "unknown", of videos that trained or selected the model or its backbone, null if none did. In
+                 published files neutral names replace those of the user's own videos, and video_hashes identifies
+                 them (`surgenet_hf.privacy`)
+    definitions  the convention of each metric, in words
+    metrics      scalar metrics by name (see `surgenet_hf.metrics`), and per_class: {label: metrics}; null: undefined
+    intervals    {metric: {low, high, videos, method}}: 95 % over videos, none below 5 (`surgenet_hf.statistics`)
+    bootstrap    {metric: its value on each resample of the videos}, of the task's main metrics that are not means over
+                 videos; those of the others follow from per_video
+    per_video    {video: metrics}, with per_class: {label: counts and metrics}, from which every convention in
+                 `definitions` can be recomputed
     comparisons  {name: metrics} of others on the same data, e.g. the majority-class baseline
     versions     of Python and the libraries
     command      the command line that made it, without access tokens
@@ -43,18 +47,12 @@ from .checkpoints.catalog import leakage_note
 from .checkpoints.reading import check_finite
 from .data import SegmentationData
 from .files import replacing
-from .metrics import (
-    CHOLEC80_TRANSITIONS,
-    MultiLabelMetric,
-    PhaseMetric,
-    SegmentationMetric,
-    bootstrap,
-    confidence_interval,
-)
+from .metrics import CHOLEC80_TRANSITIONS, MultiLabelMetric, PhaseMetric, SegmentationMetric
 from .privacy import mask_tokens
-from .results import SCHEMA, read_results_file
+from .results import HEADLINES, SCHEMA, read_results_file
+from .statistics import INTERVALS, RESAMPLES, metric_intervals
 
-SEQUENCE_FIGURES = ("edit", "f1@", "relaxed")  # of phases in time
+SEQUENCE_METRICS = ("edit", "f1@", "video_f1@", "relaxed", "segments@")  # of phases in time
 LIBRARIES = ("surgenet_hf", "torch", "transformers", "timm", "datasets", "numpy")
 
 
@@ -172,7 +170,13 @@ def stream_phases(model, processor, images: Iterable) -> Iterator[np.ndarray]:
 
 
 def evaluate(
-    model, processor, data, split: str = "validation", batch_size: int = 8, seed: int | None = None, draws: int = 1000
+    model,
+    processor,
+    data,
+    split: str = "validation",
+    batch_size: int = 8,
+    seed: int | None = None,
+    resamples: int = RESAMPLES,
 ) -> Evaluation:
     """Evaluate a model on a split; the task follows from the data. In a run of several processes, each takes a part.
 
@@ -181,7 +185,7 @@ def evaluate(
         processor: its image processor.
         data: `SegmentationData` or `ClassificationData`.
         seed: of the training, for the record.
-        draws: of the bootstrap.
+        resamples: of the bootstrap; 0: no intervals.
 
     Raises:
         ValueError: the split does not exist, the model has other classes, or another kind of labels, than the data, or
@@ -203,7 +207,8 @@ def evaluate(
     state = PartialState()
     share = range(state.process_index, len(rows), state.num_processes)
     if isinstance(data, SegmentationData):
-        task, metric = "semantic-segmentation", SegmentationMetric(len(data.labels), data.ignore_index)
+        task = "semantic-segmentation"
+        metric = SegmentationMetric(len(data.labels), data.ignore_index, background_id=data.background_id)
         for row, class_map in predict_segmentation(model, processor, rows, batch_size, share):
             metric.add(class_map, row["mask"], row["video"])
     elif data.problem_type == "multi_label_classification":
@@ -236,14 +241,17 @@ def evaluate(
         "data": {
             "name": data.name,
             "split": split,
+            "split_protocol": data.split_protocol,
+            "image_size": [processor.size["height"], processor.size["width"]],
             "frames": len(rows),
             "videos": metric.videos,
             "videos_are_public": data.videos_are_public,
             "labels": list(data.labels),
-            "notes": list(data.notes),
+            "background": _background(data),
+            "notes": [*data.notes, *_background_notes(metric)],
             "leakage": leakage_note((getattr(model.config, "pretraining", None) or {}).get("name"), data.name),
         },
-        **_figures(metric, data.labels, draws, temporal=task != "image-classification"),
+        **measure(metric, data.labels, task, resamples),
         "comparisons": {},
         "versions": _versions(),
         "command": mask_tokens(shlex.join(["python", *sys.argv])),
@@ -252,15 +260,15 @@ def evaluate(
 
 
 def majority_class_baseline(data: SegmentationData, split: str = "validation") -> dict:
-    """Metrics on a split of always predicting the commonest class of the train split's pixels."""
+    """Compute the metrics of always predicting the most common class of the train split's pixels."""
     pixels = np.zeros(256, np.int64)
     for row in split_rows(data, "train"):
         pixels += np.bincount(row["mask"].ravel(), minlength=256)
     majority = int(pixels[: len(data.labels)].argmax())
-    metric = SegmentationMetric(len(data.labels), data.ignore_index)
+    metric = SegmentationMetric(len(data.labels), data.ignore_index, background_id=data.background_id)
     for row in split_rows(data, split):
         metric.add(np.full_like(row["mask"], majority), row["mask"], row["video"])
-    return _figures(metric, data.labels, draws=0)["metrics"]
+    return measure(metric, data.labels, "semantic-segmentation", resamples=0)["metrics"]
 
 
 def split_rows(data, split: str):
@@ -335,22 +343,65 @@ def write_results(results: dict, path: str | os.PathLike) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _figures(metric, labels: tuple[str, ...], draws: int, temporal: bool = True) -> dict:
-    """metrics, intervals, bootstrap and per_video of a metric, with names in place of class ids."""
+def measure(metric, labels: tuple[str, ...], task: str, resamples: int) -> dict:
+    """Measure what a results file holds: definitions, metrics, intervals, bootstrap, and per_video.
+
+    Args:
+        metric: with the records of all frames.
+        labels: names of the classes, which replace their ids.
+        task: as in a results file.
+        resamples: of the bootstrap; 0: no intervals.
+    """
     computed = metric.compute()
-    drawn = bootstrap(metric, draws) if draws and len(metric.videos) > 1 else {}  # one video has no spread
-    if not temporal:
-        computed = {name: value for name, value in computed.items() if not name.startswith(SEQUENCE_FIGURES)}
-        drawn = {name: value for name, value in drawn.items() if name in computed}
+    intervals, draws = metric_intervals(metric, resamples) if resamples else ({}, {})
+
+    def kept(values: dict) -> dict:
+        """Without what needs frames in the order of time, where they are not."""
+        if task == "image-classification":
+            return {name: value for name, value in values.items() if not name.startswith(SEQUENCE_METRICS)}
+        return values
+
+    def by_label(values: dict) -> dict:
+        return {label: kept(values[i]) for i, label in enumerate(labels)}
+
     return {
-        "metrics": {
-            **{name: value for name, value in computed.items() if isinstance(value, float)},
-            "per_class": {label: computed["per_class"][i] for i, label in enumerate(labels)},
+        "definitions": {
+            **kept(metric.definitions()),
+            "videos": len(metric.videos),
+            "intervals": INTERVALS,
         },
-        "intervals": {name: list(confidence_interval(values)) for name, values in drawn.items()},
-        "bootstrap": {name: [round(value, 6) for value in values.tolist()] for name, values in drawn.items()},
-        "per_video": computed["per_video"],
+        "metrics": {
+            **kept({name: value for name, value in computed.items() if isinstance(value, float)}),
+            "per_class": by_label(computed["per_class"]),
+        },
+        "intervals": {name: vars(interval) for name, interval in kept(intervals).items()},
+        "bootstrap": {
+            name: [round(value, 6) for value in draws[name].tolist()] for name in HEADLINES[task] if name in draws
+        },
+        "per_video": {
+            video: kept(values) | {"per_class": by_label(values["per_class"])}
+            for video, values in computed["per_video"].items()
+        },
     }
+
+
+def _background(data) -> str | None:
+    background_id = getattr(data, "background_id", None)  # labels of whole frames have none
+    return None if background_id is None else data.labels[background_id]
+
+
+def _background_notes(metric) -> list[str]:
+    """Notes on frames and videos whose reference has no foreground."""
+    if not isinstance(metric, SegmentationMetric) or metric.background_id is None:
+        return []
+    computed = metric.compute()
+    if not computed["background_frames"]:
+        return []
+    frames, without = computed["frames"], computed["videos_without_foreground"]
+    note = f"{computed['background_frames']} of {frames} frames show only background."
+    if not without:
+        return [note]
+    return [note, f"Without foreground, and excluded from means over videos: {', '.join(without)}."]
 
 
 def _versions() -> dict[str, str]:

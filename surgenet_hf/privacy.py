@@ -178,6 +178,11 @@ def sanitize_results(results: dict, model_name: str, names: Mapping[str, str]) -
     # fields that hold a video's name nowhere; a metric may be called like a video
     cleaned = {key: (plain if key in _WITHOUT_VIDEOS else named).value(item) for key, item in results.items()}
     cleaned["model"]["name"] = model_name
+    # phrases of this package, in which a slash separates no path
+    if "definitions" in results:
+        cleaned["definitions"] = results["definitions"]
+    if "split_protocol" in data:
+        cleaned["data"]["split_protocol"] = data["split_protocol"]
     cleaned["data"]["labels"] = plain.value(data.get("labels"))
     cleaned["data"]["videos"] = [names.get(video, video) for video in data.get("videos") or ()]
     cleaned["data"]["notes"] = [

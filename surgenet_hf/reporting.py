@@ -1,4 +1,4 @@
-"""Results as people read them: tables and summaries as text, and the pictures of each task."""
+"""Tables and summaries of results as text, and the figures of each task."""
 
 import math
 import os
@@ -9,41 +9,44 @@ import numpy as np
 from .data import SegmentationData
 from .evaluation import Evaluation, predict_segmentation, split_rows
 from .metrics import MultiLabelMetric
+from .results import headlines, metric_title
+from .statistics import MIN_VIDEOS, interval_warning
 
-HEADLINES = (
-    "mean_dice",
-    "mean_video_dice",
-    "mean_assd",
-    "mean_hd95",
-    "mean_average_precision",
-    "mean_balanced_accuracy",
-    "accuracy",
-    "macro_f1",
-    "edit_score",
-    "f1@50",
-)
 FRAMES_DRAWN = 4
+HEADLINE_ROW = "mean over videos"
 
 
 def summary(results: dict) -> str:
-    """The headline figures of results with their intervals, and the note on leakage, as text."""
+    """The main metrics of results with their intervals, and the notes on leakage and selection, as text."""
     data = results["data"]
     lines = [f"\n{data['name']}, {data['split']}: {data['frames']} frames of {len(data['videos'])} videos"]
-    for name, value in results["metrics"].items():
-        if name in HEADLINES:
-            low, high = results["intervals"].get(name, (None, None))
-            interval = "one video: no interval" if low is None else f"95 % interval {low:.3f} to {high:.3f}"
-            lines.append(f"  {name:<24}{value:8.3f}   {interval}")
+    for name in headlines(results):
+        lines.append(f"  {metric_title(name):<24}{results['metrics'][name]:8.3f}   {_interval_text(results, name)}")
     if data["leakage"]:
         lines.append(f"  Leakage: {data['leakage']}.")
     return "\n".join(lines)
 
 
+def _interval_text(results: dict, name: str) -> str:
+    interval = results["intervals"].get(name)
+    if interval is None:
+        return f"no interval: fewer than {MIN_VIDEOS} videos"
+    warning = interval_warning(interval["videos"])
+    return (
+        f"95 % interval {interval['low']:.3f} to {interval['high']:.3f}, n = {interval['videos']} videos"
+        + f" ({warning})" * bool(warning)
+    )
+
+
 def comparison_table(columns: dict[str, dict]) -> str:
-    """Metrics side by side as text: a row per class and one of means, for each column's name Dice and IoU in %."""
+    """Metrics side by side as text: per class pooled Dice and IoU in %, then the headline.
+
+    Args:
+        columns: {name: metrics of a results file}.
+    """
     first = next(iter(columns.values()))
     rows = {label: [metrics["per_class"][label] for metrics in columns.values()] for label in first["per_class"]}
-    rows["mean"] = [{"dice": metrics["mean_dice"], "iou": metrics["mean_iou"]} for metrics in columns.values()]
+    rows[HEADLINE_ROW] = [{"dice": m["video_dice"], "iou": m["video_iou"]} for m in columns.values()]
     name_width = max(len("class"), *map(len, rows))
     widths = [max(len(name), 12) for name in columns]
     lines = [
@@ -64,7 +67,7 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def draw_segmentation(model, processor, data: SegmentationData, split: str, mean_dice: float):
+def draw_segmentation(model, processor, data: SegmentationData, split: str, dice: float):
     """Some frames of a split, spread over it: frame, reference and prediction.
 
     Returns:
@@ -82,7 +85,7 @@ def draw_segmentation(model, processor, data: SegmentationData, split: str, mean
         data.labels,
         data.colors,
         row_titles=[f"{row['video']}, frame {row['frame']}" for row in rows],
-        title=f"{data.name}, {split}: mean Dice {mean_dice:.3f}",
+        title=f"{data.name}, {split}: {metric_title('video_dice')} {dice:.3f}",
     )
     return figure, rows, class_maps
 
@@ -95,9 +98,9 @@ def write_figures(evaluation: Evaluation, model, processor, data, split: str, ou
     results = evaluation.results
     title = f"{data.name}, {split}"
     if results["task"] == "semantic-segmentation":
-        figure, *_ = draw_segmentation(model, processor, data, split, results["metrics"]["mean_dice"])
+        figure, *_ = draw_segmentation(model, processor, data, split, results["metrics"]["video_dice"])
         figures.save_both(figure, output_dir / "segmentation")
-        dice = [results["metrics"]["per_class"][label]["dice"] for label in data.labels]
+        dice = [results["metrics"]["per_class"][label]["video_dice"] for label in data.labels]
         figures.save_both(figures.bar_figure({"Dice": dice}, data.labels, title=title), output_dir / "per_class")
     elif isinstance(evaluation.metric, MultiLabelMetric):
         records = evaluation.metric.records

@@ -9,7 +9,25 @@ from pathlib import Path
 
 from .privacy import video_hashes
 
-SCHEMA = "surgenet_hf.results/1"
+SCHEMA, OLD_SCHEMA = "surgenet_hf.results/2", "surgenet_hf.results/1"
+# the main metrics of each task, most important first; of image classification those that the kind of labels has
+HEADLINES = {
+    "semantic-segmentation": ("video_dice", "video_assd"),
+    "image-classification": ("mean_average_precision", "mean_balanced_accuracy", "accuracy", "macro_f1"),
+    "phase-recognition": ("accuracy", "macro_f1"),
+}
+# what people call a metric; of others, the name says it
+TITLES = {
+    "video_dice": "Dice",
+    "video_iou": "IoU",
+    "video_assd": "ASSD",
+    "video_hd95": "HD95",
+    "mean_average_precision": "mAP",
+    "mean_balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "macro_f1": "F1",
+    "edit_score": "edit score",
+}
 # what a model's folder says about the run, but not about the model
 RUN_FOLDERS = re.compile(r"model|best|final|last|checkpoint-\d+")
 SEED = re.compile(r"[-_. ]?seed[-_=. ]?(\d+)")
@@ -49,8 +67,8 @@ def read_results_file(path: str | os.PathLike) -> dict:
     except (ValueError, RecursionError) as error:  # not JSON, or not even text
         raise ValueError(f"{path} is not JSON: {error}") from error
     schema = results.get("schema") if isinstance(results, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{path} is not a results file: its schema is {schema!r}, not {SCHEMA!r}")
+    if schema not in (SCHEMA, OLD_SCHEMA):
+        raise ValueError(f"{path} is not a results file: its schema is {schema!r}; expected {SCHEMA!r}")
     check_results(results, str(path))
     return results
 
@@ -75,6 +93,10 @@ def _is_object(value) -> bool:
 
 def _are_texts(value) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_list_of(value, test) -> bool:
+    return isinstance(value, list) and all(map(test, value))
 
 
 def _is_object_of_texts(value) -> bool:
@@ -106,11 +128,15 @@ _FIELDS = {
     "data.videos_are_public": ("true or false", lambda value: isinstance(value, bool)),
     "data.video_hashes": ("an object of texts", _is_object_of_texts),
     "data.labels": ("a list of texts", _are_texts),
+    "data.background": ("a text", _is_text),
     "data.notes": ("a list of texts", _are_texts),
     "data.leakage": ("a text", _is_text),
+    "data.split_protocol": ("a text", _is_text),
+    "data.image_size": ("a list of two whole numbers", lambda value: _is_list_of(value, _is_count)),
+    "definitions": ("an object", _is_object),
     "metrics": ("an object", _is_object),
     "metrics.per_class": ("an object of objects", _is_object_of_objects),
-    "intervals": ("an object of lists", _is_object_of_lists),
+    "intervals": ("an object", _is_object),
     "bootstrap": ("an object of lists", _is_object_of_lists),
     "per_video": ("an object of objects", _is_object_of_objects),
     "comparisons": ("an object of objects", _is_object_of_objects),
@@ -121,7 +147,7 @@ _REQUIRED = ("task", "model", "data", "metrics", "data.name", "data.split")
 # part of a metric's name: its range; of other metrics nothing is known
 _RANGES = (
     (re.compile("assd|hd95"), 0, math.inf),
-    (re.compile("frames$|videos$|positives|missed|spurious"), 0, math.inf),
+    (re.compile("frames$|videos$|pixels$|positives|negatives|missed|spurious|relaxed_hits|segments@"), 0, math.inf),
     (re.compile("dice|iou|jaccard|precision|recall|accuracy|f1|edit_score"), 0, 1),
 )
 
@@ -151,9 +177,29 @@ def check_results(results: dict, source: str) -> None:
         if value is not None and not (is_number and low - 1e-6 <= value <= high + 1e-6):
             scope = "" if low == -math.inf else f" from {low}" + ("" if high == math.inf else f" to {high}")
             raise ValueError(f"{source}: {field} is {_excerpt(value)}; expected a number{scope}, or null")
-    for metric, bounds in (results.get("intervals") or {}).items():
-        if len(bounds) != 2 or (None not in bounds and bounds[0] > bounds[1]):
-            raise ValueError(f"{source}: intervals.{metric} is {_excerpt(bounds)}; expected [lower, upper]")
+    for metric in results.get("intervals") or {}:
+        low, high = interval_bounds(results, metric)
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"{source}: intervals.{metric} is {_excerpt([low, high])}; expected [lower, upper]")
+
+
+def metric_title(name: str) -> str:
+    """What to call a metric in tables and figures. Without a title of its own it is called by its name."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def interval_bounds(results: dict, metric: str) -> tuple[float | None, float | None]:
+    """The bounds of a metric's interval, of either schema; (None, None) if there is none."""
+    interval = (results.get("intervals") or {}).get(metric)
+    if isinstance(interval, dict):
+        return interval.get("low"), interval.get("high")
+    return tuple(interval) if interval else (None, None)
+
+
+def headlines(results: dict) -> list[str]:
+    """The main metrics of a results file that it has a value of, most important first."""
+    names = HEADLINES.get(results["task"], ())
+    return [name for name in names if isinstance(results["metrics"].get(name), int | float)]
 
 
 def _field(results: dict, field: str):
@@ -174,11 +220,20 @@ def _numbers(results: dict) -> Iterator[tuple[str, str, object]]:
             if metric == "per_class" and _is_object_of_objects(value):
                 for label, of_label in value.items():
                     yield from ((f"{table}.per_class.{label}.{name}", name, item) for name, item in of_label.items())
+            elif metric.startswith("segments@") and isinstance(value, list):
+                yield from ((f"{table}.{metric}[{i}]", metric, item) for i, item in enumerate(value))
             else:
                 yield f"{table}.{metric}", metric, value
-    for table in ("intervals", "bootstrap"):
-        for metric, values in (results.get(table) or {}).items():
-            yield from ((f"{table}.{metric}[{i}]", metric, value) for i, value in enumerate(values))
+    for metric, values in (results.get("bootstrap") or {}).items():
+        yield from ((f"bootstrap.{metric}[{i}]", metric, value) for i, value in enumerate(values))
+    for metric, interval in (results.get("intervals") or {}).items():
+        bounds = {"low": interval.get("low"), "high": interval.get("high")} if isinstance(interval, dict) else interval
+        if isinstance(bounds, list) and len(bounds) == 2:
+            bounds = dict(enumerate(bounds))
+        if not isinstance(bounds, dict):
+            yield f"intervals.{metric}", metric, bounds
+        else:
+            yield from ((f"intervals.{metric}[{name}]", metric, value) for name, value in bounds.items())
 
 
 def _excerpt(value) -> str:
@@ -187,7 +242,17 @@ def _excerpt(value) -> str:
 
 
 def group_by_data(results: dict[Path, dict]) -> dict[tuple[str, str, str], dict[Path, dict]]:
-    """The files of each (task, name of data set, split)."""
+    """The files of each (task, name of data set, split).
+
+    Raises:
+        ValueError: files of different schemas, whose metrics have other definitions.
+    """
+    schemas = {found["schema"]: path for path, found in results.items()}
+    if len(schemas) > 1:
+        raise ValueError(
+            f"{schemas[OLD_SCHEMA]} has the schema {OLD_SCHEMA!r}, {schemas[SCHEMA]} has {SCHEMA!r}, whose metrics "
+            "are defined differently: evaluate the older model again"
+        )
     groups: dict[tuple[str, str, str], dict[Path, dict]] = {}
     for path, found in results.items():
         groups.setdefault((found["task"], found["data"]["name"], found["data"]["split"]), {})[path] = found

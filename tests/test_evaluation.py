@@ -22,6 +22,7 @@ from surgenet_hf.evaluation import (
 )
 from surgenet_hf.finetuning.segmentation import build_model
 from surgenet_hf.metrics import SegmentationMetric
+from surgenet_hf.reporting import summary
 
 LABELS = ("background", "liver", "tool")
 TINY = SurgeNetConfig(
@@ -54,6 +55,8 @@ def data():
         ((0, 0, 0), (1, 1, 1), (2, 2, 2)),
         {"train": train, "validation": validation},
         notes=("a note",),
+        background_id=0,
+        split_protocol="by hand",
     )
 
 
@@ -105,34 +108,70 @@ def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
     model.config.pretraining = {"name": "SurgeNetXL", "sha256": "abc", "statistics": "surgenet"}
     results = evaluate(model, processor, data).results
 
-    metric = SegmentationMetric(3)
+    metric = SegmentationMetric(3, background_id=0)
     for frame, class_map in predict_segmentation(model, processor, data.splits["validation"]):
         metric.add(class_map, frame["mask"], frame["video"])
     expected = metric.compute()
     metrics = results["metrics"]
-    assert metrics["mean_dice"] == expected["mean_dice"]
-    assert metrics["mean_video_dice"] == expected["mean_video_dice"]
-    assert metrics["per_class"]["liver"]["dice"] == expected["dice"][1]
-    assert metrics["mean_hd95"] == expected["mean_hd95"]
-    assert results["per_video"]["c"]["mean_dice"] == expected["video_dice"]["c"]
-    low, high = results["intervals"]["mean_dice"]
-    assert low <= metrics["mean_dice"] <= high
-    assert len(results["bootstrap"]["mean_dice"]) == 1000
-    assert results["schema"] == "surgenet_hf.results/1"
+    for name in ("video_dice", "video_dice_with_background", "endovit_dice", "video_hd95"):
+        assert metrics[name] == expected[name]
+    assert metrics["per_class"]["liver"]["dice"] == expected["per_class"][1]["dice"]
+    assert results["per_video"]["c"]["video_dice"] == expected["per_video"]["c"]["video_dice"]
+    assert results["per_video"]["c"]["per_class"]["tool"] == pytest.approx(
+        expected["per_video"]["c"]["per_class"][2], nan_ok=True
+    )
+    assert results["schema"] == "surgenet_hf.results/2"
+    definitions = results["definitions"]
+    assert definitions["headline"] == "video_dice"
+    assert definitions["background"].startswith("class 0, excluded")
+    assert definitions["map_size"] == [(32, 32), (33, 47), (40, 50), (64, 64), (70, 64)]
+    assert definitions["videos"] == 2
+    assert "none below 5 videos" in definitions["intervals"]
+    assert results["intervals"] == {}  # of two videos
     assert results["model"]["pretraining"]["name"] == "SurgeNetXL"
     assert results["model"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert results["data"] == {
         "name": "boxes",
         "split": "validation",
+        "split_protocol": "by hand",
+        "image_size": [64, 64],
         "frames": 5,
         "videos": ["c", "d"],
         "videos_are_public": False,
         "labels": list(LABELS),
+        "background": "background",
         "notes": ["a note"],
         "leakage": "unknown: whether the pretraining of SurgeNetXL saw these videos",
     }
     assert results["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert results["command"].startswith("python ")
+
+
+def test_frames_and_videos_that_show_only_background_are_noted(data, model):
+    black = [row(10 + i, 32, 32, "black", np.zeros((32, 32), np.uint8)) for i in range(2)]
+    splits = {**data.splits, "validation": [*data.splits["validation"], *black]}
+    results = evaluate(model, processor, dataclasses.replace(data, splits=splits)).results
+    assert results["data"]["notes"] == [
+        "a note",
+        "2 of 7 frames show only background.",
+        "Without foreground, and excluded from means over videos: black.",
+    ]
+    assert math.isnan(results["per_video"]["black"]["video_dice"])
+
+
+def test_intervals_name_their_videos_and_method(data, model):
+    frames = [row(20 + i, 32, 32, f"v{i}") for i in range(6)]
+    results = evaluate(
+        model, processor, dataclasses.replace(data, splits={**data.splits, "test": frames}), "test"
+    ).results
+    interval = results["intervals"]["video_dice"]
+    assert interval["low"] <= results["metrics"]["video_dice"] <= interval["high"]
+    assert (interval["videos"], interval["method"]) == (6, "Student's t")
+    assert results["intervals"]["pooled_dice"]["method"] == "bootstrap with expanded percentiles"
+    assert results["bootstrap"] == {}  # the main metrics are means over videos
+    assert "rough" in summary(results)
+    assert "n = 6 videos" in summary(results)
+    assert "no interval: fewer than 5 videos" in summary(evaluate(model, processor, data).results)
 
 
 def test_unknown_provenance_is_called_unknown(data, model):
@@ -177,7 +216,7 @@ def test_the_majority_is_that_of_training(data):
 
 
 def test_written_results_are_valid_json_and_whole(data, model, tmp_path):
-    metrics = {"dice": majority_class_baseline(data)["mean_dice"]}
+    metrics = {"dice": majority_class_baseline(data)["pooled_dice"]}
     path = tmp_path / "new" / "results.json"
     write_results({"a": math.nan, "b": [1.5, np.nan, {"c": metrics}], "d": "Größe"}, path)
     written = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)

@@ -41,6 +41,7 @@ def results_of(videos, command="python x.py", model="model", notes=(), pretraini
         "data": {
             "name": "folder",
             "split": "validation",
+            "split_protocol": "40/8/32 videos",
             "frames": 30,
             "videos": list(videos),
             "videos_are_public": public,
@@ -49,7 +50,8 @@ def results_of(videos, command="python x.py", model="model", notes=(), pretraini
             "leakage": "unknown: where the backbone's weights come from is not recorded",
         },
         "metrics": {**figures, "per_class": {"clip/cut": {"dice": 0.25}, "a": {"dice": None}}},
-        "intervals": {"mean_dice": [0.25, 0.75]},
+        "definitions": {"pooling": "per video/class"},
+        "intervals": {"mean_dice": {"low": 0.25, "high": 0.75, "videos": 9, "method": "Student's t"}},
         "bootstrap": {"mean_dice": list(values)},
         "per_video": {video: {"mean_dice": i / 100} for i, video in enumerate(videos)},
         "comparisons": {"majority_class": {"mean_dice": 0.1}},
@@ -288,3 +290,10 @@ def test_short_names_of_videos_in_paths():
     assert sanitizer.command("python x.py --data_dir /data/P01 --video /data/P01.mp4 --seed 1") == (
         "python x.py --data_dir video_001 --video video_001.mp4 --seed 1"
     )
+
+
+def test_phrases_of_the_package_are_kept_whole():
+    cleaned = sanitize_results(results_of(["a video"]), "org/name", {"a video": "video_001"})
+    assert cleaned["data"]["split_protocol"] == "40/8/32 videos"
+    assert cleaned["definitions"] == {"pooling": "per video/class"}
+    assert cleaned["intervals"] == results_of([])["intervals"]

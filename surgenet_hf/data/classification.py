@@ -44,6 +44,7 @@ class ClassificationData:
         frames_per_second: of the consecutive rows of a video, for phase recognition; None where they are not
             regular.
         notes: what checking the data found, one sentence each.
+        split_protocol: which videos belong to which split, in a few words.
         videos_are_public: whether the videos have the official names of a public data set. If not, they are taken
             for the user's own, whose names `surgenet_hf.privacy` keeps from being published.
     """
@@ -56,6 +57,7 @@ class ClassificationData:
     frames_per_second: float | None = None
     notes: tuple[str, ...] = ()
     videos_are_public: bool = False
+    split_protocol: str = ""
 
 
 @dataclass(frozen=True)

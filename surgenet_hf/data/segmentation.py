@@ -55,6 +55,8 @@ class SegmentationData:
         splits: "train", "validation" and, where the data has it, "test".
         ignore_index: the value in masks that is no class.
         notes: what checking the data found, one sentence each.
+        background_id: the class that is background; None: the data has none, all classes count as foreground.
+        split_protocol: which videos belong to which split, in a few words.
         videos_are_public: whether the videos have the official names of a public data set. If not, they are taken
             for the user's own, whose names `surgenet_hf.privacy` keeps from being published.
     """
@@ -66,6 +68,8 @@ class SegmentationData:
     ignore_index: int = IGNORE_INDEX
     notes: tuple[str, ...] = ()
     videos_are_public: bool = False
+    background_id: int | None = None
+    split_protocol: str = ""
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ def finetune(
 ) -> SurgeNetTrainer:
     """Train on the train split; Trainer's own evaluation, if asked for, runs on the validation split.
 
-    That evaluation is at the processor's size and serves to choose checkpoints ("eval_mean_dice"); figures for others
-    come from `surgenet_hf.evaluation`.
+    That evaluation is at the processor's size and serves to choose checkpoints ("eval_pooled_dice"); reported
+    numbers come from `surgenet_hf.evaluation`.
 
     Args:
         model, processor: as `build_model` gives them.
@@ -104,10 +104,10 @@ def finetune(
         train_dataset=frames,
         eval_dataset=Frames(data.splits["validation"], processor),
         processing_class=processor,
-        compute_metrics=_EvalMetrics(len(data.labels), data.ignore_index),
+        compute_metrics=_EvalMetrics(data),
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(1),
         callbacks=[SetEpoch(frames), *(callbacks or [])],
-        task_metric="mean_dice",
+        task_metric="pooled_dice",
         loss=loss,
         **options,
     )
@@ -156,13 +156,12 @@ def pixel_weights(data: SegmentationData) -> torch.Tensor:
 class _EvalMetrics:
     """`compute_metrics` for `batch_eval_metrics=True`: called with every batch, computes at the last."""
 
-    def __init__(self, num_labels: int, ignore_index: int):
-        self.num_labels = num_labels
-        self.ignore_index = ignore_index
+    def __init__(self, data: SegmentationData):
+        self.settings = (len(data.labels), data.ignore_index, False, data.background_id)
         self.metric = self.fresh()
 
     def fresh(self) -> SegmentationMetric:
-        return SegmentationMetric(self.num_labels, self.ignore_index, distances=False)
+        return SegmentationMetric(*self.settings)
 
     def __call__(self, batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
         for prediction, labels in zip(batch.predictions.cpu().numpy(), batch.label_ids.cpu().numpy(), strict=True):
@@ -171,4 +170,4 @@ class _EvalMetrics:
             return {}
         computed = self.metric.compute()
         self.metric = self.fresh()
-        return {key: computed[key] for key in ("mean_dice", "mean_iou", "pixel_accuracy")}
+        return {key: computed[key] for key in ("pooled_dice", "pooled_iou", "pixel_accuracy")}

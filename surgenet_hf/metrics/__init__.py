@@ -1,14 +1,13 @@
-"""Arrays in, numbers out: accumulating cores that keep a small record per frame or video.
+"""Metrics: accumulators that take arrays and keep a small record per frame or video.
 
-Each metric has `add`, `merge` (records of other processes), `videos` and `compute(videos=None)`: a flat dict whose
-floats are the headline figures, with "per_class" and "per_video" for details. `bootstrap` gives their intervals. The
-same metrics for the `evaluate` library: `evaluate.load(str(EVALUATE_MODULES / "surgical_segmentation"))`, or
-"surgical_phase", "surgical_multilabel".
+Each metric has `add`, `merge` (records of other processes), `videos`, and `compute(videos=None)`. The latter returns a
+dict whose floats are the scalar metrics, with "per_class" and "per_video" for details. `surgenet_hf.statistics` has
+intervals and tests over videos. The same metrics exist as modules of the `evaluate` library:
+`evaluate.load(str(EVALUATE_MODULES / "surgical_segmentation"))`, or "surgical_phase", "surgical_multilabel".
 """
 
 from pathlib import Path
 
-from .bootstrap import bootstrap, confidence_interval
 from .multilabel import MultiLabelMetric, ScoreRecord
 from .phase import PhaseMetric, PhaseRecord
 from .segmentation import FrameRecord, SegmentationMetric
@@ -25,6 +24,4 @@ __all__ = [
     "PhaseRecord",
     "ScoreRecord",
     "SegmentationMetric",
-    "bootstrap",
-    "confidence_interval",
 ]

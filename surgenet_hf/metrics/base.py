@@ -1,4 +1,4 @@
-"""What the metrics share: small records, each of one video, and figures on any sample of those videos."""
+"""What the metrics share: small records, each of one video, and values on any sample of those videos."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,10 +6,13 @@ import numpy as np
 
 
 class VideoMetric:
-    """Keeps records (plain dataclasses with a field `video`) and computes figures on a sample of their videos.
+    """Accumulator of records (plain dataclasses with a field `video`), and the metrics of any sample of their videos.
 
-    Records can be pickled, gathered over processes and merged in any order: the figures are the same to the bit.
-    A subclass says how to summarise the records of one video, once, and how to combine the summaries of many.
+    Records can be pickled, gathered over processes, and merged in any order with bit-identical results. A subclass
+    summarizes the records of each video once, and computes metrics from weighted summaries.
+
+    A scalar metric that `per_video` holds under the same name is the mean over the videos that have a value. The
+    others (pooled over videos, or averaged over classes last) are not.
     """
 
     record_type: type
@@ -43,33 +46,53 @@ class VideoMetric:
             self._append(record)
 
     def compute(self, videos: Sequence[str] | None = None) -> dict:
-        """The figures of these videos, a list that may name a video many times (a bootstrap sample); None: all, once.
+        """Compute the metrics of these videos (None: all), a list that may name a video several times.
 
         Raises:
-            ValueError: no frame was added, no video is named, or one that was not added.
+            ValueError: no frame was added, no video is named, or a named video was not added.
         """
         names, summary = self._summary()
         if not names:
             raise ValueError("No frame was added: there is nothing to compute.")
-        rows = np.arange(len(names))
+        weights = np.ones(len(names))
         if videos is not None:
             index = {name: row for row, name in enumerate(names)}
             unknown = sorted(set(videos) - set(index))
             if unknown or not len(videos):
-                raise ValueError(f"No figures for the videos {unknown}: there are {', '.join(names)}.")
-            rows = np.array([index[name] for name in videos])
-        return self._figures(summary, rows, [(int(row), names[row]) for row in np.unique(rows)])
+                raise ValueError(f"No metrics for the videos {unknown}: there are {', '.join(names)}.")
+            weights = np.bincount([index[name] for name in videos], minlength=len(names)).astype(float)
+        values = {name: float(value) for name, value in self._values(summary, weights).items()}
+        return values | self._details(summary, weights, {names[row]: int(row) for row in np.flatnonzero(weights)})
+
+    def resample(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Compute the scalar metrics of many samples of the videos at once.
+
+        Args:
+            weights: (samples, videos), how often each sample holds each video, in the order of `videos`.
+
+        Returns:
+            {name: (samples,)}, NaN where a sample has no value.
+        """
+        return self._values(self._summary()[1], np.asarray(weights, float))
+
+    def definitions(self) -> dict:
+        """Describe the conventions of the metrics, for a results file."""
+        raise NotImplementedError
 
     def _append(self, record) -> None:
         """Check and keep a record."""
         raise NotImplementedError
 
     def _summarise(self, videos: dict[str, list]):
-        """Records by video, videos sorted -> whatever `_figures` needs, with a row per video."""
+        """Records by video, videos sorted -> whatever `_values` and `_details` need, with one row per video."""
         raise NotImplementedError
 
-    def _figures(self, summary, rows: np.ndarray, distinct: list[tuple[int, str]]) -> dict:
-        """The figures of these rows of the summary; `distinct` holds each row and its video's id once."""
+    def _values(self, summary, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Scalar metrics (...,) of samples of the videos; `weights` is (..., videos)."""
+        raise NotImplementedError
+
+    def _details(self, summary, weights: np.ndarray, rows: dict[str, int]) -> dict:
+        """Metrics per class and per video; `weights` is (videos,), `rows` names the rows that are not 0."""
         raise NotImplementedError
 
     def _summary(self) -> tuple[list[str], object]:
@@ -88,6 +111,21 @@ def mean(values: np.ndarray, axis: int | None = None):
     with np.errstate(invalid="ignore"):
         means = np.where(there, values, 0).sum(axis) / there.sum(axis)
     return float(means) if axis is None else means
+
+
+def weighted_mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Mean over videos of what is not NaN, each as often as its weight; NaN where nothing is left.
+
+    Args:
+        weights: (..., videos).
+        values: (videos, ...).
+
+    Returns:
+        the leading dimensions of `weights`, then the trailing ones of `values`.
+    """
+    there = ~np.isnan(values)
+    total = np.tensordot(weights, np.where(there, values, 0.0), axes=1)
+    return ratio(total, np.tensordot(weights, there.astype(float), axes=1))
 
 
 def standard_deviation(values: np.ndarray, axis: int | None = None):

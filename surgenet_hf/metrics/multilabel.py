@@ -84,19 +84,31 @@ class MultiLabelMetric(VideoMetric):
             self._append(ScoreRecord(name, scores[videos == name], targets[videos == name] >= 0.5))
 
     def compute(self, videos=None) -> dict:
-        """The figures of these videos (a list, with repeats if wanted), by default of all.
+        """Compute the metrics of these videos (a list, with repeats if wanted), by default of all.
 
         Returns:
-            mean_average_precision, mean_balanced_accuracy: means over the criteria that have a value.
+            mean_average_precision, mean_balanced_accuracy: of the frames of all videos together, means over the
+                criteria that have a value.
             frames: number of frames.
             per_class: {criterion: average_precision, balanced_accuracy, positives (number of frames)}.
-            per_video: {video: mean_average_precision and mean_balanced_accuracy of its own frames, frames}; often NaN,
-                and noisy in short videos.
+            per_video: {video: frames; per_class: {criterion: average_precision and balanced_accuracy of the video's
+                frames (often NaN, noisy in short videos), positives, negatives, true_positives, true_negatives}}.
 
         Raises:
-            ValueError: no frame was added, no video is named, or one that was not added.
+            ValueError: no frame was added, no video is named, or a named video was not added.
         """
         return super().compute(videos)
+
+    def definitions(self) -> dict[str, str]:
+        """Describe the conventions of the metrics, for a results file."""
+        return {
+            "headline": "mean_average_precision",
+            "pooling": "frames of all videos together; mean over the criteria",
+            "targets": "positive from 0.5 on, e.g. the mean of three raters",
+            "average_precision": "step-wise, without interpolation, as in scikit-learn; ties count as one step",
+            "balanced_accuracy": "mean of sensitivity and specificity at a score of 0.5",
+            "absent_classes": "a criterion without positives has no value, and is excluded from the mean",
+        }
 
     def _append(self, record: ScoreRecord) -> None:
         if record.scores.shape[1] != self.num_labels:
@@ -119,24 +131,30 @@ class MultiLabelMetric(VideoMetric):
             "counts": counts,
             "rankings": [_rank(*columns, row_of) for columns in zip(scores.T, targets.T, strict=True)],
         }
-        alone = [self._scores(summary, np.array([row])) for row in range(len(videos))]
-        summary["alone"] = np.array([[mean(values) for values in pair] for pair in alone])
         return summary
 
-    def _scores(self, summary: dict, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision and balanced accuracy (num_labels,)."""
-        weights = np.bincount(rows, minlength=len(summary["frames"]))
-        precision = np.array([ranking.average_precision(weights) for ranking in summary["rankings"]])
-        positives, negatives, found, rejected = summary["counts"][rows].sum(0)
-        return precision, (ratio(found, positives) + ratio(rejected, negatives)) / 2
+    def _scores(self, summary: dict, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Average precision and balanced accuracy (..., num_labels)."""
+        samples = weights.reshape(-1, weights.shape[-1]).astype(np.int64)
+        precision = np.array([[r.average_precision(sample) for r in summary["rankings"]] for sample in samples])
+        positives, negatives, found, rejected = np.moveaxis(np.tensordot(weights, summary["counts"], axes=1), -2, 0)
+        accuracy = (ratio(found, positives) + ratio(rejected, negatives)) / 2
+        return precision.reshape(accuracy.shape), accuracy
 
-    def _figures(self, summary: dict, rows: np.ndarray, distinct: list[tuple[int, str]]) -> dict:
-        precision, accuracy = self._scores(summary, rows)
-        positives = summary["counts"][rows].sum(0)[0]
+    def _values(self, summary: dict, weights: np.ndarray) -> dict[str, np.ndarray]:
+        precision, accuracy = self._scores(summary, weights)
         return {
-            "mean_average_precision": mean(precision),
-            "mean_balanced_accuracy": mean(accuracy),
-            "frames": int(summary["frames"][rows].sum()),
+            "mean_average_precision": mean(precision, axis=-1),
+            "mean_balanced_accuracy": mean(accuracy, axis=-1),
+        }
+
+    def _details(self, summary: dict, weights: np.ndarray, rows: dict[str, int]) -> dict:
+        precision, accuracy = self._scores(summary, weights)
+        positives = weights @ summary["counts"][:, 0]
+        alone = self._scores(summary, np.eye(len(weights)))
+        kinds = ("positives", "negatives", "true_positives", "true_negatives")
+        return {
+            "frames": int(weights @ summary["frames"]),
             "per_class": {
                 index: {
                     "average_precision": float(precision[index]),
@@ -147,11 +165,17 @@ class MultiLabelMetric(VideoMetric):
             },
             "per_video": {
                 video: {
-                    "mean_average_precision": float(summary["alone"][row][0]),
-                    "mean_balanced_accuracy": float(summary["alone"][row][1]),
                     "frames": int(summary["frames"][row]),
+                    "per_class": {
+                        index: {
+                            "average_precision": float(alone[0][row, index]),
+                            "balanced_accuracy": float(alone[1][row, index]),
+                            **{kind: int(summary["counts"][row, i, index]) for i, kind in enumerate(kinds)},
+                        }
+                        for index in range(self.num_labels)
+                    },
                 }
-                for row, video in distinct
+                for video, row in rows.items()
             },
         }
 

@@ -1,4 +1,4 @@
-"""Phase recognition: frame-wise, relaxed and segmental figures of whole videos.
+"""Phase recognition: frame-wise, relaxed, and segmental metrics of whole videos.
 
 Sources:
     Funke, Rivoir, Speidel: Metrics Matter in Surgical Phase Recognition, arXiv 2305.13961, 2023.
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .base import VideoMetric, check_ids, mean, ratio, standard_deviation
+from .base import VideoMetric, check_ids, mean, ratio, standard_deviation, weighted_mean
 from .sequences import Transitions, edit_score, relaxed_correct, segment_matches
 
 SCORES = ("precision", "recall", "f1", "jaccard")
+RELAXED = ("relaxed_precision", "relaxed_recall", "relaxed_jaccard")
 OVERLAPS = (10, 25, 50)
+PUBLISHED = "_published"
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class PhaseRecord:
     """What is kept of one video.
 
     confusion: int64 (num_labels, num_labels), frames by annotated (row) and predicted (column) phase.
-    relaxed_hits: int64 (num_labels,), the relaxed true positives of each phase; see `PhaseMetric`.
-    relaxed_correct: number of frames that are right or accepted.
+    relaxed_hits: int64 (2, num_labels), the relaxed true positives of each phase by the corrected and by the published
+        script; see `PhaseMetric`.
+    relaxed_correct: (2,), numbers of frames that are right or accepted by these scripts.
     edit: edit score, 0 to 1.
     segments: int64 (3, 3), per overlap of 10, 25, 50 %: segments found, predicted, annotated.
     """
@@ -31,47 +34,48 @@ class PhaseRecord:
     video: str
     confusion: np.ndarray
     relaxed_hits: np.ndarray
-    relaxed_correct: int
+    relaxed_correct: np.ndarray
     edit: float
     segments: np.ndarray
 
 
 class PhaseMetric(VideoMetric):
-    """Figures of phase recognition, all from 0 to 1.
+    """Metrics of phase recognition, all from 0 to 1.
 
-    With tp, predicted and annotated the frames of a phase in one video:
+    With tp, predicted, and annotated the frames of a phase in one video:
 
         precision = tp / predicted    f1      = 2 tp / (predicted + annotated)
         recall    = tp / annotated    jaccard =   tp / (predicted + annotated - tp)
 
-    The choices of Funke et al., made explicit:
+    The conventions, following Funke et al.:
 
-    - **Absent phases.** Default (their strategy A): only what is undefined (0 / 0) is left out: precision of a phase
-      that was not predicted in the video, recall of one that is not annotated, F1 and Jaccard of one that is neither.
-      A phase that is predicted though not annotated thus has precision, F1 and Jaccard 0, and they count.
-      `..._annotated` (strategy B): every value of a phase that is not annotated in the video is left out as well
-      (recall is the same under both).
-    - **Video-wise.** `macro_...`: averaged over the phases of a video, then over videos; `..._sd` is the sample
-      standard deviation over videos (n - 1). F1 is the mean of the phases' F1, not the F1 of mean precision and mean
-      recall, which is larger. In `per_class` each phase's values are averaged over the videos that have one; the mean
-      of those over phases is the other order found in the literature, and another number.
+    - **Absent phases.** Default (strategy A): only undefined values (0 / 0) are left out. These are the precision of a
+      phase that is not predicted in the video, the recall of one that is not annotated, and F1 and Jaccard of one that
+      is neither. A phase that is predicted but not annotated has precision, F1, and Jaccard 0, which count.
+      `..._annotated` (strategy B): all values of a phase that is not annotated in the video are left out. Recall is
+      the same under both strategies.
+    - **Video-wise.** `macro_...`: mean over the phases of a video, then over videos; `..._sd` is the sample standard
+      deviation over videos (n - 1). F1 is the mean of the phases' F1, not the F1 of mean precision and mean recall,
+      which is larger. In `per_class` the values of each phase are averaged over the videos that have one.
     - **Frame-wise.** `framewise_...`: the frames of all videos are pooled in one confusion matrix, and strategy A is
-      applied to that. Long videos weigh more.
-    - **Relaxed boundaries.** Near the borders of an annotated segment the neighbouring phase is accepted: in its
-      first `relaxed_seconds` the phase of the annotated segment before it, in its last `relaxed_seconds` the phase of
-      the one after it (a shorter segment is relaxed as a whole). With `transitions` given these decide instead of the
-      annotated neighbours; `CHOLEC80_TRANSITIONS` is the rule of the challenge script for Cholec80. As in the
-      challenge, tp of a phase counts every frame, annotated or predicted as that phase, that is right or accepted;
-      jaccard divides it by the number of those frames, precision by predicted, recall by annotated. Precision and
-      recall can so exceed 1 and are cut to 1. Phases not annotated in the video are left out (strategy B). They are
-      averaged over videos, then over phases, as in the challenge. Not followed: the challenge script applies the mask
-      of a segment's last frames to its first ones (`curDiff(curDiff(end-t+1:end)==1) = 0`), so that figures of the
-      unrepaired script differ; and a phase that was not predicted has no relaxed precision here, where the script
-      has infinity cut to 1 as soon as one of its frames is accepted.
+      applied to it. Long videos weigh more.
+    - **Relaxed boundaries.** Near the borders of an annotated segment the neighboring phase is accepted. In the first
+      `relaxed_seconds` this is the phase of the annotated segment before it, in the last `relaxed_seconds` the phase
+      of the segment after it. A segment that is shorter is relaxed as a whole. `transitions` replaces the annotated
+      neighbors; `CHOLEC80_TRANSITIONS` is the rule of the challenge script for Cholec80. As in that script, tp of a
+      phase counts every frame, annotated or predicted as the phase, that is right or accepted. Jaccard divides tp by
+      the number of these frames, precision by predicted, recall by annotated. Precision and recall can exceed 1 and
+      are clipped to 1. Phases that are not annotated in the video are left out (strategy B). Values are averaged over
+      videos, then over phases.
+      `relaxed_..._published` follows the script as published, which most papers print. It applies the mask of a
+      segment's last frames to its first frames (`curDiff(curDiff(end-t+1:end)==1) = 0`). The precision of a phase that
+      is not predicted, but has accepted frames, is 1. `relaxed_...` is the corrected script, where such a phase has no
+      precision.
     - **Segments** (MS-TCN). A segment is a run of frames of one phase. Edit score: 1 - Levenshtein distance of the two
-      sequences of phases / length of the longer one, averaged over videos. F1@k: a predicted segment is found if the
-      annotated segment of its phase that it overlaps most is overlapped by an IoU of at least k % and not yet taken;
-      counts are pooled over videos, 2 found / (predicted + annotated). `per_video` has the F1@k of each video.
+      sequences of phases / length of the longer one, mean over videos. F1@k: a predicted segment is found if it
+      overlaps the annotated segment of its phase that it overlaps most by an IoU of at least k %, and that segment is
+      not yet taken. `f1@k` pools the counts over videos, 2 found / (predicted + annotated). `video_f1@k` is the mean
+      of the F1@k of each video (Funke et al., SurgPhaseBench).
 
     Args:
         num_labels: number of phases; valid ids are 0 ... num_labels - 1.
@@ -116,41 +120,61 @@ class PhaseMetric(VideoMetric):
             check_ids(where, name, ids, self.num_labels)
         prediction, reference = prediction.astype(np.int64), reference.astype(np.int64)
         pairs = np.bincount(reference * self.num_labels + prediction, minlength=self.num_labels**2)
-        correct = relaxed_correct(prediction, reference, self.tolerance, self.transitions)
-        twice = correct & (prediction == reference)  # in the sum below these would count for their one phase twice
-        hits = sum(np.bincount(ids[correct], minlength=self.num_labels) for ids in (prediction, reference))
-        hits -= np.bincount(reference[twice], minlength=self.num_labels)
+        hits, correct = [], []
+        for published in (False, True):
+            accepted = relaxed_correct(prediction, reference, self.tolerance, self.transitions, published)
+            twice = accepted & (prediction == reference)  # the sum below counts these for their phase twice
+            counts = sum(np.bincount(ids[accepted], minlength=self.num_labels) for ids in (prediction, reference))
+            hits.append(counts - np.bincount(reference[twice], minlength=self.num_labels))
+            correct.append(accepted.sum())
         record = PhaseRecord(
             video,
             pairs.reshape(self.num_labels, self.num_labels),
-            hits,
-            int(correct.sum()),
+            np.array(hits),
+            np.array(correct),
             edit_score(prediction, reference),
             np.array([segment_matches(prediction, reference, overlap / 100) for overlap in OVERLAPS]),
         )
         self._append(record)
 
     def compute(self, videos=None) -> dict:
-        """The figures of these videos (a list, with repeats if wanted), by default of all.
+        """Compute the metrics of these videos (a list, with repeats if wanted), by default of all.
 
         Returns:
-            accuracy: share of right frames of a video, averaged over videos, and accuracy_sd.
+            accuracy: share of right frames of a video, mean over videos, and accuracy_sd.
             macro_precision, macro_recall, macro_f1, macro_jaccard, each with ..._sd;
             macro_precision_annotated, macro_f1_annotated, macro_jaccard_annotated, each with ..._sd.
             framewise_accuracy, framewise_precision, framewise_recall, framewise_f1, framewise_jaccard.
-            relaxed_accuracy (averaged over videos), relaxed_precision, relaxed_recall, relaxed_jaccard.
-            edit_score, f1@10, f1@25, f1@50.
+            relaxed_accuracy (mean over videos), relaxed_precision, relaxed_recall, relaxed_jaccard, and these with
+            ..._published.
+            edit_score; f1@10, f1@25, f1@50, and these with video_...
             frames: number of frames.
-            per_class: {phase: precision, recall, f1, jaccard: means over videos, each with ..._sd; the same
-                framewise_...; relaxed_precision, relaxed_recall, relaxed_jaccard; annotated_videos and
+            per_class: {phase: precision, recall, f1, jaccard: means over videos, each with ..._sd; the same with
+                framewise_...; the relaxed ones, with and without ..._published; annotated_videos and
                 predicted_videos: in how many videos it occurs}.
-            per_video: {video: accuracy, macro_..., relaxed_accuracy, edit_score, f1@10, f1@25, f1@50, frames}.
+            per_video: {video: the metrics that are means over videos; frames; segments@k: [found, predicted,
+                annotated]; per_class: {phase: annotated_frames, predicted_frames, correct_frames, relaxed_hits,
+                relaxed_hits_published}}.
             Where nothing is defined the value is NaN.
 
         Raises:
-            ValueError: no video was added, none is named, or one that was not added.
+            ValueError: no video was added, none is named, or a named video was not added.
         """
         return super().compute(videos)
+
+    def definitions(self) -> dict[str, str]:
+        """Describe the conventions of the metrics, for a results file."""
+        rule = "the phase of the annotated neighbor" if self.transitions is None else "the challenge's list of phases"
+        return {
+            "headline": "accuracy",
+            "averaging": "accuracy and macro_*: mean over the phases of a video, then over videos; framewise_*: "
+            "frames of all videos pooled; relaxed precision, recall and Jaccard: mean over videos, then over phases",
+            "absent_phases": "macro_*: strategy A of Funke et al. (2023), a phase that is predicted but not annotated "
+            "counts as 0; *_annotated: strategy B, it is excluded",
+            "relaxed": f"{self.tolerance} frames at each border of an annotated segment accept {rule}; *_published: "
+            "as the published Evaluate.m, without the correction of its mask",
+            "segments": "f1@k: segments pooled over videos (MS-TCN); video_f1@k: mean over the F1@k of each video",
+        }
 
     def _append(self, record: PhaseRecord) -> None:
         if len(record.confusion) != self.num_labels:
@@ -166,70 +190,97 @@ class PhaseMetric(VideoMetric):
         records = [record for records in videos.values() for record in records]
         confusion = np.array([record.confusion for record in records])
         annotated, predicted, frames = confusion.sum(2), confusion.sum(1), confusion.sum((1, 2))
+        correct = np.diagonal(confusion, axis1=1, axis2=2)
         scores = phase_scores(confusion)
         in_annotation = np.where(annotated[:, None] > 0, scores, np.nan)
-        hits = np.array([record.relaxed_hits for record in records])
-        union = annotated + predicted - np.diagonal(confusion, axis1=1, axis2=2)
-        relaxed = np.stack([ratio(hits, predicted), ratio(hits, annotated), ratio(hits, union)], 1).clip(max=1)
+        hits = np.array([record.relaxed_hits for record in records])  # (videos, 2, phases)
+        relaxed = [ratio(hits, predicted[:, None]), ratio(hits, annotated[:, None])]
+        relaxed.append(ratio(hits, (annotated + predicted - correct)[:, None]))
+        # the published script cuts infinity to 1
+        relaxed[0][:, 1] = np.where((predicted == 0) & (hits[:, 1] > 0), 1.0, relaxed[0][:, 1])
+        relaxed = np.where(annotated[:, None, None] > 0, np.stack(relaxed, 1).clip(max=1), np.nan)
         segments = np.array([record.segments for record in records])
-        per_video = {"accuracy": ratio(np.trace(confusion, axis1=1, axis2=2), frames)}
+        means = {"accuracy": ratio(correct.sum(1), frames)}
         for index, name in enumerate(SCORES):
-            per_video[f"macro_{name}"] = mean(scores[:, index], axis=1)
+            means[f"macro_{name}"] = mean(scores[:, index], axis=1)
             if name != "recall":
-                per_video[f"macro_{name}_annotated"] = mean(in_annotation[:, index], axis=1)
-        per_video["relaxed_accuracy"] = np.array([record.relaxed_correct for record in records]) / frames
-        per_video["edit_score"] = np.array([record.edit for record in records])
+                means[f"macro_{name}_annotated"] = mean(in_annotation[:, index], axis=1)
+        for index, suffix in enumerate(("", PUBLISHED)):
+            accepted = np.array([record.relaxed_correct[index] for record in records])
+            means[f"relaxed_accuracy{suffix}"] = accepted / frames
+        means["edit_score"] = np.array([record.edit for record in records])
         for index, overlap in enumerate(OVERLAPS):
-            per_video[f"f1@{overlap}"] = _segmental_f1(segments[:, index])
+            means[f"video_f1@{overlap}"] = _segmental_f1(segments[:, index])
         return {
             "confusion": confusion,
             "scores": scores,
-            "relaxed": np.where(annotated[:, None] > 0, relaxed, np.nan),
+            # (videos, phases) each
+            "relaxed": {
+                f"{name}{suffix}": relaxed[:, i, j]
+                for j, suffix in enumerate(("", PUBLISHED))
+                for i, name in enumerate(RELAXED)
+            },
             "segments": segments,
-            "occurs": np.stack([annotated > 0, predicted > 0], 1),
-            "per_video": per_video,
+            "video_means": means,
+            "counts": {
+                "annotated_frames": annotated,
+                "predicted_frames": predicted,
+                "correct_frames": correct,
+                "relaxed_hits": hits[:, 0],
+                f"relaxed_hits{PUBLISHED}": hits[:, 1],
+            },
         }
 
-    def _figures(self, summary: dict, rows: np.ndarray, distinct: list[tuple[int, str]]) -> dict:
-        per_video, confusion = summary["per_video"], summary["confusion"]
-        pooled, pooled_scores = confusion[rows].sum(0), phase_scores(confusion[rows].sum(0))
-        relaxed, scores = mean(summary["relaxed"][rows], axis=0), summary["scores"][rows]
-        figures = {}
-        for name, values in per_video.items():
-            if name.startswith(("accuracy", "macro_")):
-                figures[name], figures[f"{name}_sd"] = mean(values[rows]), standard_deviation(values[rows])
-        figures["framewise_accuracy"] = float(ratio(np.trace(pooled), pooled.sum()))
-        figures |= {
-            f"framewise_{name}": mean(of_phases) for name, of_phases in zip(SCORES, pooled_scores, strict=True)
+    def _values(self, summary: dict, weights: np.ndarray) -> dict[str, np.ndarray]:
+        values = {name: weighted_mean(weights, column) for name, column in summary["video_means"].items()}
+        pooled = np.tensordot(weights, summary["confusion"], axes=1)
+        values["framewise_accuracy"] = ratio(np.trace(pooled, axis1=-2, axis2=-1), pooled.sum((-2, -1)))
+        for index, name in enumerate(SCORES):
+            values[f"framewise_{name}"] = mean(phase_scores(pooled)[..., index, :], axis=-1)
+        for name, column in summary["relaxed"].items():
+            values[name] = mean(weighted_mean(weights, column), axis=-1)
+        f1 = _segmental_f1(np.tensordot(weights, summary["segments"], axes=1))
+        return values | {f"f1@{overlap}": f1[..., index] for index, overlap in enumerate(OVERLAPS)}
+
+    def _details(self, summary: dict, weights: np.ndarray, rows: dict[str, int]) -> dict:
+        means, counts = summary["video_means"], summary["counts"]
+        repeated = np.repeat(np.arange(len(weights)), weights.astype(int))
+        deviations = {
+            f"{name}_sd": standard_deviation(values[repeated])
+            for name, values in means.items()
+            if name.startswith(("accuracy", "macro_"))
         }
-        figures["relaxed_accuracy"] = mean(per_video["relaxed_accuracy"][rows])
-        names = [f"relaxed_{name}" for name in ("precision", "recall", "jaccard")]
-        figures |= {name: mean(of_phases) for name, of_phases in zip(names, relaxed, strict=True)}
-        figures["edit_score"] = mean(per_video["edit_score"][rows])
-        pooled_f1 = _segmental_f1(summary["segments"][rows].sum(0))
-        figures |= {f"f1@{overlap}": float(f1) for overlap, f1 in zip(OVERLAPS, pooled_f1, strict=True)}
+        scores = summary["scores"][repeated]
         columns = dict(zip(SCORES, mean(scores, axis=0), strict=True))
         columns |= {f"{name}_sd": sd for name, sd in zip(SCORES, standard_deviation(scores, axis=0), strict=True)}
-        columns |= {f"framewise_{name}": values for name, values in zip(SCORES, pooled_scores, strict=True)}
-        columns |= dict(zip(names, relaxed, strict=True))
-        annotated_videos, predicted_videos = summary["occurs"][rows].sum(0)
+        pooled = phase_scores(np.tensordot(weights, summary["confusion"], axes=1))
+        columns |= {f"framewise_{name}": values for name, values in zip(SCORES, pooled, strict=True)}
+        columns |= {name: weighted_mean(weights, column) for name, column in summary["relaxed"].items()}
+        occurs = {f"{kind}_videos": weights @ (counts[f"{kind}_frames"] > 0) for kind in ("annotated", "predicted")}
         return {
-            **figures,
-            "frames": int(pooled.sum()),
+            **deviations,
+            "frames": int(weights @ counts["annotated_frames"].sum(1)),
             "per_class": {
                 phase: {
                     **{name: float(values[phase]) for name, values in columns.items()},
-                    "annotated_videos": int(annotated_videos[phase]),
-                    "predicted_videos": int(predicted_videos[phase]),
+                    **{name: int(values[phase]) for name, values in occurs.items()},
                 }
                 for phase in range(self.num_labels)
             },
             "per_video": {
                 video: {
-                    **{name: float(values[row]) for name, values in per_video.items()},
-                    "frames": int(confusion[row].sum()),
+                    **{name: float(values[row]) for name, values in means.items()},
+                    "frames": int(counts["annotated_frames"][row].sum()),
+                    **{
+                        f"segments@{overlap}": summary["segments"][row, index].tolist()
+                        for index, overlap in enumerate(OVERLAPS)
+                    },
+                    "per_class": {
+                        phase: {name: int(values[row, phase]) for name, values in counts.items()}
+                        for phase in range(self.num_labels)
+                    },
                 }
-                for row, video in distinct
+                for video, row in rows.items()
             },
         }
 

@@ -1,15 +1,20 @@
-"""Dice, IoU and surface distances of class maps, accumulated frame by frame."""
+"""Dice, IoU, and surface distances of class maps, accumulated frame by frame, in the conventions of the field.
+
+Sources:
+    `inference_metrics.py` of github.com/rlpddejong/SurgeNetDINO (the SurgeNet authors).
+    `SegmentationMetrics` of github.com/DominikBatic/EndoViT.
+    github.com/TimJaspers0801/ATLAS-bench.
+"""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from .base import VideoMetric, check_ids, mean, ratio
+from .base import VideoMetric, check_ids, mean, ratio, weighted_mean
 from .surface import class_surface_distances
 
-VIDEO_MEANS = ("mean_dice", "mean_iou", "mean_frame_dice", "mean_frame_iou", "mean_assd", "mean_hd95")
-CLASS_FRAMES = ("reference_frames", "missed", "spurious")
+BACKGROUND = "_with_background"
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class FrameRecord:
 
     video: the video it comes from.
     reference, predicted, intersection: pixel counts per class, each int64 of shape (num_labels,).
-    distances: ASSD and HD95 per class in pixels, float64 of shape (num_labels, 2), or None if they were not asked for.
+    distances: (num_labels, 3) float64, see `surface.class_surface_distances`; None if they were not asked for.
+    size: (height, width) of the class map.
     """
 
     video: str
@@ -26,42 +32,68 @@ class FrameRecord:
     predicted: np.ndarray
     intersection: np.ndarray
     distances: np.ndarray | None = None
+    size: tuple[int, int] = (0, 0)
 
 
 class SegmentationMetric(VideoMetric):
-    """Dice and IoU per class from pixel counts, ASSD and HD95 per class from outlines.
+    """Dice, IoU, ASSD, and HD95 of class maps.
 
-    Pixels whose reference is `ignore_index` count nowhere: neither as reference nor as prediction.
+    Pixels whose reference is `ignore_index` do not count, neither as reference nor as prediction, and form no edge.
+    Each metric is a mean over the foreground classes, that is, over all classes except `background_id`. The same
+    metric over all classes has the suffix `_with_background`. Without a `background_id` all classes are foreground,
+    and there is no such suffix.
 
-    **Pooled.** For each class c, with pixel counts summed over a group of frames (the whole sample, or one video):
+    For a class and a group of frames, with pixel counts summed over the group:
 
-        Dice[c] = 2 intersection[c] / (reference[c] + predicted[c])
-        IoU[c]  =   intersection[c] / (reference[c] + predicted[c] - intersection[c])
+        Dice = 2 intersection / (reference + predicted)
+        IoU  =   intersection / (reference + predicted - intersection)
 
-    A class found in neither reference nor prediction of the group has no value (NaN) and is left out of every
-    mean; a class that is predicted but not in the reference, or the reverse, has the value 0 and counts.
-
-    **Frame by frame.** Dice, IoU, ASSD and HD95 (in pixels of the map, see `surface.surface_distances`) of each class
-    in each frame are averaged over the classes present in the frame's reference, then over the frames of a video,
-    then over videos. A class present in the reference but not predicted at all has Dice and IoU 0 and both distances
-    the frame's diagonal; a class predicted but absent from the reference has no distance and takes no part here (the
-    pooled figures punish it). How often both happened is said per class. All classes take part, id 0 too.
+    - **`video_dice`, `video_iou`** (the headline). Pixels pooled per video and class; mean over the classes in the
+      video's reference, then over videos. A class that a video's reference does not have is left out of that video's
+      mean; its predicted pixels count as `spurious_pixels`. A video whose reference has no foreground has no value.
+    - **`video_assd`, `video_hd95`**. Per frame and class in pixels of the map; mean over the frames with the class in
+      the reference, then over the video's classes, then over videos. A class that is missed in a frame (in the
+      reference, not predicted) counts with the frame's diagonal. `video_assd_found` and `video_hd95_found` leave out
+      missed classes.
+    - **`frame_dice`, `frame_iou`**. Mean over the classes in a frame's reference, then over the frames of a video,
+      then over videos.
+    - **`pooled_dice`, `pooled_iou`, `pixel_accuracy`**. Pixels pooled over all frames; mean over the classes found in
+      reference or prediction.
+    - **`endovit_dice`, `endovit_iou`** (EndoViT). Per class, mean over the frames that have it in reference or
+      prediction; then over classes. EndoViT's code includes the background.
+    - **`atlas_dice`** (ATLAS-bench). Per class, mean over the frames that have it in the reference; then over classes.
+    - **`surgenetdino_dice`** (SurgeNetDINO). As `video_dice`, but a class that is only predicted counts as 0.
+      **`surgenetdino_hd95`**: the 95th percentile of both directions together, without missed classes; mean over the
+      frames of a video with the class, then over classes, then over videos.
 
     Args:
         num_labels: number of classes; valid ids are 0 ... num_labels - 1.
         ignore_index: the id of reference pixels that do not count.
-        distances: also compute ASSD and HD95, by far the slowest part (needs scipy).
+        distances: also compute surface distances, by far the slowest part (needs scipy).
+        background_id: the class that is background; None: the data has none.
     """
 
     record_type = FrameRecord
 
-    def __init__(self, num_labels: int, ignore_index: int = 255, distances: bool = True):
+    def __init__(
+        self,
+        num_labels: int,
+        ignore_index: int = 255,
+        distances: bool = True,
+        background_id: int | None = None,
+    ):
         if 0 <= ignore_index < num_labels:
             raise ValueError(f"ignore_index {ignore_index} is the id of one of the {num_labels} classes.")
-        super().__init__(num_labels=num_labels, ignore_index=ignore_index, distances=distances)
+        if background_id is not None and not 0 <= background_id < num_labels:
+            raise ValueError(f"background_id {background_id} is none of the {num_labels} classes.")
+        super().__init__(
+            num_labels=num_labels, ignore_index=ignore_index, distances=distances, background_id=background_id
+        )
         self.num_labels = num_labels
         self.ignore_index = ignore_index
         self.distances = distances
+        self.background_id = background_id
+        self.foreground = np.arange(num_labels) != background_id
 
     def add(self, prediction: np.ndarray, reference: np.ndarray, video: str = "") -> None:
         """Add one frame.
@@ -87,32 +119,54 @@ class SegmentationMetric(VideoMetric):
         distances = None
         if self.distances:
             distances = class_surface_distances(prediction, reference, counted, self.num_labels)
+        size = reference.shape
         prediction, reference = prediction[counted], reference[counted]
         counts = (self._count(ids) for ids in (reference, prediction, reference[reference == prediction]))
-        self._append(FrameRecord(video, *counts, distances))
+        self._append(FrameRecord(video, *counts, distances, size))
 
     def compute(self, videos=None) -> dict:
-        """The figures of these videos (a list, with repeats if wanted), by default of all.
+        """Compute the metrics of these videos (a list, with repeats if wanted), by default of all.
 
         Returns:
-            dice, iou: lists of num_labels pooled values, NaN for absent classes.
-            mean_dice, mean_iou: their means over the classes that are not NaN.
-            pixel_accuracy: share of counted pixels that are right.
-            mean_video_dice, mean_video_iou: pooled per video, averaged over its classes, then over videos.
-            mean_frame_dice, mean_frame_iou, mean_assd, mean_hd95: averaged over the classes of a frame's reference,
-                over frames, over videos; the last two only with `distances`.
-            frames: number of frames.
-            video_dice: {video: mean over classes of its pooled Dice}.
-            per_class: {class id: dice and iou (pooled), assd and hd95 (means over the frames of a video with the class
-                in the reference, then over videos), and numbers of frames: reference_frames (in the reference),
-                missed (of these, not predicted), spurious (predicted, not in the reference)}.
-            per_video: {video: mean_dice and mean_iou (pooled), mean_frame_dice, mean_frame_iou, mean_assd, mean_hd95,
-                frames}.
+            the metrics of the class docstring, as floats; NaN where nothing is defined. Then
+            frames, background_frames: number of frames, and of those whose reference has no foreground.
+            videos_without_foreground: their ids.
+            per_class: {class id: pooled dice and iou; video_dice, video_iou, video_assd, video_hd95, and the last two
+                with _found (means over videos); videos (with the class in the reference), reference_frames,
+                missed_frames, spurious_frames, spurious_pixels (in videos without the class)}.
+            per_video: {video: the metrics that are means over videos; frames; per_class: {class id: the three pixel
+                counts and three frame counts; frame_dice, frame_iou, assd, hd95, and the last two with _found and
+                pooled_hd95_found (means over the frames with the class in the reference)}}.
 
         Raises:
-            ValueError: no frame was added, no video is named, or one that was not added.
+            ValueError: no frame was added, no video is named, or a named video was not added.
         """
         return super().compute(videos)
+
+    def definitions(self) -> dict[str, str | list]:
+        """Describe the conventions of the metrics, for a results file."""
+        excluded = "none: every class is foreground"
+        if self.background_id is not None:
+            excluded = f"class {self.background_id}, excluded unless a name ends in {BACKGROUND}"
+        return {
+            "headline": "video_dice",
+            "pooling": "video_*: pixels pooled per video and class, mean over classes, then over videos; frame_*: "
+            "mean over the classes of a frame, then over frames, then over videos; pooled_*: pixels of all frames "
+            "pooled per class, mean over classes",
+            "background": excluded,
+            "absent_classes": "a class that the reference of a video (frame) does not have is excluded from the mean "
+            "of the video (frame), and its predicted pixels count as spurious_pixels; pooled_* and surgenetdino_dice "
+            "count it as 0 where it is predicted",
+            "missed_classes": "a class that a frame's reference has and the prediction has not counts with Dice and "
+            "IoU 0, and with the frame's diagonal as distance; *_found excludes it",
+            "distances": "in pixels of the class map; ASSD: mean over both surfaces; HD95: larger of the two directed "
+            "95th percentiles; ignored pixels form no edge",
+            "map_size": sorted({tuple(map(int, record.size)) for record in self.records}),
+            "endovit": "per class, mean over the frames that have it in reference or prediction, then over classes",
+            "atlas": "per class, mean over the frames that have it in the reference, then over classes",
+            "surgenetdino": "Dice: as video_dice, but predicted classes that are absent count as 0; HD95: 95th "
+            "percentile of both directions together, without missed classes, mean over frames, classes, then videos",
+        }
 
     def _append(self, record: FrameRecord) -> None:
         if len(record.reference) != self.num_labels or (record.distances is None) == self.distances:
@@ -122,57 +176,135 @@ class SegmentationMetric(VideoMetric):
             )
         self.records.append(record)
 
-    def _summarise(self, videos: dict[str, list[FrameRecord]]) -> dict[str, np.ndarray]:
+    def _summarise(self, videos: dict[str, list[FrameRecord]]) -> dict:
         rows = [self._summarise_video(records) for records in videos.values()]
-        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        return {
+            key: {name: np.array([row[key][name] for row in rows]) for name in rows[0][key]}
+            for key in ("sums", "means")
+        } | {"video_means": self._video_means(rows)}
 
-    def _summarise_video(self, records: list[FrameRecord]) -> dict:
+    def _summarise_video(self, records: list[FrameRecord]) -> dict[str, dict[str, np.ndarray]]:
+        """Per class (num_labels,): sums of counts over the frames, and means over the frames with the class."""
         counts = np.array([(record.reference, record.predicted, record.intersection) for record in records])
         there, predicted = counts[:, 0] > 0, counts[:, 1] > 0
-        dice, iou = _dice_and_iou(counts.sum(0))
-        per_frame = [np.where(there, score, np.nan) for score in _dice_and_iou(counts)]
-        summary = {
-            "counts": counts.sum(0),
+        dice, iou = (np.where(there, score, np.nan) for score in dice_and_iou(*np.moveaxis(counts, 1, 0)))
+        sums = {
+            "reference_pixels": counts[:, 0].sum(0),
+            "predicted_pixels": counts[:, 1].sum(0),
+            "intersection_pixels": counts[:, 2].sum(0),
+            "reference_frames": there.sum(0),
+            "missed_frames": (there & ~predicted).sum(0),
+            "spurious_frames": (predicted & ~there).sum(0),
             "frames": len(records),
-            "class_frames": np.array([there, there & ~predicted, predicted & ~there]).sum(1),
+            "background_frames": int((~there[:, self.foreground].any(1)).sum()),
         }
+        of_classes = {"frame_dice": dice, "frame_iou": iou}
         if self.distances:
-            distances = np.array([record.distances for record in records])
-            per_frame += [distances[..., 0], distances[..., 1]]
-            summary["class_distances"] = _exact_mean(distances)
-        frame_means = _exact_mean(np.stack([mean(values, axis=1) for values in per_frame], axis=1))
-        return {**summary, "means": [mean(dice), mean(iou), *frame_means]}
+            found = np.array([record.distances for record in records])
+            diagonals = np.array([np.hypot(*record.size) for record in records])[:, None]
+            for index, name in enumerate(("assd", "hd95")):
+                of_classes[name] = np.where(there & ~predicted, diagonals, found[..., index])
+            for index, name in enumerate(("assd_found", "hd95_found", "pooled_hd95_found")):
+                of_classes[name] = found[..., index]
+        of_frames = {
+            f"{name}{suffix}": _exact_mean(mean(values[:, classes], axis=1)[:, None])[0]
+            for suffix, classes in self._class_sets()
+            for name, values in (("frame_dice", dice), ("frame_iou", iou))
+        }
+        means = {name: _exact_mean(values) for name, values in of_classes.items()}
+        return {"sums": sums, "means": means, "of_frames": of_frames}
 
-    def _figures(self, summary: dict, rows: np.ndarray, distinct: list[tuple[int, str]]) -> dict:
-        counts = summary["counts"][rows].sum(0)
-        dice, iou = _dice_and_iou(counts)
-        columns = {"dice": dice, "iou": iou}
+    def _class_sets(self) -> list[tuple[str, np.ndarray]]:
+        """The suffix of a metric's name, and the classes (num_labels,) bool that it averages over."""
+        everything = np.ones(self.num_labels, bool)
+        return [("", self.foreground)] + [(BACKGROUND, everything)] * (self.background_id is not None)
+
+    def _video_means(self, rows: list[dict]) -> dict[str, np.ndarray]:
+        """The metrics that are means over videos: {name: (videos,)}."""
+        sums, means = (
+            {name: np.array([row[key][name] for row in rows]) for name in rows[0][key]} for key in ("sums", "means")
+        )
+        pooled = dice_and_iou(sums["reference_pixels"], sums["predicted_pixels"], sums["intersection_pixels"])
+        there = sums["reference_pixels"] > 0
+        of_classes = dict(zip(("video_dice", "video_iou"), (np.where(there, s, np.nan) for s in pooled), strict=True))
         if self.distances:
-            columns["assd"], columns["hd95"] = mean(summary["class_distances"][rows], axis=0).T
-        class_frames = dict(zip(CLASS_FRAMES, summary["class_frames"][rows].sum(0), strict=True))
-        video_dice, video_iou, *of_frames = mean(summary["means"][rows], axis=0).tolist()
-        names = VIDEO_MEANS if self.distances else VIDEO_MEANS[:4]
-        of_videos = {video: dict(zip(names, summary["means"][row].tolist(), strict=True)) for row, video in distinct}
+            names = ("assd", "hd95", "assd_found", "hd95_found")
+            of_classes |= {f"video_{name}": means[name] for name in names}
+        columns = {}
+        for suffix, classes in self._class_sets():
+            columns |= {f"{name}{suffix}": mean(values[:, classes], axis=1) for name, values in of_classes.items()}
+            for name in ("frame_dice", "frame_iou"):
+                columns[f"{name}{suffix}"] = np.array([row["of_frames"][f"{name}{suffix}"] for row in rows])
+        columns["surgenetdino_dice"] = mean(pooled[0][:, self.foreground], axis=1)
+        if self.distances:
+            columns["surgenetdino_hd95"] = mean(means["pooled_hd95_found"][:, self.foreground], axis=1)
+        return columns
+
+    def _values(self, summary: dict, weights: np.ndarray) -> dict[str, np.ndarray]:
+        sums, means = summary["sums"], summary["means"]
+        values = {name: weighted_mean(weights, column) for name, column in summary["video_means"].items()}
+        reference, predicted, intersection = self._pooled_counts(summary, weights)
+        frames, spurious = weights @ sums["reference_frames"], weights @ sums["spurious_frames"]
+        # Dice and IoU of a frame that has the class in one of both alone are 0
+        per_class = {
+            **dict(zip(("pooled_dice", "pooled_iou"), dice_and_iou(reference, predicted, intersection), strict=True)),
+            **{
+                f"endovit_{name}": ratio(
+                    weights @ (np.nan_to_num(means[f"frame_{name}"]) * sums["reference_frames"]), frames + spurious
+                )
+                for name in ("dice", "iou")
+            },
+        }
+        for suffix, classes in self._class_sets():
+            values |= {f"{name}{suffix}": mean(found[..., classes], axis=-1) for name, found in per_class.items()}
+        atlas = ratio(weights @ (np.nan_to_num(means["frame_dice"]) * sums["reference_frames"]), frames)
+        values["atlas_dice"] = mean(atlas[..., self.foreground], axis=-1)
+        values["pixel_accuracy"] = ratio(intersection.sum(-1), reference.sum(-1))
+        return values
+
+    def _pooled_counts(self, summary: dict, weights: np.ndarray) -> list[np.ndarray]:
+        return [weights @ summary["sums"][f"{name}_pixels"] for name in ("reference", "predicted", "intersection")]
+
+    def _details(self, summary: dict, weights: np.ndarray, rows: dict[str, int]) -> dict:
+        sums, means = summary["sums"], summary["means"]
+        class_sums = [name for name, values in sums.items() if values.ndim == 2]
+        there = sums["reference_pixels"] > 0
+        pooled = dice_and_iou(*(sums[f"{name}_pixels"] for name in ("reference", "predicted", "intersection")))
+        columns = dict(zip(("dice", "iou"), dice_and_iou(*self._pooled_counts(summary, weights)), strict=True))
+        for name, values in zip(("video_dice", "video_iou"), pooled, strict=True):
+            columns[name] = weighted_mean(weights, np.where(there, values, np.nan))
+        for name in ("assd", "hd95", "assd_found", "hd95_found"):
+            if name in means:
+                columns[f"video_{name}"] = weighted_mean(weights, means[name])
+        counts = {
+            "videos": weights @ there,
+            **{name: weights @ sums[name] for name in class_sums if name.endswith("_frames")},
+            "spurious_pixels": weights @ (sums["predicted_pixels"] * ~there),
+        }
         return {
-            "dice": dice.tolist(),
-            "iou": iou.tolist(),
-            "mean_dice": mean(dice),
-            "mean_iou": mean(iou),
-            "pixel_accuracy": float(ratio(counts[2].sum(), counts[0].sum())),
-            "mean_video_dice": video_dice,
-            "mean_video_iou": video_iou,
-            **dict(zip(names[2:], of_frames, strict=True)),
-            "frames": int(summary["frames"][rows].sum()),
-            "video_dice": {video: means["mean_dice"] for video, means in of_videos.items()},
+            "frames": int(weights @ sums["frames"]),
+            "background_frames": int(weights @ sums["background_frames"]),
+            "videos_without_foreground": [v for v, row in rows.items() if not there[row, self.foreground].any()],
             "per_class": {
                 index: {
                     **{name: float(values[index]) for name, values in columns.items()},
-                    **{name: int(values[index]) for name, values in class_frames.items()},
+                    **{name: int(values[index]) for name, values in counts.items()},
                 }
                 for index in range(self.num_labels)
             },
             "per_video": {
-                video: {**of_videos[video], "frames": int(summary["frames"][row])} for row, video in distinct
+                video: {
+                    **{name: float(values[row]) for name, values in summary["video_means"].items()},
+                    "frames": int(sums["frames"][row]),
+                    "per_class": {
+                        index: {
+                            **{name: int(sums[name][row, index]) for name in class_sums},
+                            **{name: float(values[row, index]) for name, values in means.items()},
+                        }
+                        for index in range(self.num_labels)
+                    },
+                }
+                for video, row in rows.items()
             },
         }
 
@@ -180,9 +312,10 @@ class SegmentationMetric(VideoMetric):
         return np.bincount(ids.ravel(), minlength=self.num_labels)
 
 
-def _dice_and_iou(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts (..., 3, num_labels) of reference, prediction and intersection -> two of (..., num_labels)."""
-    reference, predicted, intersection = np.moveaxis(counts, -2, 0)
+def dice_and_iou(
+    reference: np.ndarray, predicted: np.ndarray, intersection: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Dice and IoU of pixel counts, all of one shape; NaN where there is neither reference nor prediction."""
     return (
         ratio(2 * intersection, reference + predicted),
         ratio(intersection, reference + predicted - intersection),

@@ -16,9 +16,18 @@ Transitions = Mapping[int, tuple[Collection[int], Collection[int]]]
 
 
 def relaxed_correct(
-    prediction: np.ndarray, reference: np.ndarray, tolerance: int, transitions: Transitions | None = None
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    tolerance: int,
+    transitions: Transitions | None = None,
+    published: bool = False,
 ) -> np.ndarray:
-    """Which frames (T,) are right, or accepted within `tolerance` frames of a border; see `PhaseMetric`."""
+    """Find the frames (T,) that are right, or accepted within `tolerance` frames of a border; see `PhaseMetric`.
+
+    Args:
+        published: as the published `Evaluate.m` does it, which applies the mask of a segment's last frames to its
+            first ones.
+    """
     correct = prediction == reference
     phases, starts, ends = segments(reference)
     for index, (phase, start, end) in enumerate(zip(phases.tolist(), starts, ends, strict=True)):
@@ -26,8 +35,10 @@ def relaxed_correct(
         if transitions is not None:
             late, early = transitions.get(phase, ((), ()))
         width = min(tolerance, end - start)
-        correct[start : start + width] |= np.isin(prediction[start : start + width], list(late))
-        correct[end - width : end] |= np.isin(prediction[end - width : end], list(early))
+        first, last = slice(start, start + width), slice(end - width, end)
+        correct[first] |= np.isin(prediction[first], list(late))
+        accepted = np.isin(prediction[last], list(early)) & ~(correct[last] & published)
+        correct[first if published else last] |= accepted
     return correct
 
 

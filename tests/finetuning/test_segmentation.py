@@ -127,7 +127,7 @@ def test_training_learns_and_its_evaluation_counts_every_frame_once(data, tmp_pa
     args = arguments(tmp_path, max_steps=30, learning_rate=2e-3, eval_strategy="steps", eval_steps=15)
     trainer = finetune(model, processor, data, args)
     assert trainer.state.global_step == 30
-    evaluations = [entry["eval_mean_dice"] for entry in trainer.state.log_history if "eval_mean_dice" in entry]
+    evaluations = [entry["eval_pooled_dice"] for entry in trainer.state.log_history if "eval_pooled_dice" in entry]
     assert len(evaluations) == 2
     assert evaluations[-1] > 0.9
 
@@ -140,7 +140,7 @@ def test_training_learns_and_its_evaluation_counts_every_frame_once(data, tmp_pa
     expected = metric.compute()
     for _ in range(2):  # the second evaluation starts from nothing
         found = trainer.evaluate()
-        for key in ("mean_dice", "mean_iou", "pixel_accuracy"):
+        for key in ("pooled_dice", "pooled_iou", "pixel_accuracy"):
             assert found[f"eval_{key}"] == pytest.approx(expected[key], abs=1e-3)
 
 

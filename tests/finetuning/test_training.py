@@ -119,12 +119,14 @@ def test_the_best_checkpoint_is_the_tasks(data, tmp_path):
     )
     model, processor = build_model(TINY, data, 32)
     trainer = finetune(model, processor, data, args)
-    evaluations = {log["step"]: log["eval_mean_dice"] for log in trainer.state.log_history if "eval_mean_dice" in log}
+    evaluations = {
+        log["step"]: log["eval_pooled_dice"] for log in trainer.state.log_history if "eval_pooled_dice" in log
+    }
     assert len(evaluations) == 4
     best = max(evaluations, key=evaluations.get)
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert trainer.state.best_metric == evaluations[best]
-    assert trainer.evaluate()["eval_mean_dice"] == evaluations[best]
+    assert trainer.evaluate()["eval_pooled_dice"] == evaluations[best]
 
 
 def test_a_refused_upload_says_how_to_try_again(data, tmp_path, hub, client):

@@ -238,3 +238,46 @@ def test_a_video_is_added_once():
         metric.add(*sequences["v1"], "v1")
     with pytest.raises(ValueError, match="'v0' was added before"):
         metric.merge(metric.records)
+
+
+def test_the_published_script_applies_the_mask_of_the_last_frames_to_the_first():
+    reference = np.repeat([0, 1, 2], 20)
+    prediction = reference.copy()
+    prediction[15:20] = 1  # 5 frames early: accepted; the published script accepts the first 5 of phase 0 instead
+    prediction[20:25] = 3  # wrong: accepted by the published script, as the last frames of phase 1 are early, too
+    prediction[35:40] = 2
+    metric = PhaseMetric(4, relaxed_seconds=5)
+    metric.add(prediction, reference, "a")
+    result = metric.compute()
+    assert result["relaxed_accuracy"] == pytest.approx(55 / 60)
+    assert result["relaxed_accuracy_published"] == pytest.approx(50 / 60)
+    phases = result["per_class"]
+    # frames annotated or predicted as phase 1: 25; right or accepted: corrected 5 + 15 (not the 5 of phase 3),
+    # published 5 + 10 (neither those of phase 0 nor the last of its own)
+    assert phases[1]["relaxed_jaccard"] == pytest.approx(20 / 25)
+    assert phases[1]["relaxed_jaccard_published"] == pytest.approx(15 / 25)
+    assert phases[0]["relaxed_recall"] == 1
+    assert phases[0]["relaxed_recall_published"] == pytest.approx(15 / 20)
+    kept = result["per_video"]["a"]["per_class"][1]
+    assert (kept["relaxed_hits"], kept["relaxed_hits_published"]) == (20, 15)
+
+
+def test_the_published_script_cuts_the_infinite_precision_of_a_phase_that_is_not_predicted():
+    reference = np.repeat([0, 1, 0], [10, 4, 10])
+    metric = PhaseMetric(2, relaxed_seconds=5)
+    metric.add(np.zeros(24, int), reference, "a")
+    phase = metric.compute()["per_class"][1]
+    assert math.isnan(phase["relaxed_precision"])
+    assert phase["relaxed_precision_published"] == 1
+
+
+def test_segmental_f1_pooled_and_as_a_mean_over_videos():
+    metric = PhaseMetric(3)
+    metric.add(np.repeat([0, 1, 2], 10), np.repeat([0, 1, 2], 10), "a")
+    metric.add(np.tile([0, 1], 15), np.repeat([0, 1, 2], 10), "b")  # 30 segments against 3
+    result = metric.compute()
+    assert result["per_video"]["b"]["segments@10"] == [2, 30, 3]  # an IoU of a tenth, with phases 0 and 1
+    of_video = 2 * 2 / 33
+    assert result["video_f1@10"] == pytest.approx((1 + of_video) / 2)
+    assert result["f1@10"] == pytest.approx(2 * (3 + 2) / (3 + 3 + 30 + 3))
+    assert result["per_video"]["a"]["segments@10"] == [3, 3, 3]

@@ -1,13 +1,12 @@
-"""What all metrics share: samples of videos, merging over processes, and the bootstrap."""
+"""What all metrics share: samples of videos, and merging over processes."""
 
 import dataclasses
-import math
 import pickle
 
 import numpy as np
 import pytest
 
-from surgenet_hf.metrics import MultiLabelMetric, PhaseMetric, SegmentationMetric, bootstrap, confidence_interval
+from surgenet_hf.metrics import MultiLabelMetric, PhaseMetric, SegmentationMetric
 
 VIDEOS = [f"v{i}" for i in range(6)]
 
@@ -73,50 +72,28 @@ def test_two_processes_give_what_one_gives(build):
     halves[0].compute()  # what was computed before must not linger
     halves[0].merge(halves[1])
     np.testing.assert_equal(halves[0].compute(), metric.compute())  # to the bit
-    np.testing.assert_equal(bootstrap(halves[0], draws=20), bootstrap(metric, draws=20))
+    weights = np.random.default_rng(0).integers(0, 3, (20, 6))
+    np.testing.assert_equal(halves[0].resample(weights), metric.resample(weights))
 
 
 @METRICS
-def test_bootstrap_is_reproducible_and_covers_the_estimate(build):
+def test_samples_at_once_give_what_each_gives(build):
     metric = build()
-    first, again, other = (bootstrap(metric, draws=200, seed=seed) for seed in (3, 3, 4))
-    np.testing.assert_equal(first, again)
-    assert set(first) == set(floats(metric.compute()))
-    for name, estimate in floats(metric.compute()).items():
-        assert first[name].shape == (200,)
-        if not name.endswith("_sd"):
-            low, high = confidence_interval(first[name], 0.99)
-            assert low <= estimate <= high
-    assert any(not np.array_equal(first[name], other[name], equal_nan=True) for name in first)
+    weights = np.random.default_rng(0).multinomial(6, [1 / 6] * 6, 8)
+    found = metric.resample(weights)
+    for index, sample in enumerate(weights):
+        expected = floats(metric.compute([v for v, n in zip(metric.videos, sample, strict=True) for _ in range(n)]))
+        expected = {name: value for name, value in expected.items() if not name.endswith("_sd")}
+        assert {name: values[index] for name, values in found.items()} == pytest.approx(expected, nan_ok=True)
 
 
-def test_two_models_are_paired_draw_by_draw():
-    """Where one model is right the other is wrong, so that accuracies add up to 1 in each draw."""
-    rng = np.random.default_rng(0)
-    first, second = PhaseMetric(2), PhaseMetric(2)
-    sequences = {video: rng.integers(0, 2, (2, 10)) for video in VIDEOS}
-    for video in VIDEOS:
-        first.add(*sequences[video], video)
-    for video in reversed(VIDEOS):
-        second.add(1 - sequences[video][0], sequences[video][1], video)
-    pair = [bootstrap(metric, draws=100)["accuracy"] for metric in (first, second)]
-    np.testing.assert_allclose(pair[0] + pair[1], 1)
-    assert pair[0].std() > 0
-
-
-def test_one_video_has_no_spread():
-    metric = PhaseMetric(2)
-    metric.add(np.array([0, 1, 1]), np.array([0, 0, 1]), "only")
-    values = bootstrap(metric, draws=10)
-    assert confidence_interval(values["accuracy"]) == pytest.approx((2 / 3, 2 / 3))
-    assert all(math.isnan(bound) for bound in confidence_interval(values["accuracy_sd"]))
-
-
-def test_confidence_interval_is_of_percentiles():
-    assert confidence_interval(np.arange(1001)) == pytest.approx((25, 975))
-    assert confidence_interval(np.arange(1001), level=0.5) == pytest.approx((250, 750))
-    assert confidence_interval([math.nan, 2, math.nan]) == (2, 2)
-    assert all(math.isnan(bound) for bound in confidence_interval([math.nan]))
+@METRICS
+def test_a_metric_that_each_video_has_is_the_mean_over_videos(build):
+    metric = build()
+    computed = metric.compute()
+    of_videos = list(computed["per_video"].values())
+    for name in floats(computed).keys() & of_videos[0].keys():
+        assert computed[name] == pytest.approx(np.nanmean([values[name] for values in of_videos]))
 
 
 @METRICS
@@ -125,12 +102,10 @@ def test_refusals(build):
     assert metric.videos == VIDEOS
     with pytest.raises(ValueError, match=r"videos \['x'\]: there are v0, v1"):
         metric.compute(["v0", "x"])
-    with pytest.raises(ValueError, match="No figures"):
+    with pytest.raises(ValueError, match="No metrics"):
         metric.compute([])
     with pytest.raises(ValueError, match="No frame was added"):
         empty_like(metric).compute()
-    with pytest.raises(ValueError, match="No frame was added"):
-        bootstrap(empty_like(metric))
     with pytest.raises(ValueError, match="can be merged"):
         type(metric)(metric.num_labels + 1).merge(metric)
     with pytest.raises(ValueError, match=r"[Ee]xpected a record"):
