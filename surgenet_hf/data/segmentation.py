@@ -57,6 +57,9 @@ class SegmentationData:
         notes: what checking the data found, one sentence each.
         videos_are_public: whether the videos have the official names of a public data set. If not, they are taken
             for the user's own, whose names `surgenet_hf.privacy` keeps from being published.
+        split_protocol: which videos belong to which split, in one short phrase for results files.
+        background_id: the class that metrics may leave out as background. None: no class is declared as background,
+            and all classes count as foreground. It is never inferred from an id or a name.
     """
 
     name: str
@@ -66,6 +69,8 @@ class SegmentationData:
     ignore_index: int = IGNORE_INDEX
     notes: tuple[str, ...] = ()
     videos_are_public: bool = False
+    split_protocol: str = "unknown"
+    background_id: int | None = None
 
 
 @dataclass(frozen=True)
