@@ -39,10 +39,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from .checkpoints.catalog import leakage_note
 from .checkpoints.reading import check_finite
 from .data import SegmentationData
 from .files import replacing
+from .leakage import leakage_report
 from .metrics import (
     CHOLEC80_TRANSITIONS,
     MultiLabelMetric,
@@ -241,7 +241,7 @@ def evaluate(
             "videos_are_public": data.videos_are_public,
             "labels": list(data.labels),
             "notes": list(data.notes),
-            "leakage": leakage_note((getattr(model.config, "pretraining", None) or {}).get("name"), data.name),
+            "leakage": leakage_report(model.config, data, split).note,
         },
         **_figures(metric, data.labels, draws, temporal=task != "image-classification"),
         "comparisons": {},
