@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import surgenet_hf  # noqa: F401  (makes the Auto classes know our models)
-from surgenet_hf.arguments import ArgumentParser
+from surgenet_hf.arguments import BACKGROUND_HELP, ArgumentParser
 from surgenet_hf.checkpoints.loading import find_source
 from surgenet_hf.data import load_classification, load_segmentation
 from surgenet_hf.evaluation import evaluate, recorded_seed, write_results
@@ -41,8 +41,9 @@ class EvaluationArguments:
     output_dir: str = field(metadata={"help": "Folder for results.json and figures."})
     data_dir: str | None = field(default=None, metadata={"help": "Where the data set lies."})
     data_split: str | None = field(
-        default=None, metadata={"help": "Of the data sets with several splits by video; as in training."}
+        default=None, metadata={"help": "Split protocol, for data sets that have several; as in training."}
     )
+    background_class: str | None = field(default=None, metadata={"help": BACKGROUND_HELP})
     split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "Frames at a time."})
 
@@ -61,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"one of {', '.join(TASKS)}: fine-tune it first"
             )
         auto, load = TASKS[architecture]
-        data = load(args.dataset, args.data_dir, **({"split": args.data_split} if args.data_split else {}))
+        options = {"split": args.data_split, "background_class": args.background_class}
+        data = load(args.dataset, args.data_dir, **{name: value for name, value in options.items() if value})
         model = auto.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(state.device)
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
         seed = recorded_seed(args.model_name_or_path)

@@ -7,6 +7,8 @@ from transformers import HfArgumentParser
 
 from .privacy import mask_tokens
 
+# of --background_class
+BACKGROUND_HELP = "Name of the background class, for the data set folder; left out: all classes count as foreground."
 NO_TOKEN = "an access token is not taken as an argument, which would be recorded; use `hf auth login` or HF_TOKEN"
 
 

@@ -36,6 +36,8 @@ class SurgeNetConfig(BackboneConfigMixin, PreTrainedConfig):
         semantic_loss_ignore_index: label of the pixels that the segmentation loss leaves out.
         pretraining: where the weights come from, e.g. `{"name": "SurgeNetXL", "source_sha256": ...}`;
             written by the converter and carried along by every later save. `None` means unknown.
+        finetuning: the data sets and videos that fine-tuned the weights and selected their checkpoint, one dict for
+            each data set, kept by every later save. `None` means unknown, an empty list means none.
         out_features: stages that `SurgeNetBackbone` returns, of `["stem", "stage1", ..., "stage4"]`.
         out_indices: the same by number; give one of the two. Default: the last stage.
 
@@ -59,6 +61,7 @@ class SurgeNetConfig(BackboneConfigMixin, PreTrainedConfig):
     segmentation_dropout: float | int = 0.0
     semantic_loss_ignore_index: int = 255
     pretraining: dict | None = None
+    finetuning: list[dict] | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

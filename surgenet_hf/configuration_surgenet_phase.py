@@ -10,7 +10,9 @@ from .configuration_surgenet import SurgeNetConfig
 class SurgeNetPhaseConfig(PreTrainedConfig):
     """Configuration of a SurgeNet backbone with a causal multi-stage TCN over its frame embeddings.
 
-    The defaults are the SurgeNet authors' second stage: 2 stages of 9 layers with 64 maps, smoothing 0.25.
+    The architecture is that of the SurgeNet authors' second stage: 2 stages of 9 layers with 64 maps.
+    The defaults of the loss are those of the first version of this package, so that its saved models keep their loss.
+    `SurgeNetForPhaseRecognition.from_backbone` takes the loss of the authors' code for new models.
 
     Args:
         backbone_config: of the frame backbone, a `SurgeNetConfig` or its dict; default: `SurgeNetConfig()`.
@@ -19,6 +21,7 @@ class SurgeNetPhaseConfig(PreTrainedConfig):
         num_feature_maps: channels of these layers.
         dropout: probability within each dilated layer, in [0, 1).
         smoothing_weight: of the truncated mean squared error between neighbouring frames in the loss; 0 for none.
+        stage_reduction: of the losses of the stages to one, `"sum"` or `"mean"`.
         smoothing_threshold: where that error is truncated, as a difference of log-probabilities (MS-TCN's tau).
         ignore_index: label of frames that the loss leaves out: padding, or without annotation.
         frames_per_second: rate of the frames that the TCN is trained on, in 1/s; whoever feeds the model keeps to it.
@@ -41,6 +44,7 @@ class SurgeNetPhaseConfig(PreTrainedConfig):
     dropout: float | int = 0.5
     smoothing_weight: float | int = 0.25
     smoothing_threshold: float | int = 4
+    stage_reduction: str = "sum"
     ignore_index: int = -100
     frames_per_second: float | int = 1.0
 
@@ -67,6 +71,8 @@ class SurgeNetPhaseConfig(PreTrainedConfig):
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.smoothing_weight < 0:
             raise ValueError(f"smoothing_weight must not be negative (0 is none), got {self.smoothing_weight}")
+        if self.stage_reduction not in ("sum", "mean"):
+            raise ValueError(f"stage_reduction must be 'sum' or 'mean', got {self.stage_reduction!r}")
         for name in ("smoothing_threshold", "frames_per_second"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -91,6 +97,10 @@ class SurgeNetPhaseConfig(PreTrainedConfig):
     @property
     def pretraining(self) -> dict | None:
         return self.backbone_config.pretraining
+
+    @property
+    def finetuning(self) -> list[dict] | None:
+        return self.backbone_config.finetuning
 
 
 __all__ = ["SurgeNetPhaseConfig"]

@@ -9,8 +9,8 @@ A results file holds
     data         name; split, and split_protocol: which videos it has; image_size: [height, width] that the model gets;
                  frames, videos, labels; background: the class that is, or null; videos_are_public: whether the names
                  of the videos are those of a public data set; notes of the integrity check; leakage: what is known, or
-                 "unknown", of videos that trained or selected the model or its backbone, null if none did. In
-                 published files neutral names replace those of the user's own videos, and video_hashes identifies
+                 "unknown", of videos that trained or selected the model or its backbone, null if none did; selected:
+                 the videos that selected the checkpoint, on which the result is optimistic. In published files neutral names replace those of the user's own videos, and video_hashes identifies
                  them (`surgenet_hf.privacy`)
     definitions  the convention of each metric, in words
     metrics      scalar metrics by name (see `surgenet_hf.metrics`), and per_class: {label: metrics}; null: undefined
@@ -43,10 +43,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from .checkpoints.catalog import leakage_note
 from .checkpoints.reading import check_finite
 from .data import SegmentationData
 from .files import replacing
+from .leakage import leakage_report
 from .metrics import CHOLEC80_TRANSITIONS, MultiLabelMetric, PhaseMetric, SegmentationMetric
 from .privacy import mask_tokens
 from .results import HEADLINES, SCHEMA, read_results_file
@@ -228,6 +228,7 @@ def evaluate(
     if state.num_processes > 1:
         metric.records = gather_object(metric.records)
         truths, predictions = (dict(gather_object(list(each.items()))) for each in (truths, predictions))
+    leakage = leakage_report(model.config, data, split)
     results = {
         "schema": SCHEMA,
         "task": task,
@@ -249,7 +250,8 @@ def evaluate(
             "labels": list(data.labels),
             "background": _background(data),
             "notes": [*data.notes, *_background_notes(metric)],
-            "leakage": leakage_note((getattr(model.config, "pretraining", None) or {}).get("name"), data.name),
+            "leakage": leakage.note,
+            "selected": sorted(leakage.selected),
         },
         **measure(metric, data.labels, task, resamples),
         "comparisons": {},

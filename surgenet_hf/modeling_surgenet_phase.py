@@ -45,6 +45,7 @@ def phase_loss(
     smoothing_threshold: float = 4.0,
     ignore_index: int = -100,
     class_weights: torch.Tensor | None = None,
+    stage_reduction: str = "sum",
 ) -> torch.Tensor:
     """The loss of MS-TCN: cross-entropy, and a truncated squared error between neighbouring frames, of every stage.
 
@@ -53,12 +54,13 @@ def phase_loss(
         cross_entropy = mean over valid frames (b, t) of -p[b, t, labels[b, t]]
         smoothing = mean over valid pairs (b, t - 1), (b, t) and classes k of
                     min(abs(p[b, t, k] - detached(p[b, t - 1, k])), smoothing_threshold) ** 2
-        loss = sum over stages of cross_entropy + smoothing_weight * smoothing
+        loss = sum or mean over stages of cross_entropy + smoothing_weight * smoothing
 
     Args:
         stage_logits: (S, B, T, K).
         labels: (B, T), class ids; frames of `ignore_index` are left out of both terms.
         class_weights: (K,), of the cross-entropy, whose mean becomes a weighted one.
+        stage_reduction: "sum" (MS-TCN) or "mean" (the SurgeNet authors' code) over the stages.
 
     Returns:
         a float32 scalar; 0 where no frame is valid.
@@ -83,7 +85,8 @@ def phase_loss(
     steps = (log_probs[:, :, 1:] - log_probs[:, :, :-1].detach()).abs().clamp(max=smoothing_threshold)
     pairs = valid[:, 1:] & valid[:, :-1]
     smoothing = (steps.square().mean(dim=-1) * pairs).sum() / pairs.sum().clamp(min=1)
-    return cross_entropy + smoothing_weight * smoothing
+    loss = cross_entropy + smoothing_weight * smoothing
+    return loss / num_stages if stage_reduction == "mean" else loss
 
 
 class SurgeNetDilatedLayer(nn.Module):
@@ -177,7 +180,8 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
         Args:
             backbone: a SurgeNet model with its pooled embedding (`SurgeNetModel`, or the frame classifier that stage 1
                 trained: `SurgeNetForImageClassification`), whose weights are copied; or the folder or Hub name of one.
-            config: fields of `SurgeNetPhaseConfig`. The labels default to those of the backbone's config.
+            config: fields of `SurgeNetPhaseConfig`. The labels default to those of the backbone's config. The loss
+                defaults to that of the authors' SurgPhaseBench: smoothing 0.15 and the mean over the stages.
 
         Raises:
             OSError: no such folder or repository.
@@ -190,6 +194,7 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
             config |= {"id2label": backbone.config.id2label, "label2id": backbone.config.label2id}
         base = backbone.base_model
         backbone_config = base.config.to_dict() | {"_name_or_path": ""}  # a path of this machine
+        config = {"smoothing_weight": 0.15, "stage_reduction": "mean"} | config
         model = cls(SurgeNetPhaseConfig(backbone_config=backbone_config, **config))
         model.surgenet.load_state_dict(base.state_dict())
         return model
@@ -224,8 +229,14 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
         loss = None
         if labels is not None:
             config = self.config
-            smoothing = (config.smoothing_weight, config.smoothing_threshold)
-            loss = phase_loss(stage_logits, labels, *smoothing, config.ignore_index)
+            loss = phase_loss(
+                stage_logits,
+                labels,
+                config.smoothing_weight,
+                config.smoothing_threshold,
+                config.ignore_index,
+                stage_reduction=config.stage_reduction,
+            )
         return PhaseRecognitionOutput(loss=loss, logits=stage_logits[-1], stage_logits=stage_logits, features=features)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from huggingface_hub import constants, get_token
+from huggingface_hub.utils import WeakFileLock
 
 from .checkpoints.catalog import CATALOG, leakage_note
 
@@ -174,6 +175,7 @@ def sanitize_results(results: dict, model_name: str, names: Mapping[str, str]) -
     """
     data = results["data"]
     kept = {results["schema"], "train", "validation", "test", *(data.get("labels") or ())}
+    kept.add(data.get("split_protocol"))  # "32/8/40 (...)" is no path
     plain, named = Sanitizer({}, kept), Sanitizer(names, kept)
     # fields that hold a video's name nowhere; a metric may be called like a video
     cleaned = {key: (plain if key in _WITHOUT_VIDEOS else named).value(item) for key, item in results.items()}
@@ -190,15 +192,25 @@ def sanitize_results(results: dict, model_name: str, names: Mapping[str, str]) -
     ]
     if names:
         cleaned["data"]["video_hashes"] = {names[video]: digest for video, digest in video_hashes(names).items()}
-    if data.get("leakage"):  # a sentence that quotes the names of the pretraining's data sets
-        pretraining = cleaned["model"].get("pretraining")
-        name = pretraining.get("name") if isinstance(pretraining, dict) else None
-        cleaned["data"]["leakage"] = leakage_note(name, cleaned["data"]["name"]) or named.text(data["leakage"])
+    if data.get("leakage"):
+        cleaned["data"]["leakage"] = _clean_leakage(results, cleaned, named)
     for part, clean_key in (("per_video", lambda video: names.get(video, video)), ("comparisons", named.text)):
         cleaned[part] = {clean_key(key): plain.value(figures) for key, figures in (results.get(part) or {}).items()}
     if results.get("command"):
         cleaned["command"] = named.command(results["command"])
     return cleaned
+
+
+def _clean_leakage(results: dict, cleaned: dict, named: Sanitizer) -> str:
+    """Sanitize the sentence on leakage, whose part on pretraining quotes the names of data sets."""
+
+    def of_pretraining(part: dict) -> str:
+        pretraining = part["model"].get("pretraining")
+        name = pretraining.get("name") if isinstance(pretraining, dict) else None
+        return leakage_note(name, part["data"]["name"], len(results["data"].get("videos") or ())) or ""
+
+    before, note, after = results["data"]["leakage"].rpartition(of_pretraining(results) or "\0")
+    return named.text(before) + (of_pretraining(cleaned) if note else "") + named.text(after)
 
 
 def video_hashes(videos: Iterable[str]) -> dict[str, str]:
@@ -219,14 +231,12 @@ def video_hashes(videos: Iterable[str]) -> dict[str, str]:
     """
     path = Path(constants.HF_HOME, "surgenet_hf", "salt")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        salt = path.read_bytes()
-    else:
-        salt = secrets.token_bytes(_SALT_BYTES)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(salt)
+    with WeakFileLock(path.with_name("salt.lock")):  # another process may be writing it
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(_SALT_BYTES))
+    salt = path.read_bytes()
     if len(salt) != _SALT_BYTES:
         raise ValueError(f"{path} holds {len(salt)} bytes, expected {_SALT_BYTES}; delete it, and a new salt is made")
     return {video: hmac.new(salt, video.encode(), hashlib.sha256).hexdigest()[:16] for video in videos}

@@ -131,6 +131,7 @@ _FIELDS = {
     "data.background": ("a text", _is_text),
     "data.notes": ("a list of texts", _are_texts),
     "data.leakage": ("a text", _is_text),
+    "data.selected": ("a list of texts", _are_texts),
     "data.split_protocol": ("a text", _is_text),
     "data.image_size": ("a list of two whole numbers", lambda value: _is_list_of(value, _is_count)),
     "definitions": ("an object", _is_object),

@@ -70,12 +70,12 @@ def assert_within(fraction, actual, expected):
 # ------------------------------------------------------------------------------------------------------ configuration
 
 
-def test_defaults_are_those_of_the_authors():
+def test_defaults():
     config = SurgeNetPhaseConfig()
     assert config.backbone_config.to_dict() == SurgeNetConfig().to_dict()
     assert (config.num_stages, config.num_layers, config.num_feature_maps) == (2, 9, 64)
     assert (config.smoothing_weight, config.smoothing_threshold, config.dropout) == (0.25, 4, 0.5)
-    assert (config.ignore_index, config.frames_per_second) == (-100, 1)
+    assert (config.stage_reduction, config.ignore_index, config.frames_per_second) == ("sum", -100, 1)
     assert config.receptive_field == 2045
 
 
@@ -86,6 +86,7 @@ def test_every_field_survives_save_and_load(backbone, tiny_config, phase_config,
         "dropout": 0,
         "smoothing_weight": 0.5,
         "smoothing_threshold": 2.5,
+        "stage_reduction": "mean",
         "ignore_index": -1,
         "frames_per_second": 5,
         "id2label": dict(enumerate(PHASES)),
@@ -115,6 +116,7 @@ def test_every_field_survives_save_and_load(backbone, tiny_config, phase_config,
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"smoothing_weight": -0.1}, "smoothing_weight must not be negative"),
         ({"smoothing_threshold": 0}, "smoothing_threshold must be above 0, got 0"),
+        ({"stage_reduction": "max"}, "stage_reduction must be 'sum' or 'mean', got 'max'"),
         ({"frames_per_second": 0}, "frames_per_second must be above 0, got 0"),
         ({"num_labels": 1}, "num_labels must be at least 2"),
         ({"num_layers": "9"}, "expected int, got str"),
@@ -356,6 +358,9 @@ def test_the_loss_worked_by_hand():
     assert phase_loss(stage_logits.repeat(3, 1, 1, 1), labels).item() == pytest.approx(
         3 * phase_loss(stage_logits, labels).item(), rel=1e-5
     )
+    assert phase_loss(stage_logits.repeat(3, 1, 1, 1), labels, stage_reduction="mean").item() == pytest.approx(
+        phase_loss(stage_logits, labels).item(), rel=1e-5
+    )
     # without the last frame: neither its cross-entropy nor the second step
     shorter = (math.log(2) + math.log(9 / 8)) / 2 + 0.25 * smoothing
     assert phase_loss(stage_logits, torch.tensor([[0, 0, -100]])).item() == pytest.approx(shorter, rel=1e-5)
@@ -365,6 +370,27 @@ def test_the_loss_worked_by_hand():
     weights = torch.tensor([1.0, 3.0])
     weighted = (math.log(2) + math.log(9 / 8) + 3 * math.log(2)) / 5
     assert phase_loss(stage_logits, labels, 0, class_weights=weights).item() == pytest.approx(weighted, rel=1e-5)
+
+
+def test_new_models_have_the_authors_loss_and_saved_ones_keep_theirs(tiny_config, tmp_path):
+    backbone = SurgeNetModel(tiny_config())
+    model = SurgeNetForPhaseRecognition.from_backbone(backbone, num_labels=3, num_layers=2).eval()
+    assert (model.config.smoothing_weight, model.config.stage_reduction) == (0.15, "mean")
+    features, labels = torch.randn(1, 6, 64), torch.tensor([[0, 0, 1, 1, 2, 2]])
+    outputs = model(features=features, labels=labels)
+    assert_same(outputs.loss, phase_loss(outputs.stage_logits, labels, 0.15) / 2)
+    own = SurgeNetForPhaseRecognition.from_backbone(backbone, num_labels=3, smoothing_weight=0.25)
+    assert own.config.smoothing_weight == 0.25
+
+    # saved by an earlier version: its config has no stage_reduction
+    model.config.smoothing_weight = 0.25
+    model.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["stage_reduction"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    old = SurgeNetForPhaseRecognition.from_pretrained(tmp_path).eval()
+    outputs = old(features=features, labels=labels)
+    assert_same(outputs.loss, phase_loss(outputs.stage_logits, labels))
 
 
 def test_the_loss_as_nested_loops():

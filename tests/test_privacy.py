@@ -8,7 +8,7 @@ from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgenet_hf.checkpoints.catalog import find_entry
+from surgenet_hf.checkpoints.catalog import find_entry, leakage_note
 from surgenet_hf.privacy import (
     Sanitizer,
     check_no_tokens,
@@ -209,12 +209,27 @@ def test_last_part(path, expected):
 def test_facts_of_the_catalogue_and_classes_stay():
     entry = find_entry("SurgeNetXL")
     pretraining = {"name": "SurgeNetXL", "source": f"{entry.upstream_repo}/{entry.teacher_file}"}
-    cleaned = sanitize_results(results_of(["v1"], pretraining=pretraining), "me/mine", {"v1": "video_001"})
+    results = results_of(["v1"], pretraining=pretraining)
+    seen = "1 of 1 videos trained this model (matched by name)"
+    results["data"]["leakage"] = f"{seen}; {leakage_note('SurgeNetXL', 'folder')}"
+    results["data"]["split_protocol"] = "40/8/32 (train 1-40, validation 41-48, test 49-80)"
+    cleaned = sanitize_results(results, "me/mine", {"v1": "video_001"})
+    assert cleaned["data"]["split_protocol"] == results["data"]["split_protocol"]
     assert cleaned["model"]["pretraining"] == pretraining
     assert cleaned["model"]["name"] == "me/mine"
     assert cleaned["data"]["labels"] == ["clip/cut", "a"]
     assert cleaned["metrics"]["per_class"] == {"clip/cut": {"dice": 0.25}, "a": {"dice": None}}
-    assert cleaned["data"]["leakage"] == "unknown: whether the pretraining of SurgeNetXL saw these videos"
+    assert cleaned["data"]["leakage"] == f"{seen}; unknown: whether the pretraining of SurgeNetXL saw these videos"
+
+
+def test_a_leakage_note_keeps_its_findings_without_the_paths_of_pretraining():
+    pretraining = {"name": "DINO on /home/jane/frames"}
+    results = results_of(["v1"], pretraining=pretraining)
+    results["data"]["leakage"] = f"1 of 1 videos trained this model; {leakage_note(pretraining['name'], 'folder', 1)}"
+    cleaned = sanitize_results(results, "me/mine", {"v1": "video_001"})
+    assert cleaned["data"]["leakage"] == (
+        "1 of 1 videos trained this model; unknown: whether its pretraining on frames saw these videos"
+    )
 
 
 def test_short_names_are_replaced_only_as_names():

@@ -9,8 +9,9 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from .. import __version__
 from ..configuration_surgenet import SurgeNetConfig
+from ..leakage import describe_finetuning
 from ..results import find_results, read_results_file
-from .catalog import CITATIONS, STATISTICS, CatalogEntry, base_entry, is_from_scratch
+from .catalog import CITATIONS, STATISTICS, CatalogEntry, base_entry, is_from_scratch, known_leakage
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 REVISION = f"v{__version__}"  # the tag that publishing sets, and that the examples of remote code pin
@@ -72,7 +73,7 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
         config=config,
         parameters=PARAMETERS[entry.backbone] + (STAR_RELU_PARAMETERS if config.activation == "star_relu" else 0),
         dice=DICE if entry.name in IN_DICE_TABLE else None,
-        cholec80=_saw_cholec80(entry),
+        leakage=_known_leakage(entry),
         provenance=provenance,
         licence=entry.licence,
         citations=[CITATIONS[key] for key in entry.citations],
@@ -129,7 +130,7 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
         pretraining=pretraining,
         results=results,
         metrics=_flat_metrics(results) if results else None,
-        cholec80=entry is not None and _saw_cholec80(entry),
+        leakage=[*describe_finetuning(backbone), *_known_leakage(entry)],
         seen=_own_data(pretraining),
         provenance=provenance,
         licence=licence,
@@ -177,7 +178,7 @@ def pretrained_card(
         parameters=_count_parameters(model_dir / "model.safetensors"),
         base=_link(pretraining["base"]["name"]) if pretraining.get("base") else "random weights",
         published=_link(entry.name) if entry else None,
-        cholec80=entry is not None and _saw_cholec80(entry),
+        leakage=_known_leakage(entry),
         seen=_own_data(pretraining),
         provenance=provenance,
         licence=licence,
@@ -259,8 +260,8 @@ def _link(pretraining_name: str) -> str:
     return f"[{entry.name}](https://huggingface.co/{entry.repo_id}){pretraining_name.removeprefix(entry.name)}"
 
 
-def _saw_cholec80(entry: CatalogEntry) -> bool:
-    return any(data.name == "Cholec80" for data in entry.pretraining_sets)
+def _known_leakage(entry: CatalogEntry | None) -> list[str]:
+    return [f"{title}: {note}" for title, note in known_leakage(entry).items()] if entry else []
 
 
 def _flat_metrics(results: dict) -> dict[str, str]:

@@ -283,14 +283,15 @@ def find_by_sha256(sha256: str) -> CatalogEntry | None:
     return next((entry for entry in CATALOG if sha256 in (entry.teacher_sha256, entry.full_sha256)), None)
 
 
-# data set of `surgenet_hf.data` -> what of its videos lies in a pretraining set, by that set's name
-_LEAKS = {
-    "cholec80": {"Cholec80": "76 of the 80 videos of Cholec80"},
-    "cholecseg8k": {"Cholec80": "76 of the 80 videos of Cholec80, which CholecSeg8k is a part of"},
-    "endoscapes": {"Cholec80": "76 of the 80 videos of Cholec80, some of which are also videos of Endoscapes"},
-    "dsad": {"DSAD": "frames of DSAD"},
-    "autolaparo": {},
+# Data sets of `surgenet_hf.data` whose overlap with pretraining is known, and what cards call them.
+_LEAKAGE_TITLES = {
+    "cholec80": "Cholec80 (and its videos in CholecT50)",
+    "cholecseg8k": "CholecSeg8k",
+    "endoscapes": "Endoscapes",
+    "dsad": "DSAD",
+    "autolaparo": "AutoLaparo",
 }
+CHOLEC80_LEFT_OUT = 4  # of its 80 videos; which ones is not published
 
 
 # `config.pretraining["name"]` of weights that are not published ones
@@ -321,17 +322,21 @@ def base_entry(pretraining_name: str | None) -> CatalogEntry | None:
     return next((entry for entry in CATALOG if entry.name == base), None)
 
 
-def leakage_note(pretraining_name: str | None, data_name: str) -> str | None:
-    """What is known of videos of an evaluation that pretraining has seen (without labels): a sentence, or None.
+def leakage_note(pretraining_name: str | None, data_name: str, num_videos: int | None = None) -> str | None:
+    """Say which videos of an evaluation pretraining saw (without labels), in one sentence without a period.
 
     Args:
         pretraining_name: `config.pretraining["name"]` of the model; None where it is not recorded.
         data_name: of the data set, e.g. "cholec80-phase".
+        num_videos: number of videos of the evaluation; None: not of one evaluation, but in general.
+
+    Returns:
+        the sentence; None where pretraining saw none.
     """
     if data_name.startswith("synthetic"):
         return None
     base, *own = (pretraining_name or "").split(_CONTINUED)
-    notes = [None if is_from_scratch(base) else _leakage_of_published(base, data_name)]
+    notes = [None if is_from_scratch(base) else _leakage_of_published(base, data_name, num_videos)]
     if base.startswith(_FROM_SCRATCH):
         own.insert(0, base.removeprefix(_FROM_SCRATCH))
     if own:
@@ -339,17 +344,45 @@ def leakage_note(pretraining_name: str | None, data_name: str) -> str | None:
     return "; ".join(note for note in notes if note) or None
 
 
-def _leakage_of_published(name: str, data_name: str) -> str | None:
+def known_leakage(entry: CatalogEntry) -> dict[str, str]:
+    """Return {data set, as cards call it: sentence of `leakage_note`} of those that pretraining saw, or may have."""
+    notes = {title: leakage_note(entry.name, name) for name, title in _LEAKAGE_TITLES.items()}
+    return {title: note for title, note in notes.items() if note}
+
+
+def _leakage_of_published(name: str, data_name: str, num_videos: int | None) -> str | None:
     entry = base_entry(name)
     if entry is None:
         return "unknown: where the backbone's weights come from is not recorded"
     if entry.statistics == "imagenet":
         return None
-    leaks = next((found for known, found in _LEAKS.items() if data_name.split("-")[0] == known), None)
-    if leaks is None:
+    name = data_name.split("-")[0]
+    if name not in _LEAKAGE_TITLES:
         return f"unknown: whether the pretraining of {entry.name} saw these videos"
-    seen = [what for data, what in leaks.items() if any(used.name == data for used in entry.pretraining_sets)]
-    return f"the pretraining of {entry.name} saw {' and '.join(seen)}, without labels" if seen else None
+    used = {data.name for data in entry.pretraining_sets}
+    if name == "autolaparo":
+        if "SurgeNetYoutube" in used:
+            return f"unknown: whether the YouTube videos in the pretraining of {entry.name} include any of AutoLaparo"
+        return None
+    if ("DSAD" if name == "dsad" else "Cholec80") not in used:
+        return None
+    saw = f"the pretraining of {entry.name} saw " + ("one tenth of the " if entry.pretraining_share == 0.1 else "")
+    if name == "dsad":
+        return f"{saw}frames of DSAD, without labels"
+    saw += f"frames of {80 - CHOLEC80_LEFT_OUT} of the 80 videos of Cholec80, without labels"
+    if name == "endoscapes":
+        return f"{saw}, and Endoscapes shares videos with Cholec80 (camma_dataset_overlaps of CAMMA lists them)"
+    if name == "cholecseg8k":
+        # EndoViT's four last longer than the four that were left out: 6,444 s, against 184,498 s - 179,164 frames
+        return (
+            f"{saw}, so at least 13 of the 17 videos of CholecSeg8k, and at least one of EndoViT's validation and "
+            "test videos (12, 17, 27, 52)"
+        )
+    if num_videos is None:
+        return f"{saw}, so at least {40 - CHOLEC80_LEFT_OUT} of its 40 test videos (41 to 80)"
+    if num_videos > CHOLEC80_LEFT_OUT:
+        return f"{saw}, so at least {num_videos - CHOLEC80_LEFT_OUT} of these {num_videos}"
+    return f"{saw}; which {CHOLEC80_LEFT_OUT} it left out is not published"
 
 
 def _spelling(name: str) -> str:

@@ -172,6 +172,9 @@ def _sanitize_settings(folder: Path, names: Mapping[str, str]) -> None:
         for key, item in settings.items():
             if key in ("id2label", "label2id"):  # a class may be called "clip/cut"
                 cleaned[key] = item
+            elif key == "finetuning" and item:
+                protocols = {run.get("split_protocol") for run in item}  # "32/8/40 (...)" is no path
+                cleaned[key] = Sanitizer({}, protocols).value(item)
             elif isinstance(item, dict) and key != "pretraining":
                 cleaned[key] = clean(item)
             else:

@@ -28,6 +28,7 @@ SEGMENTATION = {
     "endoscapes": endoscapes.load,
     "folder": folder.load,
     "cholecseg8k": cholecseg8k.load,
+    "cholecseg8k-9": partial(cholecseg8k.load, classes=9),
     "cholecseg8k-8": partial(cholecseg8k.load, classes=8),
     "dsad": dsad.load,
 }
@@ -47,8 +48,9 @@ def load_segmentation(name: str, data_dir: str | Path | None = None, **kwargs) -
     """A segmentation data set by its name.
 
     Args:
-        name: "synthetic", "endoscapes", "folder", "cholecseg8k" (13 classes), "cholecseg8k-8" (EndoViT's 8) or "dsad";
-            what each expects in `data_dir` is in the docstring of its module.
+        name: "synthetic", "endoscapes", "folder", "cholecseg8k" (13 classes), "cholecseg8k-9" (the SurgeNet group's
+            9), "cholecseg8k-8" (EndoViT's 8) or "dsad"; what each expects in `data_dir` is in the docstring of its
+            module.
         data_dir: where the data lies. "synthetic" takes it as the place to write to and needs none; "dsad" takes
             the name of its Hub repository too.
         kwargs: passed on to `load` of the module.

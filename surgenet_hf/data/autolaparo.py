@@ -42,6 +42,7 @@ PHASES = (
 )
 VIDEOS = tuple(f"{number:02d}" for number in range(1, 22))
 SPLITS = {"train": VIDEOS[:10], "validation": VIDEOS[10:14], "test": VIDEOS[14:]}
+SPLIT_PROTOCOL = "official (train 1-10, validation 11-14, test 15-21)"
 
 _LAYOUT = (
     "expected the official AutoLaparo layout: videos/NN.mp4 and labels/label_NN.txt; request it at "
@@ -94,5 +95,13 @@ def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: in
     splits = build_splits(by_split, len(PHASES), SINGLE)
     notes = (found, *notes, *absent_note(samples, PHASES))
     return ClassificationData(
-        "autolaparo", PHASES, palette(len(PHASES)), splits, SINGLE, 1.0, notes, videos_are_public=True
+        "autolaparo",
+        PHASES,
+        palette(len(PHASES)),
+        splits,
+        SINGLE,
+        1.0,
+        notes,
+        videos_are_public=True,
+        split_protocol=SPLIT_PROTOCOL,
     )

@@ -59,6 +59,11 @@ SPLITS = {
     "40/8/32": {"train": VIDEOS[:40], "validation": VIDEOS[40:48], "test": VIDEOS[48:]},
     "40/40": {"train": VIDEOS[:40], "test": VIDEOS[40:]},
 }
+_VIDEOS_OF = {
+    "32/8/40": "train 1-32, validation 33-40, test 41-80",
+    "40/8/32": "train 1-40, validation 41-48, test 49-80",
+    "40/40": "train 1-40, test 41-80",
+}
 
 _LAYOUT = (
     "expected the official Cholec80 layout: videos/videoNN.mp4, phase_annotations/videoNN-phase.txt, "
@@ -115,13 +120,21 @@ def load(
         notes += absent_note(samples, PHASES)
     if "validation" not in videos_of:
         notes.append(
-            f"The split {split} has no validation videos, so nothing to choose a checkpoint by; 32/8/40 and 40/8/32 "
-            "have."
+            f"The split protocol {split} has no validation videos, so nothing can select a checkpoint. 32/8/40 and "
+            "40/8/32 have some."
         )
     names, kind = (PHASES, SINGLE) if task == "phase" else (TOOLS, MULTI)
     splits = build_splits(by_split, len(names), kind)
     return ClassificationData(
-        f"cholec80-{task}", names, palette(len(names)), splits, kind, 1.0, tuple(notes), videos_are_public=True
+        f"cholec80-{task}",
+        names,
+        palette(len(names)),
+        splits,
+        kind,
+        1.0,
+        tuple(notes),
+        videos_are_public=True,
+        split_protocol=f"{split} ({_VIDEOS_OF[split]})",
     )
 
 

@@ -17,6 +17,9 @@ Classes: the 13 of `LABELS`, whose codes are `CODES`; 255 (a border of one pixel
 no label. Eight groups of them, `GROUPED_LABELS`, are those of EndoViT (Batić et al., 2024), which speaks of nine as it
 counts the ignored pixels too: https://github.com/DominikBatic/EndoViT, datasets/CholecSeg8k/utils.
 
+Background, as `background_id`: class 0, black background, in all three class lists. It is what lies outside the
+endoscope's picture. The SurgeNet group's averages and ATLAS-bench leave it out.
+
 There is no official split. "endovit" is EndoViT's, by video; its code names as the origin the paper "Analysis of
 Current Deep Learning Networks for Semantic Segmentation of Anatomical Structures in Laparoscopic Surgery".
 
@@ -38,6 +41,7 @@ from PIL import Image
 from .images import read_upright
 from .names import frame_number
 from .segmentation import (
+    IGNORE_INDEX,
     Sample,
     SegmentationData,
     build_splits,
@@ -82,6 +86,12 @@ COLORS = (
 CODES = (50, 11, 21, 13, 12, 31, 23, 24, 25, 32, 22, 33, 5)  # the grey value of each of LABELS
 NO_LABEL = (0, 255)
 
+# The 9 classes of the SurgeNet group (SurgeNetDINO): blood, cystic duct, hepatic vein and liver ligament are ignored.
+KEPT = (0, 1, 2, 3, 4, 5, 6, 9, 10)  # of LABELS
+KEPT_LABELS = tuple(LABELS[i] for i in KEPT)
+KEPT_COLORS = tuple(COLORS[i] for i in KEPT)
+
+# EndoViT's 8 groups.
 GROUPED_LABELS = (
     "black background",
     "abdominal wall",
@@ -99,6 +109,13 @@ ENDOVIT_SPLIT = {
     "train": (1, 9, 18, 20, 24, 25, 26, 28, 35, 37, 43, 48, 55),
     "validation": (17, 52),
     "test": (12, 27),
+}
+BACKGROUND_ID = 0
+# number of classes: (names, colors, the id of each of LABELS)
+CLASS_LISTS = {
+    13: (LABELS, COLORS, tuple(range(13))),
+    9: (KEPT_LABELS, KEPT_COLORS, tuple(KEPT.index(i) if i in KEPT else IGNORE_INDEX for i in range(13))),
+    8: (GROUPED_LABELS, GROUPED_COLORS, GROUPS),
 }
 VIDEOS = tuple(sorted(video for videos in ENDOVIT_SPLIT.values() for video in videos))
 NUM_CLIPS, FRAMES_PER_CLIP, NUM_FRAMES = 101, 80, 8080
@@ -118,7 +135,7 @@ def load(
 
     Args:
         data_dir: the folder that holds video01/, video09/, ...
-        classes: 13, or 8 for EndoViT's groups; 9, which counts the ignored pixels as a class, names the same groups.
+        classes: 13; 9 for the SurgeNet group's classes, which ignore four of the 13; or 8 for EndoViT's groups.
         split: "endovit", or video numbers by split: `{"train": [...], "validation": [...], "test": [...]}`, where
             "test" may be left out. Videos in none of them are left out.
 
@@ -128,9 +145,11 @@ def load(
             are not; a clip in the folder of another video, an unreadable file, a mask of another size than its
             frame; no frames to train on or to validate on.
     """
-    if classes not in (8, 9, 13):
-        raise ValueError(f"classes={classes}: CholecSeg8k comes with 13 classes, or 8 groups of them (also called 9)")
-    labels, colors, ids = (LABELS, COLORS, range(13)) if classes == 13 else (GROUPED_LABELS, GROUPED_COLORS, GROUPS)
+    if classes not in CLASS_LISTS:
+        raise ValueError(
+            f"classes={classes}: CholecSeg8k has 13 classes, 9 (the SurgeNet group's) or 8 (EndoViT's); choose one"
+        )
+    labels, colors, ids = CLASS_LISTS[classes]
     split_of = _split_of(split)
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     clips = _find_clips(root)
@@ -150,7 +169,16 @@ def load(
     numbers = {name: len(samples[name]) for name in samples}
     notes = (*_clip_notes(clips, split_of, numbers), *_pixel_notes([_read(samples[name]) for name in samples]))
     splits = build_splits(samples, lookup_table(dict(zip(CODES, ids, strict=True))))
-    return SegmentationData("cholecseg8k", labels, colors, splits, notes=notes, videos_are_public=True)
+    return SegmentationData(
+        "cholecseg8k" if classes == 13 else f"cholecseg8k-{classes}",
+        labels,
+        colors,
+        splits,
+        notes=notes,
+        videos_are_public=True,
+        split_protocol="EndoViT" if split == "endovit" else "custom, by video number",
+        background_id=BACKGROUND_ID,
+    )
 
 
 def _split_of(split: str | Mapping[str, Iterable[int]]) -> dict[int, str]:

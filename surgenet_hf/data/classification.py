@@ -23,6 +23,7 @@ from .names import WHY_BY_VIDEO, check_no_overlap, frame_number, named
 from .video import find_frames
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+BY_NAME = "by video name, one fifth validates"  # the split protocol of `split_by_name`
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class ClassificationData:
         frames_per_second: of the consecutive rows of a video, for phase recognition; None where they are not
             regular.
         notes: what checking the data found, one sentence each.
-        split_protocol: which videos belong to which split, in a few words.
         videos_are_public: whether the videos have the official names of a public data set. If not, they are taken
             for the user's own, whose names `surgenet_hf.privacy` keeps from being published.
+        split_protocol: which videos belong to which split, in one short phrase for results files.
     """
 
     name: str
@@ -57,7 +58,7 @@ class ClassificationData:
     frames_per_second: float | None = None
     notes: tuple[str, ...] = ()
     videos_are_public: bool = False
-    split_protocol: str = ""
+    split_protocol: str = "unknown"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ labelled (config "single_organ"); for the frames of the subset of the stomach th
 
 (`anno_1`, `anno_2`, `anno_3`, `merged`, masks on the way to the final ones, and `weak_labels.csv` are not read.)
 
-Classes: 0 background and the eleven `STRUCTURES` in the paper's, alphabetical order. A pixel in two masks, or neither
-black nor white, is no label; `notes` counts them.
+Classes: 0 background (declared as `background_id`) and the eleven `STRUCTURES` in the paper's, alphabetical order. A
+pixel in two masks, or neither black nor white, is no label; `notes` counts them.
 
 Split: `SPLITS`, by operation, is the one that public code on the set uses and attributes to Kolbinger et al. (2023);
 whether the data paper itself gives one was not found out.
@@ -81,6 +81,8 @@ SPLITS = {
     "validation": (3, 21, 26),
     "test": (2, 7, 11, 13, 14, 18, 20, 32),
 }
+SPLIT_PROTOCOL = "by operation, as in public code on DSAD (21 train, 3 validation, 8 test)"
+BACKGROUND_ID = 0
 COLUMNS = {"image": "image", "mask": "mask", "organ": "organ", "video": "surgery_id", "frame": "frame_id"}
 MIN_FRAMES, MIN_OPERATIONS = 1000, 20  # of a whole subset: the paper has "over a thousand" and 20 to 23
 
@@ -134,12 +136,17 @@ def load(
         if split not in splits:
             raise ValueError(f"{data_dir} has no {split} frame (operations {', '.join(map(str, SPLITS[split]))})")
     notes = (_count_note(splits), *notes)
-    if organ:
-        i = 1 + STRUCTURES.index(organ)
-        return SegmentationData(
-            "dsad", (LABELS[0], LABELS[i]), (COLORS[0], COLORS[i]), splits, notes=notes, videos_are_public=True
-        )
-    return SegmentationData("dsad", LABELS, COLORS, splits, notes=notes, videos_are_public=True)
+    ids = [BACKGROUND_ID, 1 + STRUCTURES.index(organ)] if organ else range(len(LABELS))
+    return SegmentationData(
+        "dsad",
+        tuple(LABELS[i] for i in ids),
+        tuple(COLORS[i] for i in ids),
+        splits,
+        notes=notes,
+        videos_are_public=True,
+        split_protocol=SPLIT_PROTOCOL,
+        background_id=BACKGROUND_ID,
+    )
 
 
 # The archive

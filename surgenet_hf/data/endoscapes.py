@@ -11,9 +11,9 @@ Layout of the official Endoscapes2023 archive, as far as it is read here:
     train_seg/ val_seg/ test_seg/   links to the frames that have masks
     semseg/                         <video>_<frame>.png, 854x480, the class id in each of three equal channels
 
-Classes: 0 background, 1 cystic plate, 2 hepatocystic triangle, 3 cystic artery, 4 cystic duct, 5 gallbladder, 6 tool;
-255 is no label. Split: videos 1 to 120 train, 121 to 161 validation, 162 to 201 test. Seg50 has 493 frames, 30 s
-apart, of 30, 10 and 10 videos.
+Classes: 0 background (`background_id`), 1 cystic plate, 2 hepatocystic triangle, 3 cystic artery, 4 cystic duct, 5
+gallbladder, 6 tool; 255 is no label. Split: videos 1 to 120 train, 121 to 161 validation, 162 to 201 test. Seg50 has
+493 frames, 30 s apart, of 30, 10 and 10 videos.
 
 Known quirks: the links of `*_seg` turn into text files of some 20 bytes where an unpacker cannot make links (Windows),
 so frames are taken from train/, val/ and test/ where they are there; one public mask, 153_32700, has pixels of an id
@@ -58,6 +58,7 @@ COLORS = (
 NUM_FRAMES = 493
 # split: (its folder, first video, last video)
 SPLITS = {"train": ("train", 1, 120), "validation": ("val", 121, 161), "test": ("test", 162, 201)}
+SPLIT_PROTOCOL = "official (train 1-120, validation 121-161, test 162-201)"
 
 SOURCE = "https://github.com/CAMMA-public/Endoscapes (free)"
 _LAYOUT = (
@@ -102,7 +103,16 @@ def load(data_dir: str | Path) -> SegmentationData:
     notes = (_count_note(numbers), *_stray_notes(every, count_values(every)))
     table = lookup_table({i: i for i in range(len(LABELS))})
     splits = build_splits({split: samples[split] for split in SPLITS if samples[split]}, table)
-    return SegmentationData("endoscapes", LABELS, COLORS, splits, notes=notes, videos_are_public=True)
+    return SegmentationData(
+        "endoscapes",
+        LABELS,
+        COLORS,
+        splits,
+        notes=notes,
+        videos_are_public=True,
+        split_protocol=SPLIT_PROTOCOL,
+        background_id=0,
+    )
 
 
 def _files(folder: Path, suffix: str) -> Iterator[tuple[Path, int, int]]:

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .classification import MULTI, ClassificationData, FrameSample, build_splits, check_images, require_splits
-from .endoscapes import SPLITS, split_of
+from .endoscapes import SPLIT_PROTOCOL, SPLITS, split_of
 from .labels import read_table, read_text
 from .names import frame_number, named
 from .segmentation import palette, require_folder
@@ -66,7 +66,14 @@ def load(data_dir: str | Path) -> ClassificationData:
     notes = (_count_note(samples), _positive_note(samples))
     splits = build_splits(samples, len(LABELS), MULTI)
     return ClassificationData(
-        "endoscapes-cvs", LABELS, palette(len(LABELS)), splits, MULTI, notes=notes, videos_are_public=True
+        "endoscapes-cvs",
+        LABELS,
+        palette(len(LABELS)),
+        splits,
+        MULTI,
+        notes=notes,
+        videos_are_public=True,
+        split_protocol=SPLIT_PROTOCOL,
     )
 
 

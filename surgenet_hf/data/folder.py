@@ -7,16 +7,20 @@
 A mask has the size of its frame and holds class ids: 0, 1, 2, ... and 255 where there is no label; in one channel, or
 in three equal ones. Without classes.txt the classes are 0 to the largest id in any mask, "class_0", "class_1", ...
 
+No class is taken for the background, whatever its id or name: metrics over foreground classes then count all classes.
+Name the background class with `background_class`, on the command line `--background_class NAME`.
+
 Frames of one video look alike, so a split of single frames would measure memory. Videos are split instead: a fifth of
 them, at least one, validate. Which ones is a function of the video's name (SHA-256), the same on every machine.
 """
 
-import hashlib
 import re
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
+from .classification import BY_NAME, split_by_name
 from .labels import read_classes
 from .names import frame_number, number_in_name, require_unicode
 from .segmentation import (
@@ -34,10 +38,15 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 _LAYOUT = "expected images/<video>_<frame>.jpg (or images/<video>/<frame>.jpg) and, with the same name, masks/....png"
 
 
-def load(data_dir: str | Path) -> SegmentationData:
-    """The data set of a folder.
+def load(data_dir: str | Path, background_class: str | None = None) -> SegmentationData:
+    """Load the data set of a folder.
+
+    Args:
+        data_dir: the folder D.
+        background_class: name of the class that is background, see `SegmentationData.background_id`.
 
     Raises:
+        UserError: there is no class of the name `background_class`.
         FileNotFoundError: a missing or empty folder, a frame without mask, a mask without frame.
         ValueError: names from which no video can be told, fewer than two videos, two frames of one name, an unreadable
             file, a mask of another size, with colours instead of ids or with ids beyond the classes, a `classes.txt`
@@ -46,11 +55,17 @@ def load(data_dir: str | Path) -> SegmentationData:
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     names = read_classes(root / "classes.txt")
     samples = _find_samples(root)
-    validation = _validation_videos({sample.video for sample in samples}, root)
+    split_of = _split_of({sample.video for sample in samples}, root)
+    validation = {video for video, split in split_of.items() if split == "validation"}
 
     counts = count_values(samples)
     labels = names or tuple(f"class_{i}" for i in range(1 + max(_ids(counts.sum(0)), default=0)))
     _check_ids(samples, counts, labels, root)
+    if background_class is not None and background_class not in labels:
+        raise UserError(
+            f"{root} has no class {background_class!r} to be the background. Its classes are {', '.join(labels)}; "
+            "name one of them"
+        )
 
     is_validation = np.array([sample.video in validation for sample in samples])
     splits = {
@@ -64,10 +79,23 @@ def load(data_dir: str | Path) -> SegmentationData:
     ]
     if not names:
         notes.append(f"There is no classes.txt: {len(labels)} classes, as the largest id in the masks says.")
+    if background_class is None:
+        notes.append(
+            "No class is declared as background, so all classes count as foreground. Declare one with "
+            "--background_class NAME."
+        )
     if unseen:
         notes.append(f"No training pixel has class {', '.join(labels[i] for i in unseen)}: it cannot be learnt.")
     table = lookup_table({i: i for i in range(len(labels))})
-    return SegmentationData("folder", labels, palette(len(labels)), build_splits(splits, table), notes=tuple(notes))
+    return SegmentationData(
+        "folder",
+        labels,
+        palette(len(labels)),
+        build_splits(splits, table),
+        notes=tuple(notes),
+        split_protocol=BY_NAME,
+        background_id=None if background_class is None else labels.index(background_class),
+    )
 
 
 def _find_samples(root: Path) -> list[Sample]:
@@ -134,7 +162,8 @@ def _video_and_frame(key: str, position: int, path: Path) -> tuple[str, int]:
     return match[1], frame_number(match[2], path)
 
 
-def _validation_videos(videos: set[str], root: Path) -> set[str]:
+def _split_of(videos: set[str], root: Path) -> dict[str, str]:
+    """Split videos by their names, see `split_by_name`."""
     if videos <= {"train", "val", "valid", "validation", "test"}:
         raise ValueError(
             f"the videos in {root / 'images'} ({', '.join(sorted(videos))}) are named like splits, but the split is "
@@ -146,8 +175,7 @@ def _validation_videos(videos: set[str], root: Path) -> set[str]:
             "validate on are needed, as frames of one video look alike; a frame's video is its folder in images/, or "
             "else its name up to the last underscore"
         )
-    by_hash = sorted(videos, key=lambda video: hashlib.sha256(video.encode()).digest())
-    return set(by_hash[: max(1, round(len(videos) / 5))])
+    return split_by_name(videos, root / "images")
 
 
 def _ids(counts: np.ndarray) -> list[int]:

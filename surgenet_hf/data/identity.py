@@ -9,7 +9,7 @@ from datasets import Dataset
 SAMPLES = 1000  # contents that are read: seconds at most, even from a network disk
 
 
-def contentdigest(read: Callable[[int], bytes], count: int) -> str:
+def content_digest(read: Callable[[int], bytes], count: int) -> str:
     """Hash the contents of at most `SAMPLES` of `count` files, spread evenly; 16 hexadecimal digits.
 
     A file that cannot be read counts as empty: whoever uses it reports it.
@@ -67,7 +67,7 @@ def _split_identity(rows: Dataset) -> dict:
         "videos": len(set(labels["video"])),
         "labels": digest(labels),
         "files": digest(sizes),
-        "contents": contentdigest(read, len(files)),
+        "contents": content_digest(read, len(files)),
     }
 
 

@@ -30,6 +30,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .classification import (
+    BY_NAME,
     MULTI,
     SINGLE,
     ClassificationData,
@@ -103,7 +104,10 @@ def load_csv(data_dir: str | Path) -> ClassificationData:
         if unseen:
             notes.append(f"No training frame has the class {', '.join(unseen)}: it cannot be learnt.")
     splits = build_splits(samples, len(labels), kind)
-    return ClassificationData("csv", labels, palette(len(labels)), splits, kind, notes=tuple(notes))
+    protocol = "by the column split of labels.csv" if _pairs(rows) else BY_NAME
+    return ClassificationData(
+        "csv", labels, palette(len(labels)), splits, kind, notes=tuple(notes), split_protocol=protocol
+    )
 
 
 def load_videos(
@@ -167,7 +171,10 @@ def load_videos(
     require_splits(samples, ("train", "validation"), table if pairs else root, "the others need it")
     notes = (_count_note(samples), *notes, *absent_note(found, phases))
     splits = build_splits(samples, len(phases), SINGLE)
-    return ClassificationData("videos", phases, palette(len(phases)), splits, SINGLE, 1.0, notes)
+    protocol = "by splits.csv" if pairs else BY_NAME
+    return ClassificationData(
+        "videos", phases, palette(len(phases)), splits, SINGLE, 1.0, notes, split_protocol=protocol
+    )
 
 
 def _pairs(rows: Iterable[dict[str, str]]) -> set[tuple[str, str]]:

@@ -55,10 +55,11 @@ class SegmentationData:
         splits: "train", "validation" and, where the data has it, "test".
         ignore_index: the value in masks that is no class.
         notes: what checking the data found, one sentence each.
-        background_id: the class that is background; None: the data has none, all classes count as foreground.
-        split_protocol: which videos belong to which split, in a few words.
         videos_are_public: whether the videos have the official names of a public data set. If not, they are taken
             for the user's own, whose names `surgenet_hf.privacy` keeps from being published.
+        split_protocol: which videos belong to which split, in one short phrase for results files.
+        background_id: the class that metrics may leave out as background. None: no class is declared as background,
+            and all classes count as foreground. It is never inferred from an id or a name.
     """
 
     name: str
@@ -68,8 +69,8 @@ class SegmentationData:
     ignore_index: int = IGNORE_INDEX
     notes: tuple[str, ...] = ()
     videos_are_public: bool = False
+    split_protocol: str = "unknown"
     background_id: int | None = None
-    split_protocol: str = ""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,14 @@ def load(
         splits[split].append(_sample(root, seed, video, frame, size))
     table = lookup_table({i: i for i in range(len(LABELS))})
     return SegmentationData(
-        "synthetic", LABELS, COLORS, build_splits(splits, table), notes=(NOTE,), videos_are_public=True
+        "synthetic",
+        LABELS,
+        COLORS,
+        build_splits(splits, table),
+        notes=(NOTE,),
+        videos_are_public=True,
+        split_protocol="by video number, the last fifth validates",
+        background_id=0,
     )
 
 

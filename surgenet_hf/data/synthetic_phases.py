@@ -135,7 +135,15 @@ def load(
             samples[split] += _video(root, seed, video, steps, size, bar)
     splits = build_splits(samples, len(PHASES), SINGLE)
     return ClassificationData(
-        "synthetic-phases", PHASES, palette(len(PHASES)), splits, SINGLE, 1.0, (NOTE,), videos_are_public=True
+        "synthetic-phases",
+        PHASES,
+        palette(len(PHASES)),
+        splits,
+        SINGLE,
+        1.0,
+        (NOTE,),
+        videos_are_public=True,
+        split_protocol="by video number, the last three eighths validate and test in halves",
     )
 
 

@@ -33,16 +33,18 @@ def finetune(
     Args:
         model, processor: as `build_model` gives them.
         training_args: its seed decides order and augmentation.
-        augmentation: of the training frames, see `Frames`.
+        augmentation: of the training frames, see `Frames`. Phases are trained without flips, as the authors do.
         loss: `loss(logits, labels)` as `classification_loss` makes it; None: the model's own.
         options: of `SurgeNetTrainer`.
     """
-    frames = Frames(data.splits["train"], processor, augmentation, training_args.seed)
+    is_phases = not is_multi_label(data) and data.frames_per_second is not None
+    frames = Frames(data.splits["train"], processor, augmentation, training_args.seed, flip=not is_phases)
     trainer = SurgeNetTrainer(
         model=model,
         args=training_args,
+        data=data,
         train_dataset=frames,
-        eval_dataset=Frames(data.splits["validation"], processor),
+        eval_dataset=Frames(data.splits["validation"], processor) if "validation" in data.splits else None,
         processing_class=processor,
         compute_metrics=multi_label_metrics if is_multi_label(data) else single_label_metrics,
         callbacks=[SetEpoch(frames)],

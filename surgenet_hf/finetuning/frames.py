@@ -21,15 +21,17 @@ class Frames(torch.utils.data.Dataset):
         processor: the model's image processor.
         augmentation: "none", "light" or "strong"; frames and masks change alike, anew in every epoch.
         seed: of the augmentation.
+        flip: whether the augmentation flips every second frame horizontally.
     """
 
-    def __init__(self, split, processor, augmentation: str = "none", seed: int = 0):
+    def __init__(self, split, processor, augmentation: str = "none", seed: int = 0, flip: bool = True):
         if augmentation != "none" and augmentation not in STRENGTHS:
             raise ValueError(f"augmentation must be 'none' or one of {sorted(STRENGTHS)}, got {augmentation!r}")
         self.split = split
         self.processor = processor
         self.augmentation = augmentation
         self.seed = seed
+        self.flip = flip
         # in shared memory, so that data loader workers that live through all epochs see it change
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
@@ -44,22 +46,27 @@ class Frames(torch.utils.data.Dataset):
         image, mask = row["image"], row.get("mask")
         if self.augmentation != "none":
             rng = generator(self.seed, int(self.epoch), index)
-            image, mask = augment_frame(image, mask, rng, self.augmentation)
+            image, mask = augment_frame(image, mask, rng, self.augmentation, self.flip)
         inputs = self.processor(image, segmentation_maps=mask, return_tensors="pt")
         labels = torch.as_tensor(row["labels"]) if mask is None else inputs["labels"][0]
         return {"pixel_values": inputs["pixel_values"][0], "labels": labels}
 
 
 def augment_frame(
-    image: Image.Image, mask: np.ndarray | None, rng: np.random.Generator, strength: str = "light"
+    image: Image.Image,
+    mask: np.ndarray | None,
+    rng: np.random.Generator,
+    strength: str = "light",
+    flip: bool = True,
 ) -> tuple[Image.Image, np.ndarray | None]:
-    """Crop, flip (every second time), change brightness and contrast and, if strong, rotate; see `STRENGTHS`.
+    """Crop, flip, change brightness and contrast and, if strong, rotate an image and its mask; see `STRENGTHS`.
 
     Args:
         image: RGB of size (W, H).
         mask: uint8 (H, W), which is cropped, flipped and rotated with the image; or None.
         rng: the only source of random draws.
         strength: "light" or "strong".
+        flip: whether to flip every second image horizontally.
 
     Returns:
         image and mask at the crop's size; the image processor resizes both. Corners that a rotation leaves empty are
@@ -70,7 +77,7 @@ def augment_frame(
     scale = rng.uniform(smallest, 1.0)
     size = [round(scale * height), round(scale * width)]
     crop = [int(rng.integers(0, height - size[0] + 1)), int(rng.integers(0, width - size[1] + 1)), *size]
-    flip = rng.random() < 0.5
+    flip = rng.random() < 0.5 and flip
     brightness, contrast = rng.uniform(1 - jitter, 1 + jitter, size=2)
     angle = rng.uniform(-degrees, degrees)
 

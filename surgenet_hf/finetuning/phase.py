@@ -1,4 +1,6 @@
-"""Phase recognition in two stages, as the SurgeNet authors do: a frame classifier, then a causal TCN on its features.
+"""Phase recognition in two stages, like the SurgeNet authors': a frame classifier, then a causal TCN on its features.
+
+What differs from their code is listed in `scripts/finetune_phase.py`.
 
 Stage 1 is `surgenet_hf.finetuning.classification` on the phases; stage 2, here, computes the features of every video
 once and trains the temporal model on whole videos.
@@ -107,17 +109,22 @@ def finetune(
     model.surgenet.requires_grad_(False)
     model.to(training_args.device)
     train = VideoFeatures(model, processor, data.splits["train"], Path(cache_dir, "train"))
-    validation = VideoFeatures(model, processor, data.splits["validation"], Path(cache_dir, "validation"))
+    validation = None
+    if "validation" in data.splits:
+        validation = VideoFeatures(model, processor, data.splits["validation"], Path(cache_dir, "validation"))
     if balanced:
         labels = torch.cat([train[i]["labels"] for i in range(len(train))])
         weights = balanced_weights(torch.bincount(labels, minlength=len(data.labels)))
         config = model.config
         smoothing = (config.smoothing_weight, config.smoothing_threshold, config.ignore_index)
-        options["loss"] = lambda stage_logits, labels: phase_loss(stage_logits, labels, *smoothing, weights)
+        options["loss"] = lambda stage_logits, labels: phase_loss(
+            stage_logits, labels, *smoothing, weights, config.stage_reduction
+        )
         options["loss_on"] = "stage_logits"
     trainer = SurgeNetTrainer(
         model=model,
         args=training_args,
+        data=data,
         train_dataset=train,
         eval_dataset=validation,
         data_collator=collate_videos,

@@ -16,6 +16,7 @@ from transformers import (
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..checkpoints.conversion import build_image_processor
 from ..data import SegmentationData
+from ..leakage import start_record
 from ..metrics import SegmentationMetric
 from .frames import Frames
 from .training import SetEpoch, SurgeNetTrainer, balanced_weights
@@ -50,6 +51,7 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
         config = copy.deepcopy(source)
         config.update(options)
         config.pretraining = {"name": RANDOM_WEIGHTS, "statistics": "surgenet"}
+        config.finetuning = []
         model = auto_class.from_config(config, dtype=torch.float32)
         processor = build_image_processor("surgenet", image_size)
     else:
@@ -60,6 +62,7 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
             processor = AutoImageProcessor.from_pretrained(source, size=size)
         except OSError as error:  # whose words do not always name the model
             raise OSError(f"no model with an image processor at {source}: {error}") from error
+        start_record(model.config)
     return model, processor
 
 
@@ -101,8 +104,9 @@ def finetune(
     trainer = SurgeNetTrainer(
         model=model,
         args=training_args,
+        data=data,
         train_dataset=frames,
-        eval_dataset=Frames(data.splits["validation"], processor),
+        eval_dataset=Frames(data.splits["validation"], processor) if "validation" in data.splits else None,
         processing_class=processor,
         compute_metrics=_EvalMetrics(data),
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(1),

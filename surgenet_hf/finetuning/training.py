@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..arguments import NO_TOKEN, ArgumentParser
+from ..arguments import BACKGROUND_HELP, NO_TOKEN, ArgumentParser
 from ..checkpointing import (
     RECORD,
     RESUME,
@@ -47,6 +47,7 @@ from ..data.identity import data_identity
 from ..errors import UserError
 from ..evaluation import evaluate, write_results
 from ..files import write_file
+from ..leakage import record_finetuning
 from ..privacy import mask_tokens
 from ..reporting import summary, write_figures
 
@@ -104,7 +105,7 @@ class ModelArguments:
     )
     image_size: int = field(
         default=256,
-        metadata={"help": "Side that frames are resized to, in pixels (256: the authors' protocol)."},
+        metadata={"help": "Side that frames are resized to, in pixels (256: the authors' for segmentation)."},
     )
     augmentation: str = field(
         default="light",
@@ -148,12 +149,18 @@ class DataArguments:
     data_dir: str | None = field(default=None, metadata={"help": "Where it lies."})
     data_split: str | None = field(
         default=None,
-        metadata={"help": "Of the data sets with several splits by video, e.g. 40/8/32 of cholec80-phase."},
+        metadata={"help": "Split protocol, for data sets that have several, e.g. 40/8/32 of cholec80-phase."},
     )
+    background_class: str | None = field(default=None, metadata={"help": BACKGROUND_HELP})
 
     def __post_init__(self):
         if not self.dataset:
             raise ValueError("--dataset is missing")
+
+    def options(self) -> dict:
+        """Return the arguments for the loader of the data set."""
+        options = {"split": self.data_split, "background_class": self.background_class}
+        return {name: value for name, value in options.items() if value}
 
 
 @dataclass
@@ -162,9 +169,11 @@ class SurgeNetTrainingArguments(TrainingArguments):
 
     output_dir: str = field(default="", metadata={"help": "Folder for checkpoints, the model, results and figures."})
     learning_rate: float = field(
-        default=1e-4, metadata={"help": "Peak of AdamW's learning rate (1e-4: the authors' for segmentation)."}
+        default=1e-4, metadata={"help": "Peak of AdamW's learning rate (1e-4: the authors' for segmentation alone)."}
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule (cosine: the authors')."})
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "Schedule (cosine: the authors' for segmentation)."}
+    )
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay (0.01: AdamW's own default)."})
     num_train_epochs: float = field(default=30.0, metadata={"help": "Epochs (the authors do not publish theirs)."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Frames per step and device."})
@@ -233,11 +242,23 @@ def parse_arguments(argv: list[str] | None, *own: type, training: type = SurgeNe
 
 
 def load_data(load: Callable, data_args: DataArguments, training_args: TrainingArguments):
-    """The data set as `load`, of `surgenet_hf.data`, gives it; the first process prints the notes on it."""
-    options = {"split": data_args.data_split} if data_args.data_split else {}
-    data = load(data_args.dataset, data_args.data_dir, **options)
+    """Load a data set; the first process prints the notes on it.
+
+    Args:
+        load: of `surgenet_hf.data`.
+
+    Raises:
+        UserError: the data has no validation videos, but the arguments need them to select the checkpoint.
+    """
+    data = load(data_args.dataset, data_args.data_dir, **data_args.options())
     if training_args.process_index == 0:
         print(*data.notes, sep="\n")
+    if "validation" not in data.splits and training_args.eval_strategy != "no":
+        raise UserError(
+            f"{data.name} has no validation videos in the split protocol {data.split_protocol}, so nothing can select "
+            "the checkpoint. Choose a --data_split with validation videos (of Cholec80: 32/8/40 or 40/8/32), or keep "
+            "the last checkpoint with --eval_strategy no --load_best_model_at_end false"
+        )
     return data
 
 
@@ -289,6 +310,7 @@ class SurgeNetTrainer(Trainer):
     A checkpoint counts once its record is written (`surgenet_hf.checkpointing`). SIGTERM saves one and exits.
 
     Args:
+        data: what it trains on. Its videos are recorded in the model's config (`surgenet_hf.leakage`).
         record: what the run is made of, see `run_record`; a resumed run must have the same. None: not compared.
         loss: `loss(outputs, labels) -> scalar`; None: the model's own.
         loss_on: which of the model's outputs the loss takes.
@@ -300,6 +322,7 @@ class SurgeNetTrainer(Trainer):
         self,
         *,
         args,
+        data,
         task_metric,
         record=None,
         loss=None,
@@ -312,6 +335,8 @@ class SurgeNetTrainer(Trainer):
             args.metric_for_best_model = task_metric
         keep, args.save_total_limit = args.save_total_limit, None  # old checkpoints go once the new one has its record
         super().__init__(args=args, **kwargs)
+        selects = args.load_best_model_at_end or bool(early_stopping_patience)
+        record_finetuning(self.model.config, data, selects and args.eval_strategy != "no")
         self.record = record or {}
         self.loss = loss
         self.loss_on = loss_on

@@ -13,7 +13,7 @@ from surgenet_hf.checkpoints.cards import (
     finetuned_card,
     pretrained_card,
 )
-from surgenet_hf.checkpoints.catalog import CATALOG, STATISTICS, find_entry
+from surgenet_hf.checkpoints.catalog import CATALOG, STATISTICS, find_entry, leakage_note
 from surgenet_hf.checkpoints.conversion import build_image_processor
 from tests.checkpoints.files import tiny
 from tests.scripts import load_script
@@ -51,6 +51,8 @@ def test_card(entry, client):
     assert all(data.name in text for data in entry.pretraining_sets)
     saw_cholec80 = "Cholec80" in {data.name for data in entry.pretraining_sets}
     assert ("76 of the 80 videos of Cholec80" in text) == saw_cholec80
+    for data in ("cholec80-phase", "cholecseg8k", "endoscapes", "dsad", "autolaparo"):  # as evaluations say it
+        assert (leakage_note(entry.name, data) or "") in text
     assert not re.search(r"\{\{|\{%|None|undefined", text)
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(code, entry.name, "exec")
@@ -103,6 +105,7 @@ def test_finetuned_card(tmp_path):
         "12 frames of 2 videos",
         "96 x 96",
         "Cholec80",
+        "- unknown: which videos trained this model is not recorded.",
     ):
         assert expected in card.text
     results["metrics"]["mean_dice"] = 1.7

@@ -70,10 +70,18 @@ def test_records_are_consistent():
     [
         ("SurgeNetXL", "cholec80-phase", "76 of the 80"),
         ("SurgeNet-Cholec", "cholecseg8k", "76 of the 80"),
-        ("SurgeNet-PVTv2", "endoscapes-cvs", "also videos of Endoscapes"),
+        ("SurgeNet-PVTv2", "endoscapes-cvs", "Endoscapes shares videos with Cholec80"),
         ("SurgeNet-Public", "dsad", "frames of DSAD"),
         ("SurgeNet-RAMIE", "cholec80-phase", None),
-        ("SurgeNetXL", "autolaparo", None),
+        (
+            "SurgeNetXL",
+            "autolaparo",
+            "^unknown: whether the YouTube videos in the pretraining",
+        ),
+        ("SurgeNet", "autolaparo", None),
+        ("SurgeNet-Small", "cholec80-phase", "saw one tenth of the frames of 76 of the 80"),
+        ("SurgeNet-Small", "dsad", "saw one tenth of the frames of DSAD"),
+        ("SurgeNet", "cholecseg8k-9", "at least 13 of the 17.*at least one of EndoViT's validation and test videos"),
         ("SurgeNetXL", "folder", "unknown"),
         ("ImageNet1k", "cholec80-phase", None),
         ("none (random initialisation)", "cholec80-phase", None),
@@ -83,7 +91,7 @@ def test_records_are_consistent():
         (None, "synthetic-phases", None),
         ("SurgeNetXL, continued on mine", "cholec80-phase", "76 of the 80.*; unknown: whether .* on mine saw"),
         ("SurgeNetXL, continued on mine", "autolaparo", "unknown: whether its pretraining on mine"),
-        ("SurgeNetXL, continued on a, continued on b", "endoscapes", "also videos of Endoscapes.*; unknown.*a and b"),
+        ("SurgeNetXL, continued on a, continued on b", "endoscapes", "shares videos.*; unknown.*a and b"),
         ("ImageNet1k, continued on mine", "cholec80-phase", "unknown: whether its pretraining on mine"),
         ("unknown, continued on mine", "autolaparo", "unknown: where .*; unknown: whether .* mine"),
         ("DINO on mine", "autolaparo", "^unknown: whether its pretraining on mine saw these videos$"),
@@ -96,6 +104,19 @@ def test_records_are_consistent():
 def test_leakage(pretraining, data, note):
     found = leakage_note(pretraining, data)
     assert found is None if note is None else re.search(note, found)
+
+
+@pytest.mark.parametrize(
+    ("num_videos", "note"),
+    [
+        (40, "without labels, so at least 36 of these 40$"),
+        (8, "at least 4 of these 8$"),
+        (4, "; which 4 it left out is not published$"),
+        (None, "at least 36 of its 40 test videos"),
+    ],
+)
+def test_how_many_videos_of_an_evaluation_were_surely_seen(num_videos, note):
+    assert re.search(note, leakage_note("SurgeNetXL", "cholec80-phase", num_videos))
 
 
 def test_names_of_own_pretraining():

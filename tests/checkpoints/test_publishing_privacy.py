@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import sys
@@ -128,6 +129,12 @@ def test_a_finetuning_that_is_pushed(hub, client, frames, home, monkeypatch):
     assert published["model"]["name"] == "maintainer/mine"
     assert shlex.split(published["command"])[:2] == ["python", "finetune_classification.py"]
     assert "--data_dir endoscopy" in published["command"]
+    assert "videos selected its checkpoint (matched by name)" in published["data"]["leakage"]
+    (run,) = json.loads(files["config.json"])["finetuning"]
+    assert (run["dataset"], run["split_protocol"]) == ("csv", "by video name, one fifth validates")
+    videos = [*run["train_videos"], *run["selection_videos"]]
+    assert len(set(videos)) == len(VIDEOS)
+    assert all(re.fullmatch("own:[0-9a-f]{16}", video) for video in videos)
 
 
 def test_results_and_settings(hub, client, segmented, home):

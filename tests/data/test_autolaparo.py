@@ -37,6 +37,7 @@ def test_phases(root):
     assert second_of(row["image"]) == 2
     assert data.notes[0].startswith("Found 3 of 21 videos, 12 frames")
     assert data.videos_are_public
+    assert data.split_protocol == "official (train 1-10, validation 11-14, test 15-21)"
     assert "Missing: 02, 03" in data.notes[0]
 
 

@@ -81,6 +81,8 @@ def test_tools(root):
 def test_published_splits(split, sizes):
     parts = cholec80.SPLITS[split]
     assert tuple(map(len, parts.values())) == sizes
+    ranges = [f"{part} {int(names[0][-2:])}-{int(names[-1][-2:])}" for part, names in parts.items()]
+    assert cholec80._VIDEOS_OF[split] == ", ".join(ranges)
     assert [name for names in parts.values() for name in names] == [f"video{i:02d}" for i in range(1, 81)]
 
 
@@ -89,6 +91,7 @@ def test_the_split_without_validation_says_so(root):
     assert set(data.splits) == {"train", "test"}
     assert set(_column(data.splits["train"], "video")) == {"video01", "video02", "video33"}
     assert "no validation videos" in data.notes[-1]
+    assert data.split_protocol == "40/40 (train 1-40, test 41-80)"
 
 
 def test_a_random_split_is_refused_with_the_reason(root):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import cholecseg8k
+from surgenet_hf.data import cholecseg8k, load_segmentation
 
 SIZE = (12, 8)  # width, height: smaller than the real 854x480, which a note says
 
@@ -43,6 +43,7 @@ def test_layout_and_endovit_split(root):
     data = cholecseg8k.load(root)
     assert data.name == "cholecseg8k"
     assert data.videos_are_public
+    assert (data.split_protocol, data.background_id) == ("EndoViT", 0)
     assert len(data.labels) == len(set(data.colors)) == 13
     assert _rows(data, "train") == [("video01", i) for i in range(80, 160)] + [("video09", 2), ("video09", 10)]
     assert _rows(data, "validation") == [("video52", 160)]
@@ -51,6 +52,11 @@ def test_layout_and_endovit_split(root):
     assert row["image"].size == SIZE
     assert row["mask"].shape == SIZE[::-1]
     assert row["mask"][0, :6].tolist() == [0, 1, 10, 255, 255, 0]
+
+
+def test_another_split_is_called_custom(root):
+    data = cholecseg8k.load(root, split={"train": [1], "validation": [9]})
+    assert data.split_protocol == "custom, by video number"
 
 
 def test_every_code_has_its_class(root):
@@ -71,15 +77,33 @@ def test_every_code_has_its_class(root):
     assert data.colors[data.labels.index("gallbladder")] == (255, 160, 165)
 
 
-@pytest.mark.parametrize("classes", [8, 9])
-def test_groups_of_endovit(root, classes):
+def test_groups_of_endovit(root):
     _frame(root, 52, 160, 160, values=(31, 32, 23, 24, 25, 33, 5, 22, 0, 255, 13, 50))
-    data = cholecseg8k.load(root, classes=classes)
+    data = load_segmentation("cholecseg8k-8", root)
+    assert (data.name, data.background_id) == ("cholecseg8k-8", 0)
     names = [data.labels[i] if i < 255 else None for i in data.splits["validation"][0]["mask"][0]]
     assert names[:2] == ["instruments"] * 2
     assert names[2:7] == ["miscellaneous"] * 5
     assert names[7:] == ["gallbladder", None, None, "gastrointestinal tract", "black background"]
     assert len(data.labels) == len(set(data.colors)) == 8
+
+
+def test_nine_classes_of_the_surgenet_group(root):
+    _frame(root, 52, 160, 160, values=cholecseg8k.CODES[:12])
+    _frame(root, 12, 15750, 15751, values=(*cholecseg8k.CODES[12:], 255, 0))
+    data = load_segmentation("cholecseg8k-9", root)
+    assert data.splits["validation"][0]["mask"][0].tolist() == [0, 1, 2, 3, 4, 5, 6, 255, 255, 7, 8, 255]
+    assert data.splits["test"][0]["mask"][0, :4].tolist() == [255, 255, 255, 0]
+    assert (data.name, data.background_id) == ("cholecseg8k-9", 0)
+    assert (len(data.labels), data.labels[0], *data.labels[6:]) == (
+        9,
+        "black background",
+        "connective tissue",
+        "L-hook electrocautery",
+        "gallbladder",
+    )
+    assert data.colors[8] == (255, 160, 165)
+    assert len(set(data.colors)) == 9
 
 
 def test_transparent_pixels_of_rgba_masks_are_no_label(root):
@@ -174,7 +198,7 @@ def test_splits_that_will_not_do(root, split, message):
 
 
 def test_other_numbers_of_classes(root):
-    with pytest.raises(ValueError, match="classes=7: CholecSeg8k comes with 13 classes"):
+    with pytest.raises(ValueError, match="classes=7: CholecSeg8k has 13 classes, 9"):
         cholecseg8k.load(root, classes=7)
 
 

@@ -50,6 +50,8 @@ def test_multi_organ_folder(root):
     data = dsad.load(root)
     assert data.name == "dsad"
     assert data.videos_are_public
+    assert data.split_protocol.startswith("by operation, as in public code on DSAD")
+    assert data.background_id == data.labels.index("background")
     assert data.labels[:2] == ("background", "abdominal wall")
     assert len(data.labels) == len(set(data.colors)) == 12
     assert _rows(data, "train") == [("01", 0), ("04", 9), ("04", 10)]

@@ -49,6 +49,8 @@ def test_layout(root):
     data = load_segmentation("endoscapes", root)
     assert data.name == "endoscapes"
     assert data.videos_are_public
+    assert data.split_protocol == "official (train 1-120, validation 121-161, test 162-201)"
+    assert data.background_id == data.labels.index("background")
     assert data.labels[3:7] == ("cystic artery", "cystic duct", "gallbladder", "tool")
     assert len(data.labels) == len(set(data.colors)) == 7
     train = data.splits["train"]

@@ -59,6 +59,7 @@ def test_layout(root, source):
     data = load_classification("endoscapes-cvs", root)
     assert data.name == "endoscapes-cvs"
     assert data.videos_are_public
+    assert data.split_protocol == "official (train 1-120, validation 121-161, test 162-201)"
     assert data.problem_type == "multi_label_classification"
     assert data.frames_per_second is None
     assert [label[:2] for label in data.labels] == ["C1", "C2", "C3"]

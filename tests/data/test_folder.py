@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from surgenet_hf.data import load_segmentation
+from surgenet_hf.errors import UserError
 
 
 def _frame(root, name, size=(24, 16)):
@@ -33,6 +34,7 @@ def root(tmp_path):
 def test_layout(root):
     data = load_segmentation("folder", root)
     assert data.name == "folder"
+    assert data.split_protocol == "by video name, one fifth validates"
     assert data.labels == ("tissue", "liver", "instrument tip")
     assert len(set(data.colors)) == 3
     assert {name: split.num_rows for name, split in data.splits.items()} == {"train": 8, "validation": 2}
@@ -44,6 +46,20 @@ def test_layout(root):
     assert row["image"].size == (24, 16)
     assert row["mask"][0, :5].tolist() == [0, 1, 2, 255, 0]
     assert data.notes[0].startswith("Found 8 frames of 4 videos to train on and 2 of 1 to validate on (")
+
+
+def test_the_background_is_what_the_user_declares(root):
+    """Not what has id 0, nor what is called so."""
+    data = load_segmentation("folder", root)
+    assert data.background_id is None
+    assert any("all classes count as foreground" in note and "--background_class" in note for note in data.notes)
+    data = load_segmentation("folder", root, background_class="liver")
+    assert data.background_id == 1
+    assert not any("foreground" in note for note in data.notes)
+    with pytest.raises(UserError, match=r"no class 'spleen'.*tissue, liver, instrument tip"):
+        load_segmentation("folder", root, background_class="spleen")
+    with pytest.raises(ValueError, match="'synthetic' has no choice of background_class"):
+        load_segmentation("synthetic", background_class="liver")
 
 
 def test_the_split_is_the_same_everywhere(root):

@@ -3,7 +3,6 @@ import pytest
 from PIL import Image
 
 from surgenet_hf.data import load_classification
-from surgenet_hf.data.folder import _validation_videos
 from tests.data.videos import second_of, write_video
 
 
@@ -36,6 +35,7 @@ ROWS = [f"frames/{video}_{i}.jpg,{video},{'ab'[i % 2]}" for video in "pqrst" for
 def test_a_table_with_one_label_for_each_frame(table):
     root = table("image,video,label", ROWS)
     data = load_classification("csv", root)
+    assert data.split_protocol == "by video name, one fifth validates"
     assert data.name == "csv"
     assert data.problem_type == "single_label_classification"
     assert data.labels == ("a", "b")
@@ -45,7 +45,7 @@ def test_a_table_with_one_label_for_each_frame(table):
     assert _column(train, "labels")[:3] == [0, 1, 0]
     assert train[0]["image"].size == (24, 16)
     assert isinstance(train[0]["labels"], int)
-    assert set(_column(validation, "video")) == _validation_videos(set("pqrst"), root)
+    assert set(_column(validation, "video")) == {"s"}  # the first by SHA-256 of the names
     assert data.notes == ("Found frames: 12 of 4 videos (train), 3 of 1 videos (validation), 0 of 0 videos (test).",)
 
 
@@ -61,6 +61,7 @@ def test_a_table_with_a_column_for_each_class(table):
 def test_split_and_frame_columns(table):
     rows = ["z.jpg,p,a,train,5", "y.jpg,p,b,train,3", "x.jpg,q,a,validation,0", "w.jpg,r,b,test,0"]
     data = load_classification("csv", table("image,video,label,split,frame", rows, "utf-8-sig"))
+    assert data.split_protocol == "by the column split of labels.csv"
     assert [split.num_rows for split in data.splits.values()] == [2, 1, 1]
     assert _column(data.splits["train"], "frame") == [3, 5]
     assert _column(data.splits["train"], "labels") == [1, 0]

@@ -21,6 +21,8 @@ def _same(first, second):
 
 def test_scene():
     data = load_segmentation("synthetic", **SMALL)
+    assert data.split_protocol == "by video number, the last fifth validates"
+    assert data.background_id == data.labels.index("background")
     assert {name: split.num_rows for name, split in data.splits.items()} == {"train": 4, "validation": 2}
     assert not set(data.splits["train"]["video"]) & set(data.splits["validation"]["video"])
     row = data.splits["train"][1]

@@ -1,12 +1,17 @@
+import io
 import os
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from transformers import TrainingArguments
 
 from surgenet_hf import SurgeNetForPhaseRecognition, SurgeNetPhaseConfig
 from surgenet_hf.checkpoints.conversion import build_image_processor
-from surgenet_hf.data import load_classification
+from surgenet_hf.data import ClassificationData, load_classification
+from surgenet_hf.data.classification import SINGLE, FrameSample, build_splits
+from surgenet_hf.finetuning import classification
 from surgenet_hf.finetuning.phase import VideoFeatures
 from tests.checkpoints.files import tiny
 
@@ -49,3 +54,27 @@ def test_cached_features_are_of_these_frames(tmp_path, monkeypatch):
         replacement = tmp_path / "other" / "frames" / video / path.name
         os.replace(replacement, path)
     assert torch.equal(features(model, root, cache), other)
+
+
+@pytest.mark.parametrize("rate", [1.0, None])
+def test_frames_are_not_flipped_for_phases(rate, tmp_path):
+    """Frames whose left half is bright, in many epochs; without a frame rate they are not of phases."""
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:, :24] = 200
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    rows = {
+        split: [FrameSample(png.getvalue(), i % 2, split, i) for i in range(4)] for split in ("train", "validation")
+    }
+    splits = build_splits(rows, 2, SINGLE)
+    data = ClassificationData("phases", ("x", "y"), ((0, 0, 0), (1, 1, 1)), splits, SINGLE, rate)
+    model, processor = classification.build_model(tiny(), data, 32)
+    args = TrainingArguments(tmp_path, max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True)
+    frames = classification.finetune(model, processor, data, args).train_dataset
+    flipped = []
+    for epoch in range(10):
+        frames.set_epoch(epoch)
+        for frame in frames:
+            left, right = frame["pixel_values"].chunk(2, dim=-1)
+            flipped.append(bool(left.mean() < right.mean()))
+    assert any(flipped) == (rate is None)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from surgenet_hf import SurgeNetForImageClassification, SurgeNetModel
 from surgenet_hf.checkpoints.conversion import build_image_processor
 from surgenet_hf.data import load_segmentation
+from surgenet_hf.data.cholec80 import PHASES
 from tests.checkpoints.files import tiny
 from tests.scripts import load_script
 
@@ -78,7 +80,8 @@ def test_segmentation_and_evaluation(masks, tmp_path):
     results = results_of(tmp_path / "out")
     assert results["seed"] == 3
     assert results["data"]["split"] == "validation"
-    assert results["data"]["leakage"] is None  # random weights have seen nothing
+    selected = "1 of 1 videos selected its checkpoint (matched by name), so the result is optimistic"
+    assert results["data"]["leakage"] == selected  # and random weights have seen nothing else
     AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out" / "model")
 
     model = ["--model_name_or_path", str(tmp_path / "out" / "model"), "--split", "validation"]
@@ -86,6 +89,57 @@ def test_segmentation_and_evaluation(masks, tmp_path):
     again = results_of(tmp_path / "again")
     for key in ("metrics", "intervals", "bootstrap", "per_video", "seed"):
         assert again[key] == results[key]
+    assert again["data"]["leakage"] == selected
+    model[-1] = "train"
+    evaluate_model([*model, *data, "--background_class", "liver", "--output_dir", str(tmp_path / "train")])
+    leakage = results_of(tmp_path / "train")["data"]["leakage"]
+    assert leakage == "2 of 2 videos trained this model (matched by name)"
+    with pytest.raises(SystemExit, match="no class 'spleen'"):
+        evaluate_model([*model, *data, "--background_class", "spleen", "--output_dir", str(tmp_path / "none")])
+
+
+def test_training_again_keeps_the_record_of_the_first_training(masks, labelled, tmp_path):
+    data = ["--dataset", "csv", "--data_dir", str(labelled)]
+    no_selection = ["--eval_strategy", "no", "--load_best_model_at_end", "false"]
+    finetune_classification([*COMMON, *data, *no_selection, "--output_dir", str(tmp_path / "one")])
+    assert results_of(tmp_path / "one")["data"]["leakage"] is None  # validation selected nothing
+    start = ["--model_name_or_path", str(tmp_path / "one" / "model")]
+    data = ["--dataset", "folder", "--data_dir", str(masks)]
+    finetune_segmentation([*start, *COMMON[2:], *data, "--output_dir", str(tmp_path / "two")])
+    record = AutoConfig.from_pretrained(tmp_path / "two" / "model").finetuning
+    assert [(run["dataset"], len(run["train_videos"]), len(run["selection_videos"])) for run in record] == [
+        ("csv", 4, 0),
+        ("folder", 2, 1),
+    ]
+
+
+def test_cholec80_without_validation_videos(tmp_path, capsys):
+    for number in (1, 2, 41):
+        frames = tmp_path / "data" / "frames" / f"video{number:02d}"
+        frames.mkdir(parents=True)
+        for i in range(7):
+            Image.new("RGB", (48, 32), (30 * i, 0, 0)).save(frames / f"{i:06d}.jpg")
+        path = tmp_path / "data" / "phase_annotations" / f"video{number:02d}-phase.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("Frame\tPhase\n" + "".join(f"{25 * i}\t{name}\n" for i, name in enumerate(PHASES)))
+    data = ["--dataset", "cholec80-phase", "--data_dir", str(tmp_path / "data"), "--data_split", "40/40"]
+    options = [*COMMON, *data, "--output_dir", str(tmp_path / "out")]
+    for finetune in (finetune_classification, finetune_phase):
+        with pytest.raises(SystemExit, match=r"no validation videos.*40/40.*32/8/40 or 40/8/32.*--eval_strategy no"):
+            finetune(options)
+    assert not (tmp_path / "out").exists()
+
+    finetune_phase([*options, "--tcn_epochs", "2", "--eval_strategy", "no", "--load_best_model_at_end", "false"])
+    results = results_of(tmp_path / "out" / "stage2")
+    assert (results["data"]["split"], results["data"]["videos"]) == ("test", ["video41"])
+    assert results["data"]["leakage"] is None
+    (run,) = AutoModel.from_pretrained(tmp_path / "out" / "stage2" / "model").config.finetuning
+    assert run == {
+        "dataset": "cholec80-phase",
+        "split_protocol": "40/40 (train 1-40, test 41-80)",
+        "train_videos": ["cholec80:video01", "cholec80:video02"],
+        "selection_videos": [],
+    }
 
 
 def test_classification(labelled, tmp_path):
@@ -110,6 +164,11 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
     model = AutoModel.from_pretrained(tmp_path / "out" / "stage2" / "model")
     assert type(model).__name__ == "SurgeNetForPhaseRecognition"
     assert list(model.config.id2label.values()) == ["a", "b", "c"]
+    assert (model.config.smoothing_weight, model.config.stage_reduction) == (0.15, "mean")
+    last = max((tmp_path / "out" / "stage2").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime_ns)
+    groups = torch.load(last / "optimizer.pt")["param_groups"]
+    assert {group["lr"] for group in groups} == {7e-4}  # to the end
+    assert {group["weight_decay"] for group in groups} == {1e-4, 0.0}
 
     # what evaluate_model finds is what training wrote
     model = ["--model_name_or_path", str(tmp_path / "out" / "stage2" / "model"), "--split", "validation"]

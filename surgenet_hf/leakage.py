@@ -1,0 +1,188 @@
+"""Which videos of an evaluation trained a model, selected its checkpoint, or were in its pretraining.
+
+A model carries the record of its fine-tuning in its config: `config.finetuning` (of a phase model:
+`config.backbone_config.finetuning`) is a list with one dict for each data set that trained it:
+
+    dataset             its name in `surgenet_hf.data`, or "unknown" for training without a record
+    split_protocol      which videos belong to which split
+    train_videos        ids of the videos that trained the model
+    selection_videos    ids of the videos of the split that selected the checkpoint; empty if none did
+    salt                only for the user's own videos: identifies the salt of their hashes
+
+The id of a public video is "<namespace>:<video>". Data sets made from the same videos share a namespace, so
+"cholec80:video12" is video12 of Cholec80, video12 of CholecSeg8k, and VID12 of CholecT50. The id of a user's own video
+is "own:<hash>" (`surgenet_hf.privacy.video_hashes`), so that config.json can be published.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .checkpoints.catalog import leakage_note
+from .privacy import video_hashes
+
+UNKNOWN = "unknown"
+OWN = "own"
+_UNRECORDED = "unknown: which videos trained this model is not recorded"
+# the part of a data set's name before the first hyphen: the namespace of its videos, where it is another
+_NAMESPACES = {"cholecseg8k": "cholec80", "cholect50": "cholec80"}
+_OVERLAPPING = {"cholec80", "endoscapes"}  # which videos they share is listed in camma_dataset_overlaps of CAMMA
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What is known of the videos of an evaluation.
+
+    Attributes:
+        note: one sentence without a period, for results files; None: the model is known to have seen none.
+        trained: names of the videos that fine-tuned the model.
+        selected: names of the videos that selected its checkpoint.
+    """
+
+    note: str | None
+    trained: tuple[str, ...]
+    selected: tuple[str, ...]
+
+
+def start_record(config) -> None:
+    """Set an empty record where the weights are known to be without fine-tuning: random, or without a head.
+
+    Args:
+        config: of a new model, or as `from_pretrained` loaded it.
+    """
+    if getattr(config, "finetuning", None) is None and _has_no_head(config):
+        config.finetuning = []
+
+
+def record_finetuning(config, data, selects_checkpoint: bool) -> None:
+    """Add the data that fine-tunes a model to the record in its config; the same data is added once.
+
+    Args:
+        config: of the model, before its training.
+        data: `SegmentationData` or `ClassificationData`.
+        selects_checkpoint: whether metrics on the validation split select the checkpoint.
+    """
+    config = _backbone(config)
+    start_record(config)
+    earlier = getattr(config, "finetuning", None)
+    if earlier is None:
+        earlier = [{"dataset": UNKNOWN, "train_videos": [], "selection_videos": []}]
+    entry = {
+        "dataset": data.name,
+        "split_protocol": data.split_protocol,
+        "train_videos": _ids_of_split(data, "train"),
+        "selection_videos": _ids_of_split(data, "validation") if selects_checkpoint else [],
+    }
+    if not data.videos_are_public:
+        entry["salt"] = _salt_id()
+    config.finetuning = [*earlier, *([] if entry in earlier else [entry])]
+
+
+def describe_finetuning(config) -> list[str]:
+    """Describe the record of a model in sentences without a period, for cards."""
+    record = getattr(_backbone(config), "finetuning", None)
+    if record is None:
+        return [_UNRECORDED]
+    return [
+        _UNRECORDED
+        if entry["dataset"] == UNKNOWN
+        else f"Fine-tuned on {len(entry['train_videos'])} videos of {entry['dataset']} (split protocol: "
+        f"{entry['split_protocol']}); {len(entry['selection_videos'])} videos selected its checkpoint"
+        for entry in record
+    ]
+
+
+def leakage_report(config, data, split: str) -> Leakage:
+    """Report what a model has seen of a split that it is evaluated on.
+
+    Args:
+        config: of the model, of any family.
+        data: `SegmentationData` or `ClassificationData`.
+        split: one of its splits.
+    """
+    videos = _videos(data, split)
+    record = getattr(_backbone(config), "finetuning", None)
+    ids = _video_ids(data, videos) if record else {}
+
+    def seen(key: str) -> tuple[str, ...]:
+        recorded = {video for entry in record or () for video in entry[key]}
+        return tuple(video for video in videos if ids.get(video) in recorded)
+
+    trained, selected = seen("train_videos"), seen("selection_videos")
+    notes = []
+    for found, what in ((trained, "trained this model"), (selected, "selected its checkpoint")):
+        if found:
+            # names of own videos stay out of the note, which may be published
+            names = ", ".join(found[:3]) + ", ..." * (len(found) > 3) if data.videos_are_public else "matched by name"
+            notes.append(f"{len(found)} of {len(videos)} videos {what} ({names})")
+    if selected:
+        notes[-1] += ", so the result is optimistic"
+    if not _is_synthetic(data.name):
+        notes += [_UNRECORDED] if record is None else _unknown_overlaps(record, data)
+    pretraining = getattr(config, "pretraining", None) or {}
+    notes.append(leakage_note(pretraining.get("name"), data.name, len(videos)))
+    note = "; ".join(dict.fromkeys(note for note in notes if note))
+    return Leakage(note or None, trained, selected)
+
+
+def _unknown_overlaps(record: list[dict], data) -> list[str]:
+    """Say for which entries of a record it cannot be told whether they hold videos of the data."""
+    notes = []
+    for entry in record:
+        namespaces = {_namespace(entry["dataset"]), _namespace(data.name)}
+        own = {"salt" in entry, not data.videos_are_public}
+        if entry["dataset"] == UNKNOWN:
+            notes.append(_UNRECORDED)
+        elif _is_synthetic(entry["dataset"]):
+            continue
+        elif own == {True} and entry["salt"] != _salt_id():
+            notes.append(f"unknown: whether its fine-tuning on {entry['dataset']} saw these videos (other salt)")
+        elif own == {True, False} or namespaces == _OVERLAPPING:
+            notes.append(f"unknown: whether its fine-tuning on {entry['dataset']} saw these videos")
+    return notes
+
+
+def _videos(data, split: str) -> list[str]:
+    rows = data.splits[split]
+    if hasattr(rows, "select_columns"):  # of the datasets library, where indexing a row would decode its image
+        return list(dict.fromkeys(rows.select_columns(["video"])[:]["video"]))
+    return list(dict.fromkeys(row["video"] for row in rows))
+
+
+def _ids_of_split(data, split: str) -> list[str]:
+    return list(_video_ids(data, _videos(data, split)).values())
+
+
+def _video_ids(data, videos: Iterable[str]) -> dict[str, str]:
+    """Return {name of a video: its id}."""
+    if not data.videos_are_public:
+        return {video: f"{OWN}:{digest}" for video, digest in video_hashes(videos).items()}
+    namespace = _namespace(data.name)
+    if namespace != "cholec80":
+        return {video: f"{namespace}:{video}" for video in videos}
+    return {video: f"{namespace}:video{int(re.search(r'[0-9]+$', video)[0]):02d}" for video in videos}
+
+
+def _namespace(dataset: str) -> str:
+    if _is_synthetic(dataset):
+        return dataset  # each draws its own videos
+    name = dataset.split("-")[0]
+    return _NAMESPACES.get(name, name)
+
+
+def _is_synthetic(dataset: str) -> bool:
+    return dataset.startswith("synthetic")
+
+
+def _salt_id() -> str:
+    return video_hashes([""])[""]
+
+
+def _backbone(config):
+    """Return the config that holds the record: of a phase model, that of its backbone."""
+    return getattr(config, "backbone_config", None) or config
+
+
+def _has_no_head(config) -> bool:
+    architectures = getattr(config, "architectures", None) or []
+    return bool(architectures) and not any("For" in name for name in architectures)

@@ -1,0 +1,225 @@
+"""What a model has seen of an evaluation: recorded in fine-tuning, kept by every save, reported by evaluations."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from transformers import AutoConfig
+
+from surgenet_hf import (
+    SurgeNetBackbone,
+    SurgeNetForImageClassification,
+    SurgeNetForPhaseRecognition,
+    SurgeNetForSemanticSegmentation,
+    SurgeNetModel,
+)
+from surgenet_hf.checkpoints.catalog import RANDOM_WEIGHTS
+from surgenet_hf.data import ClassificationData
+from surgenet_hf.leakage import Leakage, leakage_report, record_finetuning, start_record
+from tests.checkpoints.files import tiny
+
+UNRECORDED = "unknown: which videos trained this model is not recorded"
+
+
+@pytest.fixture(autouse=True)
+def hf_home(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf_home"))
+
+
+def data_of(name, public=True, protocol="official", **splits):
+    rows = {split: [{"video": video} for video in videos] for split, videos in splits.items()}
+    return ClassificationData(
+        name, ("a",), ((0, 0, 0),), rows, "single_label_classification", 1.0, (), public, protocol
+    )
+
+
+@pytest.fixture
+def config():
+    """Of random weights that nothing has trained."""
+    config = tiny(num_labels=3)
+    config.pretraining = {"name": RANDOM_WEIGHTS}
+    config.finetuning = []
+    return config
+
+
+CHOLEC80 = data_of(
+    "cholec80-phase", train=["video12", "video13", "video14", "video15"], validation=["video33"], test=["video41"]
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "video", "other"),
+    [
+        ("cholec80-tools", "video12", "video52"),
+        ("cholecseg8k", "video12", "video52"),
+        ("cholecseg8k-9", "video12", "video52"),
+        ("cholect50", "VID12", "VID111"),
+    ],
+)
+def test_the_same_video_in_another_data_set(config, name, video, other):
+    record_finetuning(config, CHOLEC80, True)
+    report = leakage_report(config, data_of(name, test=[video, other]), "test")
+    assert report == Leakage(f"1 of 2 videos trained this model ({video})", (video,), ())
+    assert leakage_report(config, data_of(name, test=[other]), "test") == Leakage(None, (), ())
+
+
+def test_a_note_lists_at_most_three_videos(config):
+    record_finetuning(config, CHOLEC80, True)
+    note = leakage_report(config, CHOLEC80, "train").note
+    assert note == "4 of 4 videos trained this model (video12, video13, video14, ...)"
+
+
+def test_endoscapes_and_its_cvs_frames_share_videos(config):
+    record_finetuning(config, data_of("endoscapes", train=["7"]), False)
+    assert leakage_report(config, data_of("endoscapes-cvs", train=["7", "8"]), "train").trained == ("7",)
+
+
+def test_the_split_that_selected_the_checkpoint(config):
+    record_finetuning(config, CHOLEC80, True)
+    report = leakage_report(config, CHOLEC80, "validation")
+    assert report.note == "1 of 1 videos selected its checkpoint (video33), so the result is optimistic"
+    assert (report.trained, report.selected) == ((), ("video33",))
+
+
+def test_without_selection_validation_videos_are_clean(config):
+    record_finetuning(config, CHOLEC80, False)
+    assert config.finetuning[0]["selection_videos"] == []
+    assert leakage_report(config, CHOLEC80, "validation") == Leakage(None, (), ())
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "evaluated_on", "note"),
+    [
+        (("cholec80-phase", True), ("autolaparo", True), None),
+        (("autolaparo", True), ("dsad", True), None),
+        (("synthetic", True), ("synthetic-phases", True), None),
+        (("synthetic", True), ("dsad", True), None),
+        (("cholec80-phase", True), ("endoscapes", True), "fine-tuning on cholec80-phase saw"),
+        (("endoscapes-cvs", True), ("cholecseg8k-8", True), "fine-tuning on endoscapes-cvs saw"),
+        (("folder", False), ("cholecseg8k", True), "fine-tuning on folder saw"),
+        (("cholec80-phase", True), ("videos", False), "fine-tuning on cholec80-phase saw"),
+        (("folder", False), ("videos", False), None),
+    ],
+)
+def test_other_data_is_clean_only_where_that_can_be_told(config, trained_on, evaluated_on, note):
+    record_finetuning(config, data_of(*trained_on, train=["video01"]), False)
+    note = note and f"unknown: whether its {note} these videos"
+    assert leakage_report(config, data_of(*evaluated_on, test=["video02"]), "test") == Leakage(note, (), ())
+
+
+def test_names_of_own_videos_stay_out_of_config_and_note(config, tmp_path):
+    own = data_of("folder", False, train=["Jane_Doe_1951", "Richard_Roe"], validation=["Max_Power"])
+    record_finetuning(config, own, True)
+    config.save_pretrained(tmp_path)
+    saved = (tmp_path / "config.json").read_text()
+    assert not any(part in saved for part in ("Jane", "Doe", "Roe", "Power"))
+    assert [video.split(":")[0] for video in json.loads(saved)["finetuning"][0]["train_videos"]] == ["own", "own"]
+    report = leakage_report(AutoConfig.from_pretrained(tmp_path), own, "train")
+    assert report.note == "2 of 2 videos trained this model (matched by name)"
+    assert report.trained == ("Jane_Doe_1951", "Richard_Roe")
+    # under another name of the data set, as frames with masks and as videos with phases
+    assert leakage_report(config, data_of("videos", False, test=["Max_Power"]), "test").selected == ("Max_Power",)
+
+
+def test_own_videos_hashed_elsewhere_are_unknown(config, monkeypatch, tmp_path):
+    own = data_of("folder", False, train=["a"])
+    record_finetuning(config, own, False)
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "another_machine"))
+    report = leakage_report(config, own, "train")
+    assert report == Leakage("unknown: whether its fine-tuning on folder saw these videos (other salt)", (), ())
+
+
+def test_what_is_not_recorded_is_unknown(config):
+    config.finetuning = None
+    assert leakage_report(config, CHOLEC80, "test").note == UNRECORDED
+    # nor does a recorded training make it known
+    config.architectures = ["SurgeNetForImageClassification"]
+    start_record(config)
+    record_finetuning(config, CHOLEC80, False)
+    assert leakage_report(config, CHOLEC80, "test").note == UNRECORDED
+    assert leakage_report(config, CHOLEC80, "train").note.endswith(f"; {UNRECORDED}")
+
+
+def test_a_backbone_without_head_has_no_earlier_training(config):
+    config.finetuning, config.architectures = None, ["SurgeNetModel"]
+    record_finetuning(config, CHOLEC80, False)
+    assert [run["dataset"] for run in config.finetuning] == ["cholec80-phase"]
+
+
+def test_pretraining_is_part_of_the_note(config):
+    config.pretraining = {"name": "SurgeNetXL, continued on mine", "base": {"name": "SurgeNetXL"}, "data": ["mine"]}
+    record_finetuning(config, CHOLEC80, True)
+    test = data_of("cholec80-phase", test=["video12", *(f"video{i}" for i in range(42, 81))])
+    trained, pretrained, own = leakage_report(config, test, "test").note.split("; ")
+    assert trained == "1 of 40 videos trained this model (video12)"
+    assert pretrained.startswith("the pretraining of SurgeNetXL saw frames of 76 of the 80")
+    assert pretrained.endswith("so at least 36 of these 40")
+    assert own == "unknown: whether its pretraining on mine saw these videos"
+
+
+def test_models_of_other_families(config):
+    from transformers import SegformerConfig
+
+    other = SegformerConfig()
+    expected = "unknown: where the backbone's weights come from is not recorded"
+    assert leakage_report(other, CHOLEC80, "test").note == f"{UNRECORDED}; {expected}"
+    record_finetuning(other, CHOLEC80, True)
+    assert leakage_report(other, CHOLEC80, "train").trained == ("video12", "video13", "video14", "video15")
+
+
+@pytest.mark.parametrize(
+    ("model_class", "base_class"),
+    [(SurgeNetForImageClassification, SurgeNetModel), (SurgeNetForSemanticSegmentation, SurgeNetBackbone)],
+)
+def test_the_record_survives_saving_and_grows_over_stages(config, model_class, base_class, tmp_path):
+    record_finetuning(config, CHOLEC80, True)
+    record_finetuning(config, CHOLEC80, True)  # a resumed run
+    assert len(config.finetuning) == 1
+    model_class(config).save_pretrained(tmp_path / "one")
+    again = model_class.from_pretrained(tmp_path / "one")
+    record_finetuning(again.config, data_of("autolaparo", train=["01"]), False)
+    again.save_pretrained(tmp_path / "two")
+
+    base = base_class.from_pretrained(tmp_path / "two")  # for another head on these weights
+    base.save_pretrained(tmp_path / "three")
+    loaded = AutoConfig.from_pretrained(tmp_path / "three")
+    assert [run["dataset"] for run in loaded.finetuning] == ["cholec80-phase", "autolaparo"]
+    assert loaded.finetuning[0] == {
+        "dataset": "cholec80-phase",
+        "split_protocol": "official",
+        "train_videos": ["cholec80:video12", "cholec80:video13", "cholec80:video14", "cholec80:video15"],
+        "selection_videos": ["cholec80:video33"],
+    }
+
+
+def test_the_record_of_a_phase_model(config, tmp_path):
+    """Stage 1 is a frame classifier, whose record the temporal model takes over and adds to."""
+    record_finetuning(config, data_of("cholec80-tools", train=["video01"]), False)
+    SurgeNetForImageClassification(config).save_pretrained(tmp_path / "stage1")
+    model = SurgeNetForPhaseRecognition.from_backbone(tmp_path / "stage1", num_labels=3, num_layers=2)
+    record_finetuning(model.config, CHOLEC80, True)
+    model.save_pretrained(tmp_path / "stage2")
+    loaded = SurgeNetForPhaseRecognition.from_pretrained(tmp_path / "stage2").config
+    assert [run["dataset"] for run in loaded.finetuning] == ["cholec80-tools", "cholec80-phase"]
+    test = data_of("cholec80-phase", test=["video01", "video12", "video33", "video80"])
+    report = leakage_report(loaded, test, "test")
+    assert (report.trained, report.selected) == (("video01", "video12"), ("video33",))
+
+
+def test_the_record_survives_as_remote_code(config, tmp_path, monkeypatch):
+    """The flat files that travel with a model, without this package's registration."""
+    from surgenet_hf.checkpoints.conversion import build_image_processor
+    from surgenet_hf.checkpoints.publishing import prepare_finetuned
+
+    record_finetuning(config, CHOLEC80, True)
+    SurgeNetForImageClassification(config).save_pretrained(tmp_path / "model")
+    build_image_processor(image_size=32).save_pretrained(tmp_path / "model")
+    prepare_finetuned(tmp_path / "model", "me/mine", tmp_path / "repository")
+    card = Path(tmp_path, "repository", "README.md").read_text()
+    assert "Fine-tuned on 4 videos of cholec80-phase (split protocol: official); 1 videos selected" in card
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    remote = get_class_from_dynamic_module("configuration_surgenet.SurgeNetConfig", str(tmp_path / "repository"))
+    assert remote.from_pretrained(tmp_path / "repository").finetuning == config.finetuning
