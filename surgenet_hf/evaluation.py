@@ -10,8 +10,8 @@ A results file holds
                  frames, videos, labels; background: the class that is, or null; videos_are_public: whether the names
                  of the videos are those of a public data set; notes of the integrity check; leakage: what is known, or
                  "unknown", of videos that trained or selected the model or its backbone, null if none did; selected:
-                 the videos that selected the checkpoint, on which the result is optimistic. In published files neutral names replace those of the user's own videos, and video_hashes identifies
-                 them (`surgenet_hf.privacy`)
+                 the videos that selected the checkpoint, on which the result is optimistic. In published files neutral
+                 names replace those of the user's own videos, and video_hashes identifies them (`surgenet_hf.privacy`)
     definitions  the convention of each metric, in words
     metrics      scalar metrics by name (see `surgenet_hf.metrics`), and per_class: {label: metrics}; null: undefined
     intervals    {metric: {low, high, videos, method}}: 95 % over videos, none below 5 (`surgenet_hf.statistics`)

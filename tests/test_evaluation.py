@@ -142,6 +142,7 @@ def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
         "background": "background",
         "notes": ["a note"],
         "leakage": "unknown: whether the pretraining of SurgeNetXL saw these videos",
+        "selected": [],
     }
     assert results["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert results["command"].startswith("python ")

@@ -101,7 +101,7 @@ def segmented(masks, home, monkeypatch):
     model = SurgeNetForSemanticSegmentation.from_pretrained(folder)
     token = "hf_" + "Secret1234" * 4
     monkeypatch.setattr(sys, "argv", [str(home / "eval.py"), f"--data_dir={masks}", "--token", token, evaluated])
-    results = evaluate(model, build_image_processor(image_size=32), data, draws=10).results
+    results = evaluate(model, build_image_processor(image_size=32), data, resamples=10).results
     results["comparisons"] = {"majority_class": {"mean_dice": 0.5}}
     write_results(results, folder.parent / "results.json")
     return folder
