@@ -9,19 +9,8 @@ import numpy as np
 from .data import SegmentationData
 from .evaluation import Evaluation, predict_segmentation, split_rows
 from .metrics import MultiLabelMetric
+from .results import HEADLINES
 
-HEADLINES = (
-    "mean_dice",
-    "mean_video_dice",
-    "mean_assd",
-    "mean_hd95",
-    "mean_average_precision",
-    "mean_balanced_accuracy",
-    "accuracy",
-    "macro_f1",
-    "edit_score",
-    "f1@50",
-)
 FRAMES_DRAWN = 4
 
 
@@ -30,7 +19,7 @@ def summary(results: dict) -> str:
     data = results["data"]
     lines = [f"\n{data['name']}, {data['split']}: {data['frames']} frames of {len(data['videos'])} videos"]
     for name, value in results["metrics"].items():
-        if name in HEADLINES:
+        if name in HEADLINES[results["task"]]:
             low, high = results["intervals"].get(name, (None, None))
             interval = "one video: no interval" if low is None else f"95 % interval {low:.3f} to {high:.3f}"
             lines.append(f"  {name:<24}{value:8.3f}   {interval}")

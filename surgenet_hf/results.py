@@ -10,6 +10,12 @@ from pathlib import Path
 from .privacy import video_hashes
 
 SCHEMA = "surgenet_hf.results/1"
+# metrics that a summary or a card shows of each task; null or missing ones are left out
+HEADLINES = {
+    "semantic-segmentation": ("mean_dice", "mean_video_dice", "mean_assd", "mean_hd95"),
+    "image-classification": ("mean_average_precision", "mean_balanced_accuracy", "accuracy", "macro_f1"),
+    "phase-recognition": ("accuracy", "macro_f1", "edit_score", "f1@50"),
+}
 # what a model's folder says about the run, but not about the model
 RUN_FOLDERS = re.compile(r"model|best|final|last|checkpoint-\d+")
 SEED = re.compile(r"[-_. ]?seed[-_=. ]?(\d+)")
