@@ -12,7 +12,6 @@ from pathlib import Path
 
 from surgenet_hf import convert_checkpoint
 from surgenet_hf.arguments import ArgumentParser
-from surgenet_hf.checkpoints.conversion import build_image_processor, save_converted
 
 
 @dataclass
@@ -50,10 +49,14 @@ def main(argv: list[str] | None = None) -> None:
         labels = Path(args.labels).read_text(encoding="utf-8").split("\n") if args.labels else None
         labels = [label.strip() for label in labels if label.strip()] if labels else None
         model = convert_checkpoint(
-            args.checkpoint, task=args.task, network=args.network, normalization=args.normalization, labels=labels
+            args.checkpoint,
+            task=args.task,
+            network=args.network,
+            normalization=args.normalization,
+            labels=labels,
+            output_dir=args.output_dir,
+            image_size=args.image_size,
         )
-        processor = build_image_processor(model.config.pretraining["statistics"], args.image_size)
-        save_converted(model, processor, args.output_dir)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     pretraining = model.config.pretraining

@@ -13,7 +13,6 @@ import torch
 from accelerate import PartialState
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
@@ -21,8 +20,8 @@ from transformers import (
 
 import surgenet_hf  # noqa: F401  (makes the Auto classes know our models)
 from surgenet_hf.arguments import BACKGROUND_HELP, ArgumentParser
-from surgenet_hf.checkpoints.loading import find_source
-from surgenet_hf.data import load_classification, load_segmentation
+from surgenet_hf.checkpoints.loading import find_source, load_image_processor
+from surgenet_hf.data import NAMES, load_classification, load_segmentation
 from surgenet_hf.evaluation import evaluate, recorded_seed, write_results
 from surgenet_hf.privacy import mask_tokens
 from surgenet_hf.reporting import summary, write_figures
@@ -36,8 +35,12 @@ TASKS = {
 
 @dataclass
 class EvaluationArguments:
-    model_name_or_path: str = field(metadata={"help": "A fine-tuned model: a folder or a repository of the Hub."})
-    dataset: str = field(metadata={"help": "Name of the data set."})
+    model_name_or_path: str = field(
+        metadata={
+            "help": "A fine-tuned model: its folder, the output folder of its training, or a repository on the Hub."
+        }
+    )
+    dataset: str = field(metadata={"help": f"Name of the data set. {NAMES}"})
     output_dir: str = field(metadata={"help": "Folder for results.json and figures."})
     data_dir: str | None = field(default=None, metadata={"help": "Where the data set lies."})
     data_split: str | None = field(
@@ -65,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         options = {"split": args.data_split, "background_class": args.background_class}
         data = load(args.dataset, args.data_dir, **{name: value for name, value in options.items() if value})
         model = auto.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(state.device)
-        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+        processor = load_image_processor(args.model_name_or_path)
         seed = recorded_seed(args.model_name_or_path)
         evaluation = evaluate(model, processor, data, args.split, args.per_device_eval_batch_size, seed)
     except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough

@@ -8,18 +8,19 @@ brightness and contrast, while theirs also shifts, scales, and rotates. Stage 1 
 of all validation frames together. Images are normalized as in pretraining, theirs with ImageNet statistics. As in
 theirs, stage 1 does not flip frames, and stage 2 selects its checkpoint by the mean over videos of the macro F1.
 
-Both stages leave a model and results.json, in OUTPUT_DIR/stage1 and OUTPUT_DIR/stage2; the second is the result. A run
-that was killed goes on with the same command and --resume_from_checkpoint true. A frame classifier of an earlier run,
-given as --model_name_or_path with --skip_stage1, goes straight to stage 2.
+The phase model, results.json and figures are written to OUTPUT_DIR, and those of the frame classifier to
+OUTPUT_DIR/stage1. OUTPUT_DIR/stage2 holds the checkpoints of the second stage. To resume a run that was killed, repeat
+the command with --resume_from_checkpoint true. --skip_stage1 takes the frame classifier of an earlier run as
+--model_name_or_path.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoImageProcessor, set_seed
+from transformers import IntervalStrategy, set_seed
 
-from surgenet_hf import SurgeNetForPhaseRecognition
+from surgenet_hf import SurgeNetForPhaseRecognition, SurgeNetModel
+from surgenet_hf.checkpoints.loading import load_image_processor, load_model
 from surgenet_hf.data import load_classification
 from surgenet_hf.finetuning import phase
 from surgenet_hf.finetuning.classification import build_model, classification_loss, finetune
@@ -73,11 +74,14 @@ def main(argv: list[str] | None = None) -> None:
         data = load_data(load_classification, data_args, training_args)
         if data.problem_type != "single_label_classification":
             raise ValueError(f"{data.name} has several labels a frame, not phases: use finetune_classification.py")
-        stage1 = str(Path(training_args.output_dir, "stage1"))
-        stage1_args = stage_arguments(deepcopy(training_args), stage1)
+        output_dir = training_args.output_dir
+        stage1 = str(Path(output_dir, "stage1"))
+        stage1_args = stage_arguments(training_args, stage1)
         stage2_args = stage_arguments(
-            deepcopy(training_args),
-            str(Path(training_args.output_dir, "stage2")),
+            training_args,
+            str(Path(output_dir, "stage2")),
+            results_dir=output_dir,
+            logging_strategy=IntervalStrategy.EPOCH,
             learning_rate=phase_args.tcn_learning_rate,
             lr_scheduler_type="constant",
             weight_decay=1e-4,  # as in the authors' code
@@ -88,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         if phase_args.skip_stage1:
             frame_model = source_of(model_args)
-            processor = AutoImageProcessor.from_pretrained(frame_model)
+            processor = load_image_processor(frame_model)
         else:
             frame_model = str(Path(stage1, "model"))
             model, processor = build_model(source_of(model_args), data, model_args.image_size)
@@ -114,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
 
         set_seed(training_args.seed)
         model = SurgeNetForPhaseRecognition.from_backbone(
-            frame_model,
+            load_model(SurgeNetModel, frame_model),
             id2label=dict(enumerate(data.labels)),
             label2id={label: i for i, label in enumerate(data.labels)},
             frames_per_second=data.frames_per_second or 1.0,
@@ -125,16 +129,14 @@ def main(argv: list[str] | None = None) -> None:
             processor,
             data,
             stage2_args,
-            cache_dir=Path(training_args.output_dir, "features"),
+            cache_dir=Path(output_dir, "features"),
             balanced=balanced,
             record=run_record(model, data, stage2_args, model_args, data_args, phase_args, frame_model=fingerprint),
             early_stopping_patience=(
                 None if stage2_args.eval_strategy == "no" else phase_args.tcn_early_stopping_patience
             ),
         )
-        publish_results(
-            trainer, processor, data, model_args.eval_split, push, name=Path(training_args.output_dir).name
-        )
+        publish_results(trainer, processor, data, model_args.eval_split, push, output_dir)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Draw what a backbone sees: t-SNE of its embeddings, and its dense features as colours.
+"""Draw what a backbone sees: t-SNE of its embeddings, and its dense features as colors.
+
+The embedding of a frame is the pooled embedding of the model. Segmentation models have none: theirs is the spatial
+mean of the last feature map, without the norm. embeddings.npz holds the embeddings with data set, split, video, frame
+number and file name of each frame.
 
 python scripts/plot_embeddings.py --model_name_or_path SurgeNetXL --dataset endoscapes cholecseg8k \
     --data_dir endoscapes cholecseg8k --color_by dataset --output_dir outputs/embeddings
@@ -15,12 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor
 
-from surgenet_hf import SurgeNetModel
 from surgenet_hf.arguments import ArgumentParser
-from surgenet_hf.checkpoints.loading import find_source
-from surgenet_hf.embeddings import embed_frames, has_phases, load_frames
+from surgenet_hf.checkpoints.loading import find_source, load_image_processor
+from surgenet_hf.data import NAMES
+from surgenet_hf.embeddings import POOLED, embed_frames, has_phases, load_backbone, load_frames
 from surgenet_hf.figures import feature_figure, save_both, scatter_figure, tsne
 from surgenet_hf.files import replacing
 from surgenet_hf.privacy import mask_tokens
@@ -34,7 +37,7 @@ class Arguments:
         default=None,
         metadata={"help": "The model: a published checkpoint by its name, a Hub repository, or a folder."},
     )
-    dataset: list[str] = field(default_factory=list, metadata={"help": "Names of the data sets."})
+    dataset: list[str] = field(default_factory=list, metadata={"help": f"Names of the data sets. {NAMES}"})
     data_dir: list[str] = field(
         default_factory=list, metadata={"help": "Where they lie, in the same order; synthetic data needs no place."}
     )
@@ -43,6 +46,8 @@ class Arguments:
     )
     output_dir: str = field(default="outputs/embeddings", metadata={"help": "Folder for the figures and the .npz."})
     max_frames: int = field(default=500, metadata={"help": "At most so many frames of each data set, evenly spread."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Frames at a time."})
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16."})
     embeddings: str | None = field(
         default=None, metadata={"help": "An embeddings.npz of an earlier call: draw it again, without the model."}
     )
@@ -60,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{len(args.dataset)} of --dataset, but {len(args.data_dir)} of --data_dir")
     if args.max_frames < 1:
         parser.error("--max_frames must be at least 1")
+    if args.per_device_eval_batch_size < 1:
+        parser.error("--per_device_eval_batch_size must be at least 1")
     output_dir = Path(args.output_dir)
     try:
         if args.embeddings:
@@ -68,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
             parts = load_frames(args.dataset, args.data_dir, args.max_frames)
             if args.color_by == "phase" and (without := {data.name for data, *_ in parts if not has_phases(data)}):
                 raise ValueError(f"no phases in {', '.join(sorted(without))}: choose another --color_by")
-            saved = embed(args.model_name_or_path, parts)
+            saved = embed(args.model_name_or_path, parts, args.per_device_eval_batch_size, args.bf16)
         groups = saved[args.color_by]
         if not all(groups):
             raise ValueError(f"not all frames have a {args.color_by}: choose another --color_by")
@@ -83,6 +90,9 @@ def main(argv: list[str] | None = None) -> None:
 
     model = str(saved["model"])
     title = f"{model}: embeddings of {len(groups):,} frames"
+    if (kind := str(saved.get("embedding", POOLED))) != POOLED:
+        title += f"\n({kind})"
+        print(f"The model has no pooled embedding. Used instead: {kind}")
     written = [output_dir / "embeddings.npz"] if args.embeddings is None else []
     written += save_both(scatter_figure(coordinates, groups, title, GROUPS[args.color_by]), output_dir / "tsne")
     count = len(saved["drawn"])
@@ -92,13 +102,13 @@ def main(argv: list[str] | None = None) -> None:
     print("Written\n" + "\n".join(f"  {path}" for path in written))
 
 
-def embed(name: str, parts: list[tuple]) -> dict[str, np.ndarray]:
-    """What embeddings.npz holds: that of `embed_frames`, and the name of the model."""
+def embed(name: str, parts: list[tuple], batch_size: int = 8, bf16: bool = False) -> dict[str, np.ndarray]:
+    """Compute what embeddings.npz holds: see `embed_frames`; the name of the model, and the kind of its embedding."""
     path = find_source(name)
-    model = SurgeNetModel.from_pretrained(path)
+    model, kind = load_backbone(path, torch.bfloat16 if bf16 else torch.float32)
     model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    found = embed_frames(model, AutoImageProcessor.from_pretrained(path), parts)
-    return found | {"model": np.array(model_label(name))}
+    found = embed_frames(model, load_image_processor(path), parts, batch_size)
+    return found | {"model": np.array(model_label(name)), "embedding": np.array(kind)}
 
 
 def read_embeddings(path: str) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """Prepare, check and publish the SurgeNet checkpoints, or a fine-tuned SurgeNet model of your own, on the Hub.
 
-Without --push everything but the upload is done, and what would change is shown. For a model of your own, so are the
-names of videos and data in its files. Your own videos get neutral names, unless --publish_video_names.
+Without --push everything but the upload is done, and what would change is shown. This works offline too, without the
+comparison with the Hub. For a model of your own, the names of videos and data in its files are shown as well. Your own
+videos get neutral names, unless --publish_video_names.
 
 python scripts/publish_checkpoints.py --names SurgeNetXL,SurgeNet-Public --output_dir prepared
 python scripts/publish_checkpoints.py --names all --push
@@ -71,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
 def state(outcome: Outcome, push: bool) -> str:
     if outcome.error:
         return "FAILED"
+    if outcome.not_compared:
+        return f"{len(outcome.changes)} files prepared, not compared with the Hub"
     if not outcome.changes:
         return "unchanged"
     return f"commit {outcome.commit}" if push else f"{len(outcome.changes)} files"
@@ -78,6 +81,8 @@ def state(outcome: Outcome, push: bool) -> str:
 
 def tell(outcome: Outcome) -> None:
     print(f"{outcome.repo_id}: {outcome.error or ', '.join(outcome.changes) or 'as on the Hub'}", flush=True)
+    if outcome.not_compared:
+        print(f"{outcome.repo_id}: not compared with the files there: {outcome.not_compared}", flush=True)
 
 
 def tell_names(outcome: Outcome) -> None:

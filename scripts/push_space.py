@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
         print(change)
     if args.output_dir:
         print(f"Built {folder}: `python app.py` there starts it")
-    if not outcome.changes:
+    if outcome.not_compared:
+        print(f"{args.repo_id}: not compared with the files there: {outcome.not_compared}")
+    elif not outcome.changes:
         print(f"{args.repo_id}: as on the Hub")
     elif args.push:
         print(f"{args.repo_id}: commit {outcome.commit}")

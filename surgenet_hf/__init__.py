@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from .checkpoints.conversion import convert_checkpoint
+from .checkpoints.conversion import convert_checkpoint, image_processor_for
 from .checkpoints.loading import fetch_checkpoint, load_checkpoint
 from .configuration_surgenet import SurgeNetConfig
 from .configuration_surgenet_phase import SurgeNetPhaseConfig
@@ -47,5 +47,6 @@ __all__ = [
     "SurgeNetPhaseConfig",
     "convert_checkpoint",
     "fetch_checkpoint",
+    "image_processor_for",
     "load_checkpoint",
 ]

@@ -28,6 +28,17 @@ class ArgumentParser(HfArgumentParser):
     def parse_args_into_dataclasses(self, args: list[str] | None = None) -> tuple:
         return self.parse_dict(vars(self.parse_args(args)))
 
+    def format_help(self) -> str:
+        """Format the help with one spelling of each option: `--a-b`, which is accepted too, is left out."""
+        spellings = {action: action.option_strings for action in self._actions}
+        try:
+            for action, found in spellings.items():
+                action.option_strings = [one for one in found if "-" not in one.lstrip("-")] or found
+            return super().format_help()
+        finally:
+            for action, found in spellings.items():
+                action.option_strings = found
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {mask_tokens(message)}; --help lists the options\n")
 

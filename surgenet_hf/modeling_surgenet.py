@@ -75,6 +75,12 @@ class SurgeNetEncoder(nn.Module):
                 block.__class__ = checkpointed[type(block)]
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if getattr(pixel_values, "ndim", None) != 4:
+            found = tuple(pixel_values.shape) if hasattr(pixel_values, "shape") else type(pixel_values).__name__
+            raise ValueError(
+                f"pixel_values must be a float tensor (B, num_channels, H, W), got {found}: make it of an RGB image "
+                'with the image processor, processor(image, return_tensors="pt").pixel_values'
+            )
         x = self.stem(pixel_values)
         if self.channels_last_stem:
             x = x.permute(0, 3, 1, 2)
@@ -85,6 +91,18 @@ class SurgeNetEncoder(nn.Module):
             x = stage(x)
             feature_maps.append(x)
         return tuple(feature_maps)
+
+
+def _check_labels(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
+    """Check class ids: on a GPU, PyTorch would end the process with an error that does not name them."""
+    if torch.compiler.is_compiling() or labels.numel() == 0:
+        return
+    wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)]
+    if len(wrong):
+        raise ValueError(
+            f"labels hold the class id {wrong[0].item()}, but the model has {num_labels} classes, ids 0 to "
+            f"{num_labels - 1} ({ignore_index} is ignored): correct the labels, or load the model with num_labels="
+        )
 
 
 class SurgeNetPreTrainedModel(PreTrainedModel):
@@ -248,6 +266,8 @@ class SurgeNetForImageClassification(SurgeNetPreTrainedModel):
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
+            if not labels.is_floating_point() and self.config.num_labels > 1:
+                _check_labels(labels, self.config.num_labels, -100)
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
@@ -334,6 +354,7 @@ class SurgeNetForSemanticSegmentation(SurgeNetPreTrainedModel):
         loss = None
         if labels is not None:
             ignored = self.config.semantic_loss_ignore_index
+            _check_labels(labels, self.config.num_labels, ignored)
             loss = F.cross_entropy(logits.float(), labels, ignore_index=ignored, reduction="sum")
             loss = loss / (labels != ignored).sum().clamp(min=1)  # the mean, and 0 instead of NaN if all are ignored
         return SemanticSegmenterOutput(

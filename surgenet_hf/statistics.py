@@ -9,9 +9,9 @@ Sources:
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy import stats
 
 from .metrics.base import VideoMetric, weighted_mean
 
@@ -69,7 +69,7 @@ def student_interval(values: Sequence[float], bounds: tuple[float, float] = (-ma
     n = len(values)
     if n < MIN_VIDEOS:
         return None
-    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    half = _student_quantile(n) * values.std(ddof=1) / math.sqrt(n)
     low, high = np.clip([values.mean() - half, values.mean() + half], *bounds)
     return Interval(float(low), float(high), n, STUDENT)
 
@@ -91,9 +91,15 @@ def bootstrap_interval(
     draws = draws[~np.isnan(draws)]
     if videos < MIN_VIDEOS or not len(draws):
         return None
-    tail = stats.norm.cdf(-math.sqrt(videos / (videos - 1)) * stats.t.ppf((1 + LEVEL) / 2, videos - 1))
+    tail = NormalDist().cdf(-math.sqrt(videos / (videos - 1)) * _student_quantile(videos))
     low, high = np.clip(np.quantile(draws, [tail, 1 - tail]), *bounds)
     return Interval(float(low), float(high), videos, BOOTSTRAP)
+
+
+def _student_quantile(videos: int) -> float:
+    from scipy.stats import t  # where it is used: cards need this module without the extra "train"
+
+    return float(t.ppf((1 + LEVEL) / 2, videos - 1))
 
 
 def resample_weights(videos: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:

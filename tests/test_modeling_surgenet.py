@@ -154,6 +154,27 @@ def test_outputs_have_the_documented_shapes(backbone, tiny_config):
     assert outputs.loss is None
 
 
+def test_a_single_image_without_batch_is_refused(tiny_config):
+    for model_class in (SurgeNetModel, SurgeNetBackbone, SurgeNetForSemanticSegmentation):
+        model = model_class(tiny_config())
+        for wrong in (torch.rand(3, 64, 64), np.zeros((64, 64, 3), np.uint8), torch.rand(1, 1, 3, 64, 64)):
+            shape = str(tuple(wrong.shape)).replace("(", r"\(").replace(")", r"\)")
+            with pytest.raises(ValueError, match=rf"\(B, num_channels, H, W\), got {shape}: .*image processor"):
+                model(wrong)
+
+
+def test_labels_beyond_the_classes_are_named(tiny_config):
+    pixel_values = torch.rand(2, 3, 32, 32)
+    segmenter, classifier = (
+        model_class(tiny_config()) for model_class in (SurgeNetForSemanticSegmentation, SurgeNetForImageClassification)
+    )
+    with pytest.raises(ValueError, match=r"class id 9, but the model has 3 classes, ids 0 to 2 \(255 is ignored\)"):
+        segmenter(pixel_values, labels=torch.full((2, 32, 32), 9))
+    with pytest.raises(ValueError, match=r"class id 3, but the model has 3 classes"):
+        classifier(pixel_values, labels=torch.tensor([0, 3]))
+    assert classifier(pixel_values, labels=torch.tensor([0, -100])).loss.isfinite()
+
+
 def test_missing_pixel_values_are_named(tiny_config):
     with pytest.raises(ValueError, match="pixel_values is missing"):
         SurgeNetModel(tiny_config())(None)

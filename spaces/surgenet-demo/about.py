@@ -21,6 +21,7 @@ OFFLINE_GIVEN = """<div class="banner" role="status"><strong>The Hugging Face Hu
 SurgeNet models, and others by their Hub id, cannot be fetched now. The models marked "Demo model" are untrained, or
 were trained on drawn scenes only; what they say of real frames means nothing.</div>"""
 
+ADDRESS = "http://127.0.0.1:7860/"  # in the example; the page puts its own in its place
 KEPT_SECONDS = 1800  # that uploads and results stay
 _ROWS = "\n".join(
     f"| {entry.name} | {entry.backbone} | {entry.pretraining_frames:,} | {entry.licence} |" for entry in CATALOG
@@ -67,7 +68,7 @@ may have up to {MAX_IMAGE_BYTES // 2**20} MB and {MAX_IMAGE_PIXELS // 10**6} mil
 ```python
 from gradio_client import Client, handle_file
 
-client = Client("http://127.0.0.1:7860")  # or the ORG/NAME of a Space
+client = Client("{ADDRESS}")  # or the ORG/NAME of a Space
 overlay, areas, mask, legend = client.predict(handle_file("frame.jpg"), "demo", api_name="/segment")
 ```
 

@@ -24,7 +24,7 @@ os.environ.update(
 )
 
 import gradio as gr
-from about import ABOUT, HEADER, KEPT_SECONDS, OFFLINE, OFFLINE_GIVEN, note
+from about import ABOUT, ADDRESS, HEADER, KEPT_SECONDS, OFFLINE, OFFLINE_GIVEN, note
 from demo import TRAINED
 from media import FULL, MAX_UPLOAD_BYTES, Refused, full_disk, read_image
 from models import ModelStore
@@ -101,7 +101,7 @@ def build(store: ModelStore, kept_seconds: int = KEPT_SECONDS) -> gr.Blocks:
             with gr.Tab("Video", id="video"):
                 _video(tabs)
             with gr.Tab("About", id="about"):
-                gr.Markdown(ABOUT, elem_id="about-text")
+                about = gr.Markdown(ABOUT, elem_id="about-text")
         gr.api(tabs.model_info, api_name="model_info", queue=False)
 
         def greet():
@@ -112,6 +112,9 @@ def build(store: ModelStore, kept_seconds: int = KEPT_SECONDS) -> gr.Blocks:
             return banner, name, note(store.describe(name)["note"])
 
         page.load(greet, None, [banner, chooser, about_model], **PRIVATE)
+        # the browser knows the address, whatever the port and whatever proxies are on the way
+        address = f"text => text.replace({json.dumps(ADDRESS)}, location.origin + location.pathname)"
+        page.load(fn=None, inputs=about, outputs=about, js=address, show_progress="hidden")
     return page
 
 
@@ -142,15 +145,17 @@ def _classify(tabs: Tabs) -> None:
 
 def _frame(tabs: Tabs, task: str, name: str) -> tuple[gr.Image, gr.Dataset, gr.Dropdown, gr.Button]:
     """What a tab for one frame begins with."""
-    image = gr.Image(label="Frame", height=320, **UPLOAD, alt_text="The frame that you chose")
+    image = gr.Image(label="Frame", height=280, **UPLOAD, alt_text="The frame that you chose")
     examples = _examples([image], [[path] for path in EXAMPLES], EXAMPLE_NAMES)
-    model, _ = _model(tabs, task)
-    return image, examples, model, gr.Button(name, variant="primary", elem_id=f"run-{name.lower()}")
+    model, about_model = _model(tabs, task)
+    run = gr.Button(name, variant="primary", elem_id=f"run-{name.lower()}")
+    about_model.render()
+    return image, examples, model, run
 
 
 def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
     with gr.Row():
-        size = {"height": 300, "min_width": 320}
+        size = {"height": 240, "min_width": 320}
         text = "Frame A: click on a point in it"
         image_a = gr.Image(label=text, elem_id="frame-a", **size, **UPLOAD, alt_text="The frame A that you chose")
         image_b = gr.Image(label="Frame B (if you like)", **size, **UPLOAD, alt_text="The frame B that you chose")
@@ -159,7 +164,8 @@ def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
     with gr.Row():
         with gr.Column():
             model, about_model = _model(tabs, "features")
-            run = gr.Button("Show the features as colours", variant="primary", elem_id="run-features")
+            run = gr.Button("Show the features as colors", variant="primary", elem_id="run-features")
+            about_model.render()
         with gr.Column():
             with gr.Row():
                 x = gr.Slider(0, 100, 50, step=1, label="Point: x in %", info="from the left", min_width=140)
@@ -186,15 +192,16 @@ def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
 def _video(tabs: Tabs) -> None:
     with gr.Row():
         with gr.Column():
-            clip = gr.Video(label="Clip", height=300, sources=["upload"])
+            clip = gr.Video(label="Clip", height=220, sources=["upload"])
             examples = _examples([clip], [[path] for path in CLIPS], CLIP_NAMES)
             rate = gr.Slider(
                 0.5, 5, 2, step=0.5, label="Frames per second", info="Phase models have a rate of their own."
             )
-            model, _ = _model(tabs, "segmentation", "phases")
+            model, about_model = _model(tabs, "segmentation", "phases")
             with gr.Row():
                 run = gr.Button("Start", variant="primary", elem_id="run-video")
                 stop = gr.Button("Cancel", variant="stop", elem_id="stop-video")
+            about_model.render()
             status = gr.HTML(elem_id="video-status")  # of its own: a frame under way may still come after a cancel
         with gr.Column():
             # its label would cover the phase's name
@@ -245,7 +252,7 @@ def _filling(outputs: list, values: tuple) -> dict:
 
 
 def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
-    """A list of models with room for a Hub id, and a line on the chosen one."""
+    """Return a list of models with room for a Hub id, and a line on the chosen one, which is not yet rendered."""
     choices = tabs.store.choices(*tasks, wait=False)
     name = choices[0][1]
     model = gr.Dropdown(
@@ -253,7 +260,7 @@ def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
     )
     # gradio's would document the list as all that there is
     model.api_info = lambda: {"type": "string", "additional_description": "A name of the list, or a Hub id (ORG/NAME)"}
-    text = gr.HTML(note(tabs.store.describe(name)["note"]))
+    text = gr.HTML(note(tabs.store.describe(name)["note"]), render=False)
     model.input(lambda name: note(tabs.model_info(name)["note"]), model, text, **PRIVATE)
     return model, text
 

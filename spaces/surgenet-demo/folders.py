@@ -31,8 +31,7 @@ from surgenet_hf import (
 )
 from surgenet_hf.checkpoints.reading import check_finite
 from surgenet_hf.configuration_surgenet_phase import SurgeNetPhaseConfig
-from surgenet_hf.data import synthetic
-from surgenet_hf.data.segmentation import palette
+from surgenet_hf.data import class_colors
 
 # what a model does, and the class that does it
 CLASSES = {
@@ -92,7 +91,7 @@ class Loaded:
 
     @property
     def colors(self) -> tuple[tuple[int, int, int], ...]:
-        return synthetic.COLORS if self.labels == list(synthetic.LABELS) else palette(len(self.labels))
+        return class_colors(self.labels)
 
 
 def class_names(config) -> list[str]:

@@ -1,6 +1,7 @@
 """A record and a template -> the README.md of a Hub repository."""
 
 import math
+import re
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -10,10 +11,12 @@ from transformers import AutoConfig, AutoImageProcessor
 from .. import __version__
 from ..configuration_surgenet import SurgeNetConfig
 from ..leakage import describe_finetuning
-from ..results import find_results, read_results_file
+from ..results import SCHEMA, find_results, headlines, interval_bounds, metric_title, read_results_file
+from ..statistics import MIN_VIDEOS, interval_warning
 from .catalog import CITATIONS, STATISTICS, CatalogEntry, base_entry, is_from_scratch, known_leakage
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
+INSTALL = 'pip install torch torchvision "transformers>=5.4,<6" "timm>=1.0.21"'  # as in setup.cfg
 REVISION = f"v{__version__}"  # the tag that publishing sets, and that the examples of remote code pin
 BACKBONE_NAMES = {"caformer_s18": "CAFormer-S18", "convnextv2_tiny": "ConvNeXtV2-Tiny", "pvt_v2_b2": "PVTv2-B2"}
 # of the full-size backbones; CAFormer's with StarReLU has a scale and a bias more for each of its 24 activations
@@ -101,6 +104,7 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
     path = find_results(model_dir)
     results = read_results_file(path) if path else None
     task, auto_class = _TASKS[config.architectures[0]]
+    article = "an" if task[0] in "aeiou" else "a"
     licence = _licence(pretraining["name"])
     return _render(
         ModelCardData(
@@ -111,7 +115,7 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
             base_model=entry.repo_id if entry else None,
         ),
         title=repo_id.split("/")[-1],
-        summary=f"{BACKBONE_NAMES[config.backbone]} with a {task} head for {len(config.id2label)} classes: "
+        summary=f"{BACKBONE_NAMES[config.backbone]} with {article} {task} head for {len(config.id2label)} classes: "
         f"{', '.join(config.id2label.values())}.",
         entry=None,
         examples=[
@@ -129,7 +133,7 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
         base=_link(pretraining["name"]),
         pretraining=pretraining,
         results=results,
-        metrics=_flat_metrics(results) if results else None,
+        metrics=_headline_metrics(results) if results else None,
         leakage=[*describe_finetuning(backbone), *_known_leakage(entry)],
         seen=_own_data(pretraining),
         provenance=provenance,
@@ -168,7 +172,7 @@ def pretrained_card(
         f"{_link(pretraining['name'])}.",
         entry=None,
         own=pretraining,
-        examples=_backbone_examples(repo_id or model_dir.name),
+        examples=_backbone_examples(repo_id or model_dir.name, repo_id is None),
         remote_example=_remote_example(repo_id, "AutoModel", "COMMIT") if repo_id else None,
         image_size=(processor.size["height"], processor.size["width"]),
         mean=processor.image_mean,
@@ -194,15 +198,22 @@ _TASKS = {
 
 
 def _render(card_data: ModelCardData, **context) -> str:
-    return str(ModelCard.from_template(card_data, template_path=TEMPLATE, **context)).rstrip() + "\n"
+    text = str(ModelCard.from_template(card_data, template_path=TEMPLATE, install=INSTALL, **context))
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
-def _backbone_examples(repo_id: str) -> list[str]:
+def _backbone_examples(repo_id: str, is_folder: bool = False) -> list[str]:
+    outputs = {"output": ".feature_maps  # strides 4 to 32", "out_indices": [1, 2, 3, 4]}
+    feature_maps = _example(repo_id, "AutoBackbone", **outputs)
+    if is_folder:  # AutoBackbone takes no local folder
+        feature_maps = _example(repo_id, "SurgeNetBackbone", **outputs)
+        feature_maps = feature_maps.replace(", SurgeNetBackbone\n", "\nfrom surgenet_hf import SurgeNetBackbone\n", 1)
+        feature_maps = feature_maps.removeprefix("import surgenet_hf\n")
     return [
         _example(repo_id, "AutoModel", ".pooler_output  # the embedding"),
         _example(repo_id, "AutoModelForSemanticSegmentation", ".logits  # of a new head: train it", num_labels=7),
         _example(repo_id, "AutoModelForImageClassification", ".logits  # of a new head: train it", num_labels=7),
-        _example(repo_id, "AutoBackbone", ".feature_maps  # strides 4 to 32", out_indices=[1, 2, 3, 4]),
+        feature_maps,
     ]
 
 
@@ -264,10 +275,15 @@ def _known_leakage(entry: CatalogEntry | None) -> list[str]:
     return [f"{title}: {note}" for title, note in known_leakage(entry).items()] if entry else []
 
 
-def _flat_metrics(results: dict) -> dict[str, str]:
-    """The single figures of a results file, then those of each class."""
-    metrics = results["metrics"]
-    flat = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    for label, values in metrics.get("per_class", {}).items():
-        flat |= {f"{label}: {name}": value for name, value in values.items()}
-    return {name: "absent" if value is None else f"{value:.4f}" for name, value in flat.items()}
+def _headline_metrics(results: dict) -> list[tuple[str, str, str]]:
+    """Format the main metrics of a results file: (title, value, 95 % interval with its number of videos)."""
+    rows = []
+    for name in headlines(results):
+        low, high = interval_bounds(results, name)
+        interval = f"fewer than {MIN_VIDEOS} videos: none"
+        if low is not None and high is not None:
+            videos = results["intervals"][name]["videos"] if results["schema"] == SCHEMA else None
+            warning = f", {interval_warning(videos)}" if videos and interval_warning(videos) else ""
+            interval = f"{low:.4f} to {high:.4f}" + (f", n = {videos} videos{warning}" if videos else "")
+        rows.append((metric_title(name), f"{results['metrics'][name]:.4f}", interval))
+    return rows

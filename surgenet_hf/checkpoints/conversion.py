@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import SegformerImageProcessor
+from transformers import PreTrainedConfig, PreTrainedModel, SegformerImageProcessor
 
 from ..configuration_surgenet import SurgeNetConfig
+from ..errors import UserError
 from ..modeling_surgenet import (
     SurgeNetForImageClassification,
     SurgeNetForSemanticSegmentation,
@@ -25,6 +26,7 @@ from .reading import CheckpointFile, check_finite, plain, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
+IMAGE_SIZE = 224  # pixels, of pretraining
 TASKS = {
     "backbone": SurgeNetModel,
     "image-classification": SurgeNetForImageClassification,
@@ -101,6 +103,8 @@ def convert_checkpoint(
     normalization: str = "auto",
     labels: Sequence[str] | None = None,
     config: SurgeNetConfig | None = None,
+    output_dir: str | os.PathLike | None = None,
+    image_size: int = IMAGE_SIZE,
 ) -> SurgeNetPreTrainedModel:
     """Turn a weight file of the authors, of their code or of timm into one of our models, every tensor accounted for.
 
@@ -114,12 +118,16 @@ def convert_checkpoint(
         normalization: "surgenet" or "imagenet" image statistics, or "auto": see `choose_statistics`.
         labels: names of the classes in the order of the head's outputs.
         config: for a network of other than the published sizes; its family, depths and widths are then expected.
+        output_dir: new folder to write the model and its image processor to. Without it nothing is written, and
+            `save_pretrained` of the model alone leaves a folder without an image processor.
+        image_size: height and width in pixels that the written image processor resizes to.
 
     Returns:
-        The model in evaluation mode; `config.pretraining` says where it comes from.
-        `build_image_processor(config.pretraining["statistics"])` makes the image processor that goes with it.
+        The model in evaluation mode. `config.pretraining` holds the source and the normalization of the weights;
+        `image_processor_for(model)` builds the image processor that belongs to it.
 
     Raises:
+        FileExistsError: `output_dir` exists and is not an empty folder.
         FileNotFoundError: there is no such file.
         ValueError: with all that is missing, unexpected or of another shape, or the reason why the file is refused.
     """
@@ -148,7 +156,10 @@ def convert_checkpoint(
         "statistics": statistics,
         "statistics_reason": reason,
     }
-    return model.eval()
+    model.eval()
+    if output_dir is not None:
+        save_converted(model, image_processor_for(model, image_size), output_dir)
+    return model
 
 
 def to_original_state_dict(model: SurgeNetPreTrainedModel) -> dict[str, torch.Tensor]:
@@ -231,7 +242,31 @@ def _is_close(found: list, known: tuple) -> bool:
         return False
 
 
-def build_image_processor(statistics: str = "surgenet", image_size: int = 224) -> SegformerImageProcessor:
+def image_processor_for(
+    model: PreTrainedModel | PreTrainedConfig, image_size: int = IMAGE_SIZE
+) -> SegformerImageProcessor:
+    """Build the image processor that belongs to a model, with the normalization recorded in its config.
+
+    Args:
+        model: a SurgeNet model, or its config. `config.pretraining["statistics"]` names the normalization.
+        image_size: height and width in pixels that frames are resized to.
+
+    Raises:
+        UserError: the config does not name a known normalization.
+    """
+    config = getattr(model, "config", model)
+    found = (getattr(config, "pretraining", None) or {}).get("statistics")
+    if found not in STATISTICS:
+        raise UserError(
+            f"the config of {config.name_or_path or 'the model'} does not record the normalization of its weights: "
+            f'pretraining["statistics"] is {found!r}, expected one of {", ".join(STATISTICS)}. If you know it, build '
+            'the image processor with build_image_processor("surgenet") or ("imagenet") of '
+            "surgenet_hf.checkpoints.conversion, and save it in the folder of the model"
+        )
+    return build_image_processor(found, image_size)
+
+
+def build_image_processor(statistics: str = "surgenet", image_size: int = IMAGE_SIZE) -> SegformerImageProcessor:
     """The image processor of a SurgeNet model: RGB, resize to a square of `image_size` pixels, normalise."""
     mean, std = STATISTICS[statistics]
     return SegformerImageProcessor(

@@ -1,16 +1,24 @@
-"""A published checkpoint by its name: download, checksum, conversion, right statistics."""
+"""Resolve what a user names to a model: published checkpoint, folder, Hub repository, or configuration."""
 
+import logging
 from pathlib import Path
 
 from huggingface_hub import cached_assets_path, constants, hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from transformers import AutoConfig, AutoImageProcessor
 
 from .. import __version__
 from ..configuration_surgenet import SurgeNetConfig
+from ..errors import UserError
 from ..modeling_surgenet import SurgeNetModel
 from .catalog import CatalogEntry, find_entry
-from .conversion import build_image_processor, convert_checkpoint, save_converted
+from .conversion import IMAGE_SIZE, build_image_processor, convert_checkpoint, image_processor_for, save_converted
 from .reading import file_sha256
 
+logger = logging.getLogger(__name__)
+
+WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # a small CAFormer, for first runs and demonstrations
 TINY = {
     "depths": [1, 1, 2, 1],
@@ -33,9 +41,16 @@ def load_checkpoint(name: str, model_class=SurgeNetModel, **kwargs):
         kwargs: as `from_pretrained` takes them.
 
     Raises:
+        UserError: the path of a file.
         ValueError: an unknown name (the message names the nearest), or a file that is not what the authors published.
         OSError: the Hub cannot be reached, and the file is not in its cache.
     """
+    if Path(name).is_file() or Path(name).suffix in WEIGHT_SUFFIXES:
+        raise UserError(
+            f"{name} is a weight file, expected the name of a published checkpoint such as SurgeNetXL. Convert the "
+            f'file with surgenet_hf.convert_checkpoint("{name}", output_dir="FOLDER"), and load the folder with '
+            f"{model_class.__name__}.from_pretrained"
+        )
     return model_class.from_pretrained(fetch_checkpoint(name), **kwargs)
 
 
@@ -66,7 +81,8 @@ def find_source(model_name_or_path: str | None, config_name: str | None = None) 
     """What the training scripts start from: a folder, a Hub repository, or a configuration for random weights.
 
     Args:
-        model_name_or_path: a folder, a repository, or the name of a published checkpoint, which is fetched.
+        model_name_or_path: a folder with a model, the output folder of a run, a repository, or the name of a published
+            checkpoint, which is fetched.
         config_name: instead of it, a backbone, or "tiny", which is a small CAFormer (`TINY`).
 
     Raises:
@@ -80,6 +96,8 @@ def find_source(model_name_or_path: str | None, config_name: str | None = None) 
         return SurgeNetConfig(backbone=config_name)
     name, path = model_name_or_path, Path(model_name_or_path).expanduser()
     if path.is_dir():
+        if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+            path = path / "model"  # the output folder of a run
         return str(path)
     if path.is_file():
         raise ValueError(
@@ -92,13 +110,70 @@ def find_source(model_name_or_path: str | None, config_name: str | None = None) 
     return name if "/" in name else str(fetch_checkpoint(name))
 
 
+def load_model(model_class, source: str | Path, **options):
+    """Load a model by `from_pretrained`, with one line about a new head in place of transformers' load report.
+
+    Args:
+        model_class: one of our classes, or an Auto class.
+        source: a folder, or a repository on the Hub.
+        options: of `from_pretrained`.
+    """
+    report = logging.getLogger("transformers.modeling_utils")
+    level = report.level
+    report.setLevel(logging.ERROR)  # the report lists a new head among problems
+    try:
+        model, info = model_class.from_pretrained(source, **options, output_loading_info=True)
+    finally:
+        report.setLevel(level)
+    new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    if new:
+        parts = ", ".join(sorted({name.split(".")[0] for name in new}))
+        logger.warning(
+            f"New in this model, with random weights until it is trained: {parts}. All other weights are those of "
+            f"{source}"
+        )
+    return model
+
+
+def load_image_processor(source: str | Path, image_size: int | None = None):
+    """Load the image processor of a model; in a folder without one, rebuild it from the config.
+
+    Args:
+        source: a folder, or a repository on the Hub.
+        image_size: height and width in pixels that frames are resized to. Default: the saved size, or 224 if the
+            image processor is rebuilt.
+
+    Raises:
+        UserError: the folder has no image processor, and its config does not record the normalization.
+        OSError: there is no such model.
+    """
+    size = {} if image_size is None else {"size": {"height": image_size, "width": image_size}}
+    folder = Path(source)
+    if not folder.is_dir() or any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return AutoImageProcessor.from_pretrained(source, **size)
+    processor = image_processor_for(AutoConfig.from_pretrained(source), image_size or IMAGE_SIZE)
+    logger.warning(
+        f"{folder} has no image processor. Rebuilt it from config.json: mean {processor.image_mean}, standard "
+        f"deviation {processor.image_std}, frames resized to {processor.size['height']} pixels"
+        + ("" if image_size else f". If the model was trained at another size, save its image processor in {folder}")
+    )
+    return processor
+
+
 def download_teacher(entry: CatalogEntry, local_files_only: bool = False) -> Path:
     """The teacher file from the Hub or its cache, with the right checksum.
 
     Raises:
+        LocalEntryNotFoundError: the Hub cannot be reached, and the file is not in its cache.
         ValueError: the file has another checksum than the catalogue's, or than the Hub's.
     """
-    path = Path(hf_hub_download(entry.upstream_repo, entry.teacher_file, local_files_only=local_files_only))
+    try:
+        path = Path(hf_hub_download(entry.upstream_repo, entry.teacher_file, local_files_only=local_files_only))
+    except LocalEntryNotFoundError as error:
+        raise LocalEntryNotFoundError(
+            f"the weights of {entry.name} cannot be downloaded: the Hub cannot be reached or refuses, and its cache "
+            f"does not hold {entry.teacher_file} of {entry.upstream_repo}. Check the network and try again"
+        ) from error.__cause__ or error
     # the cache calls a large file by the sha256 that the Hub announced
     announced = path.resolve().name if len(path.resolve().name) == 64 else None
     found = file_sha256(path)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import timm
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
@@ -17,7 +18,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundEr
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import WeakFileLock
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
 
 from .. import (
     __version__,
@@ -32,7 +33,7 @@ from ..results import find_results, read_results_file
 from .cards import REVISION, checkpoint_card, finetuned_card, pretrained_card
 from .catalog import CatalogEntry
 from .conversion import build_image_processor
-from .loading import convert_entry, download_teacher
+from .loading import convert_entry, download_teacher, load_image_processor
 from .reading import check_finite, file_sha256, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ class Outcome:
 
     Attributes:
         repo_id: its id.
-        changes: what differs between folder and Hub, e.g. "new README.md".
+        changes: what differs between folder and Hub, e.g. "new README.md"; all files if they were not compared.
+        not_compared: why the folder was not compared with the Hub, which a dry run does without.
         commit: id of the commit that was made, if any.
         error: why it failed, without access tokens.
         names: what the published files call the user's videos, data sets and folders, by kind.
@@ -81,6 +83,7 @@ class Outcome:
 
     repo_id: str
     changes: list[str] = field(default_factory=list)
+    not_compared: str | None = None
     commit: str | None = None
     error: str | None = None
     names: dict[str, list[str]] = field(default_factory=dict)
@@ -119,11 +122,11 @@ def prepare_finetuned(
         the names that are published, see `Outcome`.
 
     Raises:
-        FileNotFoundError, ValueError: `model_dir` is no folder with a SurgeNet model and its image processor, its
-            weights are not finite, or its results.json is damaged.
+        FileNotFoundError, ValueError: `model_dir` is no folder with a SurgeNet model, its weights are not finite, its
+            results.json is damaged, or it has no image processor and the config does not record the normalization.
     """
     model_dir = Path(model_dir)
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+    for name in ("config.json", "model.safetensors"):
         if not (model_dir / name).is_file():
             raise FileNotFoundError(f"{model_dir} holds no {name}; save model and image processor there first")
     config = AutoConfig.from_pretrained(model_dir)
@@ -133,7 +136,7 @@ def prepare_finetuned(
     if architecture not in classes:
         raise ValueError(f"{model_dir} holds a {config.model_type} ({architecture}), not a SurgeNet model")
     _write_model(classes[architecture].from_pretrained(model_dir), folder, str(model_dir))
-    AutoImageProcessor.from_pretrained(model_dir).save_pretrained(folder)
+    load_image_processor(model_dir).save_pretrained(folder)
     provenance = {
         "published by": f"surgenet_hf {__version__}",
         "sha256 of model.safetensors": file_sha256(folder / "model.safetensors"),
@@ -329,13 +332,19 @@ def publish_folder(
     """Write a repository's folder by `prepare`, whole or not at all, compare it with the Hub and, with `push`, upload.
 
     A folder that was not prepared here is not replaced, and one with an access token in it is refused before the Hub
-    is asked. Nothing is raised: the outcome says what went wrong.
+    is asked. Without `push`, the Hub need not be reachable. Nothing is raised: the outcome says what went wrong.
     """
     outcome = Outcome(repo_id)
     try:
         with WeakFileLock(_lock_path(folder)):
             _prepare_folder(folder, prepare)
-            outcome.changes, operations = find_changes(folder, repo_id, repo_type)
+            try:
+                there = list_files(repo_id, repo_type)
+            except (OSError, httpx.HTTPError) as error:  # no connection, or a refusal
+                if push:
+                    raise
+                there, outcome.not_compared = None, mask_tokens(f"the Hub cannot be reached ({error})")
+            outcome.changes, operations = find_changes(folder, there)
             if push:
                 outcome.commit = upload(repo_id, operations, private, tag, repo_type)
     except Exception as error:  # of any kind: it is reported, and the next checkpoint has its turn
@@ -370,17 +379,27 @@ def _prepare_folder(folder: Path, prepare: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def find_changes(
-    folder: Path, repo_id: str, repo_type: str = "model"
-) -> tuple[list[str], list[CommitOperationAdd | CommitOperationDelete]]:
-    """What an upload of `folder` would change: in words, and as operations of one commit."""
+def list_files(repo_id: str, repo_type: str = "model") -> dict[str, str]:
+    """List the files of a repository with their hashes; none if there is no such repository."""
     try:
         tree = HfApi().list_repo_tree(repo_id, recursive=True, repo_type=repo_type)
-        there = {
+        return {
             file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in tree if isinstance(file, RepoFile)
         }
     except RepositoryNotFoundError:
-        there = {}
+        return {}
+
+
+def find_changes(
+    folder: Path, there: Mapping[str, str] | None
+) -> tuple[list[str], list[CommitOperationAdd | CommitOperationDelete]]:
+    """Find what an upload of `folder` would change: in words, and as operations of one commit.
+
+    Args:
+        folder: as prepared.
+        there: files on the Hub with their hashes; None if they are not known.
+    """
+    compared, there = there is not None, there or {}
     words, operations = [], []
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     paths.pop(MARKER, None)
@@ -388,7 +407,7 @@ def find_changes(
         content = path.read_bytes()
         git_blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         if there.get(name) not in (git_blob, hashlib.sha256(content).hexdigest()):
-            words.append(f"{'changed' if name in there else 'new'} {name}")
+            words.append(f"{'changed' if name in there else 'new' if compared else 'prepared'} {name}")
             operations.append(CommitOperationAdd(name, path))
     for name in sorted(there.keys() - paths.keys() - {".gitattributes"}):
         words.append(f"deleted {name}")

@@ -1,10 +1,11 @@
 """Frames and labels: one module per data set, all giving data sets of one schema."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from ..errors import UserError
 from . import (
     autolaparo,
     cholec80,
@@ -18,9 +19,9 @@ from . import (
     synthetic_phases,
 )
 from .classification import ClassificationData
-from .segmentation import SegmentationData
+from .segmentation import SegmentationData, palette
 
-__all__ = ["ClassificationData", "SegmentationData", "load_classification", "load_segmentation"]
+__all__ = ["ClassificationData", "SegmentationData", "class_colors", "load_classification", "load_segmentation"]
 
 
 SEGMENTATION = {
@@ -42,6 +43,8 @@ CLASSIFICATION = {
     "videos": own.load_videos,
 }
 _MADE = ("synthetic", "synthetic-phases")
+PHASES = ("synthetic-phases", "cholec80-phase", "autolaparo", "videos")
+NAMES = f"Segmentation: {', '.join(SEGMENTATION)}. Classification: {', '.join(CLASSIFICATION)}."
 
 
 def load_segmentation(name: str, data_dir: str | Path | None = None, **kwargs) -> SegmentationData:
@@ -79,8 +82,25 @@ def load_classification(name: str, data_dir: str | Path | None = None, **kwargs)
     return _load(CLASSIFICATION, name, data_dir, kwargs)
 
 
+def class_colors(labels: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
+    """Colors that figures give to classes: those of the data set that has these classes, else of the palette."""
+    known = {
+        synthetic.LABELS: synthetic.COLORS,
+        endoscapes.LABELS: endoscapes.COLORS,
+        cholecseg8k.LABELS: cholecseg8k.COLORS,
+        cholecseg8k.GROUPED_LABELS: cholecseg8k.GROUPED_COLORS,
+        dsad.LABELS: dsad.COLORS,
+    }
+    return known.get(tuple(labels)) or palette(len(labels))
+
+
 def _load(loaders: dict[str, Callable], name: str, data_dir: str | Path | None, kwargs: dict):
     if name not in loaders:
+        if name in SEGMENTATION:
+            raise UserError(f"{name} is a segmentation data set: use finetune_segmentation.py (load_segmentation)")
+        if name in CLASSIFICATION:
+            script = "finetune_phase.py" if name in PHASES else "finetune_classification.py"
+            raise UserError(f"{name} labels whole frames, not pixels: use {script} (load_classification)")
         raise ValueError(f"unknown data set {name!r}; the known ones are {', '.join(loaders)}")
     if data_dir is None and name not in _MADE:
         raise ValueError(f"the data set {name!r} needs data_dir, the folder that holds it; none was given")

@@ -158,6 +158,10 @@ def open_frame(content: bytes) -> Image.Image:
             f"has {image.width}x{image.height} pixels; a frame needs at least {MIN_SIDE} on each side: remove it or "
             "replace it"
         )
+    if image.format == "TIFF" and image.n_frames > 1:  # PIL would read the first page and say nothing
+        raise ValueError(
+            f"is a stack of {image.n_frames} images, expected a single one: save each of them as a file of its own"
+        )
     if image.mode.startswith(("I", "F")):  # PIL would clip its values at 255
         raise ValueError(
             f"has more than 8 bits per channel (mode {image.mode}); expected 8: scale its values to 0 to 255 and save "

@@ -197,16 +197,20 @@ def require_folder(path: Path, expected: str) -> Path:
     """`path`, if it is a folder that is not empty.
 
     Raises:
-        FileNotFoundError: it is not; the message says what is there instead and ends with `expected`.
+        FileNotFoundError: it is not; the message begins with `expected` and says what is there instead.
         ValueError: its name is not valid Unicode.
     """
     require_unicode(path)
     if path.is_dir():
         if any(path.iterdir()):
             return path
-        raise FileNotFoundError(f"{path} is empty; {expected}")
-    if path.exists():
-        raise FileNotFoundError(f"{path} is a file, not a folder; {expected}")
-    there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-    found = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") if there else "nothing"
-    raise FileNotFoundError(f"{path} does not exist ({path.parent} holds {found}); {expected}")
+        found = f"{path} is empty"
+    elif path.exists():
+        found = f"{path} is a file, not a folder"
+    else:
+        there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+        holds = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") if there else "nothing"
+        found = f"{path} does not exist ({path.parent} holds {holds})"
+    raise FileNotFoundError(
+        f"{expected[0].upper()}{expected[1:]}. Found: {found}. Give the folder in that layout as data_dir"
+    )

@@ -5,7 +5,6 @@ import copy
 import torch
 from torch.nn import functional as F
 from transformers import (
-    AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     EvalPrediction,
     PreTrainedConfig,
@@ -15,6 +14,7 @@ from transformers import (
 
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..checkpoints.conversion import build_image_processor
+from ..checkpoints.loading import load_image_processor, load_model
 from ..data import SegmentationData
 from ..leakage import start_record
 from ..metrics import SegmentationMetric
@@ -38,6 +38,7 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
 
     Raises:
         OSError: no model of that name.
+        UserError: a folder without an image processor, whose config does not record the normalization.
     """
     options = {
         "id2label": dict(enumerate(data.labels)),
@@ -55,11 +56,10 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
         model = auto_class.from_config(config, dtype=torch.float32)
         processor = build_image_processor("surgenet", image_size)
     else:
-        size = {"height": image_size, "width": image_size}
         try:
-            # a head for other classes has other sizes: it starts anew, and transformers says so
-            model = auto_class.from_pretrained(source, **options, dtype=torch.float32, ignore_mismatched_sizes=True)
-            processor = AutoImageProcessor.from_pretrained(source, size=size)
+            # the head of another number of classes has other sizes, and is replaced by a new one
+            model = load_model(auto_class, source, **options, dtype=torch.float32, ignore_mismatched_sizes=True)
+            processor = load_image_processor(source, image_size)
         except OSError as error:  # whose words do not always name the model
             raise OSError(f"no model with an image processor at {source}: {error}") from error
         start_record(model.config)

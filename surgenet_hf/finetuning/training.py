@@ -1,9 +1,11 @@
 """What fine-tuning of every task shares: arguments, the Trainer, and training that resumes exactly."""
 
+import copy
 import json
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,6 +15,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -43,6 +46,7 @@ from ..checkpoints.loading import find_source
 from ..checkpoints.publishing import check_login, push_model
 from ..checkpoints.reading import check_finite
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
+from ..data import NAMES
 from ..data.identity import data_identity
 from ..errors import UserError
 from ..evaluation import evaluate, write_results
@@ -145,7 +149,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    dataset: str = field(default="", metadata={"help": "Name of the data set."})
+    dataset: str = field(default="", metadata={"help": f"Name of the data set. {NAMES}"})
     data_dir: str | None = field(default=None, metadata={"help": "Where it lies."})
     data_split: str | None = field(
         default=None,
@@ -304,6 +308,34 @@ class SetEpoch(TrainerCallback):
         self.frames.set_epoch(int(state.epoch))
 
 
+class EstimateDuration(TrainerCallback):
+    """Print how long training will take, after its first steps."""
+
+    WARMUP, MEASURED = 2, 5  # steps; the first ones are slower
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun_at_step = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        done = state.global_step - self.begun_at_step
+        if done == self.WARMUP:
+            self.started = time.monotonic()
+        if done == self.WARMUP + self.MEASURED and state.is_world_process_zero:
+            seconds = (time.monotonic() - self.started) / self.MEASURED
+            left = state.max_steps - state.global_step
+            tqdm.write(
+                f"Training will take about {format_duration(seconds * left)}, plus evaluations: {left:,} of "
+                f"{state.max_steps:,} steps left, {seconds:.2g} s each"
+            )
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration for people, e.g. "45 s", "12 min", or "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 class SurgeNetTrainer(Trainer):
     """Trainer with our losses, learning rates that fall with depth, and runs that resume exactly or not at all.
 
@@ -344,6 +376,7 @@ class SurgeNetTrainer(Trainer):
         self.nonfinite_steps = 0
         if early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience))
+        self.add_callback(EstimateDuration())
         self.checkpoints = RecordedCheckpoints(self.record, keep)
         self.add_callback(self.checkpoints)
 
@@ -540,17 +573,27 @@ def balanced_weights(counts: torch.Tensor) -> torch.Tensor:
     return (weights / weights[counts > 0].mean()).float()
 
 
-def stage_arguments(args: TrainingArguments, output_dir: str, **changes) -> TrainingArguments:
-    """The arguments of one stage of several, which is resumed only if it has begun.
+def stage_arguments(
+    args: TrainingArguments, output_dir: str, results_dir: str | None = None, **changes
+) -> TrainingArguments:
+    """Return the arguments of one stage of several, which is resumed only if it has begun.
+
+    Args:
+        args: of the run.
+        output_dir: folder for the checkpoints of the stage.
+        results_dir: folder for its model, results and figures; default: `output_dir`.
+        changes: other arguments of the stage.
 
     Raises:
         UserError: an earlier run has begun this stage, and no resuming was requested.
     """
+    args = copy.deepcopy(args)
     args.output_dir = output_dir
     for name, value in changes.items():
         setattr(args, name, value)
-    if finished(output_dir) and args.resume_from_checkpoint is None:
-        raise UserError(f"{output_dir} is from an earlier run: {RESUME}")
+    results_dir = results_dir or output_dir
+    if finished(results_dir) and args.resume_from_checkpoint is None:
+        raise UserError(f"{results_dir} is from an earlier run: {RESUME}")
     if not list_checkpoints(Path(output_dir)):
         args.resume_from_checkpoint = None
     resume_point(Path(output_dir), args.resume_from_checkpoint)
@@ -579,17 +622,17 @@ def trained_model(trainer: Trainer) -> nn.Module:
 
 
 def publish_results(
-    trainer: Trainer, processor, data, split: str | None, push: bool = False, name: str | None = None
+    trainer: Trainer, processor, data, split: str | None, push: bool = False, output_dir: str | None = None
 ) -> None:
     """Save the model, evaluate it and write model/, results.json and figures; with `push`, to the Hub with our card.
 
     Args:
-        split: of the figures; None: test where the data has one, else validation.
-        push: upload it as --hub_model_id, or else as `name`.
-        name: default: that of the output folder.
+        split: to evaluate on; None: test where the data has one, else validation.
+        push: upload the model as --hub_model_id, or else under the name of the output folder.
+        output_dir: default: the folder of the checkpoints.
     """
     args, model = trainer.args, trained_model(trainer)
-    output_dir = Path(args.output_dir)
+    output_dir = Path(output_dir or args.output_dir)
     split = split or ("test" if "test" in data.splits else "validation")
     evaluation = evaluate(model, processor, data, split, args.per_device_eval_batch_size, seed=args.seed)
     if args.process_index == 0:
@@ -605,7 +648,7 @@ def publish_results(
                     output_dir / "model",
                     args.hub_model_id,
                     args.hub_private_repo,
-                    name or output_dir.name,
+                    output_dir.name,
                     getattr(args, "publish_video_names", False),
                 )
             print(f"Published {repo_id}")

@@ -1,9 +1,11 @@
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from surgenet_hf import SurgeNetConfig, SurgeNetForImageClassification, SurgeNetModel
 from surgenet_hf.checkpoints.cards import (
@@ -19,6 +21,15 @@ from tests.checkpoints.files import tiny
 from tests.scripts import load_script
 
 HUB_CARDS = Path(__file__).parents[2] / "hub_cards"
+
+
+def check_layout(card: str):
+    """How to install, and no runs of blank lines."""
+    assert "\n\n\n" not in card
+    assert "](https://huggingface.co/docs/transformers/installation)" in card
+    requirements = (HUB_CARDS.parent / "setup.cfg").read_text()
+    for requirement in shlex.split(re.search(r"```sh\npip install (.*)\n```", card)[1]):
+        assert f"    {requirement}\n" in requirements or f"    {requirement}>" in requirements
 
 
 def test_committed_cards_are_the_rendered_ones():
@@ -41,6 +52,7 @@ def test_the_script_writes_them_and_nothing_on_help(tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
 def test_card(entry, client):
     card = ModelCard(checkpoint_card(entry))
+    check_layout(card.text)
     card.validate()  # by the Hub's endpoint, here the stand-in's
     assert card.data.license == entry.licence
     assert card.data.pipeline_tag == "image-feature-extraction"
@@ -87,12 +99,20 @@ def test_finetuned_card(tmp_path):
     build_image_processor(image_size=96).save_pretrained(tmp_path / "model")
     without_results = finetuned_card(tmp_path / "model", "me/mine")
     assert "No metrics were given" in without_results
+    check_layout(without_results)
     results = {
         "schema": "surgenet_hf.results/1",
-        "task": "image-classification",
+        "task": "semantic-segmentation",
         "model": {"name": "model"},
         "data": {"name": "endoscapes", "split": "test", "frames": 12, "videos": ["1", "2"]},
-        "metrics": {"mean_dice": 0.5, "per_class": {"tool": {"dice": 0.25, "iou": None}}},
+        "metrics": {
+            "mean_dice": 0.5,
+            "mean_assd": None,
+            "mean_hd95": 7.25,
+            "mean_iou": 0.125,
+            "per_class": {"tool": {"dice": 0.25, "iou": None}},
+        },
+        "intervals": {"mean_dice": [0.25, 0.75], "mean_iou": [0.1, 0.2]},
         "command": "python evaluate.py",
     }
     (tmp_path / "results.json").write_text(json.dumps(results))
@@ -100,8 +120,8 @@ def test_finetuned_card(tmp_path):
     assert card.data.base_model == "surgenet/surgenetxl"
     assert card.data.pipeline_tag == "image-classification"
     for expected in (
-        "| mean_dice | 0.5000 |",
-        "| tool: iou | absent |",
+        "| mean_dice | 0.5000 | 0.2500 to 0.7500 |\n| mean_hd95 | 7.2500 | one video: none |\n\nIntervals",
+        "with an image-classification head for 3 classes",
         "12 frames of 2 videos",
         "96 x 96",
         "Cholec80",
@@ -188,7 +208,7 @@ OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "statisti
         (None, "cc-by-nc-sa-4.0", None, ["a file that is not recorded", "which videos the pretraining saw"], []),
     ],
 )
-def test_pretrained_card(pretraining, licence, base_model, expected, absent, client, tmp_path):
+def test_pretrained_card(pretraining, licence, base_model, expected, absent, client, tmp_path, monkeypatch):
     SurgeNetModel(tiny(pretraining=pretraining)).save_pretrained(tmp_path)
     build_image_processor().save_pretrained(tmp_path)
     card = ModelCard(pretrained_card(tmp_path, "me/mine", {"published by": "me"}))
@@ -203,5 +223,11 @@ def test_pretrained_card(pretraining, licence, base_model, expected, absent, cli
     for code in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
         compile(code, "card", "exec")
         assert "me/mine" in code
-    # in its folder it does not speak of code that is not there
-    assert "trust_remote_code" not in pretrained_card(tmp_path)
+    check_layout(card.text)
+    # in its folder it does not speak of code that is not there, and its examples work
+    text = pretrained_card(tmp_path)
+    assert "trust_remote_code" not in text
+    assert "AutoBackbone.from_pretrained" not in text
+    monkeypatch.chdir(tmp_path.parent)
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, {"image": Image.new("RGB", (64, 64))})

@@ -5,12 +5,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from transformers import AutoImageProcessor
 
 from surgenet_hf import (
     SurgeNetForImageClassification,
     SurgeNetForSemanticSegmentation,
     SurgeNetModel,
     convert_checkpoint,
+    image_processor_for,
 )
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.conversion import (
@@ -20,6 +22,7 @@ from surgenet_hf.checkpoints.conversion import (
     to_original_state_dict,
 )
 from surgenet_hf.checkpoints.reading import file_sha256
+from surgenet_hf.errors import UserError
 from tests.checkpoints.files import original, save_dino, tiny
 
 BACKBONES = ["caformer_s18", "convnextv2_tiny", "pvt_v2_b2"]
@@ -43,6 +46,27 @@ def test_there_and_back(backbone, cls, tmp_path):
     back = to_original_state_dict(model)
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_image_processor_of_a_model(tmp_path):
+    """Of the weights' own normalization, or an error."""
+    config = tiny()
+    path = save(tmp_path, original(SurgeNetModel, config))
+    model = convert_checkpoint(path, config=config, normalization="imagenet", output_dir=tmp_path / "new")
+    for processor in (
+        image_processor_for(model),
+        image_processor_for(model.config),
+        AutoImageProcessor.from_pretrained(tmp_path / "new"),
+    ):
+        assert list(processor.image_mean) == list(catalog.STATISTICS["imagenet"][0])
+        assert processor.size["height"] == 224
+    loaded = SurgeNetModel.from_pretrained(tmp_path / "new")
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(FileExistsError, match="choose another output_dir"):
+        convert_checkpoint(path, config=config, output_dir=tmp_path / "new")
+    for pretraining in (None, {"name": "x"}, {"statistics": "other"}):
+        with pytest.raises(UserError, match=r'pretraining\["statistics"\] is .*expected one of surgenet, imagenet'):
+            image_processor_for(SurgeNetModel(tiny(pretraining=pretraining)))
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

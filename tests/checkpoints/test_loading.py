@@ -177,7 +177,16 @@ def test_a_weight_file_is_to_be_converted(upstream, teachers, tmp_path, monkeypa
     for name in ("SurgeNetXL.pth", str(tmp_path / "SurgeNetXL.pth")):
         with pytest.raises(ValueError, match=r"convert_checkpoint\.py --checkpoint .*--resume_from_checkpoint"):
             find_source(name)
+        with pytest.raises(ValueError, match=r"is a weight file.*surgenet_hf\.convert_checkpoint\(.*output_dir="):
+            load_checkpoint(name)
     assert not upstream.requests
+
+
+def test_the_output_folder_of_a_run(tmp_path):
+    SurgeNetModel(tiny()).save_pretrained(tmp_path / "run" / "model")
+    assert find_source(str(tmp_path / "run")) == str(tmp_path / "run" / "model")
+    SurgeNetModel(tiny()).save_pretrained(tmp_path / "run")
+    assert find_source(str(tmp_path / "run")) == str(tmp_path / "run")
 
 
 def test_no_room_on_disk(upstream, tmp_path):

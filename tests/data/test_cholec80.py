@@ -182,7 +182,7 @@ def test_annotations_that_cannot_be_read(root):
 
 def test_folders_that_are_not_the_data(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"is empty; expected the official Cholec80 layout.*request it at http"
+        FileNotFoundError, match=r"Expected the official Cholec80 layout.*request it at http.*Found: .* is empty"
     ):
         load_classification("cholec80-phase", tmp_path)
     (tmp_path / "videos").mkdir()

@@ -239,7 +239,7 @@ def test_an_unreadable_mask(root):
 
 
 def test_folders_that_are_not_the_data(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"cholecseg8k does not exist.*videoNN/videoNN_SSSSS"):
+    with pytest.raises(FileNotFoundError, match=r"^Expected .*videoNN/videoNN_SSSSS.*cholecseg8k does not exist"):
         cholecseg8k.load(tmp_path / "cholecseg8k")
     with pytest.raises(FileNotFoundError, match="is empty"):
         cholecseg8k.load(tmp_path)

@@ -28,7 +28,7 @@ def test_a_missing_data_dir_is_an_error_of_its_own(name, tmp_path):
     with pytest.raises(ValueError, match=f"'{name}' needs data_dir"):
         load_classification(name)
     (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist .*holds elsewhere.*expected"):
+    with pytest.raises(FileNotFoundError, match=r"^Expected .*nowhere does not exist .*holds elsewhere"):
         load_classification(name, tmp_path / "nowhere")
 
 

@@ -160,7 +160,7 @@ def test_options_that_will_not_do(root, options, message):
 
 
 def test_folders_that_are_not_the_data(root, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"spleen does not exist.*multilabel/<operation>/"):
+    with pytest.raises(FileNotFoundError, match=r"^Expected .*multilabel/<operation>/.*spleen does not exist"):
         dsad.load(root, "single_organ", "spleen")
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         dsad.load(tmp_path / "nowhere")

@@ -179,7 +179,9 @@ def test_an_unreadable_frame(root):
 
 def test_folders_that_are_not_the_data(tmp_path):
     (tmp_path / "endoscapes").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"semseg does not exist .*holds endoscapes.*official .*layout"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^Expected the official .*layout.*semseg does not exist .*holds endoscapes"
+    ):
         load_segmentation("endoscapes", tmp_path)
     (tmp_path / "semseg").mkdir()
     with pytest.raises(FileNotFoundError, match=r"semseg is empty"):

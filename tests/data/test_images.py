@@ -40,6 +40,17 @@ def _rows(samples):
     return segmentation, build_classification({"train": frames}, 1, SINGLE)["train"]
 
 
+def test_a_stack_of_images_is_refused(tmp_path):
+    """A volume or a film: PIL alone reads the first page."""
+    pages = [Image.fromarray(PIXELS)] * 3
+    pages[0].save(tmp_path / "volume.tif", save_all=True, append_images=pages[1:])
+    for read in (read_frame, frame_size):
+        with pytest.raises(ValueError, match=r"volume\.tif is a stack of 3 images, expected a single one"):
+            read(tmp_path / "volume.tif")
+    pages[0].save(tmp_path / "single.tif")
+    assert np.array_equal(read_frame(tmp_path / "single.tif"), PIXELS)
+
+
 def _normal_frames():
     rgb = Image.fromarray(PIXELS)
     for mode in ("RGB", "L", "1", "LA", "RGBA", "P"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
 
 from surgenet_hf import SurgeNetForImageClassification, SurgeNetModel
+from surgenet_hf.checkpoints.catalog import STATISTICS
 from surgenet_hf.checkpoints.conversion import build_image_processor
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.data import CLASSIFICATION, SEGMENTATION, load_segmentation
 from surgenet_hf.data.cholec80 import PHASES
 from tests.checkpoints.files import tiny
 from tests.scripts import load_script
@@ -158,10 +166,15 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
     data = ["--dataset", "videos", "--data_dir", str(phases)]
     options = ["--tcn_epochs", "2", "--class_weights", "balanced", "--output_dir", str(tmp_path / "out")]
     finetune_phase([*COMMON, *data, *options])
-    for stage in ("stage1", "stage2"):
-        assert results_of(tmp_path / "out" / stage)["task"] == "phase-recognition"
-        assert (tmp_path / "out" / stage / "phases.png").exists()
-    model = AutoModel.from_pretrained(tmp_path / "out" / "stage2" / "model")
+    logged = re.findall(r"'loss': '?[\d.e-]+'?,.*'epoch': '?(\d+)'?\}", capsys.readouterr().out)
+    assert logged == ["1", "2"]  # stage 2: one line an epoch; stage 1 logs every 10 steps, and has 2
+    for folder in (tmp_path / "out", tmp_path / "out" / "stage1"):
+        assert results_of(folder)["task"] == "phase-recognition"
+        assert (folder / "phases.png").exists()
+    written = {path.name for path in (tmp_path / "out" / "stage2").iterdir()}
+    assert not {"model", "results.json", "phases.png"} & written
+    assert results_of(tmp_path / "out")["model"]["name"] == str(tmp_path / "out" / "model")
+    model = AutoModel.from_pretrained(tmp_path / "out" / "model")
     assert type(model).__name__ == "SurgeNetForPhaseRecognition"
     assert list(model.config.id2label.values()) == ["a", "b", "c"]
     assert (model.config.smoothing_weight, model.config.stage_reduction) == (0.15, "mean")
@@ -170,22 +183,40 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
     assert {group["lr"] for group in groups} == {7e-4}  # to the end
     assert {group["weight_decay"] for group in groups} == {1e-4, 0.0}
 
-    # what evaluate_model finds is what training wrote
-    model = ["--model_name_or_path", str(tmp_path / "out" / "stage2" / "model"), "--split", "validation"]
+    # evaluate_model finds the model in the output folder, and the same metrics
+    model = ["--model_name_or_path", str(tmp_path / "out"), "--split", "validation"]
     evaluate_model([*model, *data, "--output_dir", str(tmp_path / "again")])
-    assert results_of(tmp_path / "again")["metrics"] == results_of(tmp_path / "out" / "stage2")["metrics"]
+    assert results_of(tmp_path / "again")["metrics"] == results_of(tmp_path / "out")["metrics"]
+    assert results_of(tmp_path / "again")["seed"] == 42
 
     # again: refused; killed in stage 2 and resumed: stage 1 and the features stay, the result is the same
     with pytest.raises(SystemExit, match="earlier run"):
         finetune_phase([*COMMON, *data, *options])
     with pytest.raises(SystemExit, match=r"stage1 is of another run:\n- seed: 42 in the checkpoint, 1 now"):
         finetune_phase([*COMMON, *data, *options, "--resume_from_checkpoint", "true", "--seed", "1"])
-    expected = results_of(tmp_path / "out" / "stage2")["metrics"]
+    expected = results_of(tmp_path / "out")["metrics"]
     stage1 = (tmp_path / "out" / "stage1" / "results.json").stat().st_mtime_ns
-    shutil.rmtree(tmp_path / "out" / "stage2")
+
+    def lose(*names):
+        for name in names:
+            path = tmp_path / "out" / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    lose("model", "results.json", "stage2")
     finetune_phase([*COMMON, *data, *options, "--resume_from_checkpoint", "true"])
     assert (tmp_path / "out" / "stage1" / "results.json").stat().st_mtime_ns == stage1
-    assert results_of(tmp_path / "out" / "stage2")["metrics"] == expected
+    assert results_of(tmp_path / "out")["metrics"] == expected
+
+    # killed after the first epoch of stage 2, and in stage 1
+    last = max((tmp_path / "out" / "stage2").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    lose("model", "results.json", f"stage2/{last.name}")
+    with pytest.raises(SystemExit, match="earlier run"):
+        finetune_phase([*COMMON, *data, *options])
+    finetune_phase([*COMMON, *data, *options, "--resume_from_checkpoint", "true"])
+    assert results_of(tmp_path / "out")["metrics"] == expected
+    lose("model", "results.json", "stage2", "stage1/model", "stage1/results.json")
+    finetune_phase([*COMMON, *data, *options, "--resume_from_checkpoint", "true"])
+    assert results_of(tmp_path / "out")["metrics"] == expected
 
 
 @pytest.mark.parametrize(
@@ -193,6 +224,8 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
     [
         ("--dataset folder --output_dir {tmp}/o --config_name tiny", "needs data_dir"),
         ("--dataset nothing --output_dir {tmp}/o --config_name tiny", "unknown data set"),
+        ("--dataset endoscapes-cvs --output_dir {tmp}/o --config_name tiny", "use finetune_classification.py"),
+        ("--dataset cholec80-phase --output_dir {tmp}/o --config_name tiny", "use finetune_phase.py"),
         ("--dataset synthetic --output_dir {tmp}/o", "either --model_name_or_path or --config_name"),
         ("--dataset synthetic --config_name tiny", "--output_dir is missing"),
         ("--output_dir {tmp}/o --config_name tiny", "--dataset is missing"),
@@ -204,6 +237,51 @@ def test_what_the_user_can_mend(arguments, message, masks, tmp_path):
     with pytest.raises(SystemExit, match=message):
         finetune_segmentation(arguments.format(tmp=tmp_path, masks=masks).split())
     assert not (tmp_path / "o").exists()
+
+
+def test_segmentation_data_are_refused_by_the_other_tasks(tmp_path):
+    for main in (finetune_classification, finetune_phase):
+        with pytest.raises(SystemExit, match=r"endoscapes is a segmentation data set: use finetune_segmentation\.py"):
+            main(["--dataset", "endoscapes", "--config_name", "tiny", "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("main", [finetune_segmentation, finetune_classification, finetune_phase, evaluate_model])
+def test_help(main, capsys):
+    """Each option once, and the names of the data sets."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "--output_dir OUTPUT_DIR" in text
+    assert "--output-dir" not in text
+    listed = re.findall(r"^  (?:-\w, )?(--\w+)", text, re.MULTILINE)
+    assert len(listed) == len(set(listed)) > 5
+    for name in (*SEGMENTATION, *CLASSIFICATION):
+        assert name in text.replace("\n", "").replace(" ", "")
+
+
+def test_training_starts_from_a_folder_without_image_processor(masks, tmp_path, caplog, capsys):
+    """Its normalization is that of its config, or the run ends. One line names the new head, another the duration."""
+    data = ["--dataset", "folder", "--data_dir", str(masks), "--image_size", "32", "--num_train_epochs", "9"]
+    common = [*data, "--per_device_train_batch_size", "4", "--disable_tqdm", "true"]
+    model = SurgeNetModel(tiny(pretraining={"name": "x", "statistics": "imagenet"}))
+    model.save_pretrained(tmp_path / "known")
+    start = ["--model_name_or_path", str(tmp_path / "known"), "--output_dir", str(tmp_path / "out")]
+    finetune_segmentation([*common, *start])
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out" / "model")
+    assert list(processor.image_mean) == list(STATISTICS["imagenet"][0])
+    assert processor.size["height"] == 32
+    assert "Rebuilt it from config.json" in caplog.text
+    assert "with random weights until it is trained: decode_head." in caplog.text
+    printed = capsys.readouterr()
+    assert "LOAD REPORT" not in caplog.text + printed.err
+    assert re.search(r"Training will take about \d+ s, plus evaluations: 11 of 18 steps left", printed.out)
+
+    model.config.pretraining = None
+    model.save_pretrained(tmp_path / "unknown")
+    with pytest.raises(SystemExit, match=r"does not record the normalization.*expected one of surgenet, imagenet"):
+        finetune_segmentation(
+            [*common, "--model_name_or_path", str(tmp_path / "unknown"), "--output_dir", str(tmp_path / "other")]
+        )
 
 
 def test_two_processes(masks, tmp_path):

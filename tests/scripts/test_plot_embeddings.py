@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from surgenet_hf import SurgeNetModel
+from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints.conversion import build_image_processor
 from surgenet_hf.data import load_segmentation
+from tests.checkpoints.files import tiny
 from tests.scripts import load_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "plot_embeddings.py"
@@ -63,12 +64,38 @@ def test_figures_and_embeddings(outputs, frames, model):
         expected = SurgeNetModel.from_pretrained(model).eval()(**inputs).pooler_output[0]
     np.testing.assert_allclose(saved["embeddings"][0], expected, atol=1e-5)
     assert saved["video"][0] == row["video"]
+    assert (saved["frame"][0], saved["split"][0]) == (row["frame"], "train")
+    names = {path.name: path.stem.rsplit("_", 1) for path in (frames / "images").iterdir()}
+    for name, video, frame in zip(saved["file_name"], saved["video"], saved["frame"], strict=True):
+        assert names[name] == [video, f"{frame:0{len(names[name][1])}d}"]
     np.testing.assert_array_equal(saved["frame0"], np.asarray(row["image"]))
     assert saved["features0"].shape == (64, 3, 3)  # of a frame three times as large
 
 
+def test_segmentation_models_have_the_spatial_mean(frames, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = SurgeNetForSemanticSegmentation(tiny(pretraining={"name": "x", "statistics": "imagenet"})).eval()
+    model.save_pretrained(tmp_path / "organs")  # without an image processor
+    arguments = ["--dataset", "folder", "--data_dir", str(frames), "--max_frames", "6"]
+    more = ["--per_device_eval_batch_size", "2", "--output_dir"]
+    script.main(["--model_name_or_path", str(tmp_path / "organs"), *arguments, *more, str(tmp_path / "out")])
+    assert "Used instead: spatial mean of the last feature map, without the norm" in capsys.readouterr().out
+    saved = np.load(tmp_path / "out" / "embeddings.npz")
+    row = load_segmentation("folder", frames).splits["train"][0]
+    inputs = build_image_processor("imagenet")(row["image"], return_tensors="pt")
+    with torch.inference_mode():
+        expected = model.surgenet(**inputs).last_hidden_state[0].mean((1, 2))
+    np.testing.assert_allclose(saved["embeddings"][0], expected, atol=1e-5)
+    script.main(
+        ["--model_name_or_path", str(tmp_path / "organs"), *arguments, "--bf16", "true", *more, str(tmp_path / "half")]
+    )
+    half = np.load(tmp_path / "half" / "embeddings.npz")["embeddings"]
+    assert not np.array_equal(half, saved["embeddings"])
+    np.testing.assert_allclose(half, saved["embeddings"], atol=0.05 * np.abs(saved["embeddings"]).max())
+
+
 def test_drawn_again_without_the_model(outputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(script.SurgeNetModel, "from_pretrained", lambda *args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(script, "load_backbone", lambda *args: pytest.fail("the model was loaded"))
     arguments = ["--embeddings", str(outputs / "embeddings.npz"), "--color_by", "video"]
     script.main([*arguments, "--output_dir", str(tmp_path)])
     for name in ("tsne.png", "features.png"):

@@ -1,10 +1,13 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from surgenet_hf import SurgeNetForSemanticSegmentation
+from surgenet_hf.checkpoints.catalog import STATISTICS
 from surgenet_hf.checkpoints.conversion import build_image_processor
 from tests.checkpoints.files import tiny
 from tests.scripts import load_script
@@ -42,6 +45,43 @@ def test_without_push_it_only_shows(hub, client, model, capsys):
     assert "6 files" in printed
     assert not hub.repos
     assert not [request for request in hub.requests if request.method != "GET"]
+
+
+def test_a_dry_run_works_offline(model, tmp_path, capsys, monkeypatch):
+    """The folder is whole, and the comparison that was left out is reported; an upload fails, as it should."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    arguments = ["--model", model, "--repo_id", "me/mine", "--output_dir", str(tmp_path / "out")]
+    code, printed = run(arguments, capsys)
+    assert not code, printed
+    assert "prepared model.safetensors" in printed
+    assert "me/mine: not compared with the files there: the Hub cannot be reached" in printed
+    assert "6 files prepared, not compared with the Hub" in printed
+    assert "# mine" in (tmp_path / "out" / "mine" / "README.md").read_text()
+    code, printed = run([*arguments, "--push"], capsys)
+    assert code
+
+
+def test_weights_that_cannot_be_downloaded_are_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    code, printed = run(["--names", "SurgeNet-RAMIE"], capsys)
+    assert code == 1
+    assert "the weights of SurgeNet-RAMIE cannot be downloaded: the Hub cannot be reached or refuses" in printed
+    assert "does not hold RAMIE_checkpoint_epoch0050_teacher.pth of TimJaspersTue/SurgeNetModels" in printed
+
+
+def test_a_folder_without_image_processor_gets_that_of_its_config(model, tmp_path, capsys):
+    """Never a guess: without a record of the normalization the folder is refused."""
+    Path(model, "preprocessor_config.json").unlink()
+    arguments = ["--model", model, "--repo_id", "me/mine", "--output_dir", str(tmp_path / "out")]
+    code, printed = run(arguments, capsys)
+    assert code == 1
+    assert "does not record the normalization" in printed
+    SurgeNetForSemanticSegmentation(tiny(pretraining={"name": "x", "statistics": "imagenet"})).save_pretrained(model)
+    code, printed = run(arguments, capsys)
+    assert not code
+    saved = json.loads((tmp_path / "out" / "mine" / "preprocessor_config.json").read_text())
+    assert saved["image_mean"] == list(STATISTICS["imagenet"][0])
 
 
 def test_failures_show_in_table_and_exit_code(hub, client, capsys):

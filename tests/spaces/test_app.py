@@ -76,6 +76,23 @@ def test_segment_in_the_browser(page, models, tmp_path):
     np.testing.assert_array_equal(np.asarray(saved), mask)
 
 
+def test_start_without_scrolling_and_the_address(page, server):
+    """In a window of 1280 x 900, with the banner; the example in About has the address of this very server."""
+    for tab, button in {
+        "Segment": "segment",
+        "Classify": "classify",
+        "Features": "features",
+        "Video": "video",
+    }.items():
+        page.get_by_role("tab", name=tab).click()
+        start = page.locator(f"#run-{button}")
+        start.wait_for()
+        box = start.bounding_box()
+        assert box["y"] + box["height"] <= 900, tab
+    page.get_by_role("tab", name="About").click()
+    page.get_by_text(f'Client("{server.url}")').wait_for()
+
+
 def choose_model(page, name: str) -> None:
     page.get_by_role("textbox", name="Model").or_(page.get_by_label("Model")).locator("visible=true").first.click()
     page.get_by_role("option", name=name, exact=True).click()

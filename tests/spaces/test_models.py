@@ -6,11 +6,14 @@ import threading
 import pytest
 import torch
 
+from surgenet_hf import SurgeNetForSemanticSegmentation
 from surgenet_hf.checkpoints.catalog import CATALOG
-from tests.spaces import running  # noqa: F401
+from surgenet_hf.data import cholecseg8k, dsad, endoscapes, synthetic
+from tests.spaces import running
 
 import demo  # isort: skip
 import models as store_module  # isort: skip
+from folders import Loaded  # isort: skip
 from media import Refused  # isort: skip
 
 
@@ -23,6 +26,12 @@ def store(models):
     return store_module.ModelStore(
         [str(models.segmentation), str(models.cvs), str(models.phases), str(models.backbone)]
     )
+
+
+@pytest.mark.parametrize("data", [endoscapes, cholecseg8k, dsad, synthetic])
+def test_classes_have_the_colors_of_the_figures(data, tiny_config):
+    model = SurgeNetForSemanticSegmentation(tiny_config(**running.named(data.LABELS)))
+    assert Loaded("mine", ("segmentation",), model, None, "").colors == data.COLORS
 
 
 def names(choices):
