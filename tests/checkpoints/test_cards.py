@@ -101,18 +101,25 @@ def test_finetuned_card(tmp_path):
     assert "No metrics were given" in without_results
     check_layout(without_results)
     results = {
-        "schema": "surgenet_hf.results/1",
+        "schema": "surgenet_hf.results/2",
         "task": "semantic-segmentation",
         "model": {"name": "model"},
-        "data": {"name": "endoscapes", "split": "test", "frames": 12, "videos": ["1", "2"]},
+        "data": {
+            "name": "endoscapes",
+            "split": "test",
+            "split_protocol": "official",
+            "frames": 12,
+            "videos": ["1", "2"],
+            "selected": [],
+        },
+        "definitions": {"intervals": "95 % over videos"},
         "metrics": {
-            "mean_dice": 0.5,
-            "mean_assd": None,
-            "mean_hd95": 7.25,
-            "mean_iou": 0.125,
+            "video_dice": 0.5,
+            "video_assd": 7.25,
+            "video_iou": 0.125,
             "per_class": {"tool": {"dice": 0.25, "iou": None}},
         },
-        "intervals": {"mean_dice": [0.25, 0.75], "mean_iou": [0.1, 0.2]},
+        "intervals": {"video_dice": {"low": 0.25, "high": 0.75, "videos": 7, "method": "Student's t"}},
         "command": "python evaluate.py",
     }
     (tmp_path / "results.json").write_text(json.dumps(results))
@@ -120,7 +127,9 @@ def test_finetuned_card(tmp_path):
     assert card.data.base_model == "surgenet/surgenetxl"
     assert card.data.pipeline_tag == "image-classification"
     for expected in (
-        "| mean_dice | 0.5000 | 0.2500 to 0.7500 |\n| mean_hd95 | 7.2500 | one video: none |\n\nIntervals",
+        "| Dice | 0.5000 | 0.2500 to 0.7500, n = 7 videos, rough |\n| ASSD | 7.2500 | fewer than 5 videos: none |\n\n"
+        "Intervals: 95 % over videos.",
+        "split test (split protocol: official), 12 frames of 2 videos. Command:",
         "with an image-classification head for 3 classes",
         "12 frames of 2 videos",
         "96 x 96",
@@ -128,9 +137,14 @@ def test_finetuned_card(tmp_path):
         "- unknown: which videos trained this model is not recorded.",
     ):
         assert expected in card.text
-    results["metrics"]["mean_dice"] = 1.7
+    results["data"]["selected"] = ["1"]
     (tmp_path / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ValueError, match=r"results\.json: metrics\.mean_dice is 1\.7"):
+    card = finetuned_card(tmp_path / "model", "me/mine")
+    assert "2 videos. **This split selected the checkpoint, so the results are optimistic.** Command:" in card
+    check_layout(card)
+    results["metrics"]["video_dice"] = 1.7
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"results\.json: metrics\.video_dice is 1\.7"):
         finetuned_card(tmp_path / "model", "me/mine")
 
 

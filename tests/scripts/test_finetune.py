@@ -138,10 +138,10 @@ def test_cholec80_without_validation_videos(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
     finetune_phase([*options, "--tcn_epochs", "2", "--eval_strategy", "no", "--load_best_model_at_end", "false"])
-    results = results_of(tmp_path / "out" / "stage2")
+    results = results_of(tmp_path / "out")
     assert (results["data"]["split"], results["data"]["videos"]) == ("test", ["video41"])
     assert results["data"]["leakage"] is None
-    (run,) = AutoModel.from_pretrained(tmp_path / "out" / "stage2" / "model").config.finetuning
+    (run,) = AutoModel.from_pretrained(tmp_path / "out" / "model").config.finetuning
     assert run == {
         "dataset": "cholec80-phase",
         "split_protocol": "40/40 (train 1-40, test 41-80)",
@@ -311,7 +311,7 @@ def test_pushed_with_our_card(hub, client, phases, tmp_path):
     assert len(repo.commits) == 2
     assert {"model.safetensors", "modeling_surgenet_phase.py", "results.json"} <= repo.files().keys()
     card = repo.files()["README.md"].decode()
-    assert "macro_f1" in card
+    assert "| F1 |" in card
     assert "model(frames[None]).logits" in card
 
     hub.fail("whoami", status=401)
@@ -348,7 +348,7 @@ def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_pa
     out = ["--skip_stage1", "--tcn_epochs", "1", "--output_dir", str(tmp_path / "out")]
     common = ["--dataset", "videos", "--data_dir", str(phases), "--image_size", "32", "--disable_tqdm", "true", *out]
     finetune_phase([*common, "--model_name_or_path", str(tmp_path / "0" / "stage1" / "model")])
-    (tmp_path / "out" / "stage2" / "results.json").unlink()  # it was killed before it ended
+    (tmp_path / "out" / "results.json").unlink()  # it was killed before it ended
     with pytest.raises(SystemExit, match=r"is of another run:\n- frame_model: "):
         finetune_phase(
             [
