@@ -57,18 +57,19 @@ def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], 
     figure.legend(
         loc="outside lower center", ncols=min(3, len(models)), fontsize=NORMAL, frameon=False, handlelength=3
     )
+    figure.draw_without_rendering()  # the first layout moves the labels, only a second one has room for all of them
     return figure
 
 
 def blob_figure(ranks: Mapping[str, np.ndarray], title: str = "") -> Figure:
-    """Ranks of each model over bootstrap draws: a blob's area is the share of draws with that rank.
+    """Draw the ranks of each model over columns and bootstrap resamples.
 
-    A cross marks the median, a line spans 95 % of the draws; with up to ten models, shares of 10 % and more are
-    written.
+    The area of a blob is the share of columns and resamples in which the model has that rank. A cross marks the
+    median, and a line spans the central 95 %. With up to ten models, shares of 10 % and more are written.
 
     Args:
-        ranks: {model: ranks of any shape}, e.g. (data sets and metrics, draws), in the order to draw; 1 is best, ties
-            have half ranks, NaN is left out.
+        ranks: {model: ranks of any shape}, e.g. (columns, resamples), in the order to draw. 1 is the best, ties have
+            half ranks, NaN is left out.
 
     Raises:
         ValueError: a model without any rank.
@@ -102,7 +103,8 @@ def blob_figure(ranks: Mapping[str, np.ndarray], title: str = "") -> Figure:
     axes.grid(color="0.9", linewidth=0.8)
     plain(axes)
     axes.tick_params(axis="x", labelsize=NORMAL)
-    axes.set_title("area: share of draws    ×: median    line: 95 %", fontsize=SMALL, color="0.3")
+    caption = "area: share of columns and resamples\n×: median    line: central 95 %"
+    axes.set_title(caption, fontsize=SMALL, color="0.3")
     return figure
 
 

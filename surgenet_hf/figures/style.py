@@ -43,10 +43,10 @@ def outline(width: float, color: str = "white") -> list[AbstractPathEffect]:
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
-    """An empty figure of `width` x `height` inches that lays itself out."""
+    """Create an empty figure of `width` x `height` inches that arranges its contents; a long title is wrapped."""
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     if title:
-        figure.suptitle(title, fontsize=LARGE, weight="bold")
+        figure.suptitle(title, fontsize=LARGE, weight="bold", wrap=True)
     return figure
 
 
