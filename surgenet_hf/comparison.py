@@ -88,7 +88,7 @@ class Column:
 
     def text(self, value: float, sign: str = "") -> str:
         """Format a value in the unit of the column."""
-        return f"{100 * value:{sign}.1f}" if self.higher_is_better else f"{value:{sign}.2f}"
+        return f"{100 * value:{sign}z.1f}" if self.higher_is_better else f"{value:{sign}z.2f}"
 
     def rank(self, values: np.ndarray) -> np.ndarray:
         """Rank values along the first axis; 1 is the best."""

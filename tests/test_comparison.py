@@ -589,3 +589,15 @@ def test_published_files_are_compared_by_the_hashes_of_their_videos(write, monke
     for group in ([first, second], [second, own]):
         with pytest.raises(ValueError, match="differ in videos"):
             compare(dict(group))
+
+
+def test_a_published_file_is_paired_with_a_local_one(write, monkeypatch, tmp_path_factory):
+    """The neutral names of a published file stand for the same videos in the same order."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("home")))
+    first, second = np.random.default_rng(0).uniform(0.3, 0.9, (2, 12))
+    published = result("a", per_video={"video_dice": first.tolist()})
+    published = sanitize_results(published, "me/a", neutral_names(published))
+    assert "v00" not in published["per_video"]
+    (pair,) = compare(write(published, result("b", per_video={"video_dice": second.tolist()}))).pairs()
+    pairs = {"a": first, "b": second}
+    assert pair.test == sign_flip_test(pairs[pair.first], pairs[pair.second])
