@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from surgenet_hf.comparison import compare, markdown_table, paired_table, rank
 from surgenet_hf.privacy import neutral_names, sanitize_results
 from surgenet_hf.results import HEADLINES, check_results, read_results
-from surgenet_hf.statistics import bootstrap_interval, mean_draws, sign_flip_test, student_interval
+from surgenet_hf.statistics import bootstrap_interval, mean_draws, metric_bounds, sign_flip_test, student_interval
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
@@ -34,14 +34,14 @@ def result(
     metrics = {"video_dice": 0.5} if metrics is None and per_video is None else metrics or {}
     model = {"name": name, "type": "surgenet", "parameters": 9, "pretraining": {"name": "SurgeNetXL"}}
     model |= {key: changes.pop(key) for key in ("pretraining", "parameters") if key in changes}
-    videos, table, intervals = VIDEOS, {}, {}
+    videos, table, intervals = list(VIDEOS), {}, {}
     if per_video:
         videos = [f"v{i:02d}" for i in range(len(next(iter(per_video.values()))))]
         rows = zip(*per_video.values(), strict=True)
         table = {video: dict(zip(per_video, row, strict=True)) for video, row in zip(videos, rows, strict=True)}
         values = {metric: np.array(column, float) for metric, column in per_video.items()}
         metrics = {**metrics, **{metric: float(np.nanmean(column)) for metric, column in values.items()}}
-        found = {metric: student_interval(column) for metric, column in values.items()}
+        found = {metric: student_interval(column, metric_bounds(metric)) for metric, column in values.items()}
         intervals = {metric: vars(interval) for metric, interval in found.items() if interval}
     data = {"name": "endoscapes", "split": "test", "frames": 30, "videos": videos, "labels": ["a", "b"], "notes": []}
     return {
@@ -127,6 +127,12 @@ def test_runs_that_differ_in_seed_are_one_row(write, seeds):
         f"{100 * score.mean:.1f} ± {100 * score.sd:.1f} (3 runs) [{100 * expected.low:.1f}, {100 * expected.high:.1f}]"
     )
     assert rows(markdown_table(comparison))["xl"] == [f"{cell} n = 7, rough"]
+
+
+def test_the_interval_of_several_runs_stays_in_the_range_of_the_metric(write):
+    runs = [result(f"xl-seed{seed}", seed, per_video={"video_dice": [1, 1, 1, 1, 0.2]}) for seed in (0, 1)]
+    (score,) = compare(write(*runs)).scores.values()
+    assert score.interval[1] == 1
 
 
 def test_draws_of_several_runs_are_averaged_resample_by_resample(write):
