@@ -111,6 +111,10 @@ def _is_object_of_lists(value) -> bool:
     return isinstance(value, dict) and all(isinstance(item, list) for item in value.values())
 
 
+def _is_object_of_intervals(value) -> bool:
+    return isinstance(value, dict) and all(item is None or isinstance(item, dict | list) for item in value.values())
+
+
 # field: what it must hold, in words and as a test. An object stands before its parts
 _FIELDS = {
     "task": ("a text", _is_text),
@@ -137,7 +141,7 @@ _FIELDS = {
     "definitions": ("an object", _is_object),
     "metrics": ("an object", _is_object),
     "metrics.per_class": ("an object of objects", _is_object_of_objects),
-    "intervals": ("an object", _is_object),
+    "intervals": ("an object of objects or lists", _is_object_of_intervals),
     "bootstrap": ("an object of lists", _is_object_of_lists),
     "per_video": ("an object of objects", _is_object_of_objects),
     "comparisons": ("an object of objects", _is_object_of_objects),

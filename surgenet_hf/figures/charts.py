@@ -1,4 +1,4 @@
-"""Models against each other: radar of ranks, blob chart of bootstrap ranks, bars with intervals."""
+"""Charts that compare models: radar of ranks, blob chart of bootstrap ranks, bars with intervals."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,12 +9,12 @@ from .style import NORMAL, SMALL, WIDTH, color, dash, hatch, marker, new_figure,
 
 
 def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], title: str = "") -> Figure:
-    """Ranks of models over data sets and metrics, as in the SurgeNet paper: a line a model, rank 1 outermost.
+    """Draw the ranks of models over datasets and metrics as in the SurgeNet paper, with rank 1 outermost.
 
     Args:
-        ranks: (models, axes), 1 is best; NaN where a model has no result: its line is broken there.
-        models: names; their order gives colours, markers and dashes.
-        axes: names of data set and metric; a line break keeps them short.
+        ranks: (models, axes), 1 is the best. NaN where a model has no result, which interrupts its line.
+        models: names; their order decides colors, markers, and dashes.
+        axes: names of dataset and metric; a line break keeps them short.
 
     Raises:
         ValueError: ranks of another shape, or fewer than three axes.
@@ -54,21 +54,20 @@ def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], 
         style["markersize"] = max(6, 11 - 1.5 * i)  # of models that tie, the lower one shows around the upper one
         line = np.append(radii[i], radii[i, 0])
         chart.plot(closed, line, linestyle=dash(i), linewidth=1.8, label=model, clip_on=False, **style)
-    figure.legend(
-        loc="outside lower center", ncols=min(3, len(models)), fontsize=NORMAL, frameon=False, handlelength=3
-    )
+    _legend_below(figure, handlelength=3)
+    figure.draw_without_rendering()  # moves the labels, so that the next layout has room for them
     return figure
 
 
 def blob_figure(ranks: Mapping[str, np.ndarray], title: str = "") -> Figure:
-    """Ranks of each model over bootstrap draws: a blob's area is the share of draws with that rank.
+    """Draw the ranks of each model over columns and bootstrap resamples.
 
-    A cross marks the median, a line spans 95 % of the draws; with up to ten models, shares of 10 % and more are
-    written.
+    The area of a blob is the share of columns and resamples in which the model has that rank. A cross marks the
+    median, and a line spans the central 95 %. With up to ten models, shares of 10 % and more are written.
 
     Args:
-        ranks: {model: ranks of any shape}, e.g. (data sets and metrics, draws), in the order to draw; 1 is best, ties
-            have half ranks, NaN is left out.
+        ranks: {model: ranks of any shape}, e.g. (columns, resamples), in the order to draw. 1 is the best, ties have
+            half ranks, NaN is left out.
 
     Raises:
         ValueError: a model without any rank.
@@ -102,8 +101,18 @@ def blob_figure(ranks: Mapping[str, np.ndarray], title: str = "") -> Figure:
     axes.grid(color="0.9", linewidth=0.8)
     plain(axes)
     axes.tick_params(axis="x", labelsize=NORMAL)
-    axes.set_title("area: share of draws    ×: median    line: 95 %", fontsize=SMALL, color="0.3")
+    caption = "area: share of columns and resamples\n×: median    line: central 95 %"
+    axes.set_title(caption, fontsize=SMALL, color="0.3")
     return figure
+
+
+def _legend_below(figure: Figure, **style) -> None:
+    """Add a legend below the axes, with as many columns as the figure has room for, up to three."""
+    for columns in (3, 2, 1):
+        legend = figure.legend(loc="outside lower center", ncols=columns, fontsize=NORMAL, frameon=False, **style)
+        if columns == 1 or legend.get_window_extent().width < figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _write_share(axes, x: float, rank: float, share: float, radius: float) -> None:
@@ -122,12 +131,12 @@ def bar_figure(
     limits: tuple[float, float] = (0, 1),
     title: str = "",
 ) -> Figure:
-    """A value for each class, with its interval: a group of bars a class, a colour and hatch a series.
+    """Draw one group of bars per class, and in it one bar per model, with error bars where there are intervals.
 
     Args:
         values: {name of a model or run: a value for each label}; NaN is written as "none".
         labels: names of the classes.
-        intervals: {name: (low, high) for each label}, for all or some of the names; NaN draws none.
+        intervals: {name: (low, high) for each label}, for all or some of the names; NaN if there is no interval.
         quantity: what is measured, for the axis.
         limits: of the axis.
 
@@ -168,9 +177,10 @@ def bar_figure(
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlim(limits[0], limits[1] + 0.06 * span)
-    axes.set_xlabel(quantity + (", with 95 % interval" if intervals else ""), fontsize=NORMAL)
+    has_intervals = not np.isnan(list(intervals.values())).all()
+    axes.set_xlabel(quantity + ", with 95 % interval" * has_intervals, fontsize=NORMAL)
     plain(axes)
     axes.tick_params(axis="y", labelsize=NORMAL, length=0)
     if len(values) > 1:
-        figure.legend(loc="outside lower center", ncols=min(3, len(values)), fontsize=NORMAL, frameon=False)
+        _legend_below(figure)
     return figure

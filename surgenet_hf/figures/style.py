@@ -43,10 +43,16 @@ def outline(width: float, color: str = "white") -> list[AbstractPathEffect]:
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
-    """An empty figure of `width` x `height` inches that lays itself out."""
+    """Create an empty figure of `width` x `height` inches that arranges its contents.
+
+    A title that is wider than the figure is wrapped, and the figure becomes higher by the additional lines.
+    """
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     if title:
-        figure.suptitle(title, fontsize=LARGE, weight="bold")
+        text = figure.suptitle("one line", fontsize=LARGE, weight="bold", wrap=True)
+        one_line = text.get_window_extent().height
+        text.set_text(title)
+        figure.set_figheight(height + (text.get_window_extent().height - one_line) / figure.dpi)
     return figure
 
 

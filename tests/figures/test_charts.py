@@ -3,7 +3,15 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from surgenet_hf.figures import bar_figure, blob_figure, radar_figure, save_both
+from surgenet_hf.figures import (
+    bar_figure,
+    blob_figure,
+    phase_figure,
+    precision_recall_figure,
+    radar_figure,
+    save_both,
+    scatter_figure,
+)
 from surgenet_hf.figures.style import COLORS, DASHES, HATCHES, MARKERS
 
 MODELS = ("XL", "Public", "ImageNet")
@@ -61,6 +69,35 @@ def test_the_largest_blob_fits_its_cell():
         assert max(axes.collections[0].get_sizes()) ** 0.5 < 1.05 * min(abs(cell))
 
 
+LONG = "Ranks over columns and resamples of the videos, with a title that is wider than the figure itself"
+NAMES = ("SurgeNetXL-CAFormer-S18", "SurgeNet-Public-ConvNeXtV2", "ImageNet1k-CAFormer-S18")
+FIGURES = {
+    "two blobs": lambda: blob_figure(dict.fromkeys(NAMES[:2], np.ones(3)), LONG),
+    "eight blobs": lambda: blob_figure({f"{NAMES[i % 3]}-{i}": np.full(3, i + 1.0) for i in range(8)}, LONG),
+    "radar": lambda: radar_figure(np.ones((3, 4)), NAMES, ["endoscapes-cvs, validation\nbalanced accuracy"] * 4, LONG),
+    "bars": lambda: bar_figure({NAMES[0]: [1.0]}, ["cystic artery"], {NAMES[0]: [(0.9, 1)]}, "video dice", title=LONG),
+    "curve": lambda: precision_recall_figure(
+        np.array([[1], [0]]), np.array([[0.3], [0.2]]), ["C1"], title="endoscapes-cvs, validation, one criterion"
+    ),
+    "points": lambda: scatter_figure(np.eye(20)[:, :2], ["a"] * 10 + ["b"] * 10, LONG),
+    "phases": lambda: phase_figure({"v1": np.array([0, 1])}, {"v1": np.array([0, 1])}, ["a", "b"], 1, title=LONG),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_is_cut_off(name):
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    left, bottom, right, top = figure.get_tightbbox().extents  # inches
+    width, height = figure.get_size_inches()
+    assert min(left, bottom, width - right, height - top) >= 0
+
+
+def test_blobs_say_what_they_are_shares_of():
+    (axes,) = blob_figure({"XL": np.ones(3)}).axes
+    assert axes.get_title() == "area: share of columns and resamples\n×: median    line: central 95 %"
+
+
 def test_blobs_without_ranks_are_refused():
     with pytest.raises(ValueError, match="without: Public"):
         blob_figure({"XL": np.ones(3), "Public": np.full(3, np.nan)})
@@ -80,6 +117,12 @@ def test_bars_show_values_intervals_and_what_is_not_there():
     assert len({to_hex(bar.get_facecolor()) for bar in axes.patches}) == 2
     with pytest.raises(ValueError, match="Public: 1 values"):
         bar_figure({"XL": [1, 2], "Public": [1]}, ["a", "b"])
+
+
+def test_bars_name_the_interval_only_if_one_is_drawn():
+    for bounds, label in (((0.4, 0.6), "F1, with 95 % interval"), ((np.nan, np.nan), "F1"), (None, "F1")):
+        (axes,) = bar_figure({"XL": [0.5]}, ["liver"], bounds and {"XL": [bounds]}, "F1").axes
+        assert axes.get_xlabel() == label
 
 
 def test_both_formats_are_written(tmp_path):
