@@ -9,8 +9,9 @@ import numpy as np
 from .data import SegmentationData
 from .evaluation import Evaluation, predict_segmentation, split_rows
 from .metrics import MultiLabelMetric
+from .metrics.segmentation import dice_and_iou
 from .results import headlines, metric_title
-from .statistics import MIN_VIDEOS, interval_warning
+from .statistics import MIN_VIDEOS, interval_warning, student_interval
 
 FRAMES_DRAWN = 4
 HEADLINE_ROW = "mean over videos"
@@ -90,6 +91,19 @@ def draw_segmentation(model, processor, data: SegmentationData, split: str, dice
     return figure, rows, class_maps
 
 
+def _dice_intervals(results: dict) -> list[tuple[float, float]]:
+    """Student's t interval of each class's Dice over the videos with the class; NaN where there is none."""
+    bounds = []
+    for label in results["data"]["labels"]:
+        counts = [video["per_class"][label] for video in results["per_video"].values()]
+        columns = [[one[f"{kind}_pixels"] for one in counts] for kind in ("reference", "predicted", "intersection")]
+        reference, predicted, intersection = np.array(columns, float)
+        dice, _ = dice_and_iou(reference, predicted, intersection)
+        interval = student_interval(np.where(reference > 0, dice, np.nan), (0, 1))
+        bounds.append((math.nan, math.nan) if interval is None else (interval.low, interval.high))
+    return bounds
+
+
 def write_figures(evaluation: Evaluation, model, processor, data, split: str, output_dir: str | os.PathLike) -> None:
     """The task's pictures as PNG and PDF: overlays and bars, precision-recall curves, or phase ribbons."""
     from . import figures
@@ -101,7 +115,8 @@ def write_figures(evaluation: Evaluation, model, processor, data, split: str, ou
         figure, *_ = draw_segmentation(model, processor, data, split, results["metrics"]["video_dice"])
         figures.save_both(figure, output_dir / "segmentation")
         dice = [results["metrics"]["per_class"][label]["video_dice"] for label in data.labels]
-        figures.save_both(figures.bar_figure({"Dice": dice}, data.labels, title=title), output_dir / "per_class")
+        figure = figures.bar_figure({"Dice": dice}, data.labels, {"Dice": _dice_intervals(results)}, title=title)
+        figures.save_both(figure, output_dir / "per_class")
     elif isinstance(evaluation.metric, MultiLabelMetric):
         records = evaluation.metric.records
         targets = np.concatenate([record.targets for record in records])

@@ -3,6 +3,7 @@
     D/images/<video>_<frame>.jpg   or   D/images/<video>/<any name>.jpg     (jpg, jpeg or png)
     D/masks/<video>_<frame>.png    or   D/masks/<video>/<the same name>.png
     D/classes.txt                  one class name a line; the first line names id 0. May be left out
+    D/splits.csv                   the columns video and split (train, validation, test). May be left out
 
 A mask has the size of its frame and holds class ids: 0, 1, 2, ... and 255 where there is no label; in one channel, or
 in three equal ones. Without classes.txt the classes are 0 to the largest id in any mask, "class_0", "class_1", ...
@@ -10,8 +11,9 @@ in three equal ones. Without classes.txt the classes are 0 to the largest id in 
 No class is taken for the background, whatever its id or name: metrics over foreground classes then count all classes.
 Name the background class with `background_class`, on the command line `--background_class NAME`.
 
-Frames of one video look alike, so a split of single frames would measure memory. Videos are split instead: a fifth of
-them, at least one, validate. Which ones is a function of the video's name (SHA-256), the same on every machine.
+Frames of one video look alike, so a split of single frames would measure memory. Videos are split instead. Without
+splits.csv, a fifth of them, at least one, validate, and there is no test split. Which ones is a function of the
+video's name (SHA-256), the same on every machine.
 """
 
 import re
@@ -20,9 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .classification import BY_NAME, split_by_name
+from .classification import require_splits
 from .labels import read_classes
 from .names import frame_number, number_in_name, require_unicode
+from .own import SPLITS, no_test_note, split_videos
 from .segmentation import (
     IGNORE_INDEX,
     Sample,
@@ -55,8 +58,7 @@ def load(data_dir: str | Path, background_class: str | None = None) -> Segmentat
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     names = read_classes(root / "classes.txt")
     samples = _find_samples(root)
-    split_of = _split_of({sample.video for sample in samples}, root)
-    validation = {video for video, split in split_of.items() if split == "validation"}
+    split_of, protocol = _split_of({sample.video for sample in samples}, root)
 
     counts = count_values(samples)
     labels = names or tuple(f"class_{i}" for i in range(1 + max(_ids(counts.sum(0)), default=0)))
@@ -67,15 +69,18 @@ def load(data_dir: str | Path, background_class: str | None = None) -> Segmentat
             "name one of them"
         )
 
-    is_validation = np.array([sample.video in validation for sample in samples])
-    splits = {
-        "train": [sample for sample in samples if sample.video not in validation],
-        "validation": [sample for sample in samples if sample.video in validation],
-    }
-    unseen = sorted(set(range(len(labels))) - set(_ids(counts[~is_validation].sum(0))))
+    splits = {split: [sample for sample in samples if split_of[sample.video] == split] for split in SPLITS}
+    require_splits(splits, ("train", "validation"), root, "name videos for both in splits.csv")
+    splits = {split: found for split, found in splits.items() if found}
+    in_training = np.array([split_of[sample.video] == "train" for sample in samples])
+    unseen = sorted(set(range(len(labels))) - set(_ids(counts[in_training].sum(0))))
+    videos = {split: sorted({sample.video for sample in found}) for split, found in splits.items()}
     notes = [
-        f"Found {len(splits['train'])} frames of {len({s.video for s in splits['train']})} videos to train on and "
-        f"{len(splits['validation'])} of {len(validation)} to validate on ({', '.join(sorted(validation))})."
+        f"Found {len(splits['train'])} frames of {len(videos['train'])} videos to train on and "
+        f"{len(splits['validation'])} of {len(videos['validation'])} to validate on "
+        f"({', '.join(videos['validation'])})"
+        + (f", {len(splits['test'])} of {len(videos['test'])} to test on" if "test" in splits else "")
+        + ".",
     ]
     if not names:
         notes.append(f"There is no classes.txt: {len(labels)} classes, as the largest id in the masks says.")
@@ -86,6 +91,7 @@ def load(data_dir: str | Path, background_class: str | None = None) -> Segmentat
         )
     if unseen:
         notes.append(f"No training pixel has class {', '.join(labels[i] for i in unseen)}: it cannot be learnt.")
+    notes += no_test_note(splits, "D/splits.csv")
     table = lookup_table({i: i for i in range(len(labels))})
     return SegmentationData(
         "folder",
@@ -93,7 +99,7 @@ def load(data_dir: str | Path, background_class: str | None = None) -> Segmentat
         palette(len(labels)),
         build_splits(splits, table),
         notes=tuple(notes),
-        split_protocol=BY_NAME,
+        split_protocol=protocol,
         background_id=None if background_class is None else labels.index(background_class),
     )
 
@@ -162,8 +168,8 @@ def _video_and_frame(key: str, position: int, path: Path) -> tuple[str, int]:
     return match[1], frame_number(match[2], path)
 
 
-def _split_of(videos: set[str], root: Path) -> dict[str, str]:
-    """Split videos by their names, see `split_by_name`."""
+def _split_of(videos: set[str], root: Path) -> tuple[dict[str, str], str]:
+    """The split of each video and the split protocol, see `own.split_videos`."""
     if videos <= {"train", "val", "valid", "validation", "test"}:
         raise ValueError(
             f"the videos in {root / 'images'} ({', '.join(sorted(videos))}) are named like splits, but the split is "
@@ -175,7 +181,7 @@ def _split_of(videos: set[str], root: Path) -> dict[str, str]:
             "validate on are needed, as frames of one video look alike; a frame's video is its folder in images/, or "
             "else its name up to the last underscore"
         )
-    return split_by_name(videos, root / "images")
+    return split_videos(root, videos)
 
 
 def _ids(counts: np.ndarray) -> list[int]:

@@ -26,7 +26,7 @@ Splits are by video, see `surgenet_hf.data.classification`; the fifth is chosen 
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .classification import (
@@ -49,7 +49,7 @@ from .names import check_no_overlap, frame_number, named, number_in_name, requir
 from .segmentation import IGNORE_INDEX, palette, require_folder
 from .video import find_videos, frame_rate
 
-_SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 _NOT_CLASSES = ("image", "video", "split", "frame", "label")
 _CSV_LAYOUT = "expected labels.csv with the columns image, video and label (or a column for each class)"
 _VIDEO_LAYOUT = "expected phases/<video>.txt with videos/<video>.mp4 or frames/<video>/000000.jpg, ..."
@@ -83,12 +83,12 @@ def load_csv(data_dir: str | Path) -> ClassificationData:
 
     frames = _frame_numbers(rows, lines, path)
     split_of = _splits({row["video"]: row.get("split", "") for row in rows}, _pairs(rows), path)
-    samples: dict[str, list[FrameSample]] = {split: [] for split in _SPLITS}
+    samples: dict[str, list[FrameSample]] = {split: [] for split in SPLITS}
     for line, row, frame in zip(lines, rows, frames, strict=True):
         target = _class(row["label"], labels, path, line) if single else _targets(row, labels, path, line)
         samples[split_of[row["video"]]].append(FrameSample(root / row["image"], target, row["video"], frame))
     require_splits(samples, ("train", "validation"), path, _CSV_LAYOUT)
-    every = [sample.image for split in _SPLITS for sample in samples[split]]
+    every = [sample.image for split in SPLITS for sample in samples[split]]
     missing = [image for image in every if not os.path.isfile(image)]  # Path.is_file fails for long names
     if missing:
         raise FileNotFoundError(
@@ -103,6 +103,7 @@ def load_csv(data_dir: str | Path) -> ClassificationData:
         unseen = [label for i, label in enumerate(labels) if i not in seen]
         if unseen:
             notes.append(f"No training frame has the class {', '.join(unseen)}: it cannot be learnt.")
+    notes += no_test_note(samples, "D/labels.csv")
     splits = build_splits(samples, len(labels), kind)
     protocol = "by the column split of labels.csv" if _pairs(rows) else BY_NAME
     return ClassificationData(
@@ -160,21 +161,48 @@ def load_videos(
             f"there are labels but no frames for {named(lost)}: expected {root / 'videos' / lost[0]}.mp4 or "
             f"{frames_dir / lost[0]}/000000.jpg, ...; add them, or remove the labels"
         )
-    table = root / "splits.csv"
-    pairs = _pairs(row for _, row in read_table(table, ("video", "split"), "")) if table.exists() else set()
-    require_distinct([*found, *(video for video, _ in pairs)], "video", table if pairs else root)
-    unassigned = [name for name in found if pairs and name not in dict(pairs)]
-    if unassigned:
-        raise ValueError(f"{table} names no split for {named(unassigned)}; add a row for each")
-    split_of = _splits({name: dict(pairs).get(name, "") for name in found}, pairs, table if pairs else root)
-    samples = {split: [row for name in found if split_of[name] == split for row in found[name]] for split in _SPLITS}
-    require_splits(samples, ("train", "validation"), table if pairs else root, "the others need it")
-    notes = (_count_note(samples), *notes, *absent_note(found, phases))
+    split_of, protocol = split_videos(root, found)
+    samples = {split: [row for name in found if split_of[name] == split for row in found[name]] for split in SPLITS}
+    require_splits(samples, ("train", "validation"), root, "name videos for both in splits.csv")
+    notes = (_count_note(samples), *notes, *absent_note(found, phases), *no_test_note(samples, "D/splits.csv"))
     splits = build_splits(samples, len(phases), SINGLE)
-    protocol = "by splits.csv" if pairs else BY_NAME
     return ClassificationData(
         "videos", phases, palette(len(phases)), splits, SINGLE, 1.0, notes, split_protocol=protocol
     )
+
+
+def split_videos(root: Path, videos: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Read which split each video belongs to from `splits.csv`, or decide by name where there is no such file.
+
+    Args:
+        root: the folder of the data.
+        videos: names of its videos.
+
+    Returns:
+        {video: split}, and the split protocol in words.
+
+    Raises:
+        ValueError: a video without a row or in two splits, or a split of another name.
+    """
+    videos, table = list(videos), root / "splits.csv"
+    if not table.exists():
+        require_distinct(videos, "video", root)
+        return split_by_name(videos, root), BY_NAME
+    pairs = _pairs(row for _, row in read_table(table, ("video", "split"), "expected the columns video and split"))
+    require_distinct([*videos, *(video for video, _ in pairs)], "video", table)
+    if unassigned := [name for name in videos if name not in dict(pairs)]:
+        raise ValueError(f"{table} names no split for {named(unassigned)}; add a row for each")
+    return _splits({}, pairs, table), "by splits.csv"
+
+
+def no_test_note(samples: Mapping[str, list], where: str) -> list[str]:
+    """A note on data without a test split; `where` is the file that can define one."""
+    if samples.get("test"):
+        return []
+    return [
+        "There is no test split. Results on the validation split, which selects the checkpoint, are optimistic. To "
+        f"create one, assign some videos to the split test in {where} (columns video, split: train, validation, test)."
+    ]
 
 
 def _pairs(rows: Iterable[dict[str, str]]) -> set[tuple[str, str]]:
@@ -186,9 +214,9 @@ def _splits(names: dict[str, str], pairs: set[tuple[str, str]], where: Path) -> 
     if not pairs:
         return split_by_name(names, where)
     for video, split in sorted(pairs):
-        if split not in _SPLITS:
-            raise ValueError(f"{where}: the split of {video!r} is {split!r}; expected {', '.join(_SPLITS)}")
-    check_no_overlap({split: [video for video, other in pairs if other == split] for split in _SPLITS}, where)
+        if split not in SPLITS:
+            raise ValueError(f"{where}: the split of {video!r} is {split!r}; expected {', '.join(SPLITS)}")
+    check_no_overlap({split: [video for video, other in pairs if other == split] for split in SPLITS}, where)
     return dict(pairs)
 
 

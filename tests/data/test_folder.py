@@ -215,3 +215,26 @@ def test_folders_that_are_missing_or_empty(tmp_path):
         FileNotFoundError, match=r"images holds no file ending in \.jpg or \.jpeg or \.png \(1 others\)"
     ):
         load_segmentation("folder", tmp_path)
+
+
+def test_splits_csv_defines_the_splits(tmp_path):
+    root = next(
+        load_segmentation("synthetic", tmp_path, num_videos=4, frames_per_video=2, size=(32, 48))
+        and tmp_path.iterdir()
+    )
+    without = load_segmentation("folder", root)
+    assert list(without.splits) == ["train", "validation"]
+    assert any("There is no test split" in note and "D/splits.csv" in note for note in without.notes)
+    videos = sorted({row for split in without.splits.values() for row in split.select_columns(["video"])[:]["video"]})
+    rows = [
+        f"{video},{split}\n" for video, split in zip(videos, ["test", "train", "validation", "train"], strict=True)
+    ]
+    (root / "splits.csv").write_text("video,split\n" + "".join(rows))
+    data = load_segmentation("folder", root)
+    assert {split: len(data.splits[split]) for split in data.splits} == {"train": 4, "validation": 2, "test": 2}
+    assert set(data.splits["test"].select_columns(["video"])[:]["video"]) == {videos[0]}
+    assert data.split_protocol == "by splits.csv"
+    assert not any("no test split" in note for note in data.notes)
+    (root / "splits.csv").write_text("video,split\n" + rows[0])
+    with pytest.raises(ValueError, match=r"splits\.csv names no split for"):
+        load_segmentation("folder", root)

@@ -46,7 +46,10 @@ def test_a_table_with_one_label_for_each_frame(table):
     assert train[0]["image"].size == (24, 16)
     assert isinstance(train[0]["labels"], int)
     assert set(_column(validation, "video")) == {"s"}  # the first by SHA-256 of the names
-    assert data.notes == ("Found frames: 12 of 4 videos (train), 3 of 1 videos (validation), 0 of 0 videos (test).",)
+    found, no_test = data.notes
+    assert found == "Found frames: 12 of 4 videos (train), 3 of 1 videos (validation), 0 of 0 videos (test)."
+    assert "There is no test split" in no_test
+    assert "D/labels.csv" in no_test
 
 
 def test_a_table_with_a_column_for_each_class(table):
