@@ -59,6 +59,10 @@ def test_flags_of_the_original():
         ({"global_crops_size": 0}, "global_crops_size must be at least 1 pixel, got 0"),
         ({"local_crops_size": -96}, "local_crops_size must be at least 1 pixel, got -96"),
         ({"local_crops_number": -1}, "local_crops_number must not be negative, got -1"),
+        ({"local_crops_number": 10**6}, "local_crops_number must be at most 100, got 1,000,000"),
+        ({"global_crops_size": 50_000}, "global_crops_size must be at most 4,096 pixels, got 50,000"),
+        ({"global_crops_scale": ["a", None]}, "global_crops_scale must be two shares"),
+        ({"local_crops_scale": [0.1, float("nan")]}, "local_crops_scale must be two shares"),
     ],
 )
 def test_impossible_configs(changes, message):
