@@ -22,6 +22,7 @@ from .reading import (
     check_finite,
     dino_args,
     dino_center,
+    dino_epoch,
     file_sha256,
     is_dino,
     is_state_dict,
@@ -111,7 +112,7 @@ def read_dino_checkpoint(path: str | os.PathLike) -> DinoCheckpoint:
     parts = {
         "student": is_state_dict(content.get("student")),
         "teacher": is_state_dict(content.get("teacher")),
-        "epoch": isinstance(content.get("epoch"), int),
+        "a valid epoch": dino_epoch(content) is not None,
         "dino_loss.center": center is not None,
     }
     if missing := [name for name, present in parts.items() if not present]:
@@ -174,13 +175,16 @@ def _read_moments(checkpoint: DinoCheckpoint, optimizer) -> None:
             raise ValueError(f"the optimizer's state {position} is not AdamW's of a parameter")
         for key, value in moments.items():
             if key == "step":
-                if not isinstance(plain(value), int | float):
-                    raise ValueError(f"step of {name} is not a number")
+                count = plain(value)
+                if not isinstance(count, int | float) or not 0 <= count < 2**63:
+                    raise ValueError(f"step of {name} is not a number of steps")
             elif not isinstance(value, torch.Tensor) or not value.is_floating_point():
                 raise ValueError(f"{key} of {name} is not a tensor of floats")
             elif value.shape != checkpoint.student[name].shape:
                 expected = tuple(checkpoint.student[name].shape)
                 raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter is {expected}")
+            elif key.endswith("exp_avg_sq") and (value < 0).any():
+                raise ValueError(f"{key} of {name} has negative values")
         checkpoint.moments[name] = dict(moments)
     check_finite(
         {
@@ -264,10 +268,10 @@ def read_setting(checkpoint: DinoCheckpoint, name: str, *types: type):
         types: types that the value may have.
 
     Raises:
-        ValueError: the value has another type.
+        ValueError: the value has another type; True and False are no integers.
     """
     value = plain(checkpoint.args[name])
-    if not isinstance(value, types):
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         expected = " or ".join(item.__name__ for item in types)
         raise ValueError(
             f"{checkpoint.path}: {name} in its args is {str(value)[:80]!r}, expected {expected}. The file may be "

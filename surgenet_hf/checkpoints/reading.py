@@ -2,27 +2,60 @@
 
 import argparse
 import hashlib
+import io
 import os
 import pickle
+import pickletools
 import re
 import zipfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-# What a full DINO checkpoint pickles beside tensors: its command line and numpy scalars (named as numpy 1 and 2 do).
+from ..errors import UserError
+
+_NUMPY_KINDS = ("f8", "f4", "f2", "i8", "i4", "b1")
+
+
+def _numpy_dtype(kind: str, *_) -> np.dtype:
+    """Return the dtype of a number; numpy.dtype itself accepts records of any size."""
+    if kind not in _NUMPY_KINDS:
+        raise ValueError(f"found a numpy dtype {str(kind)[:40]!r}, expected one of {', '.join(_NUMPY_KINDS)}")
+    return np.dtype(kind, copy=True)  # a copy, because the pickle then sets its byte order
+
+
+def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:
+    (value,) = np.frombuffer(data, dtype)
+    return value
+
+
+# What a full DINO checkpoint pickles besides tensors: its command line and numpy scalars (as numpy 1 and 2 name them).
 _SAFE_GLOBALS = [
     argparse.Namespace,
-    np._core.multiarray.scalar,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")},
+    (_numpy_dtype, "numpy.dtype"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    *{type(np.dtype(kind)) for kind in _NUMPY_KINDS},
 ]
+# What torch.save pickles for such content. torch allows more, e.g. bytearray(n) and torch.FloatTensor(n), which
+# allocate any n.
+_PICKLED = re.compile(
+    r"argparse\.Namespace|collections\.OrderedDict|_codecs\.encode|numpy\.dtype|numpy\._?core\.multiarray\.scalar"
+    r"|torch\.([a-z]\w*|Size|(cuda\.)?\w+Storage|storage\.UntypedStorage|serialization\._get_layout"
+    r"|_utils\._rebuild_\w+|nn\.parameter\.Parameter)"
+)
+# What torch.save writes after these. With other arguments, a few bytes could allocate memory or copy earlier objects.
+_NEXT_OPCODE = {
+    "collections.OrderedDict": "EMPTY_TUPLE",
+    "_codecs.encode": "BINUNICODE",
+    "torch.storage.UntypedStorage": "BINUNICODE",
+}
 # Everything else (complex, float8, quantized, ...) is refused: no checkpoint of the supported networks has it.
 _DTYPES = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -88,7 +121,7 @@ def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> Checkp
             raise ValueError(f"{path} holds no {network}; it holds {sorted(map(str, content))}")
         checkpoint.layout = "dino"
         checkpoint.network = network
-        checkpoint.epoch = content["epoch"] if isinstance(content.get("epoch"), int) else None
+        checkpoint.epoch = dino_epoch(content)
         checkpoint.args = dino_args(content)
         checkpoint.center = dino_center(content)
         content = content[network]
@@ -106,6 +139,12 @@ def is_dino(content) -> bool:
 def dino_args(content: Mapping) -> dict:
     """The training command line in the content of a full DINO checkpoint; empty where there is none."""
     return dict(vars(content["args"])) if isinstance(content.get("args"), argparse.Namespace) else {}
+
+
+def dino_epoch(content: Mapping) -> int | None:
+    """Return the number of epochs in the content of a full DINO checkpoint, or None if there is no valid one."""
+    epoch = content.get("epoch")
+    return epoch if type(epoch) is int and epoch >= 0 else None
 
 
 def dino_center(content: Mapping) -> torch.Tensor | None:
@@ -149,7 +188,8 @@ def validate_tensors(tensors: Sequence[tuple[str, torch.Tensor]], path: str | os
     Raises:
         ValueError: names how many tensors, and the first, cannot be used, and why.
     """
-    faults = [(name, fault) for name, tensor in tensors if (fault := _find_fault(tensor))]
+    size = os.stat(path).st_size
+    faults = [(name, fault) for name, tensor in tensors if (fault := _find_fault(tensor, size))]
     if faults:
         name, fault = faults[0]
         raise ValueError(
@@ -158,12 +198,13 @@ def validate_tensors(tensors: Sequence[tuple[str, torch.Tensor]], path: str | os
         )
 
 
-def _find_fault(tensor: torch.Tensor) -> str | None:
+def _find_fault(tensor: torch.Tensor, file_size: int) -> str | None:
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
         return f"found a {tensor.layout} tensor on the {tensor.device} device, expected a dense one with its values"
     if tensor.dtype not in _DTYPES:
         return f"found {tensor.dtype}, expected float16, bfloat16, float32, float64, or an integer type"
-    stored = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
+    # a file in the legacy format can declare a storage of any size
+    stored = min(tensor.untyped_storage().nbytes(), file_size) // tensor.element_size() - tensor.storage_offset()
     if tensor.numel() > stored:
         return f"its shape {tuple(tensor.shape)} has {tensor.numel():,} elements, but the file stores {stored:,}"
     return None
@@ -177,11 +218,11 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
         source: where the weights come from, for the message.
 
     Raises:
-        ValueError: names how many tensors, and the first, hold values that are not finite.
+        UserError: names how many tensors, and the first, hold values that are not finite.
     """
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
-        raise ValueError(
+        raise UserError(
             f"{source}: {len(broken)} of {len(tensors)} tensors hold NaN or infinite values, the first is "
             f"{broken[0]}. The training diverged: use an earlier checkpoint, or train with a lower learning rate"
         )
@@ -223,8 +264,8 @@ def read_content(path: str | os.PathLike):
         unpickling = isinstance(error, pickle.UnpicklingError)
         if unpickling and (refused := re.search(r"GLOBAL (\S+)", str(error))):
             raise ValueError(
-                f"{path} was refused: besides weights it pickles {refused[1]}, which could run code. "
-                "Save its state_dict() alone, in an environment that you trust it in"
+                f"{path} was refused: besides weights it pickles {refused[1]}, which could run code or fill the "
+                "memory. Save its state_dict() alone, in an environment that you trust it in"
             ) from error
         # torch's own message for what it cannot unpickle suggests loading the file unsafely
         reason = "" if unpickling else f": {str(error).splitlines()[0]}" if str(error) else ""
@@ -237,7 +278,7 @@ def read_content(path: str | os.PathLike):
 
 
 def _load_pickle(path: Path, is_zip: bool):
-    """Load a PyTorch file, and verify the checksums if it is a zip archive: torch.load does not."""
+    """Load a PyTorch file, and check first what torch.load does not: the checksums of an archive, and its pickles."""
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             # torch would map the compressed bytes as if they were weights
@@ -245,8 +286,36 @@ def _load_pickle(path: Path, is_zip: bool):
                 raise ValueError("its members are compressed, expected stored ones as torch.save writes them")
             if damaged := archive.testzip():
                 raise ValueError(f"the checksum of its member {damaged} is wrong")
+        # torch's own reader, because other readers can find another member under that name
+        _check_pickle(io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
+    else:
+        with open(path, "rb") as file:
+            for _ in range(5):  # magic number, protocol, system, content, storage keys; then the values follow
+                _check_pickle(file)
     with torch.serialization.safe_globals(_SAFE_GLOBALS):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _check_pickle(file: BinaryIO) -> None:
+    """Refuse a pickle that calls what torch.save does not write, before anything in it is called.
+
+    Raises:
+        pickle.UnpicklingError: it names what it refuses as torch does, after "GLOBAL".
+    """
+    name, memo = None, {}  # the callable on top of the stack; the memoized ones
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = name
+            continue
+        if opcode.name != _NEXT_OPCODE.get(name, opcode.name):
+            raise pickle.UnpicklingError(f"GLOBAL {name}")
+        name = None
+        if opcode.name == "GLOBAL":
+            name = argument.replace(" ", ".", 1)
+            if not _PICKLED.fullmatch(name):
+                raise pickle.UnpicklingError(f"GLOBAL {name}")
+        elif opcode.name in ("BINGET", "LONG_BINGET"):
+            name = memo.get(argument)
 
 
 def _collect_tensors(content, path: Path) -> list[tuple[str, torch.Tensor]]:

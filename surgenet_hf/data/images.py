@@ -19,6 +19,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .names import require_unicode
 
+# Pillow would try all its decoders otherwise, whatever the suffix. MPO files of cameras are opened as JPEG.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MIN_SIDE = 8  # pixels
 MAX_PIXELS = 89_478_485  # above this PIL warns of a decompression bomb; it raises an error only above twice as many
 
@@ -137,7 +139,7 @@ def open_image(content: bytes) -> Image.Image:
     """
     try:
         with _damage():
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
         found = f"{image.width}x{image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         image, found = None, f"more than {2 * MAX_PIXELS:,}"
@@ -203,6 +205,9 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as error:
-        raise ValueError("cannot be read as an image (its format is not known); replace it or remove it") from error
+        raise ValueError(
+            f"cannot be read as an image (its format is not known, expected {', '.join(FORMATS)}); replace it or "
+            "remove it"
+        ) from error
     except _DAMAGE as error:
         raise ValueError(f"cannot be read as an image ({error}); replace it or remove it") from error

@@ -32,6 +32,9 @@ SOLARIZE_THRESHOLD = 128
 
 ADJUST = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 
+# Far more than recipes use (10 local crops, 518 pixels); every frame of a batch is held at these sizes.
+_MAX_LOCAL_CROPS = 100
+_MAX_SIZE = 4096
 _TRIES = 10  # to fit a box into the frame
 
 
@@ -40,7 +43,7 @@ class CropConfig:
     """Number, sizes and scales of the crops, by the names of the original; global crops are always two.
 
     Raises:
-        ValueError: a size below 1, a negative number, a scale that is not two shares 0 < min <= max <= 1.
+        ValueError: a size or number outside its limits, or a scale that is not two shares 0 < min <= max <= 1.
     """
 
     global_crops_scale: list[float] = field(
@@ -58,13 +61,18 @@ class CropConfig:
     def __post_init__(self):
         for name in ("global_crops_scale", "local_crops_scale"):
             scale = getattr(self, name)
-            if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            numbers = len(scale) == 2 and all(isinstance(share, int | float) for share in scale)
+            if not numbers or not 0 < scale[0] <= scale[1] <= 1:
                 raise ValueError(f"{name} must be two shares of the area, 0 < min <= max <= 1, got {list(scale)}")
         for name in ("global_crops_size", "local_crops_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 pixel, got {getattr(self, name)}")
+            if getattr(self, name) > _MAX_SIZE:
+                raise ValueError(f"{name} must be at most {_MAX_SIZE:,} pixels, got {getattr(self, name):,}")
         if self.local_crops_number < 0:
             raise ValueError(f"local_crops_number must not be negative, got {self.local_crops_number}")
+        if self.local_crops_number > _MAX_LOCAL_CROPS:
+            raise ValueError(f"local_crops_number must be at most {_MAX_LOCAL_CROPS}, got {self.local_crops_number:,}")
 
     @property
     def sizes(self) -> list[int]:

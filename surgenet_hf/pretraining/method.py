@@ -19,6 +19,7 @@ from .head import DinoHead
 from .loss import DinoLoss
 from .schedules import Schedules, StepValues, cosine_schedule, scaled_learning_rate, teacher_temperatures
 
+_MAX_EPOCHS = 100_000  # schedules hold values of every step; 100 times as long as published trainings
 NUM_GLOBAL_CROPS = 2  # the teacher sees these, the first of each sample; the student sees all
 # what suits some thousand frames: fewer prototypes, a faster teacher, a longer warm-up; and a sharper teacher, since
 # with 0.04 the outputs drifted to uniform ones (343 frames, small CAFormer, momentum 0.99 and 0.996)
@@ -65,6 +66,9 @@ class DinoConfig:
     norm_last_layer: bool = _option(True, "Fix the norm of each prototype to 1: more stable.")
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if not abs(value) <= 1e9:  # also refuses NaN, and integers that no float can hold
+                raise ValueError(f"{name} must be finite and at most 1e9, got {value}")
         for name in ("warmup_teacher_temp", "teacher_temp", "student_temp", "epochs", "out_dim"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -74,6 +78,8 @@ class DinoConfig:
         for name in ("momentum_teacher", "center_momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.epochs > _MAX_EPOCHS:
+            raise ValueError(f"epochs must be at most {_MAX_EPOCHS:,}, got {self.epochs:,}")
         for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
             if not 0 <= getattr(self, name) <= self.epochs:
                 raise ValueError(f"{name} must be in [0, epochs], got {getattr(self, name)} of {self.epochs} epochs")

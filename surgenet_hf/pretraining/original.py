@@ -8,7 +8,7 @@ import argparse
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from ..checkpoints.dino import (
     read_setting,
 )
 from ..checkpoints.reading import check_finite, plain
+from ..errors import UserError
 from ..files import replacing
+from .augmentation import CropConfig
 from .method import DinoConfig, DinoModel, DinoNetwork
 
 _HEAD_FIELDS = ("out_dim", "hidden_dim", "bottleneck_dim", "head_layers", "use_bn_in_head", "norm_last_layer")
@@ -64,7 +66,7 @@ def dino_settings(checkpoint: DinoCheckpoint) -> dict:
     file does not tell is left out.
 
     Raises:
-        ValueError: a setting of another type, or a head whose layers do not fit one another.
+        ValueError: a setting of another type or outside its limits, or a head whose layers do not fit one another.
     """
     known = {item.name: item.type for item in fields(DinoConfig) if item.name not in _HEAD_FIELDS}
     settings = {
@@ -83,7 +85,19 @@ def dino_settings(checkpoint: DinoCheckpoint) -> dict:
             settings["hidden_dim"] = len(layers[0])
     if checkpoint.norm_last_layer is not None:
         settings["norm_last_layer"] = bool(checkpoint.norm_last_layer)
+    # the command line may still replace the default warm-up, which can be longer than the file's epochs
+    _check_settings(checkpoint, DinoConfig, {"warmup_epochs": 0, **settings})
     return settings
+
+
+def _check_settings(checkpoint: DinoCheckpoint, config: Callable, settings: dict) -> None:
+    """Raise the errors of a configuration with the path of the file that its settings come from."""
+    try:
+        config(**settings)
+    except ValueError as error:
+        raise UserError(
+            f"{checkpoint.path}: in its args, {error}. The file may be damaged; download it again"
+        ) from error
 
 
 def _check_head(checkpoint: DinoCheckpoint, layers: list[torch.Tensor], last: torch.Tensor) -> None:
@@ -96,13 +110,19 @@ def _check_head(checkpoint: DinoCheckpoint, layers: list[torch.Tensor], last: to
 
 
 def crop_settings(checkpoint: DinoCheckpoint) -> dict:
-    """What the command line tells of the crops, by the names of `CropConfig`; the original fixes sizes in its code."""
+    """Return what the command line tells of the crops, by the names of `CropConfig`; the original fixes their sizes.
+
+    Raises:
+        ValueError: a setting of another type or outside its limits.
+    """
     found = {
         name: read_setting(checkpoint, name, *((list, tuple) if name.endswith("scale") else (int,)))
         for name in _CROP_FIELDS
         if name in checkpoint.args
     }
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    _check_settings(checkpoint, CropConfig, settings)
+    return settings
 
 
 def load_dino_checkpoint(

@@ -3,7 +3,10 @@
 import argparse
 import io
 import json
+import pickle
 import random
+import re
+import struct
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -12,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from surgenet_hf import SurgeNetForImageClassification, SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints.conversion import convert_checkpoint
 from surgenet_hf.checkpoints.dino import read_dino_checkpoint
 from surgenet_hf.checkpoints.inspection import inspect_checkpoint
 from surgenet_hf.checkpoints.reading import check_finite, read_checkpoint
+from surgenet_hf.errors import UserError
 from tests.checkpoints.files import original, save_content, tiny
 
 HUGE = 10**13  # elements that a stride of 0 makes of one; no machine has the memory
@@ -137,6 +142,58 @@ def test_changed_weights_are_noticed(kind, tmp_path):
     (tmp_path / "file.pth").write_bytes(data[: at + 2] + bytes([data[at + 2] ^ 1]) + data[at + 3 :])
     with pytest.raises(ValueError, match=r"file\.pth .*download it again .*checksum"):
         read_checkpoint(tmp_path / "file.pth")
+
+
+SIZE = b"\x8a\x08" + struct.pack("<q", 3 << 30)  # LONG1
+CALL = b"\x85R"  # TUPLE1, REDUCE
+DATA = b"X\x04\x00\x00\x00data"  # BINUNICODE
+HOSTILE_PICKLES = {
+    "bytearray": (b"cbuiltins\nbytearray\n" + SIZE + CALL, "builtins.bytearray"),
+    "bytearray of Python 2": (b"c__builtin__\nbytearray\n" + SIZE + CALL, "__builtin__.bytearray"),
+    "memoized": (b"cbuiltins\nbytearray\nq\x000h\x00" + SIZE + CALL, "builtins.bytearray"),
+    "STACK_GLOBAL": (b"X\x08\x00\x00\x00builtinsX\x09\x00\x00\x00bytearray\x93" + SIZE + CALL, "damaged"),
+    "tensor": (b"ctorch\nFloatTensor\n" + SIZE + CALL, "torch.FloatTensor"),
+    "storage": (b"ctorch.storage\nUntypedStorage\n" + SIZE + CALL, "torch.storage.UntypedStorage"),
+    "dotted storage": (b"ctorch\nstorage.UntypedStorage\n" + SIZE + CALL, "torch.storage.UntypedStorage"),
+    "numpy dtype": (
+        b"cnumpy._core.multiarray\nscalar\ncnumpy\ndtype\nX\x0b\x00\x00\x00V2000000000\x85R\x85R",
+        "numpy dtype 'V2000000000', expected one of f8",
+    ),
+    "numpy scalar without data": (
+        b"cnumpy._core.multiarray\nscalar\ncnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R\x85R",
+        "missing 1 required positional argument: 'data'",
+    ),
+    # each call would double the length
+    "encoded": (b"c_codecs\nencode\nq\x00(h\x00h\x00" + DATA + CALL + b"X\x03\x00\x00\x00hex\x86R", "_codecs.encode"),
+    # each call would copy the list
+    "copied": (b"ccollections\nOrderedDict\nq\x00]q\x01\x85Rh\x00h\x01\x85R\x86", "collections.OrderedDict"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_PICKLES)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pickles_that_would_allocate_far_more_than_the_file_has(name, legacy, tmp_path):
+    hostile, message = HOSTILE_PICKLES[name]
+    path = tmp_path / "file.pth"
+    if legacy:
+        head = b"".join(pickle.dumps(value, 2) for value in (MAGIC_NUMBER, PROTOCOL_VERSION, {}))
+        path.write_bytes(head + b"\x80\x02" + hostile + b"." + pickle.dumps([], 2))
+    else:
+        path.write_bytes(repack(make_file(path, "teacher"), lambda _: b"\x80\x02" + hostile + b"."))
+    with pytest.raises(ValueError, match=rf"file\.pth .*{re.escape(message)}"):
+        read_checkpoint(path)
+
+
+def test_legacy_storage_larger_than_the_file(tmp_path):
+    """The legacy format declares the size of a storage apart from its values, which may be missing."""
+    path = tmp_path / "file.pth"
+    torch.save(torch.ones(7), path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    content = data.replace(b"K\x07", b"J" + struct.pack("<i", 10**6))  # BININT1, BININT: elements and shape
+    keys = content.rindex(b"\x80\x02")
+    path.write_bytes(content[:keys] + pickle.dumps([], 2))
+    with pytest.raises(ValueError, match=r"file\.pth: 1 of 1 .*1,000,000 elements, but the file stores"):
+        read_checkpoint(path)
 
 
 def test_compressed_archive(tmp_path):
@@ -268,7 +325,7 @@ def test_values_that_are_not_finite(dtype, value, tmp_path):
     check_finite(tensors, "file")
     tensors["norm.weight"][3] = value
     torch.save(tensors, tmp_path / "file.pth")
-    with pytest.raises(ValueError, match=rf"file\.pth: 1 of {len(tensors)} tensors hold NaN .* is norm\.weight"):
+    with pytest.raises(UserError, match=rf"file\.pth: 1 of {len(tensors)} tensors hold NaN .* is norm\.weight"):
         convert_checkpoint(tmp_path / "file.pth", config=tiny())
 
 

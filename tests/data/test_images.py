@@ -101,7 +101,11 @@ REFUSED = [
     (_encode(Image.fromarray(PIXELS))[:-60], "cannot be read as an image .*truncated.*; replace it or remove it"),
     (_encode(Image.fromarray(PIXELS), "JPEG")[:-60], "cannot be read as an image .*truncated.*; replace it"),
     (b"", "cannot be read as an image .*its format is not known"),
-    (b"no picture", "cannot be read as an image .*its format is not known"),
+    (b"no picture", "cannot be read as an image .*its format is not known, expected JPEG, PNG, WEBP, BMP, TIFF"),
+    *[
+        (_encode(Image.fromarray(PIXELS).convert(mode), name), "cannot be read .*its format is not known, expected")
+        for name, mode in (("EPS", "RGB"), ("GIF", "P"), ("PPM", "RGB"), ("BLP", "P"))
+    ],
 ]
 
 
@@ -120,6 +124,14 @@ def test_frames_that_cannot_be_used_are_named(tmp_path, content, message):
         with pytest.raises(ValueError, match=rf"some_frame\.png {message}"):
             rows[0]
         assert rows.select_columns(["video", "frame"])[0] == {"video": "v", "frame": 0}
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "MPO"])
+def test_formats_that_are_read(file_format):
+    """MPO is what some phones and cameras write into .jpg files."""
+    image = Image.fromarray(PIXELS)
+    options = {"append_images": [image], "save_all": True} if file_format == "MPO" else {}
+    assert read_frame(_encode(image, file_format, **options)).size == (WIDTH, HEIGHT)
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")

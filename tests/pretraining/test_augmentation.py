@@ -49,6 +49,13 @@ def test_flags_of_the_original():
     assert CropConfig() == CropConfig([0.4, 1.0], [0.05, 0.4], 8, 224, 96)
 
 
+def many_crops(**kwargs) -> CropConfig:
+    """More local crops than training allows, for statistics over one draw."""
+    config = CropConfig(**kwargs)
+    config.local_crops_number = MANY
+    return config
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -59,6 +66,10 @@ def test_flags_of_the_original():
         ({"global_crops_size": 0}, "global_crops_size must be at least 1 pixel, got 0"),
         ({"local_crops_size": -96}, "local_crops_size must be at least 1 pixel, got -96"),
         ({"local_crops_number": -1}, "local_crops_number must not be negative, got -1"),
+        ({"local_crops_number": 10**6}, "local_crops_number must be at most 100, got 1,000,000"),
+        ({"global_crops_size": 50_000}, "global_crops_size must be at most 4,096 pixels, got 50,000"),
+        ({"global_crops_scale": ["a", None]}, "global_crops_scale must be two shares"),
+        ({"local_crops_scale": [0.1, float("nan")]}, "local_crops_scale must be two shares"),
     ],
 )
 def test_impossible_configs(changes, message):
@@ -75,7 +86,7 @@ def test_boxes_are_drawn_as_torchvision_draws_them(size, scale):
     width, height = size
     frame = torch.empty(3, height, width)
     expected = np.array([RandomResizedCrop.get_params(frame, scale, [3 / 4, 4 / 3]) for _ in range(MANY)])
-    config = CropConfig(local_crops_scale=scale, local_crops_number=MANY)
+    config = many_crops(local_crops_scale=scale)
     boxes = draw_crops(size, config, np.random.default_rng(0)).boxes[2:]
     assert (boxes == boxes.astype(int)).all()
     assert (boxes >= 0).all()
@@ -88,7 +99,7 @@ def test_boxes_are_drawn_as_torchvision_draws_them(size, scale):
 
 
 def test_boxes_reach_every_border():
-    config = CropConfig(local_crops_scale=[0.3, 0.5], local_crops_number=MANY)
+    config = many_crops(local_crops_scale=[0.3, 0.5])
     boxes = draw_crops((9, 12), config, np.random.default_rng(0)).boxes[2:]
     assert boxes.min(axis=0)[:2].tolist() == [0, 0]
     assert boxes.max(axis=0)[2:].tolist() == [9, 12]
@@ -103,7 +114,7 @@ def test_frames_in_which_no_box_fits_give_their_centre(size):
 
 
 def test_changes_are_drawn_with_the_original_probabilities():
-    config = CropConfig(local_crops_number=MANY)
+    config = many_crops()
     local = Crops(*(x[2:] for x in draw_crops((64, 64), config, np.random.default_rng(0))))
     jitter = (local.factors != augmentation.NO_JITTER).any(axis=1)
     for chosen, probability in [(local.flip, 0.5), (jitter, 0.8), (local.grey, 0.2), (local.sigma > 0, 0.5)]:
@@ -133,7 +144,7 @@ def test_global_crops_are_blurred_and_solarised_as_the_original():
 
 
 def test_choices_are_independent_of_each_other():
-    drawn = draw_crops((640, 480), CropConfig(local_crops_number=MANY), np.random.default_rng(0))
+    drawn = draw_crops((640, 480), many_crops(), np.random.default_rng(0))
     jitter = drawn.factors[:, 0] != 1
     columns = [drawn.boxes[:, 0], drawn.flip, jitter, drawn.order[:, 0], drawn.grey, drawn.sigma > 0]
     correlations = np.corrcoef(np.stack(columns)[:, 2:])[~np.eye(len(columns), dtype=bool)]

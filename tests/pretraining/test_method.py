@@ -326,6 +326,8 @@ def test_config():
     assert small.out_dim < recipe.out_dim
     assert small.momentum_teacher < recipe.momentum_teacher
     assert small.warmup_epochs > recipe.warmup_epochs
-    for name, value in {"teacher_temp": 0.0, "momentum_teacher": 1.5, "warmup_epochs": 51}.items():
-        with pytest.raises(ValueError, match=f"{name} must be .* got {value}"):
+    impossible = {"teacher_temp": 0.0, "momentum_teacher": 1.5, "warmup_epochs": 51, "lr": float("nan")}
+    impossible |= {"student_temp": float("inf"), "weight_decay": 10**400, "epochs": 10**7}
+    for name, value in impossible.items():
+        with pytest.raises(ValueError, match=f"{name} must be .* got ({value}|{value:,})"):
             DinoConfig(**{name: value})

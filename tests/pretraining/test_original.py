@@ -255,6 +255,15 @@ def test_any_arguments_can_be_read_again(tmp_path):
         (lambda content: content["optimizer"]["state"].update({0: [1]}), "state 0 is not AdamW's"),
         (lambda content: content["optimizer"]["state"][0].update(exp_avg=3), "exp_avg of .* is not a tensor"),
         (lambda content: content["optimizer"]["state"][0].update(step=torch.ones(2)), "step of .* is not a number"),
+        (
+            lambda content: content["optimizer"]["state"][0].update(step=torch.tensor(np.nan)),
+            "step of .* is not a num",
+        ),
+        (
+            lambda content: content["optimizer"]["state"][0].update(step=torch.tensor(-5.0)),
+            "step of .* is not a number",
+        ),
+        (lambda content: content["optimizer"]["state"][1]["exp_avg_sq"].fill_(-1), "exp_avg_sq of .* negative values"),
         (lambda content: content["optimizer"]["param_groups"][0].update(params=3), "do not list the positions"),
         (lambda content: content["optimizer"]["param_groups"][0].update(betas=(0.9,)), "options are unusable"),
         (lambda content: content["optimizer"]["param_groups"][0].update(amsgrad=True), "state 0 is not AdamW's"),
@@ -373,9 +382,19 @@ def _rename_block(content):
         (lambda c: setattr(c["args"], "drop_path_rate", [0.1]), "drop_path_rate in its args is .*int or float"),
         (lambda c: setattr(c["args"], "epochs", "x"), "epochs in its args is 'x', expected int"),
         (lambda c: setattr(c["args"], "local_crops_number", None), "local_crops_number in its args"),
+        (lambda c: setattr(c["args"], "epochs", True), "epochs in its args is 'True', expected int"),
+        (lambda c: setattr(c["args"], "epochs", 10**7), "in its args, epochs must be at most 100,000, got 10,000,000"),
+        (lambda c: setattr(c["args"], "lr", np.nan), "in its args, lr must be finite"),
+        (lambda c: setattr(c["args"], "student_temp", np.inf), "in its args, student_temp must be finite"),
+        (lambda c: setattr(c["args"], "local_crops_number", 10**6), "in its args, local_crops_number must be at most"),
+        (lambda c: setattr(c["args"], "global_crops_size", 50_000), "in its args, global_crops_size must be at most"),
+        (
+            lambda c: setattr(c["args"], "global_crops_scale", ("a", None)),
+            "in its args, global_crops_scale must be two",
+        ),
     ],
 )
-def test_no_model_is_built_of_sizes_that_the_tensors_do_not_have(change, message, tmp_path):
+def test_unusable_sizes_and_settings_are_refused(change, message, tmp_path):
     content = OriginalTraining(tiny()).content(**ARGS)
     change(content)
     save_content(tmp_path / "bad.pth", content)
@@ -422,6 +441,20 @@ def test_other_files_are_refused(tmp_path):
     save_content(tmp_path / "vit.pth", vit)
     with pytest.raises(ValueError, match="vision transformer"):
         backbone_config(read_dino_checkpoint(tmp_path / "vit.pth"))
+
+
+@pytest.mark.parametrize("epoch", [-1, True, 2.0, None])
+def test_epoch_is_a_number_of_epochs(epoch, tmp_path):
+    save_content(tmp_path / "full.pth", OriginalTraining(tiny()).content(**ARGS) | {"epoch": epoch})
+    with pytest.raises(ValueError, match=r"full\.pth lacks a valid epoch"):
+        read_dino_checkpoint(tmp_path / "full.pth")
+
+
+def test_default_warm_up_may_be_longer_than_the_training_of_a_file(tmp_path):
+    """The command line can shorten it."""
+    content = OriginalTraining(tiny()).content(epochs=3)
+    save_content(tmp_path / "full.pth", content)
+    assert dino_settings(read_dino_checkpoint(tmp_path / "full.pth"))["epochs"] == 3
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
