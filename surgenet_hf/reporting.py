@@ -40,14 +40,14 @@ def _interval_text(results: dict, name: str) -> str:
 
 
 def comparison_table(columns: dict[str, dict]) -> str:
-    """Metrics side by side as text: per class pooled Dice and IoU in %, then the headline.
+    """Metrics side by side as text: Dice and IoU in %, pooled per video, of each class and of the headline.
 
     Args:
         columns: {name: metrics of a results file}.
     """
     first = next(iter(columns.values()))
     rows = {label: [metrics["per_class"][label] for metrics in columns.values()] for label in first["per_class"]}
-    rows[HEADLINE_ROW] = [{"dice": m["video_dice"], "iou": m["video_iou"]} for m in columns.values()]
+    rows[HEADLINE_ROW] = list(columns.values())
     name_width = max(len("class"), *map(len, rows))
     widths = [max(len(name), 12) for name in columns]
     lines = [
@@ -58,7 +58,7 @@ def comparison_table(columns: dict[str, dict]) -> str:
     for label, cells in rows.items():
         line = f"{label:<{name_width}}"
         for cell, width in zip(cells, widths, strict=True):
-            line += f"   {_percent(cell['dice']):>{width - 6}}{_percent(cell['iou']):>6}"
+            line += f"   {_percent(cell['video_dice']):>{width - 6}}{_percent(cell['video_iou']):>6}"
         lines.append(line)
     lines.insert(-1, lines[2])
     return "\n".join(lines)

@@ -8,7 +8,10 @@ from surgenet_hf.statistics import student_interval
 
 def test_comparison_table():
     def metrics(dice, iou):
-        per_class = {"background": {"dice": dice, "iou": iou}, "tool": {"dice": math.nan, "iou": math.nan}}
+        per_class = {
+            "background": {"video_dice": dice, "video_iou": iou},
+            "tool": {"video_dice": math.nan, "video_iou": math.nan},
+        }
         return {"video_dice": dice, "video_iou": iou, "per_class": per_class}
 
     lines = comparison_table({"before": metrics(0.1, 0.05), "after": metrics(1.0, 1.0)}).splitlines()
