@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import timm
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
@@ -340,7 +339,7 @@ def publish_folder(
             _prepare_folder(folder, prepare)
             try:
                 there = list_files(repo_id, repo_type)
-            except (OSError, httpx.HTTPError) as error:  # no connection, or a refusal
+            except Exception as error:  # those of the connection are the HTTP library's own
                 if push:
                     raise
                 there, outcome.not_compared = None, mask_tokens(f"the Hub cannot be reached ({error})")

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 from surgenet_hf import SurgeNetForSemanticSegmentation
 from surgenet_hf.checkpoints.catalog import STATISTICS
@@ -59,6 +59,11 @@ def test_a_dry_run_works_offline(model, tmp_path, capsys, monkeypatch):
     assert "# mine" in (tmp_path / "out" / "mine" / "README.md").read_text()
     code, printed = run([*arguments, "--push"], capsys)
     assert code
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("surgenet_hf.checkpoints.publishing.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
+    code, printed = run(arguments, capsys)
+    assert not code, printed
+    assert "not compared with the files there: the Hub cannot be reached" in printed
 
 
 def test_weights_that_cannot_be_downloaded_are_named(capsys, monkeypatch, tmp_path):
