@@ -1,7 +1,7 @@
 """Compare models from their results files: tables with intervals and paired tests, and charts of ranks.
 
 python scripts/compare_models.py --results outputs/xl-seed0 outputs/xl-seed1 outputs/imagenet
-python scripts/compare_models.py --results outputs --label_by pretraining --metrics pooled_dice video_hd95 \
+python scripts/compare_models.py --results outputs --label_by pretraining --metrics frame_dice video_hd95 \
     --output_dir outputs/other_metrics
 
 Folders are searched for results.json. Runs of a model that differ only in their seed become one row. Results on other
@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     if several and len(ranks) < len(comparison.columns):
         missing = "; ".join(str(column) for column in comparison.columns if column not in ranks)
         left_out.append(
-            f"columns of blobs in which a model has no bootstrap draws, or fewer than {MIN_VIDEOS} videos: {missing}"
+            "columns of blobs in which a model has no result, no bootstrap draws, or fewer than "
+            f"{MIN_VIDEOS} videos: {missing}"
         )
     print("Written\n" + "\n".join(f"  {path}" for path in written))
     if left_out:

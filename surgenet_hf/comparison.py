@@ -54,7 +54,8 @@ PAIRED_NOTES = """\
 A - B is the mean difference over n videos, after averaging the runs of each model. p: two-sided paired sign-flip
 permutation test over videos. p (Holm): p adjusted for the number of model pairs with the same dataset and metric. A
 difference is significant if p (Holm) is at most 0.05. With few videos and many pairs no data can reach this, and the
-verdict is "cannot be significant". This is no evidence that the models are equally good.
+verdict is "cannot be significant". This is no evidence that the models are equally good. The footnotes of the first
+table hold here, too: a difference on videos that trained or selected a model says nothing about other videos.
 
 A metric that pools the frames of all videos, such as mAP, is not a mean over videos. It has no values per video that
 could be tested. Its difference has a paired bootstrap [95 % interval] over videos instead, if the files hold bootstrap
@@ -446,13 +447,5 @@ def _pair(column: Column, first: str, second: str, one: Score, other: Score) -> 
 
 def _cautions(runs: Iterable[dict]) -> tuple[str, ...]:
     """What is known of videos of this evaluation that trained or selected these models; empty if there are none."""
-    found = {}
-    for results in runs:
-        data = results["data"]
-        if leakage := data.get("leakage", "unknown: the results file does not say"):
-            found[f"Leakage: {leakage}"] = None
-        videos = set(data.get("videos") or ())
-        if count := len(videos.intersection(data.get("selected") or ())):
-            text = f"Selection: the checkpoint was selected on {count} of these {len(videos)} videos"
-            found[f"{text}, so its results are too optimistic"] = None
-    return tuple(found)
+    notes = (found["data"].get("leakage", "unknown: the results file does not say") for found in runs)
+    return tuple(f"Leakage: {note}" for note in dict.fromkeys(filter(None, notes)))

@@ -31,7 +31,7 @@ def summary(results: dict) -> str:
 def _interval_text(results: dict, name: str) -> str:
     interval = results["intervals"].get(name)
     if interval is None:
-        return f"no interval: fewer than {MIN_VIDEOS} videos"
+        return f"no interval: fewer than {MIN_VIDEOS} videos with a value, or no variation"
     warning = interval_warning(interval["videos"])
     return (
         f"95 % interval {interval['low']:.3f} to {interval['high']:.3f}, n = {interval['videos']} videos"

@@ -22,8 +22,9 @@ EXACT_UP_TO = 20  # videos: 2**20 sign flips
 STUDENT, BOOTSTRAP = "Student's t", "bootstrap with expanded percentiles"
 INTERVALS = (  # for results files
     f"95 % over videos: Student's t for means over videos, otherwise a bootstrap of {RESAMPLES:,} resamples with "
-    f"expanded percentiles (Hesterberg 2015), clipped to the metric's range; none below {MIN_VIDEOS} videos, rough "
-    f"below {ROUGH_BELOW}, to be read with caution below {CAUTION_BELOW}"
+    f"expanded percentiles (Hesterberg 2015), clipped to the metric's range. A resample without a class leaves it "
+    f"out. None below {MIN_VIDEOS} videos with a value, or if all resamples are equal; rough below {ROUGH_BELOW}, "
+    f"to be read with caution below {CAUTION_BELOW}"
 )
 
 
@@ -85,11 +86,11 @@ def bootstrap_interval(
         bounds: of the metric's range.
 
     Returns:
-        None for fewer than `MIN_VIDEOS` videos, or without draws.
+        None for fewer than `MIN_VIDEOS` videos, or if the draws do not vary, from which nothing follows.
     """
     draws = np.asarray(draws, float)
     draws = draws[~np.isnan(draws)]
-    if videos < MIN_VIDEOS or not len(draws):
+    if videos < MIN_VIDEOS or not len(draws) or draws.min() == draws.max():
         return None
     tail = NormalDist().cdf(-math.sqrt(videos / (videos - 1)) * _student_quantile(videos))
     low, high = np.clip(np.quantile(draws, [tail, 1 - tail]), *bounds)

@@ -417,17 +417,13 @@ def test_leakage_and_notes_are_under_the_table(write):
 
 
 def test_a_split_that_selected_the_checkpoint_is_marked(write):
-    contents = [
-        result("a", selected=["v1", "v2", "v3"], leakage="Trained on Cholec80."),
-        result("b", selected=["v8", "v9"]),
-        result("c"),
-    ]
+    note = "3 of 3 videos selected its checkpoint (v1, v2, v3), so the result is optimistic"
+    contents = [result("a", selected=["v1", "v2", "v3"], leakage=note), result("b"), result("c")]
     table = markdown_table(compare(write(*contents)))
     cells = {model: cell for model, (cell,) in rows(table).items()}
-    assert cells["a"].endswith("n = 3<sup>1, 2</sup>")
+    assert cells["a"].endswith("n = 3<sup>1</sup>")
     assert "<sup>" not in cells["b"] + cells["c"]
-    assert "\n<sup>2</sup> Selection: the checkpoint was selected on 3 of these 3 videos, so its results" in table
-    assert "v1" not in table
+    assert f"\n<sup>1</sup> Leakage: {note}" in table
 
 
 def test_the_main_metrics_of_each_task(write):

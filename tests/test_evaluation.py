@@ -126,7 +126,7 @@ def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
     assert definitions["background"].startswith("class 0, excluded")
     assert definitions["map_size"] == [(32, 32), (33, 47), (40, 50), (64, 64), (70, 64)]
     assert definitions["videos"] == 2
-    assert "none below 5 videos" in definitions["intervals"]
+    assert "None below 5 videos" in definitions["intervals"]
     assert results["intervals"] == {}  # of two videos
     assert results["model"]["pretraining"]["name"] == "SurgeNetXL"
     assert results["model"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
@@ -172,7 +172,7 @@ def test_intervals_name_their_videos_and_method(data, model):
     assert results["bootstrap"] == {}  # the main metrics are means over videos
     assert "rough" in summary(results)
     assert "n = 6 videos" in summary(results)
-    assert "no interval: fewer than 5 videos" in summary(evaluate(model, processor, data).results)
+    assert "no interval: fewer than 5 videos with a value" in summary(evaluate(model, processor, data).results)
 
 
 def test_unknown_provenance_is_called_unknown(data, model):

@@ -149,3 +149,8 @@ def test_when_no_difference_could_be_significant():
     assert not cannot_be_significant(sign_flip_test([1] * 7, [0] * 7).smallest_p, 1)
     assert cannot_be_significant(sign_flip_test([1] * 7, [0] * 7).smallest_p, 6)
     assert cannot_be_significant(sign_flip_test([1] * 5, [0] * 5).smallest_p, 1)
+
+
+def test_no_interval_without_variation():
+    """All resamples give the same value, e.g. the balanced accuracy of a model that predicts nothing."""
+    assert bootstrap_interval([0.5] * 100, 8) is None

@@ -280,7 +280,7 @@ def _headline_metrics(results: dict) -> list[tuple[str, str, str]]:
     rows = []
     for name in headlines(results):
         low, high = interval_bounds(results, name)
-        interval = f"fewer than {MIN_VIDEOS} videos: none"
+        interval = f"none: fewer than {MIN_VIDEOS} videos with a value, or no variation"
         if low is not None and high is not None:
             videos = results["intervals"][name]["videos"] if results["schema"] == SCHEMA else None
             warning = f", {interval_warning(videos)}" if videos and interval_warning(videos) else ""

@@ -274,7 +274,8 @@ def find_entry(name: str) -> CatalogEntry:
         f"did you mean {' or '.join(dict.fromkeys(spellings[match].name for match in near))}? " if near else ""
     )
     raise ValueError(
-        f"no published checkpoint is called {name!r}; {suggestion}There are {', '.join(e.name for e in CATALOG)}"
+        f"no published checkpoint is called {name!r}; {suggestion}the names are {', '.join(e.name for e in CATALOG)}. "
+        "Load a folder or a Hub repository with from_pretrained"
     )
 
 

@@ -1,5 +1,6 @@
 """What fine-tuning of every task shares: arguments, the Trainer, and training that resumes exactly."""
 
+import argparse
 import copy
 import json
 import re
@@ -236,7 +237,11 @@ def parse_arguments(argv: list[str] | None, *own: type, training: type = SurgeNe
         ValueError: of the arguments.
         OSError: --push_to_hub, and the Hub does not know the user: that shows now, not after the training.
     """
-    parser = ArgumentParser((ModelArguments, DataArguments, *own, training))
+    parser = ArgumentParser(
+        (ModelArguments, DataArguments, *own, training),
+        description=sys.modules["__main__"].__doc__,  # of the script
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     *others, training_args = parser.parse_args_into_dataclasses(argv)
     push, training_args.push_to_hub = training_args.push_to_hub, False
     if push:

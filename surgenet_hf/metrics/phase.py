@@ -167,13 +167,20 @@ class PhaseMetric(VideoMetric):
         rule = "the phase of the annotated neighbor" if self.transitions is None else "the challenge's list of phases"
         return {
             "headline": "accuracy",
-            "averaging": "accuracy and macro_*: mean over the phases of a video, then over videos; framewise_*: "
-            "frames of all videos pooled; relaxed precision, recall and Jaccard: mean over videos, then over phases",
+            "averaging": "accuracy: share of right frames of a video, mean over videos; macro_*: mean over the phases "
+            "of a video, then over videos; *_sd: sample standard deviation over videos; framewise_*: frames of all "
+            "videos pooled; relaxed precision, recall and Jaccard: mean over videos, then over phases",
             "absent_phases": "macro_*: strategy A of Funke et al. (2023), a phase that is predicted but not annotated "
-            "counts as 0; *_annotated: strategy B, it is excluded",
+            "counts as 0, and undefined values are excluded, such as the precision of a phase that is not predicted; "
+            "*_annotated: strategy B, phases that are not annotated are excluded",
             "relaxed": f"{self.tolerance} frames at each border of an annotated segment accept {rule}; *_published: "
-            "as the published Evaluate.m, without the correction of its mask",
-            "segments": "f1@k: segments pooled over videos (MS-TCN); video_f1@k: mean over the F1@k of each video",
+            "as the published Evaluate.m, without the correction of its mask; precision and recall are clipped to 1, "
+            "and phases that are not annotated are excluded",
+            "edit_score": "1 - Levenshtein distance of the sequences of segments / length of the longer one, mean "
+            "over videos",
+            "segments": "a predicted segment is found if it overlaps an annotated one of its phase, not yet taken, by "
+            "an IoU of at least k %; f1@k: segments pooled over videos (MS-TCN); video_f1@k: mean over the F1@k of "
+            "each video",
         }
 
     def _append(self, record: PhaseRecord) -> None:

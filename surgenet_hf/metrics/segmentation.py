@@ -161,8 +161,10 @@ class SegmentationMetric(VideoMetric):
             "IoU 0, and with the frame's diagonal as distance; *_found excludes it",
             "distances": "in pixels of the class map; ASSD: mean over both surfaces; HD95: larger of the two directed "
             "95th percentiles; ignored pixels form no edge",
+            "pixel_accuracy": "share of right pixels of all frames, with background",
             "map_size": sorted({tuple(map(int, record.size)) for record in self.records}),
-            "endovit": "per class, mean over the frames that have it in reference or prediction, then over classes",
+            "endovit": "per class, mean over the frames that have it in reference or prediction, then over classes; "
+            "EndoViT's own code includes the background: compare endovit_*_with_background",
             "atlas": "per class, mean over the frames that have it in the reference, then over classes",
             "surgenetdino": "Dice: as video_dice, but predicted classes that are absent count as 0; HD95: 95th "
             "percentile of both directions together, without missed classes, mean over frames, classes, then videos",

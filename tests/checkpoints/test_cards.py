@@ -110,7 +110,8 @@ def test_finetuned_card(tmp_path):
             "split_protocol": "official",
             "frames": 12,
             "videos": ["1", "2"],
-            "selected": [],
+            "notes": ["Found 12 of the official 74 frames."],
+            "leakage": None,
         },
         "definitions": {"intervals": "95 % over videos"},
         "metrics": {
@@ -127,9 +128,10 @@ def test_finetuned_card(tmp_path):
     assert card.data.base_model == "surgenet/surgenetxl"
     assert card.data.pipeline_tag == "image-classification"
     for expected in (
-        "| Dice | 0.5000 | 0.2500 to 0.7500, n = 7 videos, rough |\n| ASSD | 7.2500 | fewer than 5 videos: none |\n\n"
+        "| Dice | 0.5000 | 0.2500 to 0.7500, n = 7 videos, rough |\n| ASSD | 7.2500 | none: "
+        "fewer than 5 videos with a value, or no variation |\n\n"
         "Intervals: 95 % over videos.",
-        "split test (split protocol: official), 12 frames of 2 videos. Command:",
+        "split test (split protocol: official), 12 frames of 2 videos. Found 12 of the official 74 frames. Made by",
         "with an image-classification head for 3 classes",
         "12 frames of 2 videos",
         "96 x 96",
@@ -137,10 +139,10 @@ def test_finetuned_card(tmp_path):
         "- unknown: which videos trained this model is not recorded.",
     ):
         assert expected in card.text
-    results["data"]["selected"] = ["1"]
+    results["data"]["leakage"] = "1 of 2 videos trained this model (1)"
     (tmp_path / "results.json").write_text(json.dumps(results))
     card = finetuned_card(tmp_path / "model", "me/mine")
-    assert "2 videos. **This split selected the checkpoint, so the results are optimistic.** Command:" in card
+    assert "2 videos. **1 of 2 videos trained this model (1).** Found 12" in card
     check_layout(card)
     results["metrics"]["video_dice"] = 1.7
     (tmp_path / "results.json").write_text(json.dumps(results))

@@ -38,7 +38,7 @@ def test_spellings(spelling, name):
 def test_unknown_names_get_the_near_ones():
     with pytest.raises(ValueError, match="did you mean SurgeNet-RAMIE"):
         find_entry("SurgeNet-RAMY")
-    with pytest.raises(ValueError, match="There are SurgeNetXL, "):
+    with pytest.raises(ValueError, match="the names are SurgeNetXL, "):
         find_entry("resnet50")
 
 

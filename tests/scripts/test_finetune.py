@@ -357,3 +357,11 @@ def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_pa
                 *("--resume_from_checkpoint", "true"),
             ]
         )
+
+
+@pytest.mark.parametrize("script", ["finetune_phase", "finetune_segmentation"])
+def test_help_begins_with_what_the_script_does(script):
+    command = [sys.executable, str(SCRIPTS / f"{script}.py"), "--help"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    assert "Fine-tune a SurgeNet for" in printed
+    assert ("What differs from the authors' code" in printed) == (script == "finetune_phase")
