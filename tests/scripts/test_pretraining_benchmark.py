@@ -106,9 +106,9 @@ def test_end_to_end_counts_the_loading(dino_repo, capsys, monkeypatch, workers):
     """One process opens the frames, 100 ms each: of 8 batches a worker may have 2 ready, and no time is shorter."""
     open_image, at_work = Image.open, set()
 
-    def open_slowly(*args):
+    def open_slowly(*args, **options):
         time.sleep(0.1)
-        return open_image(*args)
+        return open_image(*args, **options)
 
     def step(batch):  # takes no time
         at_work.add(len(multiprocessing.active_children()))
