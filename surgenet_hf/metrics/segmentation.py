@@ -62,6 +62,7 @@ class SegmentationMetric(VideoMetric):
     - **`endovit_dice`, `endovit_iou`** (EndoViT). Per class, mean over the frames that have it in reference or
       prediction; then over classes. EndoViT's code includes the background.
     - **`atlas_dice`** (ATLAS-bench). Per class, mean over the frames that have it in the reference; then over classes.
+      ATLAS-bench counts a class that no frame has as 0; here it is left out.
     - **`surgenetdino_dice`** (SurgeNetDINO). As `video_dice`, but a class that is only predicted counts as 0.
       **`surgenetdino_hd95`**: the 95th percentile of both directions together, without missed classes; mean over the
       frames of a video with the class, then over classes, then over videos.
@@ -165,7 +166,8 @@ class SegmentationMetric(VideoMetric):
             "map_size": sorted({tuple(map(int, record.size)) for record in self.records}),
             "endovit": "per class, mean over the frames that have it in reference or prediction, then over classes; "
             "EndoViT's own code includes the background: compare endovit_*_with_background",
-            "atlas": "per class, mean over the frames that have it in the reference, then over classes",
+            "atlas": "per class, mean over the frames that have it in the reference, then over classes; a class that no "
+            "frame has is left out, where ATLAS-bench's code counts it as 0",
             "surgenetdino": "Dice: as video_dice, but predicted classes that are absent count as 0; HD95: 95th "
             "percentile of both directions together, without missed classes, mean over frames, classes, then videos",
         }

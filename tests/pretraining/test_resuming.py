@@ -15,7 +15,9 @@ import torch
 from transformers import AutoModel
 
 from surgenet_hf.checkpointing import lock_run
+from surgenet_hf.errors import UserError
 from surgenet_hf.pretraining import training
+from surgenet_hf.pretraining.arguments import parse_arguments
 from tests.checkpoints.files import OriginalTraining, save_content, tiny
 from tests.pretraining.running import (
     SCRIPT,
@@ -41,7 +43,9 @@ def test_finished_run_asked_again_writes_its_model_again(frames, whole_run, tmp_
 KILLED = """
 import os, runpy, signal, sys
 from surgenet_hf.checkpointing import lock_run
+from surgenet_hf.errors import UserError
 from surgenet_hf.pretraining import training
+from surgenet_hf.pretraining.arguments import parse_arguments
 
 step = training.training_step
 
@@ -215,6 +219,17 @@ def test_a_second_run_in_the_same_folder_is_refused(frames, tmp_path):
     with lock_run(tmp_path / "run"), pytest.raises(SystemExit, match="another run is writing to"):
         pretrain(frames, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_run_that_ended_since_the_start_is_not_overwritten(frames, whole_run, tmp_path):
+    """The checkpoint to resume is chosen before the folder is locked."""
+    waiting = training.Pretraining(
+        *parse_arguments(arguments(frames, tmp_path / "run", "--resume_from_checkpoint true"))
+    )
+    shutil.copytree(whole_run, tmp_path / "run")
+    with pytest.raises(UserError, match=r"another run has just ended in .*run: start this one again"):
+        waiting.train()
+    assert weights(tmp_path / "run").keys() == weights(whole_run).keys()
 
 
 def test_epoch_of_an_export_after_max_steps(frames, whole_run, tmp_path):
