@@ -166,8 +166,8 @@ class SegmentationMetric(VideoMetric):
             "map_size": sorted({tuple(map(int, record.size)) for record in self.records}),
             "endovit": "per class, mean over the frames that have it in reference or prediction, then over classes; "
             "EndoViT's own code includes the background: compare endovit_*_with_background",
-            "atlas": "per class, mean over the frames that have it in the reference, then over classes; a class that no "
-            "frame has is left out, where ATLAS-bench's code counts it as 0",
+            "atlas": "per class, mean over the frames that have it in the reference, then over classes; a class that "
+            "no frame has is left out, where ATLAS-bench's code counts it as 0",
             "surgenetdino": "Dice: as video_dice, but predicted classes that are absent count as 0; HD95: 95th "
             "percentile of both directions together, without missed classes, mean over frames, classes, then videos",
         }
