@@ -307,8 +307,8 @@ class Pretraining:
         if int(self.masked_in_a_row) >= MASKED_IN_A_ROW:
             raise TrainingStopped(
                 f"the last {int(self.masked_in_a_row)} steps up to {done} had gradients that are not finite, and were "
-                f"left out. The last good state is the last checkpoint in {self.output_dir}. Lower --lr, lengthen "
-                "--warmup_epochs, or take --bf16 instead of --fp16"
+                f"skipped. The checkpoints in {self.output_dir} hold the weights of before, which would lead here "
+                "again. Start a new run with a lower --lr, a longer --warmup_epochs, or --bf16 instead of --fp16"
             )
         problem = self.monitor.diagnose(measured) if measured else None
         if problem and done > self.dino.warmup_epochs * self.steps_per_epoch:
