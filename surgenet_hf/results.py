@@ -91,12 +91,12 @@ def _is_object(value) -> bool:
     return isinstance(value, dict)
 
 
-def _are_texts(value) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
 def _is_list_of(value, test) -> bool:
     return isinstance(value, list) and all(map(test, value))
+
+
+def _are_texts(value) -> bool:
+    return _is_list_of(value, _is_text)
 
 
 def _is_object_of_texts(value) -> bool:
