@@ -77,6 +77,12 @@ def fetch_checkpoint(name: str, local_files_only: bool = False) -> Path:
     return folder
 
 
+def model_folder(path: Path) -> Path:
+    """The folder of a model: `path`, or its subfolder `model` if it is the output folder of a run."""
+    is_run = not (path / "config.json").is_file() and (path / "model" / "config.json").is_file()
+    return path / "model" if is_run else path
+
+
 def find_source(model_name_or_path: str | None, config_name: str | None = None) -> str | SurgeNetConfig:
     """What the training scripts start from: a folder, a Hub repository, or a configuration for random weights.
 
@@ -96,9 +102,7 @@ def find_source(model_name_or_path: str | None, config_name: str | None = None) 
         return SurgeNetConfig(backbone=config_name)
     name, path = model_name_or_path, Path(model_name_or_path).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
-            path = path / "model"  # the output folder of a run
-        return str(path)
+        return str(model_folder(path))
     if path.is_file():
         raise ValueError(
             f"{name} is a file; what is needed is a folder with a model: convert the file with "

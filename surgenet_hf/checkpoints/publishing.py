@@ -32,7 +32,7 @@ from ..results import find_results, read_results_file
 from .cards import REVISION, checkpoint_card, finetuned_card, pretrained_card
 from .catalog import CatalogEntry
 from .conversion import build_image_processor
-from .loading import convert_entry, download_teacher, load_image_processor
+from .loading import convert_entry, download_teacher, load_image_processor, model_folder
 from .reading import check_finite, file_sha256, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def prepare_finetuned(
         FileNotFoundError, ValueError: `model_dir` is no folder with a SurgeNet model, its weights are not finite, its
             results.json is damaged, or it has no image processor and the config does not record the normalization.
     """
-    model_dir = Path(model_dir)
+    model_dir = model_folder(Path(model_dir))
     for name in ("config.json", "model.safetensors"):
         if not (model_dir / name).is_file():
             raise FileNotFoundError(f"{model_dir} holds no {name}; save model and image processor there first")

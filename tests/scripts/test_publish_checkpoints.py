@@ -66,6 +66,14 @@ def test_a_dry_run_works_offline(model, tmp_path, capsys, monkeypatch):
     assert "not compared with the files there: the Hub cannot be reached" in printed
 
 
+def test_the_output_folder_of_a_run_is_published(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    Path(model).rename(tmp_path / "model")
+    code, printed = run(["--model", str(tmp_path), "--repo_id", "me/mine"], capsys)
+    assert not code, printed
+    assert "prepared model.safetensors" in printed
+
+
 def test_weights_that_cannot_be_downloaded_are_named(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
