@@ -10,7 +10,7 @@ import argparse
 
 import numpy as np
 
-from surgenet_hf.statistics import MIN_VIDEOS, bootstrap_interval, mean_draws, student_interval
+from surgenet_hf.evaluation.statistics import MIN_VIDEOS, bootstrap_interval, mean_draws, student_interval
 
 DISTRIBUTIONS = {
     "Dice-like": (lambda rng, n: rng.beta(8, 3, n), 8 / 11),

@@ -7,9 +7,9 @@ python scripts/benchmark_pretraining.py --batch_size 64 --dataloader_num_workers
 
 import sys
 
-from surgenet_hf.arguments import ArgumentParser
-from surgenet_hf.pretraining.augmentation import CropConfig
+from surgenet_hf.cli.arguments import ArgumentParser
 from surgenet_hf.pretraining.benchmark import BenchmarkArguments, run_benchmark
+from surgenet_hf.pretraining.frames.crops import CropConfig
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from surgenet_hf.arguments import ArgumentParser
-from surgenet_hf.comparison import compare, markdown_table, paired_table
+from surgenet_hf.cli.arguments import ArgumentParser
+from surgenet_hf.evaluation.compare import compare, markdown_table, paired_table
+from surgenet_hf.evaluation.results import read_results
+from surgenet_hf.evaluation.statistics import MIN_VIDEOS
 from surgenet_hf.figures import blob_figure, radar_figure, save_both
-from surgenet_hf.results import read_results
-from surgenet_hf.statistics import MIN_VIDEOS
 
 
 @dataclass

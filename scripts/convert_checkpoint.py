@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from surgenet_hf import convert_checkpoint
-from surgenet_hf.arguments import ArgumentParser
+from surgenet_hf.cli.arguments import ArgumentParser
 
 
 @dataclass

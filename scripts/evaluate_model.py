@@ -19,12 +19,13 @@ from transformers import (
 )
 
 import surgenet_hf  # noqa: F401  (makes the Auto classes know our models)
-from surgenet_hf.arguments import BACKGROUND_HELP, ArgumentParser
-from surgenet_hf.checkpoints.loading import find_source, load_image_processor
+from surgenet_hf.cli.arguments import BACKGROUND_HELP, ArgumentParser
 from surgenet_hf.data import NAMES, load_classification, load_segmentation
-from surgenet_hf.evaluation import evaluate, recorded_seed, write_results
+from surgenet_hf.evaluation.evaluate import evaluate, recorded_seed, write_results
+from surgenet_hf.evaluation.reporting import summary, write_figures
+from surgenet_hf.image_processing import load_image_processor
+from surgenet_hf.models import find_source
 from surgenet_hf.privacy import mask_tokens
-from surgenet_hf.reporting import summary, write_figures
 
 TASKS = {
     "SurgeNetForSemanticSegmentation": (AutoModelForSemanticSegmentation, load_segmentation),

@@ -20,7 +20,6 @@ from pathlib import Path
 from transformers import IntervalStrategy, set_seed
 
 from surgenet_hf import SurgeNetForPhaseRecognition, SurgeNetModel
-from surgenet_hf.checkpoints.loading import load_image_processor, load_model
 from surgenet_hf.data import load_classification
 from surgenet_hf.finetuning import phase
 from surgenet_hf.finetuning.classification import build_model, classification_loss, finetune
@@ -38,6 +37,8 @@ from surgenet_hf.finetuning.training import (
     source_of,
     stage_arguments,
 )
+from surgenet_hf.image_processing import load_image_processor
+from surgenet_hf.models import load_model
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from surgenet_hf.checkpoints.catalog import find_entry
 from surgenet_hf.checkpoints.inspection import inspect_checkpoint
-from surgenet_hf.checkpoints.loading import download_teacher
+from surgenet_hf.models import download_teacher
 from surgenet_hf.privacy import mask_tokens
 
 

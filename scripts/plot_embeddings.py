@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from surgenet_hf.arguments import ArgumentParser
-from surgenet_hf.checkpoints.loading import find_source, load_image_processor
+from surgenet_hf.atomic import replacing
+from surgenet_hf.cli.arguments import ArgumentParser
 from surgenet_hf.data import NAMES
-from surgenet_hf.embeddings import POOLED, embed_frames, has_phases, load_backbone, load_frames
 from surgenet_hf.figures import feature_figure, save_both, scatter_figure, tsne
-from surgenet_hf.files import replacing
+from surgenet_hf.image_processing import load_image_processor
+from surgenet_hf.inference.embeddings import POOLED, embed_frames, has_phases, load_backbone, load_frames
+from surgenet_hf.models import find_source
 from surgenet_hf.privacy import mask_tokens
 
 GROUPS = {"dataset": "data set", "video": "video", "phase": "phase"}

@@ -11,8 +11,8 @@ result, and shards/index.parquet likewise: datasets.load_dataset("webdataset", d
 import sys
 from dataclasses import dataclass, field
 
-from surgenet_hf.arguments import ArgumentParser
-from surgenet_hf.data.shards import INDEX, REPORT, UNMATCHED, FrameOptions, prepare_frames
+from surgenet_hf.cli.arguments import ArgumentParser
+from surgenet_hf.preparation.shards import INDEX, REPORT, UNMATCHED, FrameOptions, prepare_frames
 
 
 @dataclass

@@ -15,7 +15,7 @@ videos.
 import sys
 
 from surgenet_hf.pretraining.arguments import parse_arguments
-from surgenet_hf.pretraining.training import Pretraining
+from surgenet_hf.pretraining.run import Pretraining
 from surgenet_hf.privacy import mask_tokens
 
 

@@ -14,10 +14,10 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.checkpoints.catalog import CATALOG, NAMESPACE, find_entry
-from surgenet_hf.checkpoints.publishing import Outcome, check_login, publish_checkpoints, publish_finetuned
+from surgenet_hf.cli.arguments import ArgumentParser
 from surgenet_hf.privacy import mask_tokens
+from surgenet_hf.publishing.repositories import Outcome, check_login, publish_checkpoints, publish_finetuned
 
 
 @dataclass

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
 
-from surgenet_hf.arguments import ArgumentParser
-from surgenet_hf.checkpoints.publishing import check_login, publish_folder
+from surgenet_hf.cli.arguments import ArgumentParser
+from surgenet_hf.publishing.repositories import check_login, publish_folder
 
 ROOT = Path(__file__).parents[1]
 SUFFIXES = (".css", ".jpg", ".md", ".mp4", ".png", ".py", ".txt", ".typed")  # of the files of app and package

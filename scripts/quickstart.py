@@ -26,16 +26,16 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import TrainingArguments, set_seed
 
 from surgenet_hf import SurgeNetConfig
-from surgenet_hf.arguments import ArgumentParser
 from surgenet_hf.checkpoints.catalog import find_entry
-from surgenet_hf.checkpoints.loading import TINY, fetch_checkpoint, find_source
+from surgenet_hf.cli.arguments import ArgumentParser
 from surgenet_hf.data import load_segmentation
-from surgenet_hf.evaluation import check_saved_model, evaluate, majority_class_baseline, write_results
+from surgenet_hf.evaluation.evaluate import check_saved_model, evaluate, majority_class_baseline, write_results
+from surgenet_hf.evaluation.reporting import comparison_table, draw_segmentation
 from surgenet_hf.figures import save_figure
 from surgenet_hf.finetuning.segmentation import build_model, finetune
 from surgenet_hf.finetuning.training import running, trained_model
+from surgenet_hf.models import TINY, fetch_checkpoint, find_source
 from surgenet_hf.privacy import mask_tokens
-from surgenet_hf.reporting import comparison_table, draw_segmentation
 
 DEFAULT_MODEL = "SurgeNetXL"
 

@@ -6,9 +6,9 @@ python scripts/render_cards.py
 from argparse import ArgumentParser
 from pathlib import Path
 
-from surgenet_hf.checkpoints.cards import checkpoint_card
+from surgenet_hf.atomic import write_file
 from surgenet_hf.checkpoints.catalog import CATALOG
-from surgenet_hf.files import write_file
+from surgenet_hf.publishing.cards import checkpoint_card
 
 HUB_CARDS = Path(__file__).parents[1] / "hub_cards"
 

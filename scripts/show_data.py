@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 
-from surgenet_hf.arguments import ArgumentParser
+from surgenet_hf.cli.arguments import ArgumentParser
 from surgenet_hf.data import CLASSIFICATION, SEGMENTATION, load_classification, load_segmentation
 from surgenet_hf.data.show import show
 from surgenet_hf.figures import save_figure

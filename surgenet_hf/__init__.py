@@ -15,10 +15,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from .checkpoints.conversion import convert_checkpoint, image_processor_for
-from .checkpoints.loading import fetch_checkpoint, load_checkpoint
+from .checkpoints.conversion import convert_checkpoint
 from .configuration_surgenet import SurgeNetConfig
 from .configuration_surgenet_phase import SurgeNetPhaseConfig
+from .image_processing import image_processor_for
 from .modeling_surgenet import (
     SurgeNetBackbone,
     SurgeNetForImageClassification,
@@ -26,6 +26,7 @@ from .modeling_surgenet import (
     SurgeNetModel,
 )
 from .modeling_surgenet_phase import SurgeNetForPhaseRecognition
+from .models import fetch_checkpoint, load_checkpoint
 
 AutoConfig.register("surgenet", SurgeNetConfig, exist_ok=True)
 AutoConfig.register("surgenet_phase", SurgeNetPhaseConfig, exist_ok=True)

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .atomic import replacing, sync_folder
 from .checkpoints.reading import file_sha256
 from .errors import UserError
-from .files import replacing, sync_folder
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 import pytest
 from transformers import TrainingArguments
 
-from surgenet_hf.arguments import ArgumentParser
+from surgenet_hf.cli.arguments import ArgumentParser
 from surgenet_hf.finetuning.training import SurgeNetTrainingArguments
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from surgenet_hf.evaluation import measure, write_results
+from surgenet_hf.evaluation.evaluate import measure, write_results
 from surgenet_hf.metrics import SegmentationMetric
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

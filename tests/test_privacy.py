@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgenet_hf.checkpoints.catalog import find_entry, leakage_note
+from surgenet_hf.evaluation.results import SCHEMA
 from surgenet_hf.privacy import (
     Sanitizer,
     check_no_tokens,
@@ -18,7 +19,6 @@ from surgenet_hf.privacy import (
     sanitize_results,
     video_hashes,
 )
-from surgenet_hf.results import SCHEMA
 
 TOKEN = "hf_" + "AbCdEfGh01" * 4
 

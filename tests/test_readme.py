@@ -13,10 +13,11 @@ from PIL import Image
 
 import surgenet_hf
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
-from surgenet_hf.checkpoints import catalog, publishing
+from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS, find_entry
-from surgenet_hf.checkpoints.conversion import build_image_processor
 from surgenet_hf.data import CLASSIFICATION, SEGMENTATION
+from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.publishing import repositories as publishing
 from tests.checkpoints.files import original, tiny
 
 ROOT = Path(__file__).parents[1]

@@ -11,12 +11,14 @@ from huggingface_hub import cached_assets_path, constants
 from transformers import TrainerCallback, TrainingArguments
 
 from surgenet_hf import SurgeNetConfig, SurgeNetForImageClassification, SurgeNetForPhaseRecognition, __version__
-from surgenet_hf.checkpoints.conversion import build_image_processor, save_converted
-from surgenet_hf.checkpoints.loading import TINY
+from surgenet_hf.checkpoints.conversion import save_converted
 from surgenet_hf.configuration_surgenet_phase import SurgeNetPhaseConfig
-from surgenet_hf.data import endoscapes_cvs, load_segmentation
-from surgenet_hf.data.synthetic_phases import PHASES
+from surgenet_hf.data import load_segmentation
+from surgenet_hf.data.sets import endoscapes_cvs
+from surgenet_hf.data.sets.synthetic_phases import PHASES
 from surgenet_hf.finetuning.segmentation import build_model, finetune
+from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.models import TINY
 
 logger = logging.getLogger(__name__)
 TRAINED, CVS, STEPS, FRAMES = "demo", "demo-cvs", "demo-phase-frames", "demo-phases"

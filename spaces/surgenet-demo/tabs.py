@@ -1,4 +1,4 @@
-"""What the tabs do: uploads in, predictions by `surgenet_hf.evaluation`, pictures by `surgenet_hf.figures`.
+"""What the tabs do: uploads in, predictions by `surgenet_hf.evaluation.evaluate`, pictures by `surgenet_hf.figures`.
 
 Nothing is kept between calls: each is a function of its arguments and a model. Uploads come as gradio describes them
 (`preprocess=False`), to be checked before anything opens them. Their docstrings are the documentation
@@ -18,8 +18,7 @@ from media import MAX_FRAMES, Refused, check_video, film, read_frames, read_imag
 from models import ModelStore
 from PIL import Image
 
-from surgenet_hf.data import endoscapes_cvs
-from surgenet_hf.evaluation import predict, predict_scores, predict_segmentation, stream_phases
+from surgenet_hf.data.sets import endoscapes_cvs
 from surgenet_hf.figures.features import pca_to_rgb
 from surgenet_hf.figures.web import (
     bars_html,
@@ -30,6 +29,7 @@ from surgenet_hf.figures.web import (
     phase_picture,
     ribbon_html,
 )
+from surgenet_hf.inference.prediction import predict, predict_scores, predict_segmentation, stream_phases
 
 SHOWN_EVERY = 0.3  # seconds between two looks at a clip under way
 PROGRESS = gr.Progress()  # as a default; each call gets one of its own from gradio

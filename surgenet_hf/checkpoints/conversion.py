@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, SegformerImageProcessor
+from transformers import SegformerImageProcessor
 
 from ..configuration_surgenet import SurgeNetConfig
-from ..errors import UserError
+from ..image_processing import IMAGE_SIZE, image_processor_for
 from ..modeling_surgenet import (
     SurgeNetForImageClassification,
     SurgeNetForSemanticSegmentation,
@@ -26,7 +26,6 @@ from .reading import CheckpointFile, check_finite, plain, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SIZE = 224  # pixels, of pretraining
 TASKS = {
     "backbone": SurgeNetModel,
     "image-classification": SurgeNetForImageClassification,
@@ -240,41 +239,6 @@ def _is_close(found: list, known: tuple) -> bool:
         return np.shape(found) == np.shape(known) and np.allclose(np.asarray(found, dtype=float), known, atol=1e-4)
     except (TypeError, ValueError):  # not numbers, or not as many means as standard deviations
         return False
-
-
-def image_processor_for(
-    model: PreTrainedModel | PreTrainedConfig, image_size: int = IMAGE_SIZE
-) -> SegformerImageProcessor:
-    """Build the image processor that belongs to a model, with the normalization recorded in its config.
-
-    Args:
-        model: a SurgeNet model, or its config. `config.pretraining["statistics"]` names the normalization.
-        image_size: height and width in pixels that frames are resized to.
-
-    Raises:
-        UserError: the config does not name a known normalization.
-    """
-    config = getattr(model, "config", model)
-    found = (getattr(config, "pretraining", None) or {}).get("statistics")
-    if found not in STATISTICS:
-        raise UserError(
-            f"the config of {config.name_or_path or 'the model'} does not record the normalization of its weights: "
-            f'pretraining["statistics"] is {found!r}, expected one of {", ".join(STATISTICS)}. If you know it, build '
-            'the image processor with build_image_processor("surgenet") or ("imagenet") of '
-            "surgenet_hf.checkpoints.conversion, and save it in the folder of the model"
-        )
-    return build_image_processor(found, image_size)
-
-
-def build_image_processor(statistics: str = "surgenet", image_size: int = IMAGE_SIZE) -> SegformerImageProcessor:
-    """The image processor of a SurgeNet model: RGB, resize to a square of `image_size` pixels, normalise."""
-    mean, std = STATISTICS[statistics]
-    return SegformerImageProcessor(
-        do_convert_rgb=True,
-        size={"height": image_size, "width": image_size},
-        image_mean=list(mean),
-        image_std=list(std),
-    )
 
 
 def _identify(checkpoint: CheckpointFile) -> tuple[str, str]:

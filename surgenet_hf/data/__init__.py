@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
-from . import (
+from .classification import ClassificationData
+from .segmentation import SegmentationData, palette
+from .sets import (
     autolaparo,
     cholec80,
     cholecseg8k,
@@ -18,8 +20,6 @@ from . import (
     synthetic,
     synthetic_phases,
 )
-from .classification import ClassificationData
-from .segmentation import SegmentationData, palette
 
 __all__ = ["ClassificationData", "SegmentationData", "class_colors", "load_classification", "load_segmentation"]
 
@@ -70,8 +70,8 @@ def load_classification(name: str, data_dir: str | Path | None = None, **kwargs)
 
     Args:
         name: "synthetic-phases", "endoscapes-cvs", "cholec80-phase", "cholec80-tools", "autolaparo", "csv" or
-            "videos" (the last two: `surgenet_hf.data.own`); what each expects in `data_dir` is in the docstring of its
-            module.
+            "videos" (the last two: `surgenet_hf.data.sets.own`); what each expects in `data_dir` is in the
+            docstring of its module.
         data_dir: where the data lies. "synthetic-phases" takes it as the place to write to and needs none.
         kwargs: passed on to `load` of the module.
 

@@ -7,8 +7,8 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 
 from ..figures.overlays import _legend_patch, _write_ids, paint
+from ..rng import generator
 from .classification import SINGLE, ClassificationData
-from .sampling import generator
 from .segmentation import SegmentationData
 
 COLUMNS = 4

@@ -7,7 +7,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
-from ..files import replacing
+from ..atomic import replacing
 
 # Okabe and Ito's palette, made to be told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/):
 # dark grey for black, yellow last, as it is faint on white. A marker, dash or hatch of its own goes with each colour.

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from ..data.sampling import generator
+from ..rng import generator
 
 # smallest side of the crop, and largest change of brightness and contrast, as shares; largest rotation in degrees
 STRENGTHS = {"light": (0.7, 0.2, 0), "strong": (0.5, 0.4, 15)}

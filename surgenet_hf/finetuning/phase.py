@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, TrainingArguments
 
+from ..atomic import replacing
 from ..data import ClassificationData
 from ..data.identity import digest, frames_key
-from ..evaluation import predict, video_ranges
-from ..files import replacing
+from ..inference.prediction import predict, video_ranges
 from ..metrics import PhaseMetric
 from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition, phase_loss
 from .training import SurgeNetTrainer, balanced_weights

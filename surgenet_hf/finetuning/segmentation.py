@@ -13,11 +13,11 @@ from transformers import (
 )
 
 from ..checkpoints.catalog import RANDOM_WEIGHTS
-from ..checkpoints.conversion import build_image_processor
-from ..checkpoints.loading import load_image_processor, load_model
 from ..data import SegmentationData
+from ..image_processing import build_image_processor, load_image_processor
 from ..leakage import start_record
 from ..metrics import SegmentationMetric
+from ..models import load_model
 from .frames import Frames
 from .training import SetEpoch, SurgeNetTrainer, balanced_weights
 
@@ -79,7 +79,7 @@ def finetune(
     """Train on the train split; Trainer's own evaluation, if asked for, runs on the validation split.
 
     That evaluation is at the processor's size and serves to choose checkpoints ("eval_pooled_dice"); reported
-    numbers come from `surgenet_hf.evaluation`.
+    numbers come from `surgenet_hf.evaluation.evaluate`.
 
     Args:
         model, processor: as `build_model` gives them.

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..arguments import BACKGROUND_HELP, NO_TOKEN, ArgumentParser
+from ..atomic import write_file
 from ..checkpointing import (
     RECORD,
     RESUME,
@@ -43,18 +43,18 @@ from ..checkpointing import (
     resume_point,
     write_record,
 )
-from ..checkpoints.loading import find_source
-from ..checkpoints.publishing import check_login, push_model
 from ..checkpoints.reading import check_finite
+from ..cli.arguments import BACKGROUND_HELP, NO_TOKEN, ArgumentParser
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
 from ..data import NAMES
 from ..data.identity import data_identity
 from ..errors import UserError
-from ..evaluation import evaluate, write_results
-from ..files import write_file
+from ..evaluation.evaluate import evaluate, write_results
+from ..evaluation.reporting import summary, write_figures
 from ..leakage import record_finetuning
+from ..models import find_source
 from ..privacy import mask_tokens
-from ..reporting import summary, write_figures
+from ..publishing.repositories import check_login, push_model
 
 logger = logging.get_logger(__name__)
 

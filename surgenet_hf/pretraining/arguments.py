@@ -3,14 +3,14 @@
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from ..arguments import ArgumentParser
 from ..checkpointing import read_record, resume_point
-from ..checkpoints.dino import DinoCheckpoint, read_dino_checkpoint
+from ..checkpoints.facebook_dino import DinoCheckpoint, read_dino_checkpoint
+from ..cli.arguments import ArgumentParser
 from ..configuration_surgenet import BACKBONES
-from .augmentation import CropConfig
-from .method import SMALL, DinoConfig
+from .dino.method import SMALL, DinoConfig
+from .frames.crops import CropConfig
+from .frames.sources import FrameArguments
 from .original import crop_settings, dino_settings
-from .sources import FrameArguments
 
 PRESETS = {"surgenet": {}, "small": SMALL}
 # of `PretrainingArguments`, what the losses of a run depend on

@@ -18,19 +18,19 @@ import torch
 from PIL import Image
 
 from ..checkpoints.catalog import STATISTICS
-from ..checkpoints.loading import find_source
 from ..configuration_surgenet import BACKBONES
-from ..data import synthetic
-from ..data.sampling import generator
+from ..data.sets import synthetic
+from ..fast_gradients import speed_up
 from ..modeling_surgenet import SurgeNetModel
-from .augmentation import CropConfig, crop_frame, draw_crops, normalize
-from .cpu import speed_up
-from .device_augmentation import crop_batch
-from .feed import Feed
-from .frames import collate, unpack_images
-from .method import DinoConfig, DinoModel, build_optimizer, build_schedules, compute_loss, training_step
+from ..models import find_source
+from ..rng import generator
+from .dino.method import DinoConfig, DinoModel, build_optimizer, build_schedules, compute_loss, training_step
+from .frames.crops import CropConfig, crop_frame, draw_crops, normalize
+from .frames.device_crops import crop_batch
+from .frames.loader import Feed
+from .frames.ordering import collate, unpack_images
+from .frames.sources import FrameArguments
 from .original_loop import OriginalLoop, original_modules, single_process
-from .sources import FrameArguments
 
 PARTS = ("decode", "crops", "forward_backward", "step", "end_to_end")
 PREFETCH = 2  # batches that each worker of a DataLoader has begun or holds ready

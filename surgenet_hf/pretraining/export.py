@@ -9,11 +9,11 @@ from pathlib import Path
 from transformers import SegformerImageProcessor
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from ..checkpoints.cards import pretrained_card
+from ..atomic import sync_folder
 from ..checkpoints.catalog import RANDOM_WEIGHTS, pretraining_name
 from ..checkpoints.reading import check_finite
-from ..files import sync_folder
 from ..modeling_surgenet import SurgeNetModel
+from ..publishing.cards import pretrained_card
 
 FILES = ("config.json", "preprocessor_config.json", "README.md", "model.safetensors")  # in the order of replacement
 

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from ..files import replacing
+from ..atomic import replacing
 
 
 class History:

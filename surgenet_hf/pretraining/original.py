@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
+from ..atomic import replacing
 from ..checkpoints.catalog import STATISTICS
-from ..checkpoints.dino import (
+from ..checkpoints.facebook_dino import (
     OPTIMIZER_OPTIONS,
     DinoCheckpoint,
     backbone_sizes,
@@ -24,9 +25,8 @@ from ..checkpoints.dino import (
 )
 from ..checkpoints.reading import check_finite, plain
 from ..errors import UserError
-from ..files import replacing
-from .augmentation import CropConfig
-from .method import DinoConfig, DinoModel, DinoNetwork
+from .dino.method import DinoConfig, DinoModel, DinoNetwork
+from .frames.crops import CropConfig
 
 _HEAD_FIELDS = ("out_dim", "hidden_dim", "bottleneck_dim", "head_layers", "use_bn_in_head", "norm_last_layer")
 _CROP_FIELDS = (

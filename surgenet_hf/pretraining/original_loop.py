@@ -13,9 +13,9 @@ from PIL import Image
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from ..checkpoints.loading import find_source
 from ..modeling_surgenet import SurgeNetModel
-from .augmentation import CropConfig
+from ..models import find_source
+from .frames.crops import CropConfig
 
 
 class OriginalLoop:

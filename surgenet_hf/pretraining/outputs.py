@@ -2,17 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from ..checkpoints.conversion import build_image_processor
-from ..checkpoints.publishing import push_model
 from ..data import CLASSIFICATION, SEGMENTATION, load_classification, load_segmentation
+from ..evaluation.probes import knn_accuracy
 from ..figures import save_figure
 from ..figures.pretraining import pretraining_figure
+from ..image_processing import build_image_processor
+from ..publishing.repositories import push_model
 from .export import export_teacher
-from .knn import knn_accuracy
 from .original import save_dino_checkpoint
 
 if TYPE_CHECKING:
-    from .training import Pretraining
+    from .run import Pretraining
 
 KNN_FRAMES = 5000  # of each split at most: more change the figure little and cost minutes an epoch
 

@@ -11,15 +11,15 @@ from safetensors import SafetensorError
 from ..checkpointing import compare_records, read_record
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..checkpoints.conversion import choose_statistics
-from ..checkpoints.dino import DinoCheckpoint, backbone_config
-from ..checkpoints.loading import find_source
+from ..checkpoints.facebook_dino import DinoCheckpoint, backbone_config
 from ..configuration_surgenet import SurgeNetConfig
 from ..modeling_surgenet import SurgeNetModel
+from ..models import find_source
 from .arguments import PretrainingArguments
 from .original import load_dino_checkpoint
 
 if TYPE_CHECKING:
-    from .training import Pretraining
+    from .run import Pretraining
 
 DEFAULT_BACKBONE = "caformer_s18"
 

@@ -15,7 +15,7 @@ from ..checkpointing import (
     list_checkpoints,
     write_record,
 )
-from .method import DinoModel
+from .dino.method import DinoModel
 
 WEIGHTS = "model.safetensors"
 

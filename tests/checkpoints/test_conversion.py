@@ -15,14 +15,10 @@ from surgenet_hf import (
     image_processor_for,
 )
 from surgenet_hf.checkpoints import catalog
-from surgenet_hf.checkpoints.conversion import (
-    build_image_processor,
-    parameter_map,
-    save_converted,
-    to_original_state_dict,
-)
+from surgenet_hf.checkpoints.conversion import parameter_map, save_converted, to_original_state_dict
 from surgenet_hf.checkpoints.reading import file_sha256
 from surgenet_hf.errors import UserError
+from surgenet_hf.image_processing import build_image_processor
 from tests.checkpoints.files import original, save_dino, tiny
 
 BACKBONES = ["caformer_s18", "convnextv2_tiny", "pvt_v2_b2"]

@@ -19,7 +19,7 @@ from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from surgenet_hf import SurgeNetForImageClassification, SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints.conversion import convert_checkpoint
-from surgenet_hf.checkpoints.dino import read_dino_checkpoint
+from surgenet_hf.checkpoints.facebook_dino import read_dino_checkpoint
 from surgenet_hf.checkpoints.inspection import inspect_checkpoint
 from surgenet_hf.checkpoints.reading import check_finite, read_checkpoint
 from surgenet_hf.errors import UserError

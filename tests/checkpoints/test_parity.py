@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from surgenet_hf import SurgeNetBackbone, SurgeNetModel, convert_checkpoint
-from surgenet_hf.checkpoints.conversion import build_image_processor, save_converted, to_original_state_dict
+from surgenet_hf.checkpoints.conversion import save_converted, to_original_state_dict
+from surgenet_hf.image_processing import build_image_processor
 from tests.goldens import fill
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

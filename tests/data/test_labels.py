@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from surgenet_hf.data import load_classification
-from surgenet_hf.data.frame_list import FrameList
 from surgenet_hf.data.labels import read_classes, read_table
+from surgenet_hf.preparation.frame_list import FrameList
 
 
 def _csv(tmp_path, content):

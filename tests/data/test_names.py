@@ -8,10 +8,10 @@ from PIL import Image
 from surgenet_hf.data import load_classification, load_segmentation
 from surgenet_hf.data.classification import SINGLE, FrameSample
 from surgenet_hf.data.classification import build_splits as build_classification
-from surgenet_hf.data.extraction import scan_videos
 from surgenet_hf.data.names import check_no_overlap, frame_number
 from surgenet_hf.data.segmentation import Sample, build_splits, lookup_table
-from surgenet_hf.data.shards import prepare_frames
+from surgenet_hf.preparation.extraction import scan_videos
+from surgenet_hf.preparation.shards import prepare_frames
 
 LOOK_ALIKES = [
     ("video1", "video1\u200b"),  # zero-width space

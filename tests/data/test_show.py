@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from surgenet_hf.data import synthetic
+from surgenet_hf.data.sets import synthetic
 from surgenet_hf.data.show import choose_frames, show
 
 

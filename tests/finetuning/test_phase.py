@@ -8,11 +8,11 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from surgenet_hf import SurgeNetForPhaseRecognition, SurgeNetPhaseConfig
-from surgenet_hf.checkpoints.conversion import build_image_processor
 from surgenet_hf.data import ClassificationData, load_classification
 from surgenet_hf.data.classification import SINGLE, FrameSample, build_splits
 from surgenet_hf.finetuning import classification
 from surgenet_hf.finetuning.phase import VideoFeatures
+from surgenet_hf.image_processing import build_image_processor
 from tests.checkpoints.files import tiny
 
 

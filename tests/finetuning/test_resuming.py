@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from surgenet_hf.checkpointing import lock_run
 from surgenet_hf.data import load_segmentation
 from surgenet_hf.finetuning.training import SurgeNetTrainer
-from tests.scripts import load_script
+from tests.cli import load_script
 
 main = load_script("finetune_segmentation").main
 EPOCHS, STEPS = 3, 3  # of two frames each

@@ -8,11 +8,11 @@ from transformers import TrainingArguments
 
 from surgenet_hf import SurgeNetConfig
 from surgenet_hf.data import SegmentationData
-from surgenet_hf.data.sampling import generator
 from surgenet_hf.finetuning import frames as frames_module
 from surgenet_hf.finetuning.frames import Frames, augment_frame
 from surgenet_hf.finetuning.segmentation import build_model, finetune
 from surgenet_hf.metrics import SegmentationMetric
+from surgenet_hf.rng import generator
 
 TINY = SurgeNetConfig(
     depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 64, 96], pyramid_channels=32, segmentation_channels=64

@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from surgenet_hf import SurgeNetConfig, SurgeNetForSemanticSegmentation
 from surgenet_hf.checkpointing import write_record
-from surgenet_hf.data.synthetic import load as load_synthetic
+from surgenet_hf.data.sets.synthetic import load as load_synthetic
 from surgenet_hf.errors import UserError
 from surgenet_hf.finetuning.segmentation import build_model, finetune, pixel_weights, segmentation_loss
 from surgenet_hf.finetuning.training import (

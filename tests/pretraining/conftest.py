@@ -4,7 +4,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from surgenet_hf.data import synthetic
+from surgenet_hf.data.sets import synthetic
 from tests.pretraining.running import NUM_FRAMES, pretrain
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.scripts import load_script
+from tests.cli import load_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_dino.py"
 

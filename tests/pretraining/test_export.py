@@ -11,10 +11,10 @@ from transformers import AutoImageProcessor, AutoModel
 
 from surgenet_hf import SurgeNetModel
 from surgenet_hf.checkpoints.catalog import RANDOM_WEIGHTS, leakage_note
-from surgenet_hf.checkpoints.conversion import build_image_processor
+from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.pretraining import export
+from surgenet_hf.pretraining.dino.method import DinoConfig, DinoModel
 from surgenet_hf.pretraining.export import FILES, describe_pretraining, export_teacher
-from surgenet_hf.pretraining.method import DinoConfig, DinoModel
 
 HEAD = {"out_dim": 4, "hidden_dim": 8, "bottleneck_dim": 4}
 

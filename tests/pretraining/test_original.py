@@ -9,16 +9,11 @@ import torch
 
 from surgenet_hf import SurgeNetModel
 from surgenet_hf.checkpoints.conversion import choose_statistics, to_original_state_dict
-from surgenet_hf.checkpoints.dino import backbone_config, read_dino_checkpoint
+from surgenet_hf.checkpoints.facebook_dino import backbone_config, read_dino_checkpoint
 from surgenet_hf.checkpoints.reading import file_sha256
 from surgenet_hf.configuration_surgenet import BACKBONES
-from surgenet_hf.pretraining.method import DinoConfig, DinoModel, parameter_groups
-from surgenet_hf.pretraining.original import (
-    crop_settings,
-    dino_settings,
-    load_dino_checkpoint,
-    save_dino_checkpoint,
-)
+from surgenet_hf.pretraining.dino.method import DinoConfig, DinoModel, parameter_groups
+from surgenet_hf.pretraining.original import crop_settings, dino_settings, load_dino_checkpoint, save_dino_checkpoint
 from tests.checkpoints.files import GOLDENS, OriginalTraining, save_content, tiny
 
 ARGS = {"lr": 5e-4, "epochs": 50, "warmup_epochs": 10}

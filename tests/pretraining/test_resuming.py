@@ -16,9 +16,10 @@ from transformers import AutoModel
 
 from surgenet_hf.checkpointing import lock_run
 from surgenet_hf.errors import UserError
-from surgenet_hf.pretraining import training
+from surgenet_hf.pretraining import run as training
 from surgenet_hf.pretraining.arguments import parse_arguments
 from tests.checkpoints.files import OriginalTraining, save_content, tiny
+from tests.cli import load_script
 from tests.pretraining.running import (
     SCRIPT,
     STEPS_PER_EPOCH,
@@ -28,7 +29,6 @@ from tests.pretraining.running import (
     pretrain,
     weights,
 )
-from tests.scripts import load_script
 
 
 def test_finished_run_asked_again_writes_its_model_again(frames, whole_run, tmp_path):

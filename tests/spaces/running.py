@@ -17,9 +17,9 @@ from surgenet_hf import (
     SurgeNetForSemanticSegmentation,
     SurgeNetModel,
 )
-from surgenet_hf.checkpoints.conversion import build_image_processor
 from surgenet_hf.configuration_surgenet_phase import SurgeNetPhaseConfig
-from surgenet_hf.data.endoscapes_cvs import LABELS as CRITERIA
+from surgenet_hf.data.sets.endoscapes_cvs import LABELS as CRITERIA
+from surgenet_hf.image_processing import build_image_processor
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 ROOT = Path(__file__).parents[2]

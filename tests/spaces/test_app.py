@@ -15,8 +15,8 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from surgenet_hf import SurgeNetForSemanticSegmentation
-from surgenet_hf.checkpoints.conversion import build_image_processor
-from surgenet_hf.evaluation import predict_segmentation
+from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.inference.prediction import predict_segmentation
 from tests.spaces.running import DEMO, HOSTILE, LABELS, start, stop
 
 EXAMPLES = sorted((DEMO / "examples").glob("frame_*.jpg"))

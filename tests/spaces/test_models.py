@@ -8,7 +8,7 @@ import torch
 
 from surgenet_hf import SurgeNetForSemanticSegmentation
 from surgenet_hf.checkpoints.catalog import CATALOG
-from surgenet_hf.data import cholecseg8k, dsad, endoscapes, synthetic
+from surgenet_hf.data.sets import cholecseg8k, dsad, endoscapes, synthetic
 from tests.spaces import running
 
 import demo  # isort: skip

@@ -22,10 +22,10 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from surgenet_hf import SurgeNetForSemanticSegmentation
-from surgenet_hf.checkpoints.conversion import build_image_processor
-from surgenet_hf.checkpoints.publishing import MARKER
+from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.publishing.repositories import MARKER
 from tests.checkpoints.files import tiny
-from tests.scripts import load_script
+from tests.cli import load_script
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "push_space.py"
@@ -268,7 +268,7 @@ def test_stray_files_stay_here(tmp_path, monkeypatch):
     built = contents(tmp_path / "clean")
     assert b"password" not in built.values()
     assert {"app.py", "style.css", "requirements.txt", "surgenet_hf/py.typed", "LICENSE"} <= built.keys()
-    assert {"surgenet_hf/checkpoints/card_template.md", "examples/clip_1.mp4"} <= built.keys()
+    assert {"surgenet_hf/publishing/card_template.md", "examples/clip_1.mp4"} <= built.keys()
 
 
 def test_another_folder_is_not_replaced(hub, client, tmp_path, capsys):

@@ -1,0 +1,107 @@
+"""AutoLaparo, task 1: 21 videos of laparoscopic hysterectomy with surgical phases.
+
+Citation: Wang et al., "AutoLaparo: A New Dataset of Integrated Multi-tasks for Image-guided Surgical Automation in
+Laparoscopic Hysterectomy", MICCAI 2022, arXiv 2208.02049.
+Licence: the terms that come with it, on request; for research.
+Request: https://autolaparo.github.io
+
+Layout of the official archive, as far as it is read here:
+
+    videos/NN.mp4               01 to 21, 25 frames per second
+    labels/label_NN.txt         tab-separated, header "Frame Phase", a row for every second, from 1; phases 1 to 7
+    frames/NN/000000.jpg, ...   one per second; extracted at the first call, or by other means before
+
+Labels with a row for every frame of the video are recognised by their length. Phases: those in `PHASES`, 1 to 7 in
+the files, 0 to 6 here. Split: videos 1 to 10 train, 11 to 14 validation, 15 to 21 test.
+"""
+
+from pathlib import Path
+
+from ..classification import (
+    SINGLE,
+    ClassificationData,
+    absent_note,
+    build_splits,
+    class_id,
+    labelled_videos,
+    read_label_file,
+    require_splits,
+)
+from ..names import named
+from ..segmentation import palette, require_folder
+from ..video import find_videos
+
+PHASES = (
+    "Preparation",
+    "Dividing Ligament and Peritoneum",
+    "Dividing Uterine Vessels and Ligament",
+    "Transecting the Vagina",
+    "Specimen Removal",
+    "Suturing",
+    "Washing",
+)
+VIDEOS = tuple(f"{number:02d}" for number in range(1, 22))
+SPLITS = {"train": VIDEOS[:10], "validation": VIDEOS[10:14], "test": VIDEOS[14:]}
+SPLIT_PROTOCOL = "official (train 1-10, validation 11-14, test 15-21)"
+
+_LAYOUT = (
+    "expected the official AutoLaparo layout: videos/NN.mp4 and labels/label_NN.txt; request it at "
+    "https://autolaparo.github.io"
+)
+
+
+def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: int | None = None) -> ClassificationData:
+    """AutoLaparo from a folder in the official layout; a subset of its videos will do, and `notes` says so.
+
+    Args:
+        data_dir: the folder with videos/ and labels/.
+        cache_dir: where the frames are, or are extracted to, one folder a video; `data_dir/frames` if None. An
+            extraction that was interrupted goes on at the next call.
+        max_side: shrink frames to this when extracting them.
+
+    Raises:
+        FileNotFoundError: a missing or empty folder, a video without labels.
+        ValueError: a broken video, labels that cannot be read or are longer or shorter than their video by more than
+            a second, no videos to train on or to validate on.
+    """
+    root = require_folder(Path(data_dir).absolute(), _LAYOUT)
+    require_folder(root / "labels", _LAYOUT)
+    frames_dir = Path(cache_dir).absolute() if cache_dir is not None else root / "frames"
+    videos = find_videos(root / "videos")
+
+    labels = {}
+    for name in VIDEOS:
+        path = root / "labels" / f"label_{name}.txt"
+        if path.exists():
+            labels[name] = read_label_file(path)
+        elif name in videos or (frames_dir / name).is_dir():
+            raise FileNotFoundError(f"video {name} has no labels: expected {path}; {_LAYOUT}")
+
+    def parse(values: tuple[str, ...], path: Path) -> int:
+        return class_id(values[0], PHASES, 1, path)
+
+    samples, notes = labelled_videos(labels, videos, frames_dir, parse, lambda name: (1, 25), max_side)
+    by_split = {split: [row for name in names for row in samples.get(name, [])] for split, names in SPLITS.items()}
+    require_splits(by_split, ("train", "validation"), root, _LAYOUT)
+
+    frames = sum(map(len, samples.values()))
+    missing = [name for name in VIDEOS if name not in samples]
+    found = f"Found all {len(VIDEOS)} videos, {frames} frames at 1 per second."
+    if missing:
+        found = (
+            f"Found {len(samples)} of {len(VIDEOS)} videos, {frames} frames at 1 per second; figures are not those of "
+            f"the full set. Missing: {named(missing)}."
+        )
+    splits = build_splits(by_split, len(PHASES), SINGLE)
+    notes = (found, *notes, *absent_note(samples, PHASES))
+    return ClassificationData(
+        "autolaparo",
+        PHASES,
+        palette(len(PHASES)),
+        splits,
+        SINGLE,
+        1.0,
+        notes,
+        videos_are_public=True,
+        split_protocol=SPLIT_PROTOCOL,
+    )

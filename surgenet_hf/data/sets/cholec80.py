@@ -1,0 +1,159 @@
+"""Cholec80: 80 videos of laparoscopic cholecystectomy with surgical phases and the presence of tools.
+
+Citation: Twinanda et al., "EndoNet: A Deep Architecture for Recognition Tasks on Laparoscopic Videos", IEEE
+Transactions on Medical Imaging 36(1), 2017, arXiv 1602.03012. Made by CAMMA, University of Strasbourg.
+Licence: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
+Request: https://camma.unistra.fr/datasets
+
+Layout of the official archive, as far as it is read here:
+
+    videos/videoNN.mp4                      01 to 80, 25 frames per second
+    phase_annotations/videoNN-phase.txt     tab-separated, header "Frame Phase", a row for every frame, from 0
+    tool_annotations/videoNN-tool.txt       header "Frame Grasper Bipolar ...", a row for every 25th frame, 0 or 1
+    frames/videoNN/000000.jpg, ...          one per second; extracted at the first call (some 20 GB in full size),
+                                            or by other means before
+
+Phases: those in `PHASES`, in their usual order. Some videos lack one (13 has no Preparation), and the last three can
+change places: phases do not always ascend. Tools: those in `TOOLS`, any number at a time.
+
+Splits, as named in Funke et al. 2023, "Metrics Matter in Surgical Phase Recognition" (arXiv 2305.13961):
+
+    32/8/40     train 1-32, validation 33-40, test 41-80 (the default: comparable with 40/40, and a validation set)
+    40/8/32     train 1-40, validation 41-48, test 49-80
+    40/40       train 1-40, test 41-80: there is nothing to choose a checkpoint by but the training videos
+"""
+
+from pathlib import Path
+
+from ..classification import (
+    MULTI,
+    SINGLE,
+    ClassificationData,
+    FrameSample,
+    absent_note,
+    build_splits,
+    choose_split,
+    class_id,
+    labelled_videos,
+    read_label_file,
+    require_splits,
+)
+from ..names import named
+from ..segmentation import palette, require_folder
+from ..video import find_videos
+
+PHASES = (
+    "Preparation",
+    "CalotTriangleDissection",
+    "ClippingCutting",
+    "GallbladderDissection",
+    "GallbladderPackaging",
+    "CleaningCoagulation",
+    "GallbladderRetraction",
+)
+TOOLS = ("Grasper", "Bipolar", "Hook", "Scissors", "Clipper", "Irrigator", "SpecimenBag")
+FRAME_RATE = 25
+VIDEOS = tuple(f"video{number:02d}" for number in range(1, 81))
+SPLITS = {
+    "32/8/40": {"train": VIDEOS[:32], "validation": VIDEOS[32:40], "test": VIDEOS[40:]},
+    "40/8/32": {"train": VIDEOS[:40], "validation": VIDEOS[40:48], "test": VIDEOS[48:]},
+    "40/40": {"train": VIDEOS[:40], "test": VIDEOS[40:]},
+}
+_VIDEOS_OF = {
+    "32/8/40": "train 1-32, validation 33-40, test 41-80",
+    "40/8/32": "train 1-40, validation 41-48, test 49-80",
+    "40/40": "train 1-40, test 41-80",
+}
+
+_LAYOUT = (
+    "expected the official Cholec80 layout: videos/videoNN.mp4, phase_annotations/videoNN-phase.txt, "
+    "tool_annotations/videoNN-tool.txt; request it at https://camma.unistra.fr/datasets"
+)
+
+
+def load(
+    data_dir: str | Path,
+    task: str = "phase",
+    split: str = "32/8/40",
+    cache_dir: str | Path | None = None,
+    max_side: int | None = None,
+) -> ClassificationData:
+    """Cholec80 from a folder in the official layout; a subset of its videos will do, and `notes` says so.
+
+    Args:
+        data_dir: the folder with videos/ and the annotations.
+        task: "phase" (one of 7) or "tools" (any of 7).
+        split: one of `SPLITS`.
+        cache_dir: where the frames are, or are extracted to, one folder a video; `data_dir/frames` if None. An
+            extraction that was interrupted goes on at the next call.
+        max_side: shrink frames to this when extracting them.
+
+    Raises:
+        FileNotFoundError: a missing or empty folder, a video without its annotation.
+        ValueError: an unknown split, a broken video, an annotation that cannot be read or is longer or shorter than
+            its video by more than a second, no videos for a split.
+    """
+    videos_of = choose_split(SPLITS, split)
+    if task not in ("phase", "tools"):
+        raise ValueError(f"unknown task {task!r}; Cholec80 has 'phase' and 'tools'")
+    root = require_folder(Path(data_dir).absolute(), _LAYOUT)
+    folder = "phase_annotations" if task == "phase" else "tool_annotations"
+    suffix = "phase" if task == "phase" else "tool"
+    require_folder(root / folder, _LAYOUT)
+    frames_dir = Path(cache_dir).absolute() if cache_dir is not None else root / "frames"
+    videos = find_videos(root / "videos")
+
+    labels = {}
+    for name in VIDEOS:
+        path = root / folder / f"{name}-{suffix}.txt"
+        if path.exists():
+            labels[name] = read_label_file(path, 1 if task == "phase" else len(TOOLS))
+        elif name in videos or (frames_dir / name).is_dir():
+            raise FileNotFoundError(f"{name} has no annotation: expected {path}; {_LAYOUT}")
+    parse = _phase if task == "phase" else _tools
+    samples, notes = labelled_videos(labels, videos, frames_dir, parse, lambda name: (FRAME_RATE,), max_side)
+
+    by_split = {part: [row for name in names for row in samples.get(name, [])] for part, names in videos_of.items()}
+    require_splits(by_split, [part for part in videos_of if part != "test"], root, _LAYOUT)
+    notes = [*_count_notes(samples), *notes]
+    if task == "phase":
+        notes += absent_note(samples, PHASES)
+    if "validation" not in videos_of:
+        notes.append(
+            f"The split protocol {split} has no validation videos, so nothing can select a checkpoint. 32/8/40 and "
+            "40/8/32 have some."
+        )
+    names, kind = (PHASES, SINGLE) if task == "phase" else (TOOLS, MULTI)
+    splits = build_splits(by_split, len(names), kind)
+    return ClassificationData(
+        f"cholec80-{task}",
+        names,
+        palette(len(names)),
+        splits,
+        kind,
+        1.0,
+        tuple(notes),
+        videos_are_public=True,
+        split_protocol=f"{split} ({_VIDEOS_OF[split]})",
+    )
+
+
+def _phase(values: tuple[str, ...], path: Path) -> int:
+    return class_id(values[0], PHASES, 0, path)
+
+
+def _tools(values: tuple[str, ...], path: Path) -> tuple[float, ...]:
+    if not set(values) <= {"0", "1"}:
+        raise ValueError(f"{path}: the presence of a tool is 0 or 1, found {' '.join(values)}")
+    return tuple(map(float, values))
+
+
+def _count_notes(samples: dict[str, list[FrameSample]]) -> list[str]:
+    frames = sum(map(len, samples.values()))
+    missing = [name for name in VIDEOS if name not in samples]
+    if not missing:
+        return [f"Found all {len(VIDEOS)} videos, {frames} frames at 1 per second."]
+    return [
+        f"Found {len(samples)} of {len(VIDEOS)} videos, {frames} frames at 1 per second; figures are not those of the "
+        f"full set. Missing: {named(missing)}."
+    ]

@@ -1,0 +1,315 @@
+"""CholecSeg8k: laparoscopic cholecystectomy, clips of 80 consecutive frames with every pixel labelled.
+
+Citation: Hong et al., "CholecSeg8k: A Semantic Segmentation Dataset for Laparoscopic Cholecystectomy Based on
+Cholec80", arXiv 2012.12453. Made at National Taiwan University, from 17 videos of Cholec80.
+Licence: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
+Download: https://www.kaggle.com/datasets/newslab/cholecseg8k
+
+Layout, as far as it is read here; 17 videos, 101 clips, 8,080 frames of 854x480:
+
+    video01/video01_00080/              a clip by its first frame, here frames 80 to 159
+        frame_80_endo.png               the frame
+        frame_80_endo_watershed_mask.png    a grey code for each class, in each of three equal channels
+
+(`_endo_color_mask.png` and `_endo_mask.png`, a picture for people and the annotation tool's own, are not read.)
+
+Classes: the 13 of `LABELS`, whose codes are `CODES`; 255 (a border of one pixel) and 0 (faults of the annotation) are
+no label. Eight groups of them, `GROUPED_LABELS`, are those of EndoViT (Batić et al., 2024), which speaks of nine as it
+counts the ignored pixels too: https://github.com/DominikBatic/EndoViT, datasets/CholecSeg8k/utils.
+
+Background, as `background_id`: class 0, black background, in all three class lists. It is what lies outside the
+endoscope's picture. The SurgeNet group's averages and ATLAS-bench leave it out.
+
+There is no official split. "endovit" is EndoViT's, by video; its code names as the origin the paper "Analysis of
+Current Deep Learning Networks for Semantic Segmentation of Anatomical Structures in Laparoscopic Surgery".
+
+The videos are of Cholec80, which the pretraining of most SurgeNet backbones contains: figures need a note of that.
+
+Known quirks: four masks (frames 1216 of video18, 858 of video35, 865 and 926 of video37) were corrected later and
+saved with transparency. What is transparent there is no label, as in EndoViT.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..images import read_upright
+from ..names import frame_number
+from ..segmentation import (
+    IGNORE_INDEX,
+    Sample,
+    SegmentationData,
+    build_splits,
+    count_values,
+    lookup_table,
+    raw_values,
+    require_folder,
+)
+
+SOURCE = "https://www.kaggle.com/datasets/newslab/cholecseg8k (free, with a Kaggle account; 3 GB)"
+
+LABELS = (
+    "black background",
+    "abdominal wall",
+    "liver",
+    "gastrointestinal tract",
+    "fat",
+    "grasper",
+    "connective tissue",
+    "blood",
+    "cystic duct",
+    "L-hook electrocautery",
+    "gallbladder",
+    "hepatic vein",
+    "liver ligament",
+)
+COLORS = (
+    (127, 127, 127),
+    (210, 140, 140),
+    (255, 114, 114),
+    (231, 70, 156),
+    (186, 183, 75),
+    (170, 255, 0),
+    (255, 85, 0),
+    (255, 0, 0),
+    (255, 255, 0),
+    (169, 255, 184),
+    (255, 160, 165),
+    (0, 50, 128),
+    (111, 74, 0),
+)
+CODES = (50, 11, 21, 13, 12, 31, 23, 24, 25, 32, 22, 33, 5)  # the grey value of each of LABELS
+NO_LABEL = (0, 255)
+
+# The 9 classes of the SurgeNet group (SurgeNetDINO): blood, cystic duct, hepatic vein and liver ligament are ignored.
+KEPT = (0, 1, 2, 3, 4, 5, 6, 9, 10)  # of LABELS
+KEPT_LABELS = tuple(LABELS[i] for i in KEPT)
+KEPT_COLORS = tuple(COLORS[i] for i in KEPT)
+
+# EndoViT's 8 groups.
+GROUPED_LABELS = (
+    "black background",
+    "abdominal wall",
+    "liver",
+    "gastrointestinal tract",
+    "fat",
+    "gallbladder",
+    "miscellaneous",
+    "instruments",
+)
+GROUPED_COLORS = (*COLORS[:5], (255, 255, 0), (45, 158, 227), (170, 255, 0))
+GROUPS = (0, 1, 2, 3, 4, 7, 6, 6, 6, 7, 5, 6, 6)  # the group of each of LABELS
+
+ENDOVIT_SPLIT = {
+    "train": (1, 9, 18, 20, 24, 25, 26, 28, 35, 37, 43, 48, 55),
+    "validation": (17, 52),
+    "test": (12, 27),
+}
+BACKGROUND_ID = 0
+# number of classes: (names, colors, the id of each of LABELS)
+CLASS_LISTS = {
+    13: (LABELS, COLORS, tuple(range(13))),
+    9: (KEPT_LABELS, KEPT_COLORS, tuple(KEPT.index(i) if i in KEPT else IGNORE_INDEX for i in range(13))),
+    8: (GROUPED_LABELS, GROUPED_COLORS, GROUPS),
+}
+VIDEOS = tuple(sorted(video for videos in ENDOVIT_SPLIT.values() for video in videos))
+NUM_CLIPS, FRAMES_PER_CLIP, NUM_FRAMES = 101, 80, 8080
+WIDTH, HEIGHT = 854, 480
+
+_LAYOUT = (
+    "expected the layout of the CholecSeg8k archive: videoNN/videoNN_SSSSS/ with frame_F_endo.png and "
+    "frame_F_endo_watershed_mask.png"
+    f". Get it from {SOURCE}"
+)
+
+
+def load(
+    data_dir: str | Path, classes: int = 13, split: str | Mapping[str, Iterable[int]] = "endovit"
+) -> SegmentationData:
+    """CholecSeg8k from its folder; a subset of it will do, and `notes` says so.
+
+    Args:
+        data_dir: the folder that holds video01/, video09/, ...
+        classes: 13; 9 for the SurgeNet group's classes, which ignore four of the 13; or 8 for EndoViT's groups.
+        split: "endovit", or video numbers by split: `{"train": [...], "validation": [...], "test": [...]}`, where
+            "test" may be left out. Videos in none of them are left out.
+
+    Raises:
+        FileNotFoundError: a missing or empty folder, a frame without mask, a mask without frame.
+        ValueError: another number of classes; a split that is random, overlaps or names videos or splits that there
+            are not; a clip in the folder of another video, an unreadable file, a mask of another size than its
+            frame; no frames to train on or to validate on.
+    """
+    if classes not in CLASS_LISTS:
+        raise ValueError(
+            f"classes={classes}: CholecSeg8k has 13 classes, 9 (the SurgeNet group's) or 8 (EndoViT's); choose one"
+        )
+    labels, colors, ids = CLASS_LISTS[classes]
+    split_of = _split_of(split)
+    root = require_folder(Path(data_dir).absolute(), _LAYOUT)
+    clips = _find_clips(root)
+
+    samples: dict[str, list[Sample]] = {name: [] for name in ENDOVIT_SPLIT}
+    for (video, _), frames in sorted(clips.items()):
+        if video in split_of:
+            samples[split_of[video]] += [
+                Sample(*frames[frame], f"video{video:02d}", frame) for frame in sorted(frames)
+            ]
+    for name in ("train", "validation"):
+        if not samples[name]:
+            wanted = ", ".join(f"video{video:02d}" for video in split_of if split_of[video] == name)
+            raise ValueError(f"{root} has no {name} frame (these are of {wanted}); {_LAYOUT}")
+
+    samples = {name: samples[name] for name in samples if samples[name]}
+    numbers = {name: len(samples[name]) for name in samples}
+    notes = (*_clip_notes(clips, split_of, numbers), *_pixel_notes([_read(samples[name]) for name in samples]))
+    splits = build_splits(samples, lookup_table(dict(zip(CODES, ids, strict=True))))
+    return SegmentationData(
+        "cholecseg8k" if classes == 13 else f"cholecseg8k-{classes}",
+        labels,
+        colors,
+        splits,
+        notes=notes,
+        videos_are_public=True,
+        split_protocol="EndoViT" if split == "endovit" else "custom, by video number",
+        background_id=BACKGROUND_ID,
+    )
+
+
+def _split_of(split: str | Mapping[str, Iterable[int]]) -> dict[int, str]:
+    """The split of each video."""
+    if split == "random":
+        raise ValueError(
+            "CholecSeg8k has 80 consecutive frames in each clip, so a random split of frames puts near copies of the "
+            "training frames into the test set, and its figures measure memory; split by video: 'endovit', or "
+            "{'train': [...], 'validation': [...], 'test': [...]} with video numbers"
+        )
+    if split == "endovit":
+        split = ENDOVIT_SPLIT
+    if isinstance(split, str) or not {"train", "validation"} <= set(split) <= {"train", "validation", "test"}:
+        raise ValueError(
+            f"split={split!r}: expected 'endovit', or video numbers for 'train', 'validation' and, if wanted, 'test'"
+        )
+    split_of: dict[int, str] = {}
+    for name, videos in split.items():
+        for video in videos:
+            if video not in VIDEOS:
+                raise ValueError(
+                    f"the split {name!r} names video {video!r}, but CholecSeg8k has only {', '.join(map(str, VIDEOS))}"
+                )
+            if split_of.setdefault(video, name) != name:
+                raise ValueError(f"video {video} is in the splits {split_of[video]!r} and {name!r}; choose one")
+    return split_of
+
+
+def _find_clips(root: Path) -> dict[tuple[int, int], dict[int, tuple[Path, Path]]]:
+    """Frame and mask by frame number, of each clip by its video and first frame."""
+    clips: dict[tuple[int, int], dict[int, tuple[Path, Path]]] = {}
+    for folder in sorted(root.glob("video*/*/")):
+        if folder.name.startswith("."):
+            continue
+        match = re.fullmatch(r"video(\d+)_(\d+)", folder.name)
+        if not match or folder.parent.name != f"video{match[1]}":
+            raise ValueError(f"{folder} is no clip of {folder.parent.name}; {_LAYOUT}")
+        video, start = int(match[1]), int(match[2])
+        if video not in VIDEOS:
+            raise ValueError(f"{folder}: CholecSeg8k has no video {video}, only {', '.join(map(str, VIDEOS))}")
+        clips[video, start] = _find_frames(folder)
+    if not clips:
+        raise FileNotFoundError(f"{root} holds no clip; {_LAYOUT}")
+    return clips
+
+
+def _find_frames(folder: Path) -> dict[int, tuple[Path, Path]]:
+    frames: dict[str, dict[int, Path]] = {"": {}, "_watershed_mask": {}}
+    for path in folder.iterdir():
+        if match := re.fullmatch(r"frame_(\d+)_endo(|_watershed_mask)\.png", path.name):
+            frames[match[2]][frame_number(match[1], path)] = path
+    images, masks = frames.values()
+    if bare := sorted(images.keys() - masks.keys()):
+        raise FileNotFoundError(
+            f"the frame {images[bare[0]]} has no mask: expected frame_{bare[0]}_endo_watershed_mask.png beside it "
+            f"({len(bare)} of the {len(images)} frames there have none); unpack the archive again"
+        )
+    if orphans := sorted(masks.keys() - images.keys()):
+        raise FileNotFoundError(
+            f"the mask {masks[orphans[0]]} has no frame: expected frame_{orphans[0]}_endo.png beside it "
+            f"({len(orphans)} of the {len(masks)} masks there have none); unpack the archive again"
+        )
+    return {frame: (images[frame], masks[frame]) for frame in images}
+
+
+def _read(samples: list[Sample]) -> tuple[list[str], np.ndarray]:
+    """Names of the frames and the pixels of each grey value; masks with transparency are laid on white, in place."""
+    counts = count_values(samples)
+    for i, sample in enumerate(samples):
+        if _is_rgba(sample.mask):
+            samples[i], counts[i] = _on_white(sample)
+    return [f"{sample.video} frame {sample.frame}" for sample in samples], counts
+
+
+def _is_rgba(path: Path) -> bool:
+    """Whether a PNG has colour type 6, as its header says."""
+    with path.open("rb") as file:
+        return file.read(26)[25:] == b"\x06"
+
+
+def _on_white(sample: Sample) -> tuple[Sample, np.ndarray]:
+    """The sample with its mask laid on white, so that transparency is no label, and the pixels of each value."""
+    mask = read_upright(sample.mask)
+    flat = Image.alpha_composite(Image.new("RGBA", mask.size, "white"), mask).convert("RGB")
+    values, buffer = raw_values(flat), io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    return replace(sample, mask=buffer.getvalue()), np.bincount(values.ravel(), minlength=256)
+
+
+def _clip_notes(clips: dict, split_of: dict[int, str], numbers: dict[str, int]) -> list[str]:
+    total = sum(len(frames) for frames in clips.values())
+    videos = {video for video, _ in clips}
+    used = ", ".join(f"{number} {name}" for name, number in numbers.items())
+    if (len(videos), len(clips), total) == (len(VIDEOS), NUM_CLIPS, NUM_FRAMES):
+        notes = [f"Found all {NUM_FRAMES} frames of {NUM_CLIPS} clips and {len(VIDEOS)} videos ({used})."]
+    else:
+        notes = [
+            f"Found {total} of {NUM_FRAMES} frames, {len(clips)} of {NUM_CLIPS} clips and {len(videos)} of "
+            f"{len(VIDEOS)} videos ({used}): figures are not those of the full set."
+        ]
+    if missing := [f"video{video:02d} ({split_of[video]})" for video in sorted(split_of.keys() - videos)]:
+        notes.append(f"Not there: {', '.join(missing)}.")
+    if unused := [f"video{video:02d}" for video in sorted(videos - split_of.keys())]:
+        notes.append(f"In no split, so left out: {', '.join(unused)}.")
+    for (video, start), frames in sorted(clips.items()):
+        expected = set(range(start, start + FRAMES_PER_CLIP))
+        if expected == set(frames):
+            continue
+        missing, extra = sorted(expected - frames.keys()), sorted(frames.keys() - expected)
+        odd = [f"not there {_some(missing)}"] * bool(missing) + [f"not expected {_some(extra)}"] * bool(extra)
+        notes.append(
+            f"Clip video{video:02d}_{start:05d} has {len(frames)} frames; a clip has {FRAMES_PER_CLIP}, this one "
+            f"frames {start} to {start + FRAMES_PER_CLIP - 1}: {'; '.join(odd)}."
+        )
+    return notes
+
+
+def _pixel_notes(read: list[tuple[list[str], np.ndarray]]) -> list[str]:
+    names = [name for part, _ in read for name in part]
+    counts = np.concatenate([part for _, part in read])
+    notes = []
+    for code in sorted(set(range(256)) - {*CODES, *NO_LABEL}):
+        if masks := [name for name, row in zip(names, counts, strict=True) if row[code]]:
+            notes.append(
+                f"Grey {code} is the code of no class, it counts as ignore: {counts[:, code].sum()} px in "
+                f"{len(masks)} mask(s) ({_some(masks)})."
+            )
+    if other := [name for name, row in zip(names, counts, strict=True) if row.sum() != WIDTH * HEIGHT]:
+        notes.append(f"{len(other)} frame(s) are not of {WIDTH}x{HEIGHT} pixels ({_some(other)}).")
+    return notes
+
+
+def _some(items: list) -> str:
+    return ", ".join(map(str, items[:3])) + (", ..." if len(items) > 3 else "")

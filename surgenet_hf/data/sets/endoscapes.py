@@ -1,0 +1,193 @@
+"""Endoscapes-Seg50: laparoscopic cholecystectomy, frames with pixel labels of the structures around Calot's triangle.
+
+Citation: Murali et al., "The Endoscapes Dataset for Surgical Scene Segmentation, Object Detection, and Critical View
+of Safety Assessment: Official Splits and Benchmark", arXiv 2312.12429. Made by CAMMA, University of Strasbourg.
+Licence: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
+Download: https://github.com/CAMMA-public/Endoscapes
+
+Layout of the official Endoscapes2023 archive, as far as it is read here:
+
+    train/ val/ test/               <video>_<frame>.jpg, 854x480, all frames with CVS labels
+    train_seg/ val_seg/ test_seg/   links to the frames that have masks
+    semseg/                         <video>_<frame>.png, 854x480, the class id in each of three equal channels
+
+Classes: 0 background (`background_id`), 1 cystic plate, 2 hepatocystic triangle, 3 cystic artery, 4 cystic duct, 5
+gallbladder, 6 tool; 255 is no label. Split: videos 1 to 120 train, 121 to 161 validation, 162 to 201 test. Seg50 has
+493 frames, 30 s apart, of 30, 10 and 10 videos.
+
+Known quirks: the links of `*_seg` turn into text files of some 20 bytes where an unpacker cannot make links (Windows),
+so frames are taken from train/, val/ and test/ where they are there; one public mask, 153_32700, has pixels of an id
+7 that means nothing. Such ids count as ignore, and `notes` says how many there were.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..names import frame_number
+from ..segmentation import (
+    IGNORE_INDEX,
+    Sample,
+    SegmentationData,
+    build_splits,
+    count_values,
+    lookup_table,
+    require_folder,
+)
+
+LABELS = (
+    "background",
+    "cystic plate",
+    "hepatocystic triangle",
+    "cystic artery",
+    "cystic duct",
+    "gallbladder",
+    "tool",
+)
+COLORS = (
+    (127, 127, 127),
+    (230, 159, 0),
+    (240, 228, 66),
+    (213, 94, 0),
+    (0, 114, 178),
+    (0, 158, 115),
+    (86, 180, 233),
+)
+NUM_FRAMES = 493
+# split: (its folder, first video, last video)
+SPLITS = {"train": ("train", 1, 120), "validation": ("val", 121, 161), "test": ("test", 162, 201)}
+SPLIT_PROTOCOL = "official (train 1-120, validation 121-161, test 162-201)"
+
+SOURCE = "https://github.com/CAMMA-public/Endoscapes (free)"
+_LAYOUT = (
+    "expected the official Endoscapes2023 layout: train/, val/, test/ with <video>_<frame>.jpg and semseg/ with .png"
+    f". Get it from {SOURCE}"
+)
+
+
+def load(data_dir: str | Path) -> SegmentationData:
+    """Endoscapes-Seg50 from a folder in the official layout; a subset of it will do, and `notes` says so.
+
+    Raises:
+        FileNotFoundError: a missing or empty folder; a mask without its frame, a frame of `*_seg` without its mask.
+        ValueError: a frame in the folder of another split, a link unpacked as text, an unreadable file, a mask of
+            another size than its frame, no frames to train on or to validate on.
+    """
+    root = require_folder(Path(data_dir).absolute(), _LAYOUT)
+    masks = sorted(_files(require_folder(root / "semseg", _LAYOUT), ".png"), key=lambda file: file[1:])
+    if not masks:
+        raise FileNotFoundError(f"{root / 'semseg'} holds no mask <video>_<frame>.png; {_LAYOUT}")
+    frames = _find_frames(root, {path.stem for path, _, _ in masks})
+
+    samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for path, video, frame in masks:
+        split = split_of(path, video)
+        if path.stem not in frames:
+            folder = SPLITS[split][0]
+            raise FileNotFoundError(
+                f"the mask {path} has no frame: expected {root / folder / path.stem}.jpg (or in {folder}_seg/); "
+                "unpack the frames of the archive too, or remove the mask"
+            )
+        samples[split].append(Sample(frames[path.stem], path, str(video), frame))
+    numbers = {split: len(samples[split]) for split in SPLITS}
+    for split in ("train", "validation"):
+        if not numbers[split]:
+            folder, first, last = SPLITS[split]
+            raise ValueError(
+                f"{root} has no {split} frame with a mask (videos {first} to {last}, {folder}/); {_LAYOUT}"
+            )
+
+    every = [sample for split in SPLITS for sample in samples[split]]
+    notes = (_count_note(numbers), *_stray_notes(every, count_values(every)))
+    table = lookup_table({i: i for i in range(len(LABELS))})
+    splits = build_splits({split: samples[split] for split in SPLITS if samples[split]}, table)
+    return SegmentationData(
+        "endoscapes",
+        LABELS,
+        COLORS,
+        splits,
+        notes=notes,
+        videos_are_public=True,
+        split_protocol=SPLIT_PROTOCOL,
+        background_id=0,
+    )
+
+
+def _files(folder: Path, suffix: str) -> Iterator[tuple[Path, int, int]]:
+    """(path, video, frame) of the files of a folder; hidden files and other suffixes are not data."""
+    for path in folder.iterdir():
+        if path.suffix.lower() != suffix or path.name.startswith("."):
+            continue
+        match = re.fullmatch(r"(\d+)_(\d+)", path.stem)
+        if not match:
+            raise ValueError(f"{path} is not named <video>_<frame>{suffix}; {_LAYOUT}")
+        yield path, int(match[1]), frame_number(match[2], path)
+
+
+def split_of(path: Path, video: int) -> str:
+    for split, (_, first, last) in SPLITS.items():
+        if first <= video <= last:
+            return split
+    raise ValueError(f"{path}: there is no video {video}; Endoscapes has videos 1 to 201")
+
+
+def _find_frames(root: Path, masks: set[str]) -> dict[str, Path]:
+    """The frame of each mask that has one; both by their stems."""
+    frames = {}
+    for folder, *_ in SPLITS.values():
+        for name in (f"{folder}_seg", folder):  # in this order: real files come to stand in the place of links
+            if not (root / name).is_dir():
+                continue
+            for path, video, _ in _files(root / name, ".jpg"):
+                right = SPLITS[split_of(path, video)][0]
+                if right != folder:
+                    raise ValueError(
+                        f"{path} is in the wrong split: video {video} belongs to {right}/; move it, "
+                        "or results would be those of no official split"
+                    )
+                if path.stem in masks:
+                    frames[path.stem] = path
+                elif name != folder:
+                    raise FileNotFoundError(
+                        f"the frame {path} has no mask: expected {root / 'semseg' / path.stem}.png; unpack all of "
+                        "semseg/, or remove the frame"
+                    )
+    for path in frames.values():
+        if path.parent.name.endswith("_seg") and not _is_jpeg(path):
+            raise ValueError(
+                f"{path} is not an image but a link that was not unpacked as one; put the frame itself into "
+                f"{root / path.parent.name.removesuffix('_seg')}/, or unpack the archive where links can be made"
+            )
+    return frames
+
+
+def _is_jpeg(path: Path) -> bool:
+    if not path.exists():  # a link that leads nowhere
+        return False
+    with path.open("rb") as file:
+        return file.read(2) == b"\xff\xd8"
+
+
+def _count_note(numbers: dict[str, int]) -> str:
+    total = sum(numbers.values())
+    split = ", ".join(f"{number} {name}" for name, number in numbers.items())
+    if total == NUM_FRAMES:
+        return f"Found all {NUM_FRAMES} official frames ({split})."
+    if total < NUM_FRAMES:
+        return f"Found {total} of the official {NUM_FRAMES} frames ({split}): figures are not those of the full set."
+    return f"Found {total} frames ({split}), but the official set has {NUM_FRAMES}: figures are not those of that set."
+
+
+def _stray_notes(samples: list[Sample], counts: np.ndarray) -> list[str]:
+    notes = []
+    for stray in range(len(LABELS), IGNORE_INDEX):
+        masks = [sample.mask.name for sample, row in zip(samples, counts, strict=True) if row[stray]]
+        if masks:
+            named = ", ".join(masks[:3]) + (", ..." if len(masks) > 3 else "")
+            pixels = counts[:, stray].sum()
+            notes.append(
+                f"Id {stray} is no class, it counts as ignore: {pixels} px in {len(masks)} mask(s) ({named})."
+            )
+    return notes

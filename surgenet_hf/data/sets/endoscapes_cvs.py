@@ -1,0 +1,154 @@
+"""Endoscapes-CVS201: frames of laparoscopic cholecystectomy, rated for the critical view of safety (CVS).
+
+Citation, licence, download and split: as in `endoscapes` (Murali et al., arXiv 2312.12429, CC BY-NC-SA 4.0,
+https://github.com/CAMMA-public/Endoscapes).
+
+Layout of the official Endoscapes2023 archive, as far as it is read here:
+
+    train/ val/ test/                           <video>_<frame>.jpg, 854x480
+    train/annotation_ds_coco.json, val/..., test/...
+                                                an entry for each rated frame in `images`: file_name, video_id,
+                                                is_ds_keyframe, and `ds`, the mean of three raters for each criterion
+    all_metadata.csv                            the same (vid, frame, avg_cvs, is_ds_keyframe); read where a folder has
+                                                no annotation_ds_coco.json
+
+Criteria, each judged by three surgeons: C1, two and only two structures enter the gallbladder; C2, the hepatocystic
+triangle is cleared of fat and fibrous tissue; C3, the lower third of the gallbladder is dissected off the cystic
+plate. Targets are the raters' means (0, 1/3, 2/3 or 1); a criterion counts as met at 0.5 or more. CVS201 has 11,090
+rated frames of 201 videos, 5 s apart, of which 6,960 train.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..classification import MULTI, ClassificationData, FrameSample, build_splits, check_images, require_splits
+from ..labels import read_table, read_text
+from ..names import frame_number, named
+from ..segmentation import palette, require_folder
+from .endoscapes import SPLIT_PROTOCOL, SPLITS, split_of
+
+LABELS = ("C1 two structures", "C2 hepatocystic triangle", "C3 cystic plate")
+NUM_FRAMES, NUM_TRAIN_FRAMES = 11_090, 6_960
+
+_LAYOUT = (
+    "expected the official Endoscapes2023 layout: train/, val/, test/ with <video>_<frame>.jpg and "
+    "annotation_ds_coco.json (or all_metadata.csv beside them); https://github.com/CAMMA-public/Endoscapes"
+)
+
+
+def load(data_dir: str | Path) -> ClassificationData:
+    """Endoscapes-CVS201 from a folder in the official layout; a subset of it will do, and `notes` says so.
+
+    Raises:
+        FileNotFoundError: a missing or empty folder, no ratings, a rated frame that is not there.
+        ValueError: ratings that cannot be read or lie outside 0 to 1, a video in the folder of another split, an
+            unreadable frame, no frames to train on or to validate on.
+    """
+    root = require_folder(Path(data_dir).absolute(), _LAYOUT)
+    samples: dict[str, list[FrameSample]] = {}
+    for split, (folder, *_) in SPLITS.items():
+        if (root / folder).is_dir():
+            rows = _read_json(root / folder) or _read_csv(root, split)
+            samples[split] = sorted(rows, key=lambda row: (int(row.video), row.frame))
+    require_splits(samples, ("train", "validation"), root, _LAYOUT)
+
+    every = [row for rows in samples.values() for row in rows]
+    missing = [row.image for row in every if not os.path.exists(row.image)]  # Path.exists fails for long names
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(every)} rated frames are not there: {named(map(str, missing), 3)}; unpack all "
+            "frames of the archive"
+        )
+    check_images([row.image for row in every])
+    notes = (_count_note(samples), _positive_note(samples))
+    splits = build_splits(samples, len(LABELS), MULTI)
+    return ClassificationData(
+        "endoscapes-cvs",
+        LABELS,
+        palette(len(LABELS)),
+        splits,
+        MULTI,
+        notes=notes,
+        videos_are_public=True,
+        split_protocol=SPLIT_PROTOCOL,
+    )
+
+
+def _read_json(folder: Path) -> list[FrameSample]:
+    """Rated frames of annotation_ds_coco.json; none if there is no such file."""
+    path = folder / "annotation_ds_coco.json"
+    if not path.exists():
+        return []
+    text = read_text(path)
+    with _malformed(path):
+        entries = json.loads(text)["images"]
+        rated = [entry for entry in entries if entry.get("is_ds_keyframe", True) and entry.get("ds") is not None]
+        rows = [(folder / entry["file_name"], int(entry["video_id"]), [*map(float, entry["ds"])]) for entry in rated]
+    return [_sample(*row, folder.name, path) for row in rows]
+
+
+def _read_csv(root: Path, split: str) -> list[FrameSample]:
+    """Rated frames of one split in all_metadata.csv."""
+    path = root / "all_metadata.csv"
+    folder, first, last = SPLITS[split]
+    if not path.exists():
+        raise FileNotFoundError(f"{root / folder} has no annotation_ds_coco.json, nor is there {path}; {_LAYOUT}")
+    rows = []
+    for line, row in read_table(path, ("vid", "frame", "is_ds_keyframe"), _LAYOUT):
+        if row["is_ds_keyframe"].lower() != "true":
+            continue
+        with _malformed(f"{path}, line {line}"):
+            video = int(row["vid"])
+            targets = [*map(float, json.loads(row["avg_cvs"]))] if first <= video <= last else None
+        if targets is not None:
+            image = root / folder / f"{row['vid']}_{row['frame']}.jpg"
+            rows.append(_sample(image, video, targets, folder, f"{path}, line {line}"))
+    return rows
+
+
+@contextmanager
+def _malformed(where: Path | str) -> Iterator[None]:
+    """Name the place of values that are missing or of another kind."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not as it should be ({error!r}); {_LAYOUT}") from error
+
+
+def _sample(image: Path, video: int, targets: list[float], folder: str, source: Path | str) -> FrameSample:
+    number, _, frame = image.stem.partition("_")
+    if number != str(video) or not frame.isdecimal():
+        raise ValueError(f"{source}: {image.name} is named as a frame of video {video}, <video>_<frame>.jpg, is not")
+    right = SPLITS[split_of(image, video)][0]
+    if right != folder:
+        raise ValueError(
+            f"{source}: {image.name} is in the wrong split: video {video} belongs to {right}/; move it, or results "
+            "would be those of no official split"
+        )
+    if len(targets) != len(LABELS) or not all(0 <= target <= 1 for target in targets):
+        raise ValueError(f"{source}: {image.name} is rated {targets}; expected three means from 0 to 1")
+    return FrameSample(image, tuple(targets), str(video), frame_number(frame, image))
+
+
+def _count_note(samples: dict[str, list[FrameSample]]) -> str:
+    total = sum(map(len, samples.values()))
+    counts = ", ".join(f"{len(samples.get(split, []))} {split}" for split in SPLITS)
+    if total == NUM_FRAMES and len(samples["train"]) == NUM_TRAIN_FRAMES:
+        return f"Found all {NUM_FRAMES} official frames ({counts})."
+    return (
+        f"Found {total} frames ({counts}), the official set has {NUM_FRAMES}, {NUM_TRAIN_FRAMES} of them to train "
+        "on: figures are not those of that set."
+    )
+
+
+def _positive_note(samples: dict[str, list[FrameSample]]) -> str:
+    parts = []
+    for split, rows in samples.items():
+        met = [sum(row.labels[i] >= 0.5 for row in rows) for i in range(len(LABELS))]
+        parts.append(
+            f"{split} " + ", ".join(f"{label[:2]} {number}" for label, number in zip(LABELS, met, strict=True))
+        )
+    return f"Frames that meet a criterion (mean of the raters at least 0.5): {'; '.join(parts)}."

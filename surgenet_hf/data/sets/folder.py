@@ -1,0 +1,206 @@
+"""Your own frames and masks, from a folder.
+
+    D/images/<video>_<frame>.jpg   or   D/images/<video>/<any name>.jpg     (jpg, jpeg or png)
+    D/masks/<video>_<frame>.png    or   D/masks/<video>/<the same name>.png
+    D/classes.txt                  one class name a line; the first line names id 0. May be left out
+    D/splits.csv                   the columns video and split (train, validation, test). May be left out
+
+A mask has the size of its frame and holds class ids: 0, 1, 2, ... and 255 where there is no label; in one channel, or
+in three equal ones. Without classes.txt the classes are 0 to the largest id in any mask, "class_0", "class_1", ...
+
+No class is taken for the background, whatever its id or name: metrics over foreground classes then count all classes.
+Name the background class with `background_class`, on the command line `--background_class NAME`.
+
+Frames of one video look alike, so a split of single frames would measure memory. Videos are split instead. Without
+splits.csv, a fifth of them, at least one, validate, and there is no test split. Which ones is a function of the
+video's name (SHA-256), the same on every machine.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import UserError
+from ..classification import require_splits
+from ..labels import read_classes
+from ..names import frame_number, number_in_name, require_unicode
+from ..segmentation import (
+    IGNORE_INDEX,
+    Sample,
+    SegmentationData,
+    build_splits,
+    count_values,
+    lookup_table,
+    palette,
+    require_folder,
+)
+from .own import SPLITS, no_test_note, split_videos
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_LAYOUT = "expected images/<video>_<frame>.jpg (or images/<video>/<frame>.jpg) and, with the same name, masks/....png"
+
+
+def load(data_dir: str | Path, background_class: str | None = None) -> SegmentationData:
+    """Load the data set of a folder.
+
+    Args:
+        data_dir: the folder D.
+        background_class: name of the class that is background, see `SegmentationData.background_id`.
+
+    Raises:
+        UserError: there is no class of the name `background_class`.
+        FileNotFoundError: a missing or empty folder, a frame without mask, a mask without frame.
+        ValueError: names from which no video can be told, fewer than two videos, two frames of one name, an unreadable
+            file, a mask of another size, with colours instead of ids or with ids beyond the classes, a `classes.txt`
+            with gaps, doubles or another encoding than UTF-8, fewer than two classes in use.
+    """
+    root = require_folder(Path(data_dir).absolute(), _LAYOUT)
+    names = read_classes(root / "classes.txt")
+    samples = _find_samples(root)
+    split_of, protocol = _split_of({sample.video for sample in samples}, root)
+
+    counts = count_values(samples)
+    labels = names or tuple(f"class_{i}" for i in range(1 + max(_ids(counts.sum(0)), default=0)))
+    _check_ids(samples, counts, labels, root)
+    if background_class is not None and background_class not in labels:
+        raise UserError(
+            f"{root} has no class {background_class!r} to be the background. Its classes are {', '.join(labels)}; "
+            "name one of them"
+        )
+
+    splits = {split: [sample for sample in samples if split_of[sample.video] == split] for split in SPLITS}
+    require_splits(splits, ("train", "validation"), root, "name videos for both in splits.csv")
+    splits = {split: found for split, found in splits.items() if found}
+    in_training = np.array([split_of[sample.video] == "train" for sample in samples])
+    unseen = sorted(set(range(len(labels))) - set(_ids(counts[in_training].sum(0))))
+    videos = {split: sorted({sample.video for sample in found}) for split, found in splits.items()}
+    notes = [
+        f"Found {len(splits['train'])} frames of {len(videos['train'])} videos to train on and "
+        f"{len(splits['validation'])} of {len(videos['validation'])} to validate on "
+        f"({', '.join(videos['validation'])})"
+        + (f", {len(splits['test'])} of {len(videos['test'])} to test on" if "test" in splits else "")
+        + ".",
+    ]
+    if not names:
+        notes.append(f"There is no classes.txt: {len(labels)} classes, as the largest id in the masks says.")
+    if background_class is None:
+        notes.append(
+            "No class is declared as background, so all classes count as foreground. Declare one with "
+            "--background_class NAME."
+        )
+    if unseen:
+        notes.append(f"No training pixel has class {', '.join(labels[i] for i in unseen)}: it cannot be learnt.")
+    notes += no_test_note(splits, "D/splits.csv")
+    table = lookup_table({i: i for i in range(len(labels))})
+    return SegmentationData(
+        "folder",
+        labels,
+        palette(len(labels)),
+        build_splits(splits, table),
+        notes=tuple(notes),
+        split_protocol=protocol,
+        background_id=None if background_class is None else labels.index(background_class),
+    )
+
+
+def _find_samples(root: Path) -> list[Sample]:
+    """Frames with their masks, sorted by video and frame."""
+    images, masks = _files(root / "images", _SUFFIXES), _files(root / "masks", (".png",))
+    bare = sorted(key for key in images if key not in masks)
+    if bare:
+        raise FileNotFoundError(
+            f"the frame {images[bare[0]]} has no mask: expected {root / 'masks' / bare[0]}.png "
+            f"({len(bare)} of {len(images)} frames have none); add the masks, or move the frames elsewhere"
+        )
+    orphans = sorted(key for key in masks if key not in images)
+    if orphans:
+        raise FileNotFoundError(
+            f"the mask {masks[orphans[0]]} has no frame: expected {root / 'images' / orphans[0]}.jpg "
+            f"({len(orphans)} of {len(masks)} masks have none); add the frames, or move the masks elsewhere"
+        )
+
+    in_folders = {"/" in key for key in images}
+    if len(in_folders) == 2:
+        loose = next(images[key] for key in sorted(images) if "/" not in key)
+        raise ValueError(f"{loose} lies beside folders; a frame is either in the folder of its video or none is")
+    samples = []
+    for position, key in enumerate(sorted(images)):
+        video, frame = _video_and_frame(key, position, images[key])
+        samples.append(Sample(images[key], masks[key], video, frame))
+    return sorted(samples, key=lambda sample: (sample.video, sample.frame, sample.image))
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Files by their path below `folder`, without suffix and with forward slashes."""
+    require_folder(folder, _LAYOUT)
+    files: dict[str, Path] = {}
+    others = 0
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if path.suffix.lower() not in suffixes:
+            others += 1
+            continue
+        key = require_unicode(path).relative_to(folder).with_suffix("").as_posix()
+        if key in files:
+            raise ValueError(
+                f"{files[key]} and {path} have the same name, so their mask would be the same; rename one"
+            )
+        files[key] = path
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} holds no file ending in {' or '.join(suffixes)} ({others} others); {_LAYOUT}"
+        )
+    return files
+
+
+def _video_and_frame(key: str, position: int, path: Path) -> tuple[str, int]:
+    if "/" in key:
+        number = number_in_name(path)
+        return key.split("/")[0], position if number is None else number
+    match = re.fullmatch(r"(.+)_(\d+)", key)
+    if not match:
+        raise ValueError(
+            f"{path}: no video can be told from this name, and frames must be split by video; name it "
+            "<video>_<frame number>, or put the frames of each video into a folder of its own in images/"
+        )
+    return match[1], frame_number(match[2], path)
+
+
+def _split_of(videos: set[str], root: Path) -> tuple[dict[str, str], str]:
+    """The split of each video and the split protocol, see `own.split_videos`."""
+    if videos <= {"train", "val", "valid", "validation", "test"}:
+        raise ValueError(
+            f"the videos in {root / 'images'} ({', '.join(sorted(videos))}) are named like splits, but the split is "
+            "made here, by video: name the folders, or what comes before the last underscore, after the videos"
+        )
+    if len(videos) < 2:
+        raise ValueError(
+            f"{root / 'images'} holds a single video ({', '.join(videos)}), but one to train on and another to "
+            "validate on are needed, as frames of one video look alike; a frame's video is its folder in images/, or "
+            "else its name up to the last underscore"
+        )
+    return split_videos(root, videos)
+
+
+def _ids(counts: np.ndarray) -> list[int]:
+    """Class ids of which there is a pixel, given the pixels (256,) of each value."""
+    return [i for i in range(IGNORE_INDEX) if counts[i]]
+
+
+def _check_ids(samples: list[Sample], counts: np.ndarray, labels: tuple[str, ...], root: Path) -> None:
+    for sample, row in zip(samples, counts, strict=True):
+        beyond = [i for i in _ids(row) if i >= len(labels)]
+        if beyond:
+            raise ValueError(
+                f"{sample.mask} holds id {', '.join(map(str, beyond))}, but {root / 'classes.txt'} names "
+                f"{len(labels)} classes, ids 0 to {len(labels) - 1} ({IGNORE_INDEX} is ignore); add the missing names "
+                "or correct the mask"
+            )
+    found = _ids(counts.sum(0))
+    if len(found) < 2:
+        raise ValueError(
+            f"the masks in {root / 'masks'} hold no two classes (ids found: {found or 'none'}; {IGNORE_INDEX} is "
+            "ignore, not a class); a foreground drawn as 255 must be saved as 1"
+        )

@@ -1,0 +1,451 @@
+"""Comparison of results files: means over runs, intervals, paired tests, ranks, and Markdown tables.
+
+A row is a model, a column is a metric on one split of one dataset. Results share a column only if they come from the
+same videos, frames, and classes. Runs of a model that differ only in their seed share a row.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from .results import (
+    HEADLINES,
+    OLD_SCHEMA,
+    SCHEMA,
+    check_runs,
+    check_same_data,
+    group_by_data,
+    interval_bounds,
+    metric_title,
+    model_labels,
+)
+from .statistics import (
+    CAUTION_BELOW,
+    LEVEL,
+    MIN_VIDEOS,
+    ROUGH_BELOW,
+    Interval,
+    PairedTest,
+    bootstrap_interval,
+    cannot_be_significant,
+    holm,
+    interval_warning,
+    mean_draws,
+    metric_bounds,
+    sign_flip_test,
+    student_interval,
+)
+
+TABLE_NOTES = f"""\
+Each cell has the mean over runs; of several runs also ± the standard deviation and the number of runs. Then follow the
+[95 % confidence interval] over videos and n, the number of videos. The values of each video are averaged over runs
+first, so the interval does not include the variation between runs. Bold: the best mean, whether or not the differences
+are significant. ↑: higher is better. ↓: lower is better. -: no value.
+
+No interval is given below {MIN_VIDEOS} videos, or where the files hold too little to compute one. Below
+{ROUGH_BELOW} videos an interval is rough. Read it with caution below {CAUTION_BELOW} videos (few videos)."""
+PAIRED_NOTES = """\
+A - B is the mean difference over n videos, after averaging the runs of each model. p: two-sided paired sign-flip
+permutation test over videos. p (Holm): p adjusted for the number of model pairs with the same dataset and metric. A
+difference is significant if p (Holm) is at most 0.05. With few videos and many pairs no data can reach this, and the
+verdict is "cannot be significant". This is no evidence that the models are equally good. The footnotes of the first
+table hold here, too: a difference on videos that trained or selected a model says nothing about other videos.
+
+A metric that pools the frames of all videos, such as mAP, is not a mean over videos. It has no values per video that
+could be tested. Its difference has a paired bootstrap [95 % interval] over videos instead, if the files hold bootstrap
+draws."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric on one split of one dataset."""
+
+    task: str
+    data: str
+    split: str
+    metric: str
+
+    def __str__(self) -> str:
+        return f"{self.data}, {self.split}: {self.title}"
+
+    @property
+    def title(self) -> str:
+        return metric_title(self.metric)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether the metric is a share; otherwise it is a distance."""
+        return math.isfinite(metric_bounds(self.metric)[1])
+
+    @property
+    def unit(self) -> str:
+        return "%" if self.higher_is_better else "px"
+
+    def text(self, value: float, sign: str = "") -> str:
+        """Format a value in the unit of the column."""
+        return f"{100 * value:{sign}z.1f}" if self.higher_is_better else f"{value:{sign}z.2f}"
+
+    def rank(self, values: np.ndarray) -> np.ndarray:
+        """Rank values along the first axis; 1 is the best."""
+        return rank(values if self.higher_is_better else -values)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result of a model in a column.
+
+    Attributes:
+        values: the metric of each run.
+        videos: number of videos that have a value.
+        interval: the 95 % interval (low, high) over videos, if there is one.
+        per_video: values of the videos in sorted order, averaged over runs; NaN where a run has none. None if the
+            metric is not a mean over videos.
+        draws: the stored bootstrap draws, averaged over runs; NaN where a run has none. None if a file lacks them.
+    """
+
+    values: tuple[float, ...]
+    videos: int
+    interval: tuple[float, float] | None = None
+    per_video: np.ndarray | None = None
+    draws: np.ndarray | None = None
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def sd(self) -> float:
+        """The sample standard deviation over runs; NaN for one run."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The difference between two models in a column.
+
+    Attributes:
+        difference: first minus second.
+        videos: number of videos that have a value of both models.
+        test: the paired test; None if the metric has no values per video.
+        adjusted_p: its p-value, adjusted for the number of tests in the column.
+        tests: number of tests in the column.
+        interval: paired bootstrap interval of a difference without a test, if both models have draws.
+    """
+
+    column: Column
+    first: str
+    second: str
+    difference: float
+    videos: int
+    test: PairedTest | None = None
+    adjusted_p: float = math.nan
+    tests: int = 0
+    interval: tuple[float, float] | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.test is None:
+            return "not tested: no values per video"
+        if self.adjusted_p <= 1 - LEVEL:
+            better = self.first if (self.difference > 0) == self.column.higher_is_better else self.second
+            return f"{better} is better"
+        if cannot_be_significant(self.test.smallest_p, self.tests):
+            return f"cannot be significant at n = {self.videos}"
+        return "not significant"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models against columns.
+
+    Attributes:
+        models: their names, sorted by mean rank, the best first.
+        columns: sorted by task, dataset, and split.
+        scores: {(model, column): score}, where there is one.
+        cautions: {(model, task, data, split): what makes its results there too optimistic, or could}.
+        notes: {(task, data, split): notes on the data; the first has the number of frames and videos}.
+        left_out: models without a score in any column.
+    """
+
+    models: tuple[str, ...]
+    columns: tuple[Column, ...]
+    scores: dict[tuple[str, Column], Score]
+    cautions: dict[tuple[str, str, str, str], tuple[str, ...]]
+    notes: dict[tuple[str, str, str], tuple[str, ...]]
+    left_out: tuple[str, ...] = ()
+
+    def ranks(self) -> np.ndarray:
+        """Rank the models in each column.
+
+        Returns:
+            (models, columns): 1 is the best, ties share the mean of their ranks, NaN where a model has no value.
+        """
+        return _ranks(self.models, self.columns, self.scores)
+
+    def bootstrap_ranks(self) -> dict[Column, np.ndarray]:
+        """Rank the models on each bootstrap resample of the videos.
+
+        A column is left out if a model has no draws there, as ranks among fewer models are not comparable. Resamples
+        on which the metric of a model is undefined are left out, too.
+
+        Returns:
+            {column: (models, resamples)}
+        """
+        found = {}
+        for column in self.columns:
+            draws = _paired_draws([self.scores.get((model, column)) for model in self.models])
+            if draws is not None and draws.shape[1]:
+                found[column] = column.rank(draws)
+        return found
+
+    def pairs(self) -> list[Pair]:
+        """Compare each pair of models in each column, on the same videos.
+
+        Means over videos are compared with a sign-flip permutation test, and p-values are adjusted with Holm's method
+        for the number of tests in the column. Other metrics have no test.
+        """
+        found = []
+        for column in self.columns:
+            scored = [model for model in self.models if (model, column) in self.scores]
+            couples = list(combinations(scored, 2))
+            pairs = [_pair(column, *couple, *(self.scores[model, column] for model in couple)) for couple in couples]
+            tests = [pair.test for pair in pairs if pair.test is not None]
+            adjusted = iter(holm([test.p for test in tests]))
+            for pair in pairs:
+                if pair.test is not None:
+                    pair = replace(pair, adjusted_p=next(adjusted), tests=len(tests))
+                found.append(pair)
+        return found
+
+
+def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequence[str] | None = None) -> Comparison:
+    """Put results side by side.
+
+    Args:
+        results: as returned by `read_results`.
+        label_by: "model": the last part of the model's name or folder, without the seed. "pretraining": the weights
+            that it started from.
+        metrics: names of scalar metrics in the files. None: the main metrics of each task (`results.HEADLINES`).
+
+    Raises:
+        ValueError: files of schema 1. Results with the same dataset and split, but with other videos, frames, or
+            classes. Several runs of a model with the same seed. Different numbers of bootstrap draws. A metric that no
+            file has, or a standard deviation.
+    """
+    labels = model_labels(results, label_by)
+    groups = group_by_data(results)
+    for path, found in results.items():
+        if found["schema"] == OLD_SCHEMA:
+            raise UserError(
+                f"{path} has the schema {OLD_SCHEMA!r}, but a comparison needs {SCHEMA!r}, which has values per video "
+                "for all metrics; evaluate the model again"
+            )
+    _check_metrics(metrics or (), results)
+    tasks = list(HEADLINES)
+    columns, scores, cautions, notes = [], {}, {}, {}
+    for key in sorted(groups, key=lambda key: (tasks.index(key[0]) if key[0] in tasks else len(tasks), *key)):
+        group = groups[key]
+        check_same_data(group)
+        rows: dict[str, dict[Path, dict]] = {}
+        for path, found in group.items():
+            rows.setdefault(labels[path], {})[path] = found
+        names = metrics or HEADLINES.get(key[0], ())
+        chosen = [name for name in names if any(_value(found, name) is not None for found in group.values())]
+        columns += (Column(*key, metric) for metric in chosen)
+        for model, runs in rows.items():
+            check_runs(model, runs)
+            cautions[model, *key] = _cautions(runs.values())
+            for metric in chosen:
+                if all(_value(found, metric) is not None for found in runs.values()):
+                    scores[model, Column(*key, metric)] = _score(list(runs.values()), metric)
+        if not chosen:
+            continue
+        data = next(iter(group.values()))["data"]
+        size = f"{data.get('frames', '?')} frames of {len(data.get('videos') or ())} videos"
+        others = (note for found in group.values() for note in found["data"].get("notes") or ())
+        notes[key] = size, *dict.fromkeys(others)
+    if not scores:
+        names = metrics or dict.fromkeys(name for task, *_ in groups for name in HEADLINES.get(task, ()))
+        raise UserError(f"No results file has a value of {' or '.join(names) or 'a known task'}; choose other metrics")
+    scored = {model for model, _ in scores}
+    models = [model for model in dict.fromkeys(labels.values()) if model in scored]
+    order = np.argsort(np.nanmean(_ranks(models, columns, scores), axis=1), kind="stable")
+    left_out = tuple(sorted(set(labels.values()) - scored))
+    return Comparison(tuple(models[i] for i in order), tuple(columns), scores, cautions, notes, left_out)
+
+
+def rank(values: np.ndarray) -> np.ndarray:
+    """Rank values along the first axis: 1 is the highest, ties share the mean of their ranks, NaN stays NaN."""
+    higher = (values[None] > values[:, None]).sum(1)
+    equal = (values[None] == values[:, None]).sum(1)
+    return np.where(np.isnan(values), np.nan, higher + (equal + 1) / 2)
+
+
+def markdown_table(comparison: Comparison) -> str:
+    """Write one row per model and one column per dataset and metric, with footnotes and notes on the data."""
+    footnotes: dict[str, int] = {}
+    header, cells = ["model"], {model: [model] for model in comparison.models}
+    for column in comparison.columns:
+        arrow = "↑" if column.higher_is_better else "↓"
+        header.append(f"{column.data}, {column.split}<br>{column.title}, {column.unit} {arrow}")
+        column_scores = {model: comparison.scores.get((model, column)) for model in comparison.models}
+        means = [score.mean for score in column_scores.values() if score is not None]
+        best = (max if column.higher_is_better else min)(means) if len(means) > 1 else None
+        for model, score in column_scores.items():
+            if score is None:
+                cells[model].append("-")
+                continue
+            texts = comparison.cautions[model, column.task, column.data, column.split]
+            marks = ", ".join(str(footnotes.setdefault(text, len(footnotes) + 1)) for text in texts)
+            cells[model].append(_cell(score, column, score.mean == best) + f"<sup>{marks}</sup>" * bool(marks))
+    lines = [_row(header), _row(["---"] * len(header)), *(_row(row) for row in cells.values()), ""]
+    lines.append(TABLE_NOTES)
+    if comparison.left_out:
+        lines.append(f"\nModels without a value in any column: {', '.join(comparison.left_out)}.")
+    lines += [f"\n<sup>{number}</sup> {text.rstrip('.')}." for text, number in footnotes.items()]
+    lines.append("\nData\n")
+    for (task, data, split), notes in comparison.notes.items():
+        lines.append(f"- {data}, {split} ({task}): {'; '.join(note.rstrip('.') for note in notes)}.")
+    return "\n".join(lines) + "\n"
+
+
+def paired_table(pairs: Iterable[Pair]) -> str:
+    """Write one row per pair of models and column: difference, number of videos, p-values, and verdict."""
+    header = ["dataset and metric", "A", "B", "A - B", "n", "p", "p (Holm)", "verdict"]
+    lines = [_row(header), _row(["---"] * len(header))]
+    for pair in pairs:
+        column = pair.column
+        difference = column.text(pair.difference, "+")
+        if pair.interval:
+            difference += f" [{column.text(pair.interval[0], '+')}, {column.text(pair.interval[1], '+')}]"
+        p_values = (_p_text(pair.test.p), _p_text(pair.adjusted_p)) if pair.test else ("-", "-")
+        models = (pair.first, pair.second)
+        lines.append(
+            _row([f"{column}, {column.unit}", *models, difference, str(pair.videos), *p_values, pair.verdict])
+        )
+    lines.append(f"\n{PAIRED_NOTES}")
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _cell(score: Score, column: Column, bold: bool) -> str:
+    text = f"**{column.text(score.mean)}**" if bold else column.text(score.mean)
+    if len(score.values) > 1:
+        text += f" ± {column.text(score.sd)} ({len(score.values)} runs)"
+    if score.interval is None:
+        return f"{text} n = {score.videos}"
+    low, high = map(column.text, score.interval)
+    return ", ".join(filter(None, (f"{text} [{low}, {high}] n = {score.videos}", interval_warning(score.videos))))
+
+
+def _p_text(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def _ranks(models: Sequence[str], columns: Sequence[Column], scores: dict) -> np.ndarray:
+    ranks = np.full((len(models), len(columns)), np.nan)
+    for j, column in enumerate(columns):
+        found = [scores.get((model, column)) for model in models]
+        ranks[:, j] = column.rank(np.array([np.nan if score is None else score.mean for score in found]))
+    return ranks
+
+
+def _check_metrics(names: Sequence[str], results: dict[Path, dict]) -> None:
+    """Refuse names that are not comparable metrics of any file."""
+    available = {name for found in results.values() for name in found["metrics"] if name != "per_class"}
+    available = sorted(name for name in available if not name.endswith("_sd"))
+    for name in names:
+        if name.endswith("_sd"):
+            raise UserError(
+                f"{name} is a standard deviation over videos, which has no better or worse; compare "
+                f"{name.removesuffix('_sd')} instead"
+            )
+        if name not in available:
+            near = difflib.get_close_matches(name, available, cutoff=0.5)
+            hint = f"the nearest names are {', '.join(near)}" if near else f"available are {', '.join(available)}"
+            raise UserError(f"No results file has the metric {name!r}; {hint}")
+
+
+def _value(results: dict, metric: str) -> float | None:
+    return results["metrics"].get(metric)
+
+
+def _score(runs: list[dict], metric: str) -> Score:
+    values = tuple(_value(found, metric) for found in runs)
+    per_video, draws = _mean_over_runs(runs, metric, _per_video), _mean_over_runs(runs, metric, _stored_draws)
+    videos = len(runs[0]["data"].get("videos") or ()) if per_video is None else int((~np.isnan(per_video)).sum())
+    interval = None
+    if len(runs) == 1:
+        stored = interval_bounds(runs[0], metric)
+        interval = None if None in stored else stored
+    elif per_video is not None:
+        interval = _bounds(student_interval(per_video, metric_bounds(metric)))
+    elif draws is not None:
+        interval = _bounds(bootstrap_interval(draws, videos, metric_bounds(metric)))
+    return Score(values, videos, interval, per_video, draws)
+
+
+def _bounds(interval: Interval | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval.low, interval.high)
+
+
+def _mean_over_runs(runs: list[dict], metric: str, read) -> np.ndarray | None:
+    """The mean over runs of the arrays that `read` finds; None if a run has none."""
+    arrays = [read(found, metric) for found in runs]
+    return None if any(array is None for array in arrays) else np.mean(arrays, axis=0)
+
+
+def _per_video(results: dict, metric: str) -> np.ndarray | None:
+    """The values of the videos, in sorted order. Neutral names of published files keep this order."""
+    table = results.get("per_video") or {}
+    videos = sorted(results["data"].get("videos") or ())
+    if not videos or any(metric not in table.get(video, {}) for video in videos):
+        return None
+    return np.array([table[video][metric] for video in videos], float)  # null becomes NaN
+
+
+def _stored_draws(results: dict, metric: str) -> np.ndarray | None:
+    draws = (results.get("bootstrap") or {}).get(metric)
+    return np.array(draws, float) if draws else None
+
+
+def _paired_draws(scores: Sequence[Score | None]) -> np.ndarray | None:
+    """Bootstrap draws (models, resamples) of the same resamples for all models, on which each has a value.
+
+    Below `MIN_VIDEOS` videos there are too few different resamples.
+    """
+    if any(score is None or score.videos < MIN_VIDEOS for score in scores):
+        return None
+    if all(score.per_video is not None for score in scores):
+        draws = np.stack([mean_draws(score.per_video) for score in scores])
+    elif all(score.draws is not None for score in scores):
+        draws = np.stack([score.draws for score in scores])
+    else:
+        return None
+    return draws[:, ~np.isnan(draws).any(axis=0)]
+
+
+def _pair(column: Column, first: str, second: str, one: Score, other: Score) -> Pair:
+    if one.per_video is not None and other.per_video is not None:
+        test = sign_flip_test(one.per_video, other.per_video)
+        if test is not None:
+            return Pair(column, first, second, test.difference, test.videos, test)
+    videos = min(one.videos, other.videos)
+    draws = _paired_draws([one, other])
+    interval = None if draws is None else _bounds(bootstrap_interval(draws[0] - draws[1], videos))
+    return Pair(column, first, second, one.mean - other.mean, videos, interval=interval)
+
+
+def _cautions(runs: Iterable[dict]) -> tuple[str, ...]:
+    """What is known of videos of this evaluation that trained or selected these models; empty if there are none."""
+    notes = (found["data"].get("leakage", "unknown: the results file does not say") for found in runs)
+    return tuple(f"Leakage: {note}" for note in dict.fromkeys(filter(None, notes)))

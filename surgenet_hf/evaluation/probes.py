@@ -1,0 +1,147 @@
+"""How good are embeddings, without training anything on them: k nearest neighbours on a labelled set.
+
+Weighted k-NN as in DINO (Caron et al. 2021, after Wu et al. 2018): each frame of the train split votes for its labels
+with exp(cosine similarity / temperature), and the k most similar ones count.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.nn import functional as F
+
+from ..data import ClassificationData, SegmentationData
+from ..data.classification import MULTI
+from ..inference.embeddings import predict_embeddings, spread
+from ..metrics import MultiLabelMetric
+
+NUM_QUERIES = 1024  # at a time: bounds the matrix of similarities
+
+
+@dataclass
+class LabelledEmbeddings:
+    """Embeddings float32 (N, C), targets from 0 to 1 float32 (N, num_labels), and the video of each of N frames."""
+
+    embeddings: torch.Tensor
+    targets: torch.Tensor
+    videos: np.ndarray
+
+
+def knn_accuracy(
+    model,
+    processor,
+    data: SegmentationData | ClassificationData,
+    k: int = 20,
+    temperature: float = 0.07,
+    batch_size: int = 32,
+    max_frames: int | None = None,
+) -> dict[str, float]:
+    """What the frames of the validation split (else test) are, by a vote of their neighbours in the train split.
+
+    With classes, the accuracy; with several labels at once, the mean average precision of the votes, where a target
+    of 0.5 and more is positive. Of a data set for segmentation the labels are which classes a frame shows. Labels
+    that all frames have, or none, are left out. Frames of the query's own video have no vote.
+
+    In a run of several processes all of them call this; each embeds a part of the frames, all return the same.
+
+    Args:
+        model: a `SurgeNetModel`; its mode is restored.
+        processor: its image processor.
+        k: neighbours that vote; all of the train split, if it has fewer.
+        temperature: of the votes.
+        batch_size: frames that the model sees at a time.
+        max_frames: at most so many frames of each of the two splits, evenly spread; None: all.
+
+    Returns:
+        {"knn_accuracy" or "knn_mean_average_precision": from 0 to 1, "knn_chance": the same of who does not look},
+        which is the share of the train split's commonest class, or the mean share of positive frames.
+
+    Raises:
+        ValueError: k, temperature or max_frames is not positive, a split is missing, nothing differs between its
+            frames, or an embedding is not finite.
+    """
+    for name, value in (("k", k), ("temperature", temperature), ("max_frames", max_frames)):
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    queried = next((split for split in ("validation", "test") if split in data.splits), None)
+    if queried is None or "train" not in data.splits:
+        raise ValueError(
+            f"k-NN needs the split train and validation or test; {data.name!r} has {', '.join(data.splits)}"
+        )
+    memory, queries = (_embed(model, processor, data, split, batch_size, max_frames) for split in ("train", queried))
+    votes = vote(memory, queries, k, temperature)
+    truths = queries.targets
+    if _is_single_label(data):
+        commonest = memory.targets.sum(0).argmax()
+        return {
+            "knn_accuracy": (votes.argmax(1) == truths.argmax(1)).float().mean().item(),
+            "knn_chance": (truths.argmax(1) == commonest).float().mean().item(),
+        }
+    positive = truths >= 0.5
+    varied = positive.any(0) & ~positive.all(0)
+    if not varied.any():
+        raise ValueError(f"all frames of {data.name!r}, {queried}, have the same labels: k-NN cannot tell anything")
+    metric = MultiLabelMetric(int(varied.sum()))
+    metric.add(votes[:, varied].cpu().numpy(), truths[:, varied].cpu().numpy(), queries.videos.tolist())
+    return {
+        "knn_mean_average_precision": metric.compute()["mean_average_precision"],
+        "knn_chance": positive[:, varied].float().mean().item(),
+    }
+
+
+def vote(memory: LabelledEmbeddings, queries: LabelledEmbeddings, k: int, temperature: float) -> torch.Tensor:
+    """Targets (N, num_labels) of the queries: the weighted mean of those of their k neighbours, from 0 to 1.
+
+    Raises:
+        ValueError: all of the memory is of the same video as a query.
+    """
+    keys = F.normalize(memory.embeddings, dim=1).T
+    # strings do not go to the device; numbers do
+    _, numbers = np.unique(np.concatenate([memory.videos, queries.videos]), return_inverse=True)
+    numbers = torch.from_numpy(numbers).to(keys.device)
+    memory_videos, query_videos = numbers.split([len(memory.videos), len(queries.videos)])
+    votes = []
+    for chunk, videos in zip(queries.embeddings.split(NUM_QUERIES), query_videos.split(NUM_QUERIES), strict=True):
+        similarities = F.normalize(chunk, dim=1) @ keys
+        similarities = similarities.masked_fill(videos[:, None] == memory_videos, -torch.inf)
+        nearest, indices = similarities.topk(min(k, len(memory.videos)), dim=1)
+        if nearest[:, 0].isneginf().any():
+            raise ValueError("all frames that could vote are of the same video as the frame that is asked for")
+        weights = F.softmax(nearest / temperature, dim=1)  # exp(similarity / temperature), normalised
+        votes.append((weights[..., None] * memory.targets[indices]).sum(1))
+    return torch.cat(votes).clamp(max=1)  # sums of weights are 1 up to rounding
+
+
+def _is_single_label(data: SegmentationData | ClassificationData) -> bool:
+    return isinstance(data, ClassificationData) and data.problem_type != MULTI
+
+
+def _embed(model, processor, data, split: str, batch_size: int, max_frames: int | None) -> LabelledEmbeddings:
+    """Embeddings and targets of a split on the model's device; its frames are shared out among the processes."""
+    rows = data.splits[split]
+    indices = spread(len(rows), len(rows) if max_frames is None else min(len(rows), max_frames))
+    rank, world_size = 0, 1
+    if distributed.is_available() and distributed.is_initialized():
+        rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    found = []
+    for row, embedding in predict_embeddings(model, processor, rows, batch_size, indices[rank::world_size].tolist()):
+        found.append((embedding, frame_targets(data, row), row["video"]))
+    if world_size > 1:
+        parts = [None] * world_size
+        distributed.all_gather_object(parts, found)
+        found = [each for part in parts for each in part]
+    embeddings, labels, videos = zip(*found, strict=True)
+    embeddings = torch.from_numpy(np.stack(embeddings)).to(model.device)
+    if not embeddings.isfinite().all():
+        raise ValueError(f"embeddings of {data.name!r}, {split}, are not finite: the model's weights are broken")
+    return LabelledEmbeddings(embeddings, torch.from_numpy(np.stack(labels)).to(model.device), np.array(videos))
+
+
+def frame_targets(data: SegmentationData | ClassificationData, row: dict) -> np.ndarray:
+    """Targets of a frame, float32 (num_labels,): its class, its labels, or the classes that its mask shows."""
+    if isinstance(data, SegmentationData):
+        return (np.bincount(row["mask"].ravel(), minlength=256)[: len(data.labels)] > 0).astype(np.float32)
+    if _is_single_label(data):
+        return np.eye(len(data.labels), dtype=np.float32)[row["labels"]]
+    return row["labels"]

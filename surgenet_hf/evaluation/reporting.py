@@ -1,0 +1,135 @@
+"""Tables and summaries of results as text, and the figures of each task."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..data import SegmentationData
+from ..inference.prediction import predict_segmentation
+from ..metrics import MultiLabelMetric
+from ..metrics.segmentation import dice_and_iou
+from .evaluate import Evaluation, split_rows
+from .results import headlines, metric_title
+from .statistics import MIN_VIDEOS, interval_warning, student_interval
+
+FRAMES_DRAWN = 4
+HEADLINE_ROW = "mean over videos"
+
+
+def summary(results: dict) -> str:
+    """The main metrics of results with their intervals, and the notes on leakage and selection, as text."""
+    data = results["data"]
+    lines = [f"\n{data['name']}, {data['split']}: {data['frames']} frames of {len(data['videos'])} videos"]
+    for name in headlines(results):
+        lines.append(f"  {metric_title(name):<24}{results['metrics'][name]:8.3f}   {_interval_text(results, name)}")
+    if data["leakage"]:
+        lines.append(f"  Leakage: {data['leakage']}.")
+    return "\n".join(lines)
+
+
+def _interval_text(results: dict, name: str) -> str:
+    interval = results["intervals"].get(name)
+    if interval is None:
+        return f"no interval: fewer than {MIN_VIDEOS} videos with a value, or no variation"
+    warning = interval_warning(interval["videos"])
+    return (
+        f"95 % interval {interval['low']:.3f} to {interval['high']:.3f}, n = {interval['videos']} videos"
+        + f" ({warning})" * bool(warning)
+    )
+
+
+def comparison_table(columns: dict[str, dict]) -> str:
+    """Metrics side by side as text: Dice and IoU in %, pooled per video, of each class and of the headline.
+
+    Args:
+        columns: {name: metrics of a results file}.
+    """
+    first = next(iter(columns.values()))
+    rows = {label: [metrics["per_class"][label] for metrics in columns.values()] for label in first["per_class"]}
+    rows[HEADLINE_ROW] = list(columns.values())
+    name_width = max(len("class"), *map(len, rows))
+    widths = [max(len(name), 12) for name in columns]
+    lines = [
+        " " * name_width + "".join(f"   {name:>{width}}" for name, width in zip(columns, widths, strict=True)),
+        f"{'class':<{name_width}}" + "".join(f"   {'Dice':>{width - 6}}{'IoU':>6}" for width in widths),
+    ]
+    lines.append("-" * len(lines[0]))
+    for label, cells in rows.items():
+        line = f"{label:<{name_width}}"
+        for cell, width in zip(cells, widths, strict=True):
+            line += f"   {_percent(cell['video_dice']):>{width - 6}}{_percent(cell['video_iou']):>6}"
+        lines.append(line)
+    lines.insert(-1, lines[2])
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def draw_segmentation(model, processor, data: SegmentationData, split: str, dice: float):
+    """Some frames of a split, spread over it: frame, reference and prediction.
+
+    Returns:
+        (matplotlib Figure, rows, class maps)
+    """
+    from ..figures import segmentation_figure
+
+    rows = split_rows(data, split)
+    drawn = sorted({i * len(rows) // FRAMES_DRAWN for i in range(FRAMES_DRAWN)})
+    rows, class_maps = zip(*predict_segmentation(model, processor, rows, indices=drawn), strict=True)
+    figure = segmentation_figure(
+        [row["image"] for row in rows],
+        [row["mask"] for row in rows],
+        class_maps,
+        data.labels,
+        data.colors,
+        row_titles=[f"{row['video']}, frame {row['frame']}" for row in rows],
+        title=f"{data.name}, {split}: {metric_title('video_dice')} {dice:.3f}",
+    )
+    return figure, rows, class_maps
+
+
+def _dice_intervals(results: dict) -> list[tuple[float, float]]:
+    """Student's t interval of each class's Dice over the videos with the class; NaN where there is none."""
+    bounds = []
+    for label in results["data"]["labels"]:
+        counts = [video["per_class"][label] for video in results["per_video"].values()]
+        columns = [[one[f"{kind}_pixels"] for one in counts] for kind in ("reference", "predicted", "intersection")]
+        reference, predicted, intersection = np.array(columns, float)
+        dice, _ = dice_and_iou(reference, predicted, intersection)
+        interval = student_interval(np.where(reference > 0, dice, np.nan), (0, 1))
+        bounds.append((math.nan, math.nan) if interval is None else (interval.low, interval.high))
+    return bounds
+
+
+def write_figures(evaluation: Evaluation, model, processor, data, split: str, output_dir: str | os.PathLike) -> None:
+    """The task's pictures as PNG and PDF: overlays and bars, precision-recall curves, or phase ribbons."""
+    from .. import figures
+
+    output_dir = Path(output_dir)
+    results = evaluation.results
+    title = f"{data.name}, {split}"
+    if results["task"] == "semantic-segmentation":
+        figure, *_ = draw_segmentation(model, processor, data, split, results["metrics"]["video_dice"])
+        figures.save_both(figure, output_dir / "segmentation")
+        dice = [results["metrics"]["per_class"][label]["video_dice"] for label in data.labels]
+        figure = figures.bar_figure({"Dice": dice}, data.labels, {"Dice": _dice_intervals(results)}, title=title)
+        figures.save_both(figure, output_dir / "per_class")
+    elif isinstance(evaluation.metric, MultiLabelMetric):
+        records = evaluation.metric.records
+        targets = np.concatenate([record.targets for record in records])
+        scores = np.concatenate([record.scores for record in records])
+        figure = figures.precision_recall_figure(targets, scores, data.labels, title=title)
+        figures.save_both(figure, output_dir / "precision_recall")
+    elif results["task"] == "image-classification":
+        f1 = [results["metrics"]["per_class"][label]["f1"] for label in data.labels]
+        figures.save_both(
+            figures.bar_figure({"F1": f1}, data.labels, quantity="F1", title=title), output_dir / "per_class"
+        )
+    else:
+        seconds = 1 / (data.frames_per_second or 1.0)
+        figure = figures.phase_figure(evaluation.truths, evaluation.predictions, data.labels, seconds, title=title)
+        figures.save_both(figure, output_dir / "phases")

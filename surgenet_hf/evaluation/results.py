@@ -1,0 +1,365 @@
+"""Results files: their schema, the one reader that checks them, and which may be put side by side."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ..privacy import video_hashes
+
+SCHEMA, OLD_SCHEMA = "surgenet_hf.evaluation.results/2", "surgenet_hf.evaluation.results/1"
+# the main metrics of each task, most important first; of image classification those that the kind of labels has
+HEADLINES = {
+    "semantic-segmentation": ("video_dice", "video_assd"),
+    "image-classification": ("mean_average_precision", "mean_balanced_accuracy", "accuracy", "macro_f1"),
+    "phase-recognition": ("accuracy", "macro_f1"),
+}
+# what people call a metric; of others, the name says it
+TITLES = {
+    "video_dice": "Dice",
+    "video_iou": "IoU",
+    "video_assd": "ASSD",
+    "video_hd95": "HD95",
+    "mean_average_precision": "mAP",
+    "mean_balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "macro_f1": "F1",
+    "edit_score": "edit score",
+}
+# what a model's folder says about the run, but not about the model
+RUN_FOLDERS = re.compile(r"model|best|final|last|checkpoint-\d+")
+SEED = re.compile(r"[-_. ]?seed[-_=. ]?(\d+)")
+
+
+def read_results(paths: Iterable[str | os.PathLike]) -> dict[Path, dict]:
+    """Results files: `paths` are files, or folders in which every results.json is taken; none is taken twice.
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or a folder without results.json.
+        ValueError: as `read_results_file`.
+    """
+    read, seen = {}, set()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; give results.json files, or the folders that hold them")
+        found = sorted(path.rglob("results.json")) if path.is_dir() else [path]
+        if not found:
+            raise FileNotFoundError(f"{path} holds no results.json, nor do the folders in it")
+        for file in found:
+            if file.resolve() not in seen:
+                seen.add(file.resolve())
+                read[file] = read_results_file(file)
+    return read
+
+
+def read_results_file(path: str | os.PathLike) -> dict:
+    """Read one results file and check it.
+
+    Raises:
+        ValueError: the file is not JSON, has another schema, lacks a part of it, or holds a value of a wrong type or
+            outside the range of its metric; names the file and the field.
+    """
+    path = Path(path)
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not JSON, or not even text
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    schema = results.get("schema") if isinstance(results, dict) else None
+    if schema not in (SCHEMA, OLD_SCHEMA):
+        raise ValueError(f"{path} is not a results file: its schema is {schema!r}; expected {SCHEMA!r}")
+    check_results(results, str(path))
+    return results
+
+
+def find_results(model_dir: str | os.PathLike) -> Path | None:
+    """Find the results.json of a saved model, in its folder or beside it."""
+    paths = (Path(model_dir, "results.json"), Path(model_dir).parent / "results.json")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_object(value) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_list_of(value, test) -> bool:
+    return isinstance(value, list) and all(map(test, value))
+
+
+def _are_texts(value) -> bool:
+    return _is_list_of(value, _is_text)
+
+
+def _is_object_of_texts(value) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _is_object_of_objects(value) -> bool:
+    return isinstance(value, dict) and all(map(_is_object, value.values()))
+
+
+def _is_object_of_lists(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, list) for item in value.values())
+
+
+def _is_object_of_intervals(value) -> bool:
+    return isinstance(value, dict) and all(item is None or isinstance(item, dict | list) for item in value.values())
+
+
+# field: what it must hold, in words and as a test. An object stands before its parts
+_FIELDS = {
+    "task": ("a text", _is_text),
+    "seed": ("a whole number from 0", _is_count),
+    "model": ("an object", _is_object),
+    "model.name": ("a text", _is_text),
+    "model.type": ("a text", _is_text),
+    "model.parameters": ("a whole number from 0", _is_count),
+    "model.pretraining": ("an object or a text", lambda value: isinstance(value, dict | str)),
+    "data": ("an object", _is_object),
+    "data.name": ("a text", _is_text),
+    "data.split": ("a text", _is_text),
+    "data.frames": ("a whole number from 0", _is_count),
+    "data.videos": ("a list of texts", _are_texts),
+    "data.videos_are_public": ("true or false", lambda value: isinstance(value, bool)),
+    "data.video_hashes": ("an object of texts", _is_object_of_texts),
+    "data.labels": ("a list of texts", _are_texts),
+    "data.background": ("a text", _is_text),
+    "data.notes": ("a list of texts", _are_texts),
+    "data.leakage": ("a text", _is_text),
+    "data.selected": ("a list of texts", _are_texts),
+    "data.split_protocol": ("a text", _is_text),
+    "data.image_size": ("a list of two whole numbers", lambda value: _is_list_of(value, _is_count)),
+    "definitions": ("an object", _is_object),
+    "metrics": ("an object", _is_object),
+    "metrics.per_class": ("an object of objects", _is_object_of_objects),
+    "intervals": ("an object of objects or lists", _is_object_of_intervals),
+    "bootstrap": ("an object of lists", _is_object_of_lists),
+    "per_video": ("an object of objects", _is_object_of_objects),
+    "comparisons": ("an object of objects", _is_object_of_objects),
+    "versions": ("an object of texts", _is_object_of_texts),
+    "command": ("a text", _is_text),
+}
+_REQUIRED = ("task", "model", "data", "metrics", "data.name", "data.split")
+# part of a metric's name: its range; of other metrics nothing is known
+_RANGES = (
+    (re.compile("assd|hd95"), 0, math.inf),
+    (re.compile("frames$|videos$|pixels$|positives|negatives|missed|spurious|relaxed_hits|segments@"), 0, math.inf),
+    (re.compile("dice|iou|jaccard|precision|recall|accuracy|f1|edit_score"), 0, 1),
+)
+
+
+def check_results(results: dict, source: str) -> None:
+    """Check types and ranges of what a results file holds; null counts as missing.
+
+    Args:
+        results: the content of the file.
+        source: what to call it in messages.
+
+    Raises:
+        ValueError: names the source and the field.
+    """
+    for field, (expected, is_valid) in _FIELDS.items():
+        value = _field(results, field)
+        if value is not None and not is_valid(value):
+            raise ValueError(f"{source}: {field} is {_excerpt(value)}; expected {expected}")
+    videos = _field(results, "data.videos") or []
+    if len(set(videos)) < len(videos):
+        raise ValueError(f"{source}: data.videos names a video twice; expected each once")
+    if missing := [field for field in _REQUIRED if not _field(results, field)]:
+        raise ValueError(f"{source} lacks {', '.join(missing)}")
+    for field, metric, value in _numbers(results):
+        low, high = next(((low, high) for name, low, high in _RANGES if name.search(metric)), (-math.inf, math.inf))
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+        if value is not None and not (is_number and low - 1e-6 <= value <= high + 1e-6):
+            scope = "" if low == -math.inf else f" from {low}" + ("" if high == math.inf else f" to {high}")
+            raise ValueError(f"{source}: {field} is {_excerpt(value)}; expected a number{scope}, or null")
+    for metric in results.get("intervals") or {}:
+        low, high = interval_bounds(results, metric)
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"{source}: intervals.{metric} is {_excerpt([low, high])}; expected [lower, upper]")
+
+
+def metric_title(name: str) -> str:
+    """What to call a metric in tables and figures. Without a title of its own it is called by its name."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def interval_bounds(results: dict, metric: str) -> tuple[float | None, float | None]:
+    """The bounds of a metric's interval, of either schema; (None, None) if there is none."""
+    interval = (results.get("intervals") or {}).get(metric)
+    if isinstance(interval, dict):
+        return interval.get("low"), interval.get("high")
+    return tuple(interval) if interval else (None, None)
+
+
+def headlines(results: dict) -> list[str]:
+    """The main metrics of a results file that it has a value of, most important first."""
+    names = HEADLINES.get(results["task"], ())
+    return [name for name in names if isinstance(results["metrics"].get(name), int | float)]
+
+
+def _field(results: dict, field: str):
+    """The value of a field such as "data.name"; None if it is missing."""
+    *parents, name = field.split(".")
+    for parent in parents:
+        results = results.get(parent) or {}
+    return results.get(name)
+
+
+def _numbers(results: dict) -> Iterator[tuple[str, str, object]]:
+    """Field, name of the metric, and value of all that must be a number or null."""
+    tables = {"metrics": results["metrics"]}
+    tables |= {f"comparisons.{name}": metrics for name, metrics in (results.get("comparisons") or {}).items()}
+    tables |= {f"per_video.{video}": metrics for video, metrics in (results.get("per_video") or {}).items()}
+    for table, metrics in tables.items():
+        for metric, value in metrics.items():
+            if metric == "per_class" and _is_object_of_objects(value):
+                for label, of_label in value.items():
+                    yield from ((f"{table}.per_class.{label}.{name}", name, item) for name, item in of_label.items())
+            elif metric.startswith("segments@") and isinstance(value, list):
+                yield from ((f"{table}.{metric}[{i}]", metric, item) for i, item in enumerate(value))
+            else:
+                yield f"{table}.{metric}", metric, value
+    for metric, values in (results.get("bootstrap") or {}).items():
+        yield from ((f"bootstrap.{metric}[{i}]", metric, value) for i, value in enumerate(values))
+    for metric, interval in (results.get("intervals") or {}).items():
+        bounds = {"low": interval.get("low"), "high": interval.get("high")} if isinstance(interval, dict) else interval
+        if isinstance(bounds, list) and len(bounds) == 2:
+            bounds = dict(enumerate(bounds))
+        if not isinstance(bounds, dict):
+            yield f"intervals.{metric}", metric, bounds
+        else:
+            yield from ((f"intervals.{metric}[{name}]", metric, value) for name, value in bounds.items())
+
+
+def _excerpt(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def group_by_data(results: dict[Path, dict]) -> dict[tuple[str, str, str], dict[Path, dict]]:
+    """The files of each (task, name of data set, split).
+
+    Raises:
+        ValueError: files of different schemas, whose metrics have other definitions.
+    """
+    schemas = {found["schema"]: path for path, found in results.items()}
+    if len(schemas) > 1:
+        raise ValueError(
+            f"{schemas[OLD_SCHEMA]} has the schema {OLD_SCHEMA!r}, {schemas[SCHEMA]} has {SCHEMA!r}, whose metrics "
+            "are defined differently: evaluate the older model again"
+        )
+    groups: dict[tuple[str, str, str], dict[Path, dict]] = {}
+    for path, found in results.items():
+        groups.setdefault((found["task"], found["data"]["name"], found["data"]["split"]), {})[path] = found
+    return groups
+
+
+def model_labels(results: dict[Path, dict], label_by: str) -> dict[Path, str]:
+    """The name of the model of each file.
+
+    By "model": the last part of its name or folder, or as many parts as tell apart the models on the same data. By
+    "pretraining": the weights that it started from; where they are unknown, "unknown" with the model's name.
+    """
+    if label_by not in ("model", "pretraining"):
+        raise ValueError(f"label_by is 'model' or 'pretraining', not {label_by!r}")
+    names = {path: _name_parts(found) for path, found in results.items()}
+    depth = 1
+    for paths in group_by_data(results).values():
+        different = len({names[path] for path in paths})
+        while len({names[path][-depth:] for path in paths}) < different:
+            depth += 1
+    labels = {path: "/".join(parts[-depth:]) for path, parts in names.items()}
+    if label_by == "pretraining":
+        return {path: _pretraining(found) or f"unknown ({labels[path]})" for path, found in results.items()}
+    first: dict[str, Path] = {}
+    for path, label in labels.items():
+        other = first.setdefault(label, path)
+        one, two = _pretraining(results[other]), _pretraining(results[path])
+        if one != two:
+            raise ValueError(
+                f"{other} and {path} are both called {label}, but started from {one or 'unknown weights'} and "
+                f"{two or 'unknown weights'}: label them by pretraining"
+            )
+    return labels
+
+
+def _name_parts(results: dict) -> tuple[str, ...]:
+    """The model's name or folder without what belongs to the run: outputs/xl-seed1/model is ("outputs", "xl")."""
+    parts = re.split(r"[/\\]", str(results["model"].get("name") or "unknown"))
+    parts = [SEED.sub("", part) for part in parts if not RUN_FOLDERS.fullmatch(part)]
+    return tuple(part for part in parts if part) or ("unknown",)
+
+
+def _pretraining(results: dict) -> str | None:
+    """The name of the weights that the model started from, None if unknown."""
+    source = results["model"].get("pretraining")
+    name = source.get("name") if isinstance(source, dict) else source
+    return None if name in (None, "", "unknown") else str(name)
+
+
+def check_same_data(group: dict[Path, dict]) -> None:
+    """Videos, frames, classes and, so that draws can be paired, their numbers must be the same."""
+    draws: dict[int, Path] = {}
+    for path, found in group.items():
+        draws |= {len(values): path for values in (found.get("bootstrap") or {}).values()}
+    if len(draws) > 1:
+        counts = ", ".join(f"{count} in {path}" for count, path in draws.items())
+        raise ValueError(f"numbers of bootstrap draws differ: {counts}; evaluate again with the same number")
+    (first, reference), *others = group.items()
+    for path, found in others:
+        for part in ("videos", "frames", "labels"):
+            one, other = reference["data"].get(part), found["data"].get(part)
+            if part == "videos":
+                one, other = _video_identities(reference["data"], found["data"])
+            if one != other:
+                raise ValueError(
+                    f"{first} and {path} are both on {found['data']['name']}, {found['data']['split']}, but differ in "
+                    f"{part}: {_brief(one)} against {_brief(other)}. Only results on the same data can be compared."
+                )
+
+
+def _video_identities(*data: dict) -> list[list[str]]:
+    """What tells the videos of several results files apart: their names, or hashes where names were replaced."""
+    if not any("video_hashes" in each for each in data):
+        return [sorted(each.get("videos") or ()) for each in data]
+    return [sorted((each.get("video_hashes") or video_hashes(each.get("videos") or ())).values()) for each in data]
+
+
+def _brief(value) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    return ", ".join(map(str, value[:4])) + (f", ... ({len(value)})" if len(value) > 4 else "")
+
+
+def check_runs(label: str, runs: dict[Path, dict]) -> None:
+    """Runs of one label on the same data must differ in their seeds, and there alone."""
+    advice = "label them by the other of model and pretraining, or leave one out"
+    (first, reference), *others = runs.items()
+    for path, found in others:
+        for what in ("type", "parameters"):
+            one, other = reference["model"].get(what), found["model"].get(what)
+            if one != other:
+                raise ValueError(
+                    f"{first} and {path} are both called {label}, but differ in {what}: {one} and {other}; {advice}"
+                )
+    # a file without a seed may be of the same run as another, unless the names of their folders say otherwise
+    known = all(found.get("seed") is not None for found in runs.values())
+    seen: dict[tuple, Path] = {}
+    for path, found in runs.items():
+        seed = found.get("seed") if known else None, *SEED.findall(str(found["model"].get("name")))
+        if seed in seen:
+            raise ValueError(
+                f"{seen[seed]} and {path} are both called {label}, with seeds {runs[seen[seed]].get('seed')} and "
+                f"{found.get('seed')}, but runs of one model must have seeds of their own; {advice}"
+            )
+        seen[seed] = path

@@ -1,0 +1,222 @@
+"""Confidence intervals and tests over videos. Frames of one video are not independent; videos are.
+
+Sources:
+    Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69(4), 2015: expanded
+        percentiles, which correct the narrowness of percentile intervals in small samples.
+    Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6(2), 1979.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from ..metrics.base import VideoMetric, weighted_mean
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+MIN_VIDEOS, ROUGH_BELOW, CAUTION_BELOW = 5, 10, 20  # see `Interval`
+EXACT_UP_TO = 20  # videos: 2**20 sign flips
+STUDENT, BOOTSTRAP = "Student's t", "bootstrap with expanded percentiles"
+INTERVALS = (  # for results files
+    f"95 % over videos: Student's t for means over videos, otherwise a bootstrap of {RESAMPLES:,} resamples with "
+    f"expanded percentiles (Hesterberg 2015), clipped to the metric's range. A resample without a class leaves it "
+    f"out. None below {MIN_VIDEOS} videos with a value, or if all resamples are equal; rough below {ROUGH_BELOW}, "
+    f"to be read with caution below {CAUTION_BELOW}"
+)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % confidence interval over videos.
+
+    No interval is given below `MIN_VIDEOS` videos: even good methods then cover far less than 95 %.
+
+    Attributes:
+        low, high: the bounds, clipped to the range of the metric.
+        videos: number of videos that have a value.
+        method: `STUDENT` or `BOOTSTRAP`.
+    """
+
+    low: float
+    high: float
+    videos: int
+    method: str
+
+    @property
+    def warning(self) -> str:
+        """What to print next to the interval: "rough" below 10 videos, "few videos" below 20, otherwise nothing."""
+        return interval_warning(self.videos)
+
+
+def interval_warning(videos: int) -> str:
+    return "rough" if videos < ROUGH_BELOW else "few videos" if videos < CAUTION_BELOW else ""
+
+
+def student_interval(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval | None:
+    """Student's t interval of a mean over videos.
+
+    Args:
+        values: one per video; NaN for a video without a value, which is left out.
+        bounds: of the metric's range.
+
+    Returns:
+        None for fewer than `MIN_VIDEOS` values.
+    """
+    values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
+    n = len(values)
+    if n < MIN_VIDEOS:
+        return None
+    half = _student_quantile(n) * values.std(ddof=1) / math.sqrt(n)
+    low, high = np.clip([values.mean() - half, values.mean() + half], *bounds)
+    return Interval(float(low), float(high), n, STUDENT)
+
+
+def bootstrap_interval(
+    draws: Sequence[float], videos: int, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval | None:
+    """Bootstrap interval with expanded percentiles (Hesterberg 2015).
+
+    Args:
+        draws: the metric on each resample of the videos; NaNs are left out.
+        videos: number of videos that were resampled.
+        bounds: of the metric's range.
+
+    Returns:
+        None for fewer than `MIN_VIDEOS` videos, or if the draws do not vary, from which nothing follows.
+    """
+    draws = np.asarray(draws, float)
+    draws = draws[~np.isnan(draws)]
+    if videos < MIN_VIDEOS or not len(draws) or draws.min() == draws.max():
+        return None
+    tail = NormalDist().cdf(-math.sqrt(videos / (videos - 1)) * _student_quantile(videos))
+    low, high = np.clip(np.quantile(draws, [tail, 1 - tail]), *bounds)
+    return Interval(float(low), float(high), videos, BOOTSTRAP)
+
+
+def _student_quantile(videos: int) -> float:
+    from scipy.stats import t  # where it is used: cards need this module without the extra "train"
+
+    return float(t.ppf((1 + LEVEL) / 2, videos - 1))
+
+
+def resample_weights(videos: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each resample holds each video: (resamples, videos) floats.
+
+    They depend on seed and number of videos only. Two models that are evaluated on the same videos, in sorted order,
+    are thus compared resample by resample.
+    """
+    return np.random.default_rng(seed).multinomial(videos, np.full(videos, 1 / videos), resamples).astype(float)
+
+
+def metric_intervals(
+    metric: VideoMetric, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[dict[str, Interval], dict[str, np.ndarray]]:
+    """Intervals of all scalar metrics, and the bootstrap draws of those that are not means over videos.
+
+    Standard deviations (`..._sd`) have no interval.
+
+    Returns:
+        ({name: interval}, {name: (resamples,)}); both empty for fewer than `MIN_VIDEOS` videos.
+    """
+    computed = metric.compute()
+    videos = metric.videos
+    if len(videos) < MIN_VIDEOS:
+        return {}, {}
+    of_videos = [computed["per_video"][video] for video in videos]
+    draws = metric.resample(resample_weights(len(videos), resamples, seed))
+    draws = {name: values for name, values in draws.items() if name not in of_videos[0]}
+    found = {}
+    for name, value in computed.items():
+        if not isinstance(value, float) or name.endswith("_sd"):
+            continue
+        bounds = metric_bounds(name)
+        if name in of_videos[0]:
+            found[name] = student_interval([values[name] for values in of_videos], bounds)
+        else:
+            found[name] = bootstrap_interval(draws[name], len(videos), bounds)
+    return {name: interval for name, interval in found.items() if interval is not None}, draws
+
+
+def metric_bounds(name: str) -> tuple[float, float]:
+    """The range of a metric, by its name: distances are not negative, all others are shares."""
+    return (0.0, math.inf if "assd" in name or "hd95" in name else 1.0)
+
+
+def mean_draws(values: Sequence[float], resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Bootstrap draws (resamples,) of a mean over videos, whose values are in the order of the sorted video names."""
+    values = np.asarray(values, float)
+    return weighted_mean(resample_weights(len(values), resamples, seed), values)
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A sign-flip permutation test of the differences of two models over the same videos.
+
+    Attributes:
+        difference: mean of the differences.
+        videos: number of videos with a value of both models.
+        p: two-sided p-value; 1 without a difference.
+        smallest_p: the smallest p-value that this number of videos allows.
+    """
+
+    difference: float
+    videos: int
+    p: float
+    smallest_p: float
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def sign_flip_test(first: Sequence[float], second: Sequence[float], seed: int = 0) -> PairedTest | None:
+    """Test whether two models differ on the same videos.
+
+    If they do not, each video's difference has either sign with the same probability. The p-value is the share of the
+    2**n sign patterns whose absolute mean is at least the observed one; from 21 videos on, of 2**20 random patterns
+    and the observed one.
+
+    Args:
+        first, second: one value per video, in the same order; a video with a NaN is left out.
+
+    Returns:
+        None without videos.
+    """
+    differences = np.asarray(first, float) - np.asarray(second, float)
+    differences = differences[~np.isnan(differences)]
+    n = len(differences)
+    if not n:
+        return None
+    exact = n <= EXACT_UP_TO
+    patterns = 2 ** min(n, EXACT_UP_TO)
+    rng = np.random.default_rng(seed)
+    observed = abs(differences.sum()) * (1 - 1e-12)  # sums of the same numbers in another order count as equal
+    reached = 0
+    for start in range(0, patterns, 2**16):
+        size = min(2**16, patterns - start)
+        if exact:
+            bits = np.arange(start, start + size)[:, None] >> np.arange(n) & 1
+        else:
+            bits = rng.integers(0, 2, (size, n), dtype=np.int8)
+        reached += int((abs((2.0 * bits - 1) @ differences) >= observed).sum())
+    p = reached / patterns if exact else (reached + 1) / (patterns + 1)
+    smallest = 2 / patterns if exact else 1 / (patterns + 1)
+    return PairedTest(float(differences.mean()), n, p, min(smallest, 1.0))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number by Holm's step-down procedure, in the given order."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, largest = [0.0] * len(order), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def cannot_be_significant(smallest_p: float, comparisons: int, level: float = 1 - LEVEL) -> bool:
+    """Whether no data could make a test significant after Holm's correction, as there are too few videos."""
+    return smallest_p * comparisons > level

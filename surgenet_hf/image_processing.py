@@ -1,0 +1,74 @@
+"""Image processors of SurgeNet models: build, rebuild from a config, and load them."""
+
+import logging
+from pathlib import Path
+
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, SegformerImageProcessor
+
+from .checkpoints.catalog import STATISTICS
+from .errors import UserError
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SIZE = 224  # pixels, of pretraining
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def image_processor_for(
+    model: PreTrainedModel | PreTrainedConfig, image_size: int = IMAGE_SIZE
+) -> SegformerImageProcessor:
+    """Build the image processor that belongs to a model, with the normalization recorded in its config.
+
+    Args:
+        model: a SurgeNet model, or its config. `config.pretraining["statistics"]` names the normalization.
+        image_size: height and width in pixels that frames are resized to.
+
+    Raises:
+        UserError: the config does not name a known normalization.
+    """
+    config = getattr(model, "config", model)
+    found = (getattr(config, "pretraining", None) or {}).get("statistics")
+    if found not in STATISTICS:
+        raise UserError(
+            f"the config of {config.name_or_path or 'the model'} does not record the normalization of its weights: "
+            f'pretraining["statistics"] is {found!r}, expected one of {", ".join(STATISTICS)}. If you know it, build '
+            'the image processor with build_image_processor("surgenet") or ("imagenet") of '
+            "surgenet_hf.checkpoints.conversion, and save it in the folder of the model"
+        )
+    return build_image_processor(found, image_size)
+
+
+def build_image_processor(statistics: str = "surgenet", image_size: int = IMAGE_SIZE) -> SegformerImageProcessor:
+    """The image processor of a SurgeNet model: RGB, resize to a square of `image_size` pixels, normalise."""
+    mean, std = STATISTICS[statistics]
+    return SegformerImageProcessor(
+        do_convert_rgb=True,
+        size={"height": image_size, "width": image_size},
+        image_mean=list(mean),
+        image_std=list(std),
+    )
+
+
+def load_image_processor(source: str | Path, image_size: int | None = None):
+    """Load the image processor of a model; in a folder without one, rebuild it from the config.
+
+    Args:
+        source: a folder, or a repository on the Hub.
+        image_size: height and width in pixels that frames are resized to. Default: the saved size, or 224 if the
+            image processor is rebuilt.
+
+    Raises:
+        UserError: the folder has no image processor, and its config does not record the normalization.
+        OSError: there is no such model.
+    """
+    size = {} if image_size is None else {"size": {"height": image_size, "width": image_size}}
+    folder = Path(source)
+    if not folder.is_dir() or any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return AutoImageProcessor.from_pretrained(source, **size)
+    processor = image_processor_for(AutoConfig.from_pretrained(source), image_size or IMAGE_SIZE)
+    logger.warning(
+        f"{folder} has no image processor. Rebuilt it from config.json: mean {processor.image_mean}, standard "
+        f"deviation {processor.image_std}, frames resized to {processor.size['height']} pixels"
+        + ("" if image_size else f". If the model was trained at another size, save its image processor in {folder}")
+    )
+    return processor

@@ -1,0 +1,275 @@
+"""The first half of `surgenet_hf.preparation.shards`: which videos there are, and their frames, many videos at a time.
+
+The frames of a video go into `<id>.frames`, JPEG after JPEG, then what they are into `<id>.json`: a video that has the
+latter is done. A decoder gets one thread: that is as fast where videos are many, and a picture that FFmpeg has to
+repair does not depend on how threads were scheduled.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, count, groupby
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ..atomic import replacing
+from ..data.names import printable
+from ..data.video import JPEG_QUALITY, VIDEO_SUFFIXES, _seconds, iter_frames
+from .frame_list import iter_listed_frames
+
+THUMBNAIL = (32, 32)
+NOTHING = {"sampled": 0, "black": 0, "duplicate": 0, "error": None, "missing": [], "frames": []}
+
+
+@dataclass
+class FrameOptions:
+    """What frames are taken and how they are stored."""
+
+    frames_per_second: float = field(default=1.0, metadata={"help": "How many frames to take, by time stamps."})
+    max_side: int = field(default=0, metadata={"help": "Shrink frames whose longer side is above this; 0: never."})
+    jpeg_quality: int = field(default=JPEG_QUALITY, metadata={"help": "1 to 95."})
+    drop_black: bool = field(default=False, metadata={"help": "Leave out black frames."})
+    black_threshold: float = field(default=10.0, metadata={"help": "Black: a mean grey below this, of 255."})
+    drop_duplicates: bool = field(default=False, metadata={"help": "Leave out frames like the last one kept."})
+    duplicate_threshold: float = field(
+        default=1.0, metadata={"help": "Alike: a mean difference below this, in grey levels of 32x32 thumbnails."}
+    )
+    frames_per_shard: int = field(default=10_000, metadata={"help": "The most a shard holds (some 1 GB at 480p)."})
+    shard_format: str = field(default="tar", metadata={"help": "WebDataset tar, or zip.", "choices": ["tar", "zip"]})
+
+    def __post_init__(self):
+        limits = {"max_side": 0, "black_threshold": 0, "duplicate_threshold": 0, "frames_per_shard": 1}
+        for name, least in limits.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.frames_per_second > 0:
+            raise ValueError(f"frames_per_second must be above 0, got {self.frames_per_second}")
+        if not 1 <= self.jpeg_quality <= 95:
+            raise ValueError(f"jpeg_quality must be from 1 to 95, got {self.jpeg_quality}")
+        if self.shard_format not in ("tar", "zip"):
+            raise ValueError(f"shard_format must be tar or zip, got {self.shard_format!r}")
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video below the folder of videos.
+
+    `name` is its path there; `key` is what the names of its frames begin with: `<procedure>/<video>` in letters,
+    digits, `_` and `-`; `wanted` are the numbers of the frames to take from a frame list, None for all.
+    """
+
+    path: Path
+    name: str
+    procedure: str
+    key: str
+    bytes: int
+    wanted: tuple[int, ...] | None = None
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()[:24]
+
+
+def scan_videos(videos_dir: Path) -> list[Video]:
+    """All videos below a folder, by their suffixes, sorted by procedure and path; what is hidden is passed over.
+
+    Links are followed; a folder that is reached in two ways is taken once.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no video.
+    """
+    if not videos_dir.is_dir():
+        raise FileNotFoundError(f"there is no folder {videos_dir}")
+
+    def refuse(error: OSError):
+        raise error
+
+    others, found, seen = Counter(), [], set()
+    for folder, folders, names in os.walk(videos_dir, onerror=refuse, followlinks=True):
+        folders.sort()  # of two links to a folder the first one counts
+        if os.path.realpath(folder) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        for path in (Path(folder, name) for name in names):
+            below = path.relative_to(videos_dir)
+            if any(part.startswith(".") for part in below.parts):
+                continue
+            if path.suffix.lower() not in VIDEO_SUFFIXES:
+                others[path.suffix] += 1
+                continue
+            # file names need not be Unicode, the index must
+            parts = [printable(part) for part in below.parts]
+            procedure = parts[0] if len(parts) > 1 else printable(videos_dir.resolve().name)
+            found.append((procedure, "/".join(parts), path))
+    if not found:
+        there = ", ".join(f"{number} *{suffix}" for suffix, number in others.most_common(5)) or "nothing"
+        raise ValueError(f"{videos_dir} holds no video ({', '.join(VIDEO_SUFFIXES)}) but {there}")
+    videos, procedures = [], set()
+    for procedure, group in groupby(sorted(found), key=lambda row: row[0]):
+        folder, taken = _unique(procedure, procedures), set()
+        for _, name, path in group:
+            stem = Path(name.removeprefix(f"{procedure}/")).with_suffix("")
+            key = f"{folder}/{_unique(str(stem), taken)}"
+            videos.append(Video(path, name, procedure, key, path.stat().st_size))
+    return videos
+
+
+def extract_parts(videos: list[Video], parts: Path, options: FrameOptions, num_workers: int = 0) -> None:
+    """Write the part of each video that is not done yet; those that could not be read are tried again.
+
+    Raises:
+        OSError: a part could not be written.
+        RuntimeError: a worker process died.
+    """
+    todo = [video for video in videos if not _is_done(video, parts)]
+    if not todo:
+        return
+    # the longest first, so that no worker is left alone with one at the end
+    seconds = {video.id: _seconds(video.path) for video in tqdm(todo, desc="Reading headers")}
+    todo.sort(key=lambda video: -seconds[video.id])
+    total = sum(
+        round(seconds[video.id] * options.frames_per_second) if video.wanted is None else len(video.wanted)
+        for video in todo
+    )
+    progress, stop = multiprocessing.Value("L"), multiprocessing.Event()
+    workers = min(num_workers or _num_cores(), len(todo))
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(progress, stop)) as pool:
+        pending = {pool.submit(_extract, video, parts, options) for video in todo}
+        try:
+            with tqdm(desc=f"Extracting frames of {len(todo)} videos", total=total, unit="frame") as bar:
+                while pending:
+                    done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                    bar.update(progress.value - bar.n)
+                    for future in done:
+                        future.result()
+                    bar.set_postfix(videos_left=len(pending))
+        except BrokenProcessPool as error:
+            at_work = [video.name for video in todo if list(parts.glob(f".{video.id}.*"))]
+            raise RuntimeError(
+                "a worker process died. Out of memory? Then start again with fewer --num_workers. If that does not "
+                f"help, one of these crashes the decoder and must go: {', '.join(at_work)}"
+            ) from error
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def new_file(path: Path, parts: Path) -> Iterator[BinaryIO]:
+    """A file to write that gets its name, and is on the disk, only when it is whole; till then it lies in `parts`."""
+    with replacing(path, parts, durable=True) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+def write_json(path: Path, parts: Path, content: dict, indent: int | None = None) -> None:
+    with new_file(path, parts) as file:
+        file.write(json.dumps(content, indent=indent, ensure_ascii=False).encode())
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """A name not taken yet that suits any file system; without dots, since WebDataset's keys end at the first one."""
+    name = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", name))
+    name = name.encode()[:200].decode(errors="ignore")  # file systems allow 255 bytes
+    names = chain([name], (f"{name}-{i}" for i in count(2)))
+    unique = next(name for name in names if name.casefold() not in taken)
+    taken.add(unique.casefold())
+    return unique
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_done(video: Video, parts: Path) -> bool:
+    path = parts / f"{video.id}.json"
+    if not path.exists():
+        return False
+    record = json.loads(path.read_bytes())
+    return record["bytes"] == video.bytes and record["error"] is None
+
+
+_progress = _stop = None
+
+
+def _start_worker(progress, stop) -> None:
+    global _progress, _stop
+    _progress, _stop = progress, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which sets `stop`
+
+    def follow_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def _extract(video: Video, parts: Path, options: FrameOptions) -> None:
+    record = {"bytes": video.bytes, **NOTHING}
+    try:
+        with new_file(parts / f"{video.id}.frames", parts) as file:
+            record |= _write_frames(video, file, options)
+    except (ValueError, FileNotFoundError) as error:
+        record |= {"error": printable(str(error)), "missing": video.wanted or []}
+    write_json(parts / f"{video.id}.json", parts, record)
+
+
+def _write_frames(video: Video, file: BinaryIO, options: FrameOptions) -> dict:
+    counts, frames, numbers, last = Counter(), [], set(), None
+    for number, second, image in _samples(video, options):
+        if _stop.is_set():
+            raise CancelledError
+        with _progress.get_lock():
+            _progress.value += 1
+        numbers.add(number)
+        thumbnail = _thumbnail(image) if options.drop_black or options.drop_duplicates else None
+        if options.drop_black and thumbnail.mean() < options.black_threshold:
+            counts["black"] += 1
+        elif (
+            options.drop_duplicates and last is not None and _difference(thumbnail, last) < options.duplicate_threshold
+        ):
+            counts["duplicate"] += 1
+        else:
+            last = thumbnail
+            jpeg = io.BytesIO()
+            image.save(jpeg, "JPEG", quality=options.jpeg_quality)
+            digest = hashlib.sha256(jpeg.getbuffer()).hexdigest()
+            frames.append([number, second, *image.size, len(jpeg.getbuffer()), digest])
+            file.write(jpeg.getbuffer())
+    missing = sorted(set(video.wanted or ()) - numbers)
+    return {**counts, "sampled": len(numbers), "missing": missing, "frames": frames}
+
+
+def _samples(video: Video, options: FrameOptions) -> Iterator[tuple[int, float | None, Image.Image]]:
+    max_side = options.max_side or None
+    if video.wanted is not None:
+        yield from iter_listed_frames(video.path, video.wanted, max_side, threads=1)
+        return
+    for number, image in iter_frames(video.path, options.frames_per_second, max_side, threads=1):
+        yield number, number / options.frames_per_second, image
+
+
+def _thumbnail(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.resize(THUMBNAIL, Image.Resampling.BOX).convert("L"), np.float32)
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).mean())

@@ -1,0 +1,291 @@
+"""Shards for pretraining out of videos: few large tar or zip files of JPEG frames, and an index of them.
+
+`prepare_frames` works in two stages, so that it can be killed at any moment and started again:
+
+1. Videos side by side, each into a part of its own (`surgenet_hf.preparation.extraction`).
+2. `parts/plan.json` lays down which frames go into which shard. The shards are written one after the other, and the
+   frames of a part are removed once all are in shards. Then come the index and, last of all, the report.
+
+Every file takes its name only when it is whole. The plan follows from the names of the videos, so the result is the
+same, byte for byte, whatever the number of workers and interruptions. On the disk it needs room for the frames (some
+110 kB each at 854x480), for one shard more, and for the longest video, since parts go as shards come.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from .extraction import NOTHING, FrameOptions, Video, extract_parts, new_file, scan_videos, write_json
+from .frame_list import FrameList, listed_name
+
+INDEX, REPORT, UNMATCHED = "index.parquet", "report.json", "unmatched.txt"
+COUNTS = ("sampled", "kept", "black", "duplicate")
+SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),  # file name
+        ("name", pa.string()),  # of the JPEG in the shard: <procedure>/<video>_<number>.jpg, made safe and unique
+        ("video", pa.string()),  # path below the folder of videos
+        ("procedure", pa.string()),
+        ("number", pa.int32()),  # of the frame in its video: of the sample, or n of the frame list
+        ("second", pa.float64()),  # after the video's first frame
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sha256", pa.string()),  # of the JPEG
+    ]
+)
+
+
+def prepare_frames(
+    videos_dir: str | Path,
+    output_dir: str | Path,
+    options: FrameOptions | None = None,
+    frame_list: str | Path | None = None,
+    num_workers: int = 0,
+) -> dict:
+    """Write frames of all videos below a folder to shards `<procedure>-<number>.<tar|zip>`; what `report.json` says.
+
+    A video's procedure is the first folder below `videos_dir` on the way to it (`<procedure>/<video>.mp4`,
+    `<procedure>/<video>/<file>.mp4`), or `videos_dir`'s own name if there is none. `output_dir` also gets
+
+    - `index.parquet`: a row for each frame, see `SCHEMA`, in the order of the shards;
+    - `report.json`: the settings, `totals` of frames sampled, kept and dropped by reason, and the same for each of
+      `videos`, with `error` where one could not be read: such a video is left out altogether;
+    - with a frame list `unmatched.txt`: entries without a frame and videos without an entry, each with the reason.
+
+    Called again it goes on where it was, and tries broken videos again unless shards are begun; once all is there it
+    does nothing.
+
+    Args:
+        frame_list: the authors' list, see `surgenet_hf.preparation.frame_list`; only its frames are taken, by their
+            numbers.
+        num_workers: how many videos to decode at a time; 0: as many as there are processor cores.
+
+    Raises:
+        FileNotFoundError: no such folder or list.
+        ValueError: no video, not a single frame, a list that matches nothing, or an `output_dir` that holds files
+            from elsewhere, of other videos or made with other settings.
+        OSError: what was to be written could not be; no half file is left.
+        RuntimeError: another run is at work in `output_dir`, or a worker process died.
+    """
+    if num_workers < 0:
+        raise ValueError(f"num_workers must be at least 0 (one for each core), got {num_workers}")
+    options, output_dir = options or FrameOptions(), Path(output_dir)
+    parts = output_dir / "parts"
+    settings = {**asdict(options), "frame_list": None}
+    videos, listed = scan_videos(Path(videos_dir)), None
+    if frame_list is not None:
+        if options.frames_per_second != 1:
+            raise ValueError("a frame list takes frames by their numbers; leave frames_per_second at 1")
+        settings["frame_list"] = hashlib.sha256(Path(frame_list).read_bytes()).hexdigest()
+        listed = FrameList(frame_list)
+        videos = _restrict(videos, listed)
+    if (output_dir / REPORT).exists():
+        report = _read(output_dir / REPORT)
+        _check_settings(output_dir, settings, report["settings"])
+        _check_videos(output_dir, videos, {name: row["bytes"] for name, row in report["videos"].items()})
+        shutil.rmtree(parts, ignore_errors=True)
+        return report
+    if output_dir.is_dir() and not parts.exists() and any(output_dir.iterdir()):
+        raise ValueError(f"{output_dir} holds files from elsewhere; give a new folder")
+    parts.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(parts / ".lock", timeout=10):
+            if (output_dir / REPORT).exists():  # while this run waited, another one came to its end
+                return prepare_frames(videos_dir, output_dir, options, frame_list, num_workers)
+            report = _prepare(videos, output_dir, options, settings, listed, num_workers)
+    except Timeout as error:
+        raise RuntimeError(f"another run is at work in {output_dir}; wait for its end") from error
+    shutil.rmtree(parts)
+    return report
+
+
+def _prepare(
+    videos: list[Video],
+    output_dir: Path,
+    options: FrameOptions,
+    settings: dict,
+    listed: FrameList | None,
+    num_workers: int,
+) -> dict:
+    parts = output_dir / "parts"
+    for leftover in parts.glob(".*.partial"):
+        leftover.unlink()
+    if (parts / "settings.json").exists():
+        _check_settings(output_dir, settings, _read(parts / "settings.json"))
+    else:
+        write_json(parts / "settings.json", parts, settings)
+    if not (parts / "plan.json").exists():
+        extract_parts([video for video in videos if video.wanted != ()], parts, options, num_workers)
+        rows = _rows(videos, parts)
+        shards = _plan(videos, rows, options)
+        write_json(parts / "plan.json", parts, {"videos": {v.name: v.bytes for v in videos}, "shards": shards})
+    plan = _read(parts / "plan.json")
+    _check_videos(output_dir, videos, plan["videos"])
+
+    rows, by_id = _rows(videos, parts), {video.id: video for video in videos}
+    for shard in tqdm(plan["shards"], desc="Writing shards"):
+        if not (output_dir / shard["file"]).exists():
+            _write_shard(output_dir / shard["file"], parts, by_id, shard["pieces"])
+        for id, _, stop in shard["pieces"]:
+            if stop == rows[by_id[id].name]["kept"]:
+                (parts / f"{id}.frames").unlink(missing_ok=True)
+    with new_file(output_dir / INDEX, parts) as file, pq.ParquetWriter(file, SCHEMA) as index:
+        for shard in plan["shards"]:
+            index.write_table(pa.Table.from_pylist(list(_index(shard, parts, by_id)), SCHEMA))
+
+    totals = {"videos": len(videos), "shards": len(plan["shards"])}
+    totals |= {key: sum(row[key] for row in rows.values()) for key in COUNTS}
+    totals["broken"] = sum(row["error"] is not None for row in rows.values())
+    if listed is not None:
+        lines = _unmatched(videos, rows, listed)
+        with new_file(output_dir / UNMATCHED, parts) as file:
+            file.writelines(f"{line}\n".encode() for line in lines)
+        totals |= {"unmatched": len(lines), "listed": len(listed)}
+    for row in rows.values():
+        del row["missing"]
+    report = {"totals": totals, "settings": settings, "videos": rows}
+    write_json(output_dir / REPORT, parts, report, indent=1)
+    return report
+
+
+def _restrict(videos: list[Video], listed: FrameList) -> list[Video]:
+    matched = listed.match((video.path.name, video.procedure) for video in videos)
+    if not any(matched):
+        raise ValueError(
+            f"no video is in the frame list: that names e.g. {next(iter(listed.frames))!r}, while the videos are "
+            f"called e.g. {listed_name(videos[0].path.name)!r}"
+        )
+    return [
+        replace(video, wanted=tuple(sorted(set().union(*lines.values()))))
+        for video, lines in zip(videos, matched, strict=True)
+    ]
+
+
+def _rows(videos: list[Video], parts: Path) -> dict[str, dict]:
+    """What became of each video, by name; of its frames only the number, since all would fill the memory."""
+    rows = {}
+    for video in videos:
+        part = NOTHING if video.wanted == () else _read(parts / f"{video.id}.json")
+        rows[video.name] = {"procedure": video.procedure, "bytes": video.bytes, **part, "kept": len(part["frames"])}
+        del rows[video.name]["frames"]
+    return rows
+
+
+def _plan(videos: list[Video], rows: dict[str, dict], options: FrameOptions) -> list[dict]:
+    """Shards of each procedure, of equal size to one frame, and of which frames of which parts they are made."""
+    shards = []
+    for folder, group in groupby(videos, key=lambda video: video.key.split("/")[0]):
+        counts = [(video.id, rows[video.name]["kept"]) for video in group]
+        total = sum(kept for _, kept in counts)
+        number = -(-total // options.frames_per_shard)
+        for i in range(number):
+            first, last, start, pieces = total * i // number, total * (i + 1) // number, 0, []
+            for id, kept in counts:
+                piece = [id, max(first - start, 0), min(last - start, kept)]
+                pieces += [piece] if piece[1] < piece[2] else []
+                start += kept
+            shards.append({"file": f"{folder}-{i:05d}.{options.shard_format}", "pieces": pieces})
+    if not shards:
+        errors = "".join(f"\n{row['error']}" for row in rows.values() if row["error"])
+        raise ValueError(f"not a single frame was found in {len(videos)} videos{errors}")
+    return shards
+
+
+def _write_shard(path: Path, parts: Path, by_id: dict[str, Video], pieces: list[list]) -> None:
+    tar = path.suffix == ".tar"
+    with (
+        new_file(path, parts) as file,
+        tarfile.open(fileobj=file, mode="w") if tar else zipfile.ZipFile(file, "w") as archive,
+    ):
+        for id, start, stop in pieces:
+            frames = _read(parts / f"{id}.json")["frames"]
+            with open(parts / f"{id}.frames", "rb") as part:
+                part.seek(sum(frame[4] for frame in frames[:start]))
+                for number, *_, size, _ in frames[start:stop]:
+                    name, jpeg = _name(by_id[id], number), part.read(size)
+                    # both without time and owner, so that shards of the same frames are the same
+                    if tar:
+                        info = tarfile.TarInfo(name)
+                        info.size = size
+                        archive.addfile(info, io.BytesIO(jpeg))
+                    else:
+                        archive.writestr(zipfile.ZipInfo(name), jpeg)
+
+
+def _name(video: Video, number: int) -> str:
+    return f"{video.key}_{number:06d}.jpg"
+
+
+def _index(shard: dict, parts: Path, by_id: dict[str, Video]) -> Iterator[dict]:
+    for id, start, stop in shard["pieces"]:
+        video = by_id[id]
+        for number, second, width, height, _, digest in _read(parts / f"{id}.json")["frames"][start:stop]:
+            yield {
+                "shard": shard["file"],
+                "name": _name(video, number),
+                "video": video.name,
+                "procedure": video.procedure,
+                "number": number,
+                "second": second,
+                "width": width,
+                "height": height,
+                "sha256": digest,
+            }
+
+
+def _unmatched(videos: list[Video], rows: dict[str, dict], listed: FrameList) -> list[str]:
+    """Entries without a frame, lines that are none and videos without an entry, each after its reason and a tab."""
+    left: dict[tuple[str, str | None], tuple[str, set[int]]] = {}
+    matched = listed.match((video.path.name, video.procedure) for video in videos)
+    lines = []
+    for video, entries in zip(videos, matched, strict=True):
+        if not entries:
+            lines.append(f"the list does not name this video\t{video.name}")
+        reason = "the video is broken" if rows[video.name]["error"] else "the video has no such frame"
+        for procedure, numbers in entries.items():
+            key = (listed_name(video.path.name), procedure)
+            missing = numbers & set(rows[video.name]["missing"])
+            left[key] = (reason, left[key][1] & missing if key in left else missing)
+    for name, entries in listed.frames.items():
+        for procedure, numbers in entries.items():
+            reason, missing = left.get((name, procedure), ("there is no such video", numbers))
+            folder = f"{procedure}/" if procedure else ""
+            lines += [f"{reason}\t{folder}{name}_frame_{n}" for n in sorted(missing)]
+    return lines + [f"this names no frame\t{line}" for line in listed.malformed]
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_bytes())
+
+
+def _check_settings(output_dir: Path, settings: dict, before: dict) -> None:
+    differing = [key for key in settings if before.get(key) != settings[key]]
+    if differing:
+        raise ValueError(
+            f"{output_dir} was begun with {', '.join(f'{key}={before.get(key)!r}' for key in differing)}, now it is "
+            f"{', '.join(f'{key}={settings[key]!r}' for key in differing)}; give the same settings or another folder"
+        )
+
+
+def _check_videos(output_dir: Path, videos: list[Video], before: dict[str, int]) -> None:
+    """Shards are laid out for all videos at once: later ones, or repaired ones, would change them all."""
+    now = {video.name: video.bytes for video in videos}
+    differing = sorted(dict(now.items() ^ before.items()))
+    if differing:
+        raise ValueError(
+            f"{output_dir} holds shards of other videos: {len(differing)} are new, gone or changed, such as "
+            f"{', '.join(differing[:3])}. Put new and repaired videos into a --videos_dir of their own and prepare "
+            f"that into another folder; to train on both: --dataset shards shards --data_dir {output_dir} OTHER"
+        )

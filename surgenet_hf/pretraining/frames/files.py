@@ -1,0 +1,312 @@
+"""Frames in files: folders of images, and images in zip and tar shards.
+
+All frames are listed once, when a source is opened; a file is opened when its first frame is read. Paths and offsets
+are kept in a few large arrays: 4.7 million frames take some 200 MB, which forked workers share, whereas of Python
+objects each worker would come to have its own.
+"""
+
+import hashlib
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+from transformers.utils import logging
+
+from ...data.video import VIDEO_SUFFIXES
+
+logger = logging.get_logger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SHARD_SUFFIXES = (".zip", ".tar")
+COMPRESSED_SUFFIXES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".rar", ".7z")
+
+_OPEN_FILES = 64  # for each process
+_TAR, _STORED, _DEFLATED = range(3)
+
+
+class FolderSource:
+    """All images below a folder, at any depth, in the order of their paths; hidden files and folders are left out.
+
+    A shard is a folder. Links are followed.
+    """
+
+    def __init__(self, data_dir: str | Path):
+        root = _require(data_dir)
+        self.name = str(data_dir)
+        others: Counter = Counter()
+        folders, names, counts, seen = [], [], [], set()
+        with tqdm(desc=f"Listing {root}", unit="frame", disable=_is_not_local_main()) as bar:
+            for folder, subfolders, files in os.walk(root, onerror=_reraise, followlinks=True):
+                subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+                    subfolders.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                images = sorted(name for name in files if _is_image(name))
+                others.update(_suffix(name) for name in files if not _is_image(name) and not name.startswith("."))
+                if images:
+                    folders.append(folder)
+                    names.append(_Names(images))
+                    counts.append(len(images))
+                    bar.update(len(images))
+        if not folders:
+            raise FileNotFoundError(f"{root} holds no image ({' '.join(IMAGE_SUFFIXES)}): {_describe(others)}")
+        unread = {suffix: n for suffix, n in others.items() if suffix in (*SHARD_SUFFIXES, ".parquet")}
+        if unread:
+            logger.warning(f"{root}: its images are read; {_describe(unread)}")
+        self._folders = folders
+        self._names = _Names.join(names)
+        self.identity = f"names {self._names.digest()}"
+        self._starts = np.cumsum([0, *counts])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, index: int) -> bytes:
+        with open(self.frame_name(index), "rb") as file:
+            return file.read()
+
+    def frame_name(self, index: int) -> str:
+        return os.path.join(self._folders[_index_of_group(self._starts, index)], self._names[index])
+
+    def shard_of(self, index: int) -> range:
+        group = _index_of_group(self._starts, index)
+        return range(int(self._starts[group]), int(self._starts[group + 1]))
+
+
+class _Members(NamedTuple):
+    """The images in a shard."""
+
+    names: "_Names"
+    offsets: np.ndarray  # int64: where the content begins; in a zip the header before it
+    sizes: np.ndarray  # int64, in the file
+    methods: np.ndarray  # uint8: _TAR, _STORED or _DEFLATED
+    checksums: np.ndarray  # uint32: CRC-32 of what is in a zip; tar has none
+
+
+class ShardSource:
+    """The images in zip and in uncompressed tar files (WebDataset), shards and members in the order of their names.
+
+    Only the directory of each file is read at first, of a tar all headers; then a frame costs one or two reads. The
+    checksums of zip files are compared, so that no damaged frame goes unnoticed.
+
+    Args:
+        data_dir: a folder with shards at any depth, or one shard.
+        suffix: take only these members, for instance "jpg" where "seg.png" lies beside; None: all images.
+    """
+
+    def __init__(self, data_dir: str | Path, suffix: str | None = None):
+        self.name = str(data_dir)
+        self._paths = [str(path) for path in find_files(data_dir, SHARD_SUFFIXES)]
+        self._files = _OpenFiles()
+        ending = IMAGE_SUFFIXES if suffix is None else ("." + suffix.lower().lstrip("."),)
+        members = []
+        total = sum(os.path.getsize(path) for path in self._paths)
+        with tqdm(desc="Indexing shards", total=total, unit="B", unit_scale=True, disable=_is_not_local_main()) as bar:
+            for path in self._paths:
+                rows = _index_zip(path, bar) if path.lower().endswith(".zip") else _index_tar(path, bar)
+                rows = sorted(row for row in rows if _is_image(os.path.basename(row[0]), ending))
+                names, *numbers = zip(*rows, strict=True) if rows else ([],) * 5
+                dtypes = (np.int64, np.int64, np.uint8, np.uint32)
+                members.append(_Members(_Names(names), *map(np.array, numbers, dtypes)))
+        counts = [len(one.names) for one in members]
+        if not sum(counts):
+            raise FileNotFoundError(
+                f"none of the {len(counts)} shards in {data_dir} holds an image ({' '.join(ending)}); repack them, or "
+                "name what they hold with --image_column"
+            )
+        empty = [path for path, count in zip(self._paths, counts, strict=True) if not count]
+        if empty:
+            logger.warning(f"{len(empty)} of {len(counts)} shards hold no image: {', '.join(empty[:3])} ...")
+        columns = [np.concatenate(column) for column in list(zip(*members, strict=True))[1:]]
+        self._members = _Members(_Names.join([one.names for one in members]), *columns)
+        checks = hashlib.sha256(self._members.sizes.tobytes() + self._members.checksums.tobytes()).hexdigest()[:16]
+        self.identity = f"names {self._members.names.digest()}, sizes and checksums {checks}"
+        self._starts = np.cumsum([0, *counts])
+
+    def __len__(self) -> int:
+        return len(self._members.names)
+
+    def read(self, index: int) -> bytes:
+        _, offsets, sizes, methods, checksums = self._members
+        file = self._files.get(self._paths[_index_of_group(self._starts, index)])
+        file.seek(offsets[index])
+        if methods[index] != _TAR:
+            header = file.read(30)
+            if header[:4] != b"PK\3\4" or len(header) < 30:
+                raise OSError("the directory of the zip points to something else")
+            file.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)  # name and extra field
+        content = file.read(sizes[index])
+        if len(content) < sizes[index]:
+            raise OSError("the shard ends within this frame")
+        if methods[index] == _DEFLATED:
+            try:
+                content = zlib.decompress(content, -zlib.MAX_WBITS)
+            except zlib.error as error:
+                raise OSError(f"cannot be decompressed ({error})") from error
+        if methods[index] != _TAR and zlib.crc32(content) != checksums[index]:
+            raise OSError("differs from its checksum")
+        return content
+
+    def frame_name(self, index: int) -> str:
+        return f"{self._paths[_index_of_group(self._starts, index)]}/{self._members.names[index]}"
+
+    def shard_of(self, index: int) -> range:
+        group = _index_of_group(self._starts, index)
+        return range(int(self._starts[group]), int(self._starts[group + 1]))
+
+
+def find_files(data_dir: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files with these suffixes below a folder, sorted; or the one that is given instead of a folder."""
+    path = Path(data_dir)
+    if path.is_file() and path.suffix.lower() in suffixes:
+        return [path]
+    every = [p for p in _require(path).rglob("*") if not p.name.startswith(".") and p.is_file()]
+    found = sorted(p for p in every if p.suffix.lower() in suffixes)
+    if not found:
+        counts = Counter(_suffix(p.name) for p in every)
+        raise FileNotFoundError(f"{path} holds no {' or '.join(suffixes)}: {_describe(counts)}")
+    return found
+
+
+class _Names:
+    """Many strings in two arrays."""
+
+    def __init__(self, names: Iterable[str]):
+        encoded = [os.fsencode(name) for name in names]
+        self.text = b"".join(encoded)
+        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    @classmethod
+    def join(cls, parts: list["_Names"]) -> "_Names":
+        joined = cls([])
+        joined.text = b"".join(part.text for part in parts)
+        starts = np.cumsum([0] + [len(part.text) for part in parts])
+        joined.ends = np.concatenate([part.ends + start for part, start in zip(parts, starts, strict=False)])
+        return joined
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.text + self.ends.tobytes()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        return os.fsdecode(self.text[self.ends[index - 1] if index else 0 : self.ends[index]])
+
+
+class _OpenFiles:
+    """The files that this process has open, the last used ones; after a fork, or a pickle, none."""
+
+    def __init__(self):
+        self.process = None
+        self.files: OrderedDict = OrderedDict()
+
+    def __reduce__(self):
+        return _OpenFiles, ()
+
+    def get(self, path: str):
+        if self.process != os.getpid():  # a fork would share the position in the file
+            self.process, self.files = os.getpid(), OrderedDict()
+        if path not in self.files:
+            if len(self.files) == _OPEN_FILES:
+                self.files.popitem(last=False)[1].close()
+            self.files[path] = open(path, "rb")  # noqa: SIM115
+        self.files.move_to_end(path)
+        return self.files[path]
+
+
+def _index_zip(path: str, bar: tqdm) -> list[tuple]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:  # ValueError: names not in UTF-8
+        raise ValueError(f"the shard {path} cannot be read ({error}); copy it again") from error
+    for member in members:
+        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f"{path}: {member.filename} is encrypted or compressed in a rare way; zip the frames anew"
+            )
+    bar.update(os.path.getsize(path))
+    return [
+        (m.filename, m.header_offset, m.compress_size, _DEFLATED if m.compress_type else _STORED, m.CRC)
+        for m in members
+    ]
+
+
+def _index_tar(path: str, bar: tqdm) -> list[tuple]:
+    rows = []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # it would keep them all
+                bar.update(archive.offset - member.offset)
+                if member.isreg():
+                    rows.append((member.name, member.offset_data, member.size, _TAR, 0))
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes any nonsense for the end
+                raise tarfile.ReadError(f"no header at byte {archive.offset}")
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(
+            f"the shard {path} cannot be read as an uncompressed tar ({error}); copy it again, or decompress it: a "
+            "compressed one cannot be read in random order, and JPEG does not get smaller"
+        ) from error
+    return rows
+
+
+def _require(data_dir: str | Path) -> Path:
+    path = Path(data_dir)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise FileNotFoundError(f"{path} is a file, but a folder was expected{_hint([path.suffix.lower()])}")
+    parent = next(parent for parent in path.absolute().parents if parent.is_dir())
+    there = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))
+    raise FileNotFoundError(f"there is no folder {path}; {parent} holds {', '.join(there[:8]) or 'nothing'}")
+
+
+def _describe(counts: dict[str, int]) -> str:
+    found = ", ".join(f"{n} {suffix}" for suffix, n in Counter(counts).most_common(8))
+    return f"found {found or 'nothing at all'}{_hint(counts)}"
+
+
+def _hint(suffixes: Iterable[str]) -> str:
+    """What to do with files that are there instead of what was looked for."""
+    hints = {
+        SHARD_SUFFIXES: ".zip and .tar are read with --dataset shards",
+        (".parquet",): ".parquet is read with --dataset parquet",
+        IMAGE_SUFFIXES: "images are read with --dataset folder",
+        VIDEO_SUFFIXES: "videos are turned into frames by scripts/prepare_frames.py",
+        COMPRESSED_SUFFIXES: "compressed files must be unpacked first",
+    }
+    return "".join(f"; {hint}" for kinds, hint in hints.items() if set(kinds) & set(suffixes))
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "files without suffix"
+
+
+def _is_image(name: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
+    return name.lower().endswith(suffixes) and not name.startswith(".")
+
+
+def _index_of_group(starts: np.ndarray, index: int) -> int:
+    return int(np.searchsorted(starts, index, side="right")) - 1
+
+
+def _is_not_local_main() -> bool:
+    """Whether another process of this machine shows the progress."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0
+
+
+def _reraise(error: OSError):
+    raise error

@@ -1,0 +1,324 @@
+"""The frames of an epoch: their order, how they are decoded and cropped in workers, and the loader.
+
+A frame is asked for by a key (epoch, position, index): its index among all frames of all sources, and its position in
+the order of the epoch. Its crops are drawn from `generator(seed, epoch, position)`, so that they are the same whatever
+worker or process makes them, and differ where one frame comes twice in an epoch.
+
+Workers either cut the crops, or only decode and leave the cutting to the device. For the latter a JPEG is scaled down
+while it is decoded, which is faster, as far as no crop gets fewer pixels of the frame than its own size.
+"""
+
+import os
+import signal
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate
+from multiprocessing import parent_process
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ...data.images import decode_frame, open_frame
+from ...rng import generator
+from .crops import CropConfig, Crops, crop_frame, draw_crops
+from .sources import FrameSource
+
+MAX_TRIES = 100  # broken frames in a row, after which the fault is not in the frames
+
+Key = tuple[int, int, int]
+
+
+class EpochOrder:
+    """In which order an epoch takes the frames; a function of (seed, epoch).
+
+    Unweighted, an epoch is a permutation of all frames. If `frames_per_epoch` differs from their number, epochs are
+    stretches of one endless row of such permutations: no frame comes again before all others have come. With weights
+    each source has such a row for itself, an epoch takes its share of each, and shuffles what it took.
+
+    Args:
+        sizes: number of frames of each source; the indices of the second follow those of the first, and so on.
+        weights: shares of the sources, in any unit; rounded to whole frames by largest remainder.
+        seed: another seed, other orders.
+        frames_per_epoch: default: as many as there are.
+
+    Raises:
+        ValueError: a source without frames, or one whose share of an epoch is less than a frame.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        frames_per_epoch: int | None = None,
+    ):
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"each source needs at least one frame, got {list(sizes)}")
+        self.seed = seed
+        self._length = frames_per_epoch or sum(sizes)
+        self._pools = [sum(sizes)] if weights is None else list(sizes)
+        self._shares = [self._length] if weights is None else _largest_remainder(weights, self._length)
+        if len(self._pools) != len(self._shares) or min(self._shares) < 1:
+            raise ValueError(
+                f"weights {list(weights)} for sources of {list(sizes)} frames: each source needs a weight, and at "
+                f"least one of the {self._length} frames of an epoch; they would get {self._shares}"
+            )
+
+    def __len__(self) -> int:
+        """Number of frames of an epoch."""
+        return self._length
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The indices of the frames, int64 (len(self),)."""
+        starts = accumulate(self._pools, initial=0)
+        parts = [
+            start + self._stretch(pool, epoch * share, (epoch + 1) * share)
+            for pool, (start, share) in enumerate(zip(starts, self._shares, strict=False))
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        # positions of frames are below len(self): no other draw has these indices
+        return generator(self.seed, epoch, self._length + len(parts)).permutation(np.concatenate(parts))
+
+    def _stretch(self, pool: int, start: int, stop: int) -> np.ndarray:
+        """Items start to stop of the endless row of permutations of a pool."""
+        size = self._pools[pool]
+        first = start // size
+        rows = [
+            generator(self.seed, number, self._length + pool).permutation(size)
+            for number in range(first, -(-stop // size))
+        ]
+        return np.concatenate(rows)[start - first * size : stop - first * size]
+
+
+class FrameSampler(Sampler[list[Key]]):
+    """The batches of one process: of each `batch_size * world_size` frames of the order those from rank * batch_size.
+
+    The frames at the end of an epoch that are too few for a step of all processes are left out; another epoch, with
+    another order, leaves out others.
+
+    Args:
+        order: of the epochs.
+        batch_size: frames of this process in a step.
+        rank, world_size: this process, and how many there are.
+
+    Raises:
+        ValueError: an epoch has fewer frames than one step.
+    """
+
+    def __init__(self, order: EpochOrder, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.num_steps = len(order) // (batch_size * world_size)
+        if self.num_steps == 0:
+            raise ValueError(
+                f"an epoch has {len(order)} frames, but one step of {world_size} processes takes {batch_size} x "
+                f"{world_size}: lower the batch size"
+            )
+        self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """What is iterated next: an epoch, from a step on."""
+        if not 0 <= start_step <= self.num_steps:
+            raise ValueError(f"an epoch has steps 0 to {self.num_steps - 1}, cannot start at {start_step}")
+        self.epoch, self.start_step = epoch, start_step
+
+    def __len__(self) -> int:
+        return self.num_steps - self.start_step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, start_step = self.epoch, self.start_step
+        order = self.order.order(epoch)
+        for step in range(start_step, self.num_steps):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            positions = range(first, first + self.batch_size)
+            yield [(epoch, position, int(order[position])) for position in positions]
+
+
+class FrameDataset(Dataset):
+    """Samples by key, see `build_sample`. A frame that cannot be decoded is replaced by the next of its shard.
+
+    Args:
+        sources: whose frames are numbered one after the other.
+        crop_config: number, sizes and scales of the crops.
+        seed: of the crops.
+        on_device: leave the cutting of crops to the device.
+    """
+
+    def __init__(self, sources: Sequence[FrameSource], crop_config: CropConfig, seed: int, on_device: bool = False):
+        self.sources, self.crop_config, self.seed, self.on_device = list(sources), crop_config, seed, on_device
+        self._starts = list(accumulate(map(len, self.sources), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, key: Key) -> dict:
+        epoch, position, index = key
+        number = bisect_right(self._starts, index) - 1
+        source, index = self.sources[number], index - self._starts[number]
+        shard = source.shard_of(index)
+        indices = (shard[(index - shard.start + i) % len(shard)] for i in range(min(len(shard), MAX_TRIES)))
+        frames = ((partial(source.frame_name, i), partial(source.read, i)) for i in indices)
+        return build_sample(frames, self.crop_config, (self.seed, epoch, position), self.on_device)
+
+
+def build_sample(
+    frames: Iterable[tuple[Callable[[], str], Callable[[], bytes]]],
+    config: CropConfig,
+    draw: tuple[int, int, int],
+    on_device: bool,
+) -> dict:
+    """The sample of the first frame that can be decoded.
+
+    Args:
+        frames: what tells its name, and what reads its bytes, of the frame that is meant and of its substitutes.
+        config: of the crops.
+        draw: the (seed, epoch, index) that they are drawn from.
+        on_device: leave the cutting of crops to the device.
+
+    Returns:
+        "crops": N uint8 tensors (3, size, size), or `Crops.to_array()`, (N, 16), in pixels of "image";
+        "image": if on_device, uint8 (H, W, 3);
+        "bad": the names of frames that could not be decoded.
+
+    Raises:
+        OSError: not one of them can be decoded.
+    """
+    bad: list[str] = []
+    reason = None
+    for name, read in frames:
+        try:
+            image = _undamaged(_open, read)
+            crops = draw_crops(image.size, config, generator(*draw))
+            if on_device:
+                scale = reduce_decoding(image, crops, config)
+                crops = crops._replace(boxes=crops.boxes / scale)
+            # as the original, without applying the orientation tag
+            image = _undamaged(decode_frame, image, False)
+        except _DamagedError as error:
+            bad.append(name())
+            reason = error
+            continue
+        if on_device:
+            return {"image": np.asarray(image), "crops": crops.to_array(), "bad": bad}
+        return {"crops": crop_frame(image, crops, config), "bad": bad}
+    raise OSError(
+        f"{len(bad)} frames one after the other cannot be decoded, from {bad[0]} to {bad[-1]} ({reason}): is the disk "
+        "still there? Else replace this folder or file, or leave it out"
+    )
+
+
+def reduce_decoding(image: Image.Image, crops: Crops, config: CropConfig) -> int:
+    """Have a JPEG decoded at 1/1, 1/2, 1/4 or 1/8 of its sides, the smallest at which each crop keeps its pixels.
+
+    Each box then still has as many pixels as its crop, on both sides. A frame with a box that is too small for this at
+    full size is decoded in full, as is everything that is no JPEG.
+
+    Returns:
+        by what the sides are divided; the sides of the picture are rounded up, scale boxes by this.
+    """
+    sides = crops.boxes[:, 2:] - crops.boxes[:, :2]
+    most = (sides / np.array(config.sizes)[:, None]).min()
+    scale = max(s for s in (1, 2, 4, 8) if s <= max(most, 1))
+    if scale == 1 or image.format != "JPEG":
+        return 1
+    image.draft(None, (image.width // scale, image.height // scale))
+    return scale
+
+
+def collate(samples: list[dict]) -> dict:
+    """Samples to a batch.
+
+    Returns:
+        "crops": N uint8 tensors (B, 3, size, size), or, where the device is to cut them, float32 (B, N, 16);
+        "pixels", "sizes": in that case, see `unpack_images`: one tensor for all frames goes through shared memory and
+        to the device at once;
+        "bad": names of frames that could not be decoded.
+    """
+    bad = [name for sample in samples for name in sample["bad"]]
+    crops = [sample["crops"] for sample in samples]
+    if "image" not in samples[0]:
+        return {"crops": [torch.stack(same) for same in zip(*crops, strict=True)], "bad": bad}
+    images = [sample["image"] for sample in samples]
+    return {
+        "pixels": torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])),
+        "sizes": [image.shape[:2] for image in images],
+        "crops": torch.from_numpy(np.stack(crops)),
+        "bad": bad,
+    }
+
+
+def unpack_images(pixels: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+    """The frames of a batch, B views (3, H, W) into `pixels`, uint8 on any device; `sizes` are their (H, W)."""
+    parts = pixels.split([3 * height * width for height, width in sizes])
+    return [part.view(*size, 3).permute(2, 0, 1) for part, size in zip(parts, sizes, strict=True)]
+
+
+class BatchLoader(DataLoader):
+    """The batches of one process. Not to be prepared by accelerate: the sampler gives this process its part already.
+
+    Workers live through all epochs, hold two batches each in shared memory, and obey a SIGTERM of the training process
+    alone: job schedulers send it to all processes, but the training process needs its workers to finish the step.
+    """
+
+    def __init__(self, dataset: Dataset, num_workers: int = 0, pin_memory: bool = False, **options):
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            collate_fn=collate,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_obey_parent_alone,
+            # a loader without one draws from torch's global generator, and a resumed run would draw other numbers
+            generator=torch.Generator(),
+            **options,
+        )
+
+    def __iter__(self) -> Iterator[dict]:
+        if not _SIGNALS_WAIT or not self.num_workers:
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # workers start with it held back, too
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_SIGNALS_WAIT = hasattr(signal, "sigwaitinfo")  # on Linux
+
+
+def _obey_parent_alone(worker: int) -> None:
+    if _SIGNALS_WAIT:
+        threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent_process().pid:
+        pass
+    os._exit(0)
+
+
+class _DamagedError(Exception):
+    """A frame cannot be read or decoded."""
+
+
+def _open(read: Callable[[], bytes]) -> Image.Image:
+    return open_frame(read())
+
+
+def _undamaged(function: Callable, *args):
+    """What the function returns. Only what touches the file runs in here: other errors must not pass for damage."""
+    try:
+        return function(*args)
+    except (OSError, ValueError) as error:  # of the disk, and of `images` about the content
+        raise _DamagedError(str(error)) from error
+
+
+def _largest_remainder(weights: Sequence[float], total: int) -> list[int]:
+    exact = np.array(weights, np.float64) / np.sum(weights) * total
+    shares = np.floor(exact).astype(np.int64)
+    shares[np.argsort(shares - exact, kind="stable")[: total - shares.sum()]] += 1
+    return shares.tolist()

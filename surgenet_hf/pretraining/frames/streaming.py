@@ -1,0 +1,205 @@
+"""Frames of a stream: data sets that are read from beginning to end, through a shuffle buffer.
+
+For data that cannot be read in random order, such as on the Hub. A stream has no indices, so three things differ from
+`frames`: how well frames are mixed depends on the buffer; which frames come, and in which order, depends on the number
+of processes and of workers; and to start at step k, all frames before it are read again, without being decoded.
+
+Steps have the same positions as in `frames`, of which crops are drawn, and all processes have the same number of them.
+Worker w of W prepares the steps w, w + W, w + 2W, ..., from its own part of the stream, which begins again when it
+ends: an epoch has every frame once if its length is that of the stream and parts and steps can be shared out evenly.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import count, islice
+
+import torch
+from datasets import Image, interleave_datasets
+from datasets import IterableDataset as Stream
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers.utils import logging
+
+from ...data.images import read_cell
+from ...rng import generator
+from .crops import CropConfig
+from .ordering import MAX_TRIES, BatchLoader, build_sample
+from .sources import FrameArguments, find_image_column, load_table
+
+logger = logging.get_logger(__name__)
+
+_COLUMN = "image"
+
+
+class FrameStream(IterableDataset):
+    """Samples of a stream, as `FrameDataset` gives them, for one process; begins again when the stream ends early.
+
+    A frame that cannot be decoded is replaced by the one that follows, which comes in its own turn, too.
+
+    Args:
+        stream: rows with the images in the column "image".
+        crop_config, seed, on_device: see `FrameDataset`.
+        frames_per_epoch: of all processes.
+        batch_size: frames of this process in a step.
+        rank, world_size: this process, and how many there are.
+        shuffle_buffer: frames among which the next is drawn, in each worker.
+
+    Raises:
+        ValueError: an epoch has fewer frames than one step.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        crop_config: CropConfig,
+        seed: int,
+        frames_per_epoch: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle_buffer: int = 1000,
+        on_device: bool = False,
+    ):
+        self.num_steps = frames_per_epoch // (batch_size * world_size)
+        if self.num_steps == 0:
+            raise ValueError(
+                f"an epoch has {frames_per_epoch} frames, but one step of {world_size} processes takes {batch_size} x "
+                f"{world_size}: lower the batch size or raise --frames_per_epoch"
+            )
+        self.stream, self.crop_config, self.seed, self.on_device = stream, crop_config, seed, on_device
+        self.frames_per_epoch, self.batch_size, self.shuffle_buffer = frames_per_epoch, batch_size, shuffle_buffer
+        self.rank, self.world_size = rank, world_size
+        # in shared memory, so that workers that live through all epochs see it change
+        self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """What is iterated next: an epoch, from a step on."""
+        if not 0 <= start_step <= self.num_steps:
+            raise ValueError(f"an epoch has steps 0 to {self.num_steps - 1}, cannot start at {start_step}")
+        if start_step:
+            logger.warning(
+                f"A stream has no random access: the frames of {start_step} steps are read again, though not decoded."
+            )
+        self._start.copy_(torch.tensor([epoch, start_step]))
+
+    @property
+    def start_step(self) -> int:
+        return int(self._start[1])
+
+    @property
+    def num_parts(self) -> int:
+        """Into how many parts the stream of this process can be divided: more workers have nothing to do."""
+        return split_dataset_by_node(self.stream, self.rank, self.world_size).num_shards
+
+    def __iter__(self) -> Iterator[dict]:
+        """The samples of this worker's steps, from the round (a step of each worker) that holds the first one on."""
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        epoch, start_step = self._start.tolist()
+        rounds = start_step // workers
+        rows = islice(self._rows(epoch), rounds * self.batch_size, None)
+        ahead: deque = deque()  # the rows that a broken frame needed to be replaced
+        for step in range(rounds * workers + worker, self.num_steps, workers):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            for position in range(first, first + self.batch_size):
+                frames = islice(_peek(rows, ahead), MAX_TRIES)
+                yield build_sample(frames, self.crop_config, (self.seed, epoch, position), self.on_device)
+                ahead.popleft()
+
+    def _rows(self, epoch: int) -> Iterator[tuple]:
+        """What tells the name, and what reads the bytes, of each frame for this worker, endlessly."""
+        for times in count():
+            # positions of frames are below frames_per_epoch: no other draw has these indices
+            seed = int(generator(self.seed, epoch, self.frames_per_epoch + times).integers(2**63))
+            shuffled = self.stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer)
+            number = -1
+            for number, row in enumerate(split_dataset_by_node(shuffled, self.rank, self.world_size)):
+                yield partial(_name, row[_COLUMN], number), partial(read_cell, row[_COLUMN])
+            if number < 0:
+                raise ValueError(
+                    f"the stream has not a single frame for a worker of process {self.rank}: use fewer workers or "
+                    "processes, or more shards"
+                )
+
+
+def open_stream(
+    args: FrameArguments,
+    crop_config: CropConfig,
+    seed: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    on_device: bool = False,
+) -> FrameStream:
+    """The stream of the data sets: parquet files, tar shards, or what `datasets.load_dataset` can stream.
+
+    Several data sets are mixed by their weights; one that ends early begins again, until all have ended.
+
+    Raises:
+        FileNotFoundError, ValueError: as `sources.open_source`; a data set that is better read without streaming.
+    """
+    streams = []
+    for dataset, data_dir in zip(args.dataset, args.data_dirs(), strict=True):
+        if dataset == "folder" or dataset.startswith("synthetic"):
+            raise ValueError(f"--dataset {dataset} can be read in random order: leave out --streaming")
+        name = "webdataset" if dataset == "shards" else dataset
+        stream = load_table(name, data_dir, args.dataset_split, streaming=True)
+        column = find_image_column(dataset, stream.features, args.image_column)
+        is_image = isinstance(stream.features[column], Image)
+        stream = stream.select_columns([column])
+        stream = stream.cast_column(column, Image(decode=False)) if is_image else stream
+        streams.append(stream if column == _COLUMN else stream.rename_column(column, _COLUMN))
+    return FrameStream(
+        mix_streams(streams, args.dataset_weights, seed),
+        crop_config,
+        seed,
+        args.frames_per_epoch,
+        batch_size,
+        rank,
+        world_size,
+        args.shuffle_buffer,
+        on_device,
+    )
+
+
+def mix_streams(streams: list[Stream], weights: Sequence[float] | None, seed: int) -> Stream:
+    """One stream that draws from each by its weight."""
+    if len(streams) == 1:
+        return streams[0]
+    shares = [weight / sum(weights) for weight in weights]
+    return interleave_datasets(streams, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
+
+
+class StreamLoader:
+    """The batches of one process, from `stream.start_step` on.
+
+    At most as many workers as the stream has parts. Workers live through all epochs.
+    """
+
+    def __init__(self, stream: FrameStream, num_workers: int = 0, pin_memory: bool = False):
+        if num_workers > stream.num_parts:
+            logger.warning(f"The stream has {stream.num_parts} parts: {num_workers} workers would be too many for it.")
+        num_workers = min(num_workers, stream.num_parts)
+        self.stream, self.num_workers = stream, num_workers
+        self.loader = BatchLoader(stream, num_workers, pin_memory, batch_size=stream.batch_size)
+
+    def __len__(self) -> int:
+        return self.stream.num_steps - self.stream.start_step
+
+    def __iter__(self) -> Iterator[dict]:
+        # the first batch is always that of worker 0: begin with its step, and leave out those before the start
+        return islice(iter(self.loader), self.stream.start_step % max(1, self.num_workers), None)
+
+
+def _peek(rows: Iterator, ahead: deque) -> Iterator:
+    """The rows from the current one on, without taking them."""
+    for i in count():
+        if i == len(ahead):
+            ahead.append(next(rows))
+        yield ahead[i]
+
+
+def _name(cell: bytes | dict, number: int) -> str:
+    path = cell.get("path") if isinstance(cell, dict) else None
+    return path or f"frame {number} of the stream"

@@ -1,0 +1,289 @@
+"""A record and a template -> the README.md of a Hub repository."""
+
+import math
+import re
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import safe_open
+from transformers import AutoConfig, AutoImageProcessor
+
+from .. import __version__
+from ..checkpoints.catalog import CITATIONS, STATISTICS, CatalogEntry, base_entry, is_from_scratch, known_leakage
+from ..configuration_surgenet import SurgeNetConfig
+from ..evaluation.results import SCHEMA, find_results, headlines, interval_bounds, metric_title, read_results_file
+from ..evaluation.statistics import MIN_VIDEOS, interval_warning
+from ..leakage import describe_finetuning
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+INSTALL = 'pip install torch torchvision "transformers>=5.4,<6" "timm>=1.0.21"'  # as in setup.cfg
+REVISION = f"v{__version__}"  # the tag that publishing sets, and that the examples of remote code pin
+BACKBONE_NAMES = {"caformer_s18": "CAFormer-S18", "convnextv2_tiny": "ConvNeXtV2-Tiny", "pvt_v2_b2": "PVTv2-B2"}
+# of the full-size backbones; CAFormer's with StarReLU has a scale and a bias more for each of its 24 activations
+PARAMETERS = {"caformer_s18": 23_237_888, "convnextv2_tiny": 27_866_496, "pvt_v2_b2": 24_849_856}
+STAR_RELU_PARAMETERS = 48
+PAPERS = {"surgenetxl": "2501.09436", "demi2024": "2407.17904", "metaformer": "2210.13452"}  # on arXiv
+HUB_DATASETS = {"SurgeNetYoutube": "TimJaspersTue/SurgeNetYoutube", "DSAD": "nct-tso/dsad"}
+# Jaspers et al. 2024, read off the figure: encoder fine-tuned / frozen, on CholecSeg8k, RAMIE, RARP
+DICE = {
+    "ImageNet1k": ("0.560 / 0.550", "0.597 / 0.491", "0.388 / 0.359"),
+    "SurgeNet-Small": ("0.602 / 0.613", "0.647 / 0.610", "0.511 / 0.500"),
+    "the procedure's own subset": ("0.637 / 0.658", "0.653 / 0.617", "0.530 / 0.536"),
+    "SurgeNet": ("0.691 / 0.639", "0.687 / 0.679", "0.544 / 0.513"),
+}
+IN_DICE_TABLE = ("ImageNet1k", "SurgeNet", "SurgeNet-Small", "SurgeNet-Cholec", "SurgeNet-RAMIE", "SurgeNet-RARP")
+
+
+def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance: dict[str, str] | None = None) -> str:
+    """The card of a published checkpoint.
+
+    Args:
+        entry: its record.
+        repo_id: of the repository that carries the card; default: the record's.
+        provenance: rows of the provenance table; publishing gives them.
+    """
+    repo_id = repo_id or entry.repo_id
+    config = SurgeNetConfig(backbone=entry.backbone, activation=entry.activation)
+    surgical = entry.statistics == "surgenet"
+    upstream = f"[{entry.upstream_repo}](https://huggingface.co/{entry.upstream_repo})"
+    return _render(
+        ModelCardData(
+            license=entry.licence,
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
+            tags=["surgenet", "surgery", "endoscopy", "medical", "timm"]
+            + (["dino", "self-supervised-learning"] if surgical else [])
+            + [f"arxiv:{PAPERS[key]}" for key in entry.citations],
+            datasets=[HUB_DATASETS[data.name] for data in entry.pretraining_sets if data.name in HUB_DATASETS] or None,
+            base_model=entry.upstream_repo,
+        ),
+        title=entry.name,
+        summary=(
+            f"A surgical foundation model: {BACKBONE_NAMES[entry.backbone]}, pretrained with DINO on "
+            f"{entry.pretraining_frames:,} frames of surgical video by Jaspers et al. Converted from {upstream}, "
+            "tensor by tensor, for transformers."
+            if surgical
+            else f"The ImageNet baseline of the SurgeNet papers: {BACKBONE_NAMES[entry.backbone]} with StarReLU. "
+            f"Converted from {upstream}, tensor by tensor, for transformers."
+        ),
+        entry=entry,
+        examples=_backbone_examples(repo_id),
+        remote_example=_remote_example(repo_id, "AutoModel"),
+        image_size=(entry.image_size, entry.image_size),
+        mean=STATISTICS[entry.statistics][0],
+        std=STATISTICS[entry.statistics][1],
+        statistics=entry.statistics,
+        config=config,
+        parameters=PARAMETERS[entry.backbone] + (STAR_RELU_PARAMETERS if config.activation == "star_relu" else 0),
+        dice=DICE if entry.name in IN_DICE_TABLE else None,
+        leakage=_known_leakage(entry),
+        provenance=provenance,
+        licence=entry.licence,
+        citations=[CITATIONS[key] for key in entry.citations],
+    )
+
+
+def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, str] | None = None) -> str:
+    """The card of a fine-tuned SurgeNet model.
+
+    Args:
+        model_dir: folder with config, image processor and, if there is one, the `results.json` that
+            `surgenet_hf.evaluation.evaluate` writes, in the folder or beside it.
+        repo_id: of the repository that carries the card.
+        provenance: rows of the provenance table.
+
+    Raises:
+        ValueError: the results.json is damaged.
+    """
+    model_dir = Path(model_dir)
+    config = AutoConfig.from_pretrained(model_dir)
+    backbone = getattr(config, "backbone_config", config)
+    processor = AutoImageProcessor.from_pretrained(model_dir)
+    pretraining = {"name": "unknown"} | (config.pretraining or {})
+    entry = base_entry(pretraining["name"])
+    path = find_results(model_dir)
+    results = read_results_file(path) if path else None
+    task, auto_class = _TASKS[config.architectures[0]]
+    article = "an" if task[0] in "aeiou" else "a"
+    licence = _licence(pretraining["name"])
+    return _render(
+        ModelCardData(
+            license=licence,
+            library_name="transformers",
+            pipeline_tag=task,
+            tags=["surgenet", "surgery", "endoscopy", "medical", "timm"],
+            base_model=entry.repo_id if entry else None,
+        ),
+        title=repo_id.split("/")[-1],
+        summary=f"{BACKBONE_NAMES[config.backbone]} with {article} {task} head for {len(config.id2label)} classes: "
+        f"{', '.join(config.id2label.values())}.",
+        entry=None,
+        examples=[
+            _phase_example(repo_id)
+            if config.model_type == "surgenet_phase"
+            else _example(repo_id, auto_class, ".logits")
+        ],
+        remote_example=_remote_example(repo_id, auto_class, "COMMIT"),
+        image_size=(processor.size["height"], processor.size["width"]),
+        mean=processor.image_mean,
+        std=processor.image_std,
+        statistics=pretraining.get("statistics", "unknown"),
+        config=backbone,
+        parameters=_count_parameters(model_dir / "model.safetensors"),
+        base=_link(pretraining["name"]),
+        pretraining=pretraining,
+        results=results,
+        metrics=_headline_metrics(results) if results else None,
+        leakage=[*describe_finetuning(backbone), *_known_leakage(entry)],
+        seen=_own_data(pretraining),
+        provenance=provenance,
+        licence=licence,
+        citations=[CITATIONS[key] for key in ("surgenetxl", "demi2024")],
+    )
+
+
+def pretrained_card(
+    model_dir: str | Path, repo_id: str | None = None, provenance: dict[str, str] | None = None
+) -> str:
+    """The card of a backbone that is none of the published ones: of a pretraining of one's own.
+
+    Args:
+        model_dir: folder with weights, image processor and config, whose `pretraining` is that of
+            `pretraining.export.describe_pretraining`, or of a conversion.
+        repo_id: of the repository that carries the card; default: the card stays in the folder.
+        provenance: rows of the provenance table.
+    """
+    model_dir = Path(model_dir)
+    config = AutoConfig.from_pretrained(model_dir)
+    processor = AutoImageProcessor.from_pretrained(model_dir)
+    pretraining = {"name": "unknown"} | (config.pretraining or {})
+    entry = base_entry(pretraining["name"])
+    licence = _licence(pretraining["name"])
+    return _render(
+        ModelCardData(
+            license=licence,
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
+            tags=["surgenet", "surgery", "endoscopy", "medical", "timm", "dino", "self-supervised-learning"],
+            base_model=entry.repo_id if entry else None,
+        ),
+        title=repo_id.split("/")[-1] if repo_id else pretraining["name"],
+        summary=f"A backbone for surgical computer vision: {BACKBONE_NAMES[config.backbone]}. Its weights: "
+        f"{_link(pretraining['name'])}.",
+        entry=None,
+        own=pretraining,
+        examples=_backbone_examples(repo_id or model_dir.name, repo_id is None),
+        remote_example=_remote_example(repo_id, "AutoModel", "COMMIT") if repo_id else None,
+        image_size=(processor.size["height"], processor.size["width"]),
+        mean=processor.image_mean,
+        std=processor.image_std,
+        statistics=pretraining.get("statistics", "unknown"),
+        config=config,
+        parameters=_count_parameters(model_dir / "model.safetensors"),
+        base=_link(pretraining["base"]["name"]) if pretraining.get("base") else "random weights",
+        published=_link(entry.name) if entry else None,
+        leakage=_known_leakage(entry),
+        seen=_own_data(pretraining),
+        provenance=provenance,
+        licence=licence,
+        citations=[CITATIONS[key] for key in ("surgenetxl", "demi2024")],
+    )
+
+
+_TASKS = {
+    "SurgeNetForImageClassification": ("image-classification", "AutoModelForImageClassification"),
+    "SurgeNetForSemanticSegmentation": ("image-segmentation", "AutoModelForSemanticSegmentation"),
+    "SurgeNetForPhaseRecognition": ("video-classification", "AutoModel"),
+}
+
+
+def _render(card_data: ModelCardData, **context) -> str:
+    text = str(ModelCard.from_template(card_data, template_path=TEMPLATE, install=INSTALL, **context))
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+
+
+def _backbone_examples(repo_id: str, is_folder: bool = False) -> list[str]:
+    outputs = {"output": ".feature_maps  # strides 4 to 32", "out_indices": [1, 2, 3, 4]}
+    feature_maps = _example(repo_id, "AutoBackbone", **outputs)
+    if is_folder:  # AutoBackbone takes no local folder
+        feature_maps = _example(repo_id, "SurgeNetBackbone", **outputs)
+        feature_maps = feature_maps.replace(", SurgeNetBackbone\n", "\nfrom surgenet_hf import SurgeNetBackbone\n", 1)
+        feature_maps = feature_maps.removeprefix("import surgenet_hf\n")
+    return [
+        _example(repo_id, "AutoModel", ".pooler_output  # the embedding"),
+        _example(repo_id, "AutoModelForSemanticSegmentation", ".logits  # of a new head: train it", num_labels=7),
+        _example(repo_id, "AutoModelForImageClassification", ".logits  # of a new head: train it", num_labels=7),
+        feature_maps,
+    ]
+
+
+def _example(repo_id: str, auto_class: str, output: str, **arguments) -> str:
+    given = "".join(f", {name}={value!r}" for name, value in arguments.items())
+    return (
+        f"import surgenet_hf\nfrom transformers import AutoImageProcessor, {auto_class}\n\n"
+        f'processor = AutoImageProcessor.from_pretrained("{repo_id}")\n'
+        f'model = {auto_class}.from_pretrained("{repo_id}"{given})\n'
+        f'model(**processor(image, return_tensors="pt")){output}'
+    )
+
+
+def _phase_example(repo_id: str) -> str:
+    return (
+        "import surgenet_hf\nfrom transformers import AutoImageProcessor, AutoModel\n\n"
+        f'processor = AutoImageProcessor.from_pretrained("{repo_id}")\n'
+        f'model = AutoModel.from_pretrained("{repo_id}").eval()\n'
+        'frames = processor(images, return_tensors="pt").pixel_values  # of a video, in order, at its frame rate\n'
+        "model(frames[None]).logits  # (1, T, phases); model.stream takes one frame at a time"
+    )
+
+
+def _remote_example(repo_id: str, auto_class: str, revision: str = REVISION) -> str:
+    return (
+        f"from transformers import {auto_class}\n\n"
+        f'model = {auto_class}.from_pretrained("{repo_id}", trust_remote_code=True, revision="{revision}")'
+    )
+
+
+def _count_parameters(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+
+
+def _own_data(pretraining: dict) -> list[str]:
+    """Names of the data sets of one's own pretraining, and of those before it."""
+    base = pretraining.get("base")
+    return [*(_own_data(base) if base else []), *pretraining.get("data", [])]
+
+
+def _licence(pretraining_name: str) -> str:
+    """Of weights made of others: theirs; where the others are unknown they may be SurgeNet's."""
+    entry = base_entry(pretraining_name)
+    if entry:
+        return entry.licence
+    return "other" if is_from_scratch(pretraining_name) else "cc-by-nc-sa-4.0"
+
+
+def _link(pretraining_name: str) -> str:
+    """The name, with a link to the published checkpoint in it."""
+    entry = base_entry(pretraining_name)
+    if entry is None:
+        return pretraining_name
+    return f"[{entry.name}](https://huggingface.co/{entry.repo_id}){pretraining_name.removeprefix(entry.name)}"
+
+
+def _known_leakage(entry: CatalogEntry | None) -> list[str]:
+    return [f"{title}: {note}" for title, note in known_leakage(entry).items()] if entry else []
+
+
+def _headline_metrics(results: dict) -> list[tuple[str, str, str]]:
+    """Format the main metrics of a results file: (title, value, 95 % interval with its number of videos)."""
+    rows = []
+    for name in headlines(results):
+        low, high = interval_bounds(results, name)
+        interval = f"none: fewer than {MIN_VIDEOS} videos with a value, or no variation"
+        if low is not None and high is not None:
+            videos = results["intervals"][name]["videos"] if results["schema"] == SCHEMA else None
+            warning = f", {interval_warning(videos)}" if videos and interval_warning(videos) else ""
+            interval = f"{low:.4f} to {high:.4f}" + (f", n = {videos} videos{warning}" if videos else "")
+        rows.append((metric_title(name), f"{results['metrics'][name]:.4f}", interval))
+    return rows

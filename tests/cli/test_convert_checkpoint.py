@@ -1,0 +1,47 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from surgenet_hf import SurgeNetConfig, SurgeNetForSemanticSegmentation
+from tests.checkpoints.files import original, tiny
+from tests.cli import load_script
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
+main = load_script("convert_checkpoint").main
+
+
+def test_full_size_file_as_a_user_would(tmp_path):
+    torch.save(
+        original(SurgeNetForSemanticSegmentation, SurgeNetConfig(backbone="convnextv2_tiny", num_labels=2)),
+        tmp_path / "mine.pth",
+    )
+    (tmp_path / "classes.txt").write_text("liver\nfat\n\n")
+    command = f"--checkpoint {tmp_path}/mine.pth --output_dir {tmp_path}/out --labels {tmp_path}/classes.txt"
+    run = subprocess.run([sys.executable, SCRIPT, *command.split()], capture_output=True, text=True, check=True)
+    assert "does not say which image statistics" in run.stderr
+    assert "SurgeNetForSemanticSegmentation" in run.stdout
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "liver", 1: "fat"}
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert list(processor.image_mean) == [0.46888983, 0.29536288, 0.28712815]
+    assert processor.do_convert_rgb
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--checkpoint {tmp}/no.pth", "no.pth is not a file"),
+        ("--checkpoint {tmp}/tiny.pth", "not a sound caformer_s18"),
+        ("--checkpoint {tmp}/tiny.pth --labels {tmp}/none.txt", "none.txt"),
+    ],
+)
+def test_errors_have_no_traceback(arguments, message, tmp_path):
+    torch.save(original(SurgeNetForSemanticSegmentation, tiny()), tmp_path / "tiny.pth")
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments.format(tmp=tmp_path).split(), "--output_dir", str(tmp_path / "out")])
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,367 @@
+"""finetune_segmentation, finetune_classification, finetune_phase and evaluate_model, on sets of a few frames."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
+
+from surgenet_hf import SurgeNetForImageClassification, SurgeNetModel
+from surgenet_hf.checkpoints.catalog import STATISTICS
+from surgenet_hf.data import CLASSIFICATION, SEGMENTATION, load_segmentation
+from surgenet_hf.data.sets.cholec80 import PHASES
+from surgenet_hf.image_processing import build_image_processor
+from tests.checkpoints.files import tiny
+from tests.cli import load_script
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+finetune_segmentation = load_script("finetune_segmentation").main
+finetune_classification = load_script("finetune_classification").main
+finetune_phase = load_script("finetune_phase").main
+evaluate_model = load_script("evaluate_model").main
+COMMON = "--config_name tiny --image_size 32 --per_device_train_batch_size 2 --max_steps 2 --disable_tqdm true".split()
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    root = tmp_path_factory.mktemp("masks")
+    load_segmentation("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
+    return next(root.iterdir())
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Frames of two criteria with soft targets, three frames a video."""
+    root = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    with open(root / "labels.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "video", "C1", "C2"])
+        for video in "abcde":
+            for i in range(3):
+                Image.fromarray(rng.integers(0, 255, (32, 48, 3), np.uint8)).save(root / f"{video}_{i}.png")
+                table.writerow([f"{video}_{i}.png", video, [0, 0.33, 1][i], [1, 0.67, 0][i]])
+    return root
+
+
+@pytest.fixture(scope="module")
+def phases(tmp_path_factory):
+    """Five videos of 12 frames, of three phases that a colour tells."""
+    root = tmp_path_factory.mktemp("phases")
+    (root / "phases").mkdir()
+    for video in "abcde":
+        (root / "frames" / video).mkdir(parents=True)
+        labels = np.repeat([0, 1, 2], [3, 5, 4])
+        for i, phase in enumerate(labels):
+            pixels = np.zeros((32, 48, 3), np.uint8)
+            pixels[..., phase] = 200
+            Image.fromarray(pixels).save(root / "frames" / video / f"{i:06d}.jpg")
+        rows = "".join(f"{i}\t{'abc'[phase]}\n" for i, phase in enumerate(labels))
+        (root / "phases" / f"{video}.txt").write_text("Frame\tPhase\n" + rows)
+    return root
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_segmentation_and_evaluation(masks, tmp_path):
+    options = "--class_weights balanced --loss cross_entropy+dice --layer_decay 0.8 --augmentation strong".split()
+    data = ["--dataset", "folder", "--data_dir", str(masks)]
+    finetune_segmentation([*COMMON, *data, *options, "--output_dir", str(tmp_path / "out"), "--seed", "3"])
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model", "results.json", "segmentation.png", "segmentation.pdf", "per_class.png"} <= written
+    results = results_of(tmp_path / "out")
+    assert results["seed"] == 3
+    assert results["data"]["split"] == "validation"
+    selected = "1 of 1 videos selected its checkpoint (matched by name), so the result is optimistic"
+    assert results["data"]["leakage"] == selected  # and random weights have seen nothing else
+    AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out" / "model")
+
+    model = ["--model_name_or_path", str(tmp_path / "out" / "model"), "--split", "validation"]
+    evaluate_model([*model, *data, "--output_dir", str(tmp_path / "again")])
+    again = results_of(tmp_path / "again")
+    for key in ("metrics", "intervals", "bootstrap", "per_video", "seed"):
+        assert again[key] == results[key]
+    assert again["data"]["leakage"] == selected
+    model[-1] = "train"
+    evaluate_model([*model, *data, "--background_class", "liver", "--output_dir", str(tmp_path / "train")])
+    leakage = results_of(tmp_path / "train")["data"]["leakage"]
+    assert leakage == "2 of 2 videos trained this model (matched by name)"
+    with pytest.raises(SystemExit, match="no class 'spleen'"):
+        evaluate_model([*model, *data, "--background_class", "spleen", "--output_dir", str(tmp_path / "none")])
+
+
+def test_training_again_keeps_the_record_of_the_first_training(masks, labelled, tmp_path):
+    data = ["--dataset", "csv", "--data_dir", str(labelled)]
+    no_selection = ["--eval_strategy", "no", "--load_best_model_at_end", "false"]
+    finetune_classification([*COMMON, *data, *no_selection, "--output_dir", str(tmp_path / "one")])
+    assert results_of(tmp_path / "one")["data"]["leakage"] is None  # validation selected nothing
+    start = ["--model_name_or_path", str(tmp_path / "one" / "model")]
+    data = ["--dataset", "folder", "--data_dir", str(masks)]
+    finetune_segmentation([*start, *COMMON[2:], *data, "--output_dir", str(tmp_path / "two")])
+    record = AutoConfig.from_pretrained(tmp_path / "two" / "model").finetuning
+    assert [(run["dataset"], len(run["train_videos"]), len(run["selection_videos"])) for run in record] == [
+        ("csv", 4, 0),
+        ("folder", 2, 1),
+    ]
+
+
+def test_cholec80_without_validation_videos(tmp_path, capsys):
+    for number in (1, 2, 41):
+        frames = tmp_path / "data" / "frames" / f"video{number:02d}"
+        frames.mkdir(parents=True)
+        for i in range(7):
+            Image.new("RGB", (48, 32), (30 * i, 0, 0)).save(frames / f"{i:06d}.jpg")
+        path = tmp_path / "data" / "phase_annotations" / f"video{number:02d}-phase.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("Frame\tPhase\n" + "".join(f"{25 * i}\t{name}\n" for i, name in enumerate(PHASES)))
+    data = ["--dataset", "cholec80-phase", "--data_dir", str(tmp_path / "data"), "--data_split", "40/40"]
+    options = [*COMMON, *data, "--output_dir", str(tmp_path / "out")]
+    for finetune in (finetune_classification, finetune_phase):
+        with pytest.raises(SystemExit, match=r"no validation videos.*40/40.*32/8/40 or 40/8/32.*--eval_strategy no"):
+            finetune(options)
+    assert not (tmp_path / "out").exists()
+
+    finetune_phase([*options, "--tcn_epochs", "2", "--eval_strategy", "no", "--load_best_model_at_end", "false"])
+    results = results_of(tmp_path / "out")
+    assert (results["data"]["split"], results["data"]["videos"]) == ("test", ["video41"])
+    assert results["data"]["leakage"] is None
+    (run,) = AutoModel.from_pretrained(tmp_path / "out" / "model").config.finetuning
+    assert run == {
+        "dataset": "cholec80-phase",
+        "split_protocol": "40/40 (train 1-40, test 41-80)",
+        "train_videos": ["cholec80:video01", "cholec80:video02"],
+        "selection_videos": [],
+    }
+
+
+def test_classification(labelled, tmp_path):
+    data = ["--dataset", "csv", "--data_dir", str(labelled)]
+    options = ["--class_weights", "balanced", "--freeze_backbone"]
+    finetune_classification([*COMMON, *data, *options, "--output_dir", str(tmp_path)])
+    assert results_of(tmp_path)["task"] == "image-classification"
+    assert "mean_average_precision" in results_of(tmp_path)["metrics"]
+    assert (tmp_path / "precision_recall.png").exists()
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "model")
+    assert model.config.problem_type == "multi_label_classification"
+    assert list(model.config.id2label.values()) == ["C1", "C2"]
+
+
+def test_phase_in_two_stages(phases, tmp_path, capsys):
+    data = ["--dataset", "videos", "--data_dir", str(phases)]
+    options = ["--tcn_epochs", "2", "--class_weights", "balanced", "--output_dir", str(tmp_path / "out")]
+    finetune_phase([*COMMON, *data, *options])
+    logged = re.findall(r"'loss': '?[\d.e-]+'?,.*'epoch': '?(\d+)'?\}", capsys.readouterr().out)
+    assert logged == ["1", "2"]  # stage 2: one line an epoch; stage 1 logs every 10 steps, and has 2
+    for folder in (tmp_path / "out", tmp_path / "out" / "stage1"):
+        assert results_of(folder)["task"] == "phase-recognition"
+        assert (folder / "phases.png").exists()
+    written = {path.name for path in (tmp_path / "out" / "stage2").iterdir()}
+    assert not {"model", "results.json", "phases.png"} & written
+    assert results_of(tmp_path / "out")["model"]["name"] == str(tmp_path / "out" / "model")
+    model = AutoModel.from_pretrained(tmp_path / "out" / "model")
+    assert type(model).__name__ == "SurgeNetForPhaseRecognition"
+    assert list(model.config.id2label.values()) == ["a", "b", "c"]
+    assert (model.config.smoothing_weight, model.config.stage_reduction) == (0.15, "mean")
+    last = max((tmp_path / "out" / "stage2").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime_ns)
+    groups = torch.load(last / "optimizer.pt")["param_groups"]
+    assert {group["lr"] for group in groups} == {7e-4}  # to the end
+    assert {group["weight_decay"] for group in groups} == {1e-4, 0.0}
+
+    # evaluate_model finds the model in the output folder, and the same metrics
+    model = ["--model_name_or_path", str(tmp_path / "out"), "--split", "validation"]
+    evaluate_model([*model, *data, "--output_dir", str(tmp_path / "again")])
+    assert results_of(tmp_path / "again")["metrics"] == results_of(tmp_path / "out")["metrics"]
+    assert results_of(tmp_path / "again")["seed"] == 42
+
+    # again: refused; killed in stage 2 and resumed: stage 1 and the features stay, the result is the same
+    with pytest.raises(SystemExit, match="earlier run"):
+        finetune_phase([*COMMON, *data, *options])
+    with pytest.raises(SystemExit, match=r"stage1 is of another run:\n- seed: 42 in the checkpoint, 1 now"):
+        finetune_phase([*COMMON, *data, *options, "--resume_from_checkpoint", "true", "--seed", "1"])
+    expected = results_of(tmp_path / "out")["metrics"]
+    stage1 = (tmp_path / "out" / "stage1" / "results.json").stat().st_mtime_ns
+
+    def lose(*names):
+        for name in names:
+            path = tmp_path / "out" / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    lose("model", "results.json", "stage2")
+    finetune_phase([*COMMON, *data, *options, "--resume_from_checkpoint", "true"])
+    assert (tmp_path / "out" / "stage1" / "results.json").stat().st_mtime_ns == stage1
+    assert results_of(tmp_path / "out")["metrics"] == expected
+
+    # killed after the first epoch of stage 2, and in stage 1
+    last = max((tmp_path / "out" / "stage2").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    lose("model", "results.json", f"stage2/{last.name}")
+    with pytest.raises(SystemExit, match="earlier run"):
+        finetune_phase([*COMMON, *data, *options])
+    finetune_phase([*COMMON, *data, *options, "--resume_from_checkpoint", "true"])
+    assert results_of(tmp_path / "out")["metrics"] == expected
+    lose("model", "results.json", "stage2", "stage1/model", "stage1/results.json")
+    finetune_phase([*COMMON, *data, *options, "--resume_from_checkpoint", "true"])
+    assert results_of(tmp_path / "out")["metrics"] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--dataset folder --output_dir {tmp}/o --config_name tiny", "needs data_dir"),
+        ("--dataset nothing --output_dir {tmp}/o --config_name tiny", "unknown data set"),
+        ("--dataset endoscapes-cvs --output_dir {tmp}/o --config_name tiny", "use finetune_classification.py"),
+        ("--dataset cholec80-phase --output_dir {tmp}/o --config_name tiny", "use finetune_phase.py"),
+        ("--dataset synthetic --output_dir {tmp}/o", "either --model_name_or_path or --config_name"),
+        ("--dataset synthetic --config_name tiny", "--output_dir is missing"),
+        ("--output_dir {tmp}/o --config_name tiny", "--dataset is missing"),
+        ("--dataset folder --data_dir {masks} --output_dir {tmp}/o --model_name_or_path SurgeNetQ", "did you mean"),
+        ("--dataset folder --data_dir {masks} --output_dir {tmp}/o --config_name tiny --layer_decay 2", "layer_decay"),
+    ],
+)
+def test_what_the_user_can_mend(arguments, message, masks, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        finetune_segmentation(arguments.format(tmp=tmp_path, masks=masks).split())
+    assert not (tmp_path / "o").exists()
+
+
+def test_segmentation_data_are_refused_by_the_other_tasks(tmp_path):
+    for main in (finetune_classification, finetune_phase):
+        with pytest.raises(SystemExit, match=r"endoscapes is a segmentation data set: use finetune_segmentation\.py"):
+            main(["--dataset", "endoscapes", "--config_name", "tiny", "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("main", [finetune_segmentation, finetune_classification, finetune_phase, evaluate_model])
+def test_help(main, capsys):
+    """Each option once, and the names of the data sets."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "--output_dir OUTPUT_DIR" in text
+    assert "--output-dir" not in text
+    listed = re.findall(r"^  (?:-\w, )?(--\w+)", text, re.MULTILINE)
+    assert len(listed) == len(set(listed)) > 5
+    for name in (*SEGMENTATION, *CLASSIFICATION):
+        assert name in text.replace("\n", "").replace(" ", "")
+
+
+def test_training_starts_from_a_folder_without_image_processor(masks, tmp_path, caplog, capsys):
+    """Its normalization is that of its config, or the run ends. One line names the new head, another the duration."""
+    data = ["--dataset", "folder", "--data_dir", str(masks), "--image_size", "32", "--num_train_epochs", "9"]
+    common = [*data, "--per_device_train_batch_size", "4", "--disable_tqdm", "true"]
+    model = SurgeNetModel(tiny(pretraining={"name": "x", "statistics": "imagenet"}))
+    model.save_pretrained(tmp_path / "known")
+    start = ["--model_name_or_path", str(tmp_path / "known"), "--output_dir", str(tmp_path / "out")]
+    finetune_segmentation([*common, *start])
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out" / "model")
+    assert list(processor.image_mean) == list(STATISTICS["imagenet"][0])
+    assert processor.size["height"] == 32
+    assert "Rebuilt it from config.json" in caplog.text
+    assert "with random weights until it is trained: decode_head." in caplog.text
+    printed = capsys.readouterr()
+    assert "LOAD REPORT" not in caplog.text + printed.err
+    assert re.search(r"Training will take about \d+ s, plus evaluations: 11 of 18 steps left", printed.out)
+
+    model.config.pretraining = None
+    model.save_pretrained(tmp_path / "unknown")
+    with pytest.raises(SystemExit, match=r"does not record the normalization.*expected one of surgenet, imagenet"):
+        finetune_segmentation(
+            [*common, "--model_name_or_path", str(tmp_path / "unknown"), "--output_dir", str(tmp_path / "other")]
+        )
+
+
+def test_two_processes(masks, tmp_path):
+    """torchrun with 2 processes: trains, and the figures are those of one process."""
+    data = ["--dataset", "folder", "--data_dir", str(masks)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
+    script = [SCRIPTS / "finetune_segmentation.py", *COMMON, *data, "--output_dir", tmp_path / "out"]
+    finished = subprocess.run([*map(str, [*torchrun, *script])], capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stdout.count("Written to") == 1
+    model = ["--model_name_or_path", str(tmp_path / "out" / "model"), "--split", "validation"]
+    evaluate_model([*model, *data, "--output_dir", str(tmp_path / "again")])
+    one, two = results_of(tmp_path / "again"), results_of(tmp_path / "out")
+    assert one["metrics"] == two["metrics"]
+    assert one["bootstrap"] == two["bootstrap"]
+    assert AutoConfig.from_pretrained(tmp_path / "out" / "model").pretraining["name"].startswith("none")
+
+
+def test_pushed_with_our_card(hub, client, phases, tmp_path):
+    """The phase model, not the frame classifier before it, in one commit; a missing token shows before training."""
+    data = ["--dataset", "videos", "--data_dir", str(phases), "--tcn_epochs", "1"]
+    push = ["--push_to_hub", "true", "--hub_private_repo", "true"]
+    finetune_phase([*COMMON, *data, *push, "--output_dir", str(tmp_path / "my-phases")])
+    assert hub.repos.keys() == {"maintainer/my-phases"}
+    repo = hub.repos["maintainer/my-phases"]
+    assert repo.private
+    assert len(repo.commits) == 2
+    assert {"model.safetensors", "modeling_surgenet_phase.py", "results.json"} <= repo.files().keys()
+    card = repo.files()["README.md"].decode()
+    assert "| F1 |" in card
+    assert "model(frames[None]).logits" in card
+
+    hub.fail("whoami", status=401)
+    with pytest.raises(SystemExit, match="error"):
+        finetune_phase([*COMMON, *data, *push, "--output_dir", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
+def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path):
+    """A backbone without a trained head, and classes by other names."""
+    SurgeNetModel(tiny()).save_pretrained(tmp_path / "backbone")
+    csv_data = ["--dataset", "csv", "--data_dir", str(labelled), "--output_dir", str(tmp_path / "o")]
+    with pytest.raises(SystemExit, match="no trained head"):
+        evaluate_model(["--model_name_or_path", str(tmp_path / "backbone"), *csv_data])
+    config = tiny(num_labels=2)
+    config.id2label = {0: "other", 1: "names"}
+    SurgeNetForImageClassification(config).save_pretrained(tmp_path / "head")
+    build_image_processor(image_size=32).save_pretrained(tmp_path / "head")
+    with pytest.raises(SystemExit, match=r"classes are \['other', 'names'\]"):
+        evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split", "validation"])
+    config.id2label = {0: "C1", 1: "C2"}
+    config.problem_type = "single_label_classification"  # softmax scores would be taken for those of several labels
+    SurgeNetForImageClassification(config).save_pretrained(tmp_path / "head")
+    with pytest.raises(SystemExit, match="trained for single_label_classification"):
+        evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split", "validation"])
+    with pytest.raises(SystemExit, match="no choice of split"):
+        evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--data_split", "x"])
+
+
+def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_path):
+    common = [*COMMON, "--dataset", "videos", "--data_dir", str(phases)]
+    for seed in (0, 1):
+        finetune_phase([*common, "--tcn_epochs", "1", "--seed", str(seed), "--output_dir", str(tmp_path / f"{seed}")])
+    out = ["--skip_stage1", "--tcn_epochs", "1", "--output_dir", str(tmp_path / "out")]
+    common = ["--dataset", "videos", "--data_dir", str(phases), "--image_size", "32", "--disable_tqdm", "true", *out]
+    finetune_phase([*common, "--model_name_or_path", str(tmp_path / "0" / "stage1" / "model")])
+    (tmp_path / "out" / "results.json").unlink()  # it was killed before it ended
+    with pytest.raises(SystemExit, match=r"is of another run:\n- frame_model: "):
+        finetune_phase(
+            [
+                *common,
+                *("--model_name_or_path", str(tmp_path / "1" / "stage1" / "model")),
+                *("--resume_from_checkpoint", "true"),
+            ]
+        )
+
+
+@pytest.mark.parametrize("script", ["finetune_phase", "finetune_segmentation"])
+def test_help_begins_with_what_the_script_does(script):
+    command = [sys.executable, str(SCRIPTS / f"{script}.py"), "--help"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    assert "Fine-tune a SurgeNet for" in printed
+    assert ("What differs from the authors' code" in printed) == (script == "finetune_phase")

@@ -1,0 +1,301 @@
+"""What a pretraining run does and leaves, as its users run it."""
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.tracking import GeneralTracker
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
+from surgenet_hf.pretraining import outputs
+from surgenet_hf.pretraining import run as training
+from tests.cli import load_script
+from tests.pretraining.running import (
+    NUM_FRAMES,
+    NUM_STEPS,
+    SCRIPT,
+    accuracies,
+    arguments,
+    history,
+    losses,
+    pretrain,
+    weights,
+)
+
+
+def test_what_a_run_leaves(whole_run):
+    entries = history(whole_run)
+    assert [entry["step"] for entry in entries] == list(range(1, NUM_STEPS + 1))
+    assert all(0 < entry["loss"] < 10 for entry in entries)
+    assert [entry["masked_steps"] for entry in entries] == [0] * NUM_STEPS
+    assert [entry["step"] for entry in entries if "teacher_entropy" in entry] == [3, 4, 6, 8, 9, 12]
+    assert sorted(path.name for path in whole_run.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
+    assert (whole_run / "pretraining.png").read_bytes().startswith(b"\x89PNG")
+
+    model = AutoModel.from_pretrained(whole_run / "model")
+    assert type(model) is SurgeNetModel
+    saved = weights(whole_run)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, saved[f"teacher.backbone.{name}"])
+    assert any(not torch.equal(t, saved[f"student.backbone.{n}"]) for n, t in model.state_dict().items())
+    processor = AutoImageProcessor.from_pretrained(whole_run / "model")
+    assert processor.image_mean == pytest.approx([0.46888983, 0.29536288, 0.28712815])
+    assert "dino" in (whole_run / "model" / "README.md").read_text().lower()
+
+
+def test_two_processes_do_what_one_does(frames, tmp_path, capfd):
+    """The same frames, crops and steps, and losses up to rounding, in a run that is interrupted, too.
+
+    Another number of processes goes on at the epoch's start, and its checkpoints replace those of later steps.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = f"--drop_path_rate 0 --max_steps 6 --knn_dataset csv --knn_data_dir {frames}"
+    pretrain(frames, one, more)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    halves = arguments(frames, two, f"{more} --per_device_train_batch_size 2")
+    for part in (["--max_steps", "5"], ["--resume_from_checkpoint", "true"]):  # the former is in mid-epoch
+        subprocess.run([*torchrun, SCRIPT, *halves, *part], check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    found = {entry["step"]: entry for entry in accuracies(two)}
+    assert [entry["epoch"] for entry in found.values()] == [0, 1, 1.25, 1.5]
+    for expected in accuracies(one):
+        assert found[expected["step"]] == pytest.approx(expected)
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    found = weights(two, 6)
+    for name, tensor in weights(one, 6).items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+    capfd.readouterr()
+
+    pretrain(frames, two, "--drop_path_rate 0 --per_device_train_batch_size 2 --resume_from_checkpoint true")
+    said = capfd.readouterr().out
+    assert "It was written by 2 processes, these are 1" in said
+    assert "from the start of epoch 1, now step 9" in said  # of 9 steps an epoch
+
+
+def test_accumulated_steps_are_those_of_the_whole_batch(frames, tmp_path):
+    pretrain(frames, tmp_path / "whole", "--drop_path_rate 0 --max_steps 5")
+    halves = "--per_device_train_batch_size 2 --gradient_accumulation_steps 2"
+    pretrain(frames, tmp_path / "halves", f"--drop_path_rate 0 --max_steps 5 {halves}")
+    assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
+
+
+def test_crops_made_on_the_device_give_nearly_the_same(frames, tmp_path):
+    for where in ("workers", "device"):
+        pretrain(frames, tmp_path / where, f"--drop_path_rate 0 --max_steps 3 --crop_on {where}")
+    assert losses(tmp_path / "device") == pytest.approx(losses(tmp_path / "workers"), rel=0.02)
+    assert losses(tmp_path / "device") != losses(tmp_path / "workers")
+
+
+@pytest.mark.parametrize("options", ["--bf16", "--bf16 --gradient_checkpointing", "--channels_last"])
+def test_ways_to_save_time_or_memory(frames, whole_run, tmp_path, options):
+    pretrain(frames, tmp_path, f"--max_steps 3 {options}")
+    assert losses(tmp_path) == pytest.approx(losses(whole_run)[:3], rel=0.05)
+
+
+def break_steps(monkeypatch, steps: range) -> None:
+    """Make the pixels of these steps NaN."""
+    normalize, calls = training.normalize, itertools.count()
+
+    def normalize_or_break(*args):
+        factor = torch.nan if next(calls) in steps else 1
+        return [crop * factor for crop in normalize(*args)]
+
+    monkeypatch.setattr(training, "normalize", normalize_or_break)
+
+
+def test_step_with_nan_is_left_out(frames, tmp_path, monkeypatch):
+    break_steps(monkeypatch, range(5, 6))
+    pretrain(frames, tmp_path)
+    entries = history(tmp_path)
+    assert [entry["masked_steps"] for entry in entries] == [0] * 5 + [1] * 7
+    assert [entry["loss"] is None for entry in entries] == [False] * 5 + [True] + [False] * 6
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+
+
+def test_run_stops_when_all_is_nan(frames, tmp_path, monkeypatch):
+    break_steps(monkeypatch, range(2, 1000))
+    with pytest.raises(SystemExit, match="the last 10 steps up to 12 had gradients that are not finite"):
+        pretrain(frames, tmp_path)
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path, 8).values())
+
+
+def test_collapse_stops_the_run_after_the_warm_up(frames, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(training.Monitor, "diagnose", lambda self, values: "collapsed to one point: ...")
+    with pytest.raises(SystemExit, match=r"after step 6: collapsed to one point.*--ignore_collapse"):
+        pretrain(frames, tmp_path / "stopped")
+    pretrain(frames, tmp_path / "ignored", "--ignore_collapse")
+    assert len(losses(tmp_path / "ignored")) == NUM_STEPS
+
+
+def test_broken_frames_are_replaced_counted_and_named(frames, tmp_path):
+    broken = shutil.copytree(frames, tmp_path / "frames")
+    (broken / "1_007.jpg").write_bytes(b"no picture")
+    pretrain(broken, tmp_path / "run")
+    assert history(tmp_path / "run")[-1]["bad_frames"] >= 2
+    assert set((tmp_path / "run" / "bad_frames.txt").read_text().split()) == {str(broken / "1_007.jpg")}
+    with pytest.raises(
+        SystemExit, match=r"frames could not be read, more than --max_bad_fraction 0.0: see .*bad_frames"
+    ):
+        pretrain(broken, tmp_path / "strict", "--max_bad_fraction 0")
+
+
+def test_broken_frame_whose_name_is_no_text(frames, tmp_path):
+    broken = shutil.copytree(frames, tmp_path / "frames")
+    name = os.fsencode(broken / "1_") + b"\xff.jpg"
+    Path(os.fsdecode(name)).write_bytes(b"no picture")
+    pretrain(broken, tmp_path / "run", "--max_steps 4")
+    assert set((tmp_path / "run" / "bad_frames.txt").read_bytes().splitlines()) <= {name}
+    assert (tmp_path / "run" / "bad_frames.txt").stat().st_size
+
+
+def test_more_than_8_bits_are_not_taken_for_white(frames, tmp_path):
+    deep = shutil.copytree(frames, tmp_path / "frames")
+    Image.fromarray(np.full((64, 64), 3000, np.uint16)).save(deep / "1_007.png")
+    Image.fromarray(np.full((64, 64), 0.5, np.float32)).save(deep / "1_007.tif")
+    pretrain(deep, tmp_path / "run")
+    said = (tmp_path / "run" / "bad_frames.txt").read_text().split()
+    assert set(said) == {str(deep / "1_007.png"), str(deep / "1_007.tif")}
+
+
+def test_frames_of_short_epochs(frames, tmp_path, capsys):
+    """The card tells how many frames there are, and not how many an epoch takes."""
+    pretrain(frames, tmp_path, "--frames_per_epoch 8 --max_steps 2")
+    assert AutoModel.from_pretrained(tmp_path / "model").config.pretraining["frames"] == NUM_FRAMES
+    assert "18 frames" in capsys.readouterr().out
+
+
+def test_fine_tuned_segmentation_is_no_start(frames, tmp_path, tiny_config):
+    SurgeNetForSemanticSegmentation(tiny_config("caformer_s18")).save_pretrained(tmp_path / "model")
+    args = [word for word in arguments(frames, tmp_path / "run") if word not in ("--backbone", "tiny")]
+    with pytest.raises(SystemExit, match="fine-tuned for segmentation has no embedding to go on with"):
+        load_script("pretrain_dino").main([*args, "--model_name_or_path", str(tmp_path / "model")])
+
+
+def test_backbone_by_name_or_folder(frames, tmp_path, whole_run):
+    start = SurgeNetModel.from_pretrained(whole_run / "model")
+    more = f"--model_name_or_path {whole_run / 'model'} --max_steps 1".split()
+    args = [word for word in arguments(frames, tmp_path) if word not in ("--backbone", "tiny")]
+    load_script("pretrain_dino").main([*args, *more])
+    # the first step has a learning rate of 0: student and teacher are still the start
+    for name, tensor in start.state_dict().items():
+        torch.testing.assert_close(weights(tmp_path, 1)[f"student.backbone.{name}"], tensor)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--per_device_train_batch_size 20", "an epoch has 18 frames, but one step of 1 processes takes 20"),
+        ("--bf16 --fp16", "exclude each other"),
+        ("--model_name_or_path SurgeNetXL", "--model_name_or_path and --backbone exclude each other"),
+        ("--extend_epochs 3", "--extend_epochs needs .*--resume_from_checkpoint"),
+        ("--seed -1", "--seed must not be negative, got -1"),
+        ("--epochs 0 --warmup_epochs 0", "epochs must be positive, got 0"),
+        ("--clip_grad -3", "clip_grad must not be negative, got -3"),
+        ("--lr -1", "lr must not be negative, got -1"),
+        ("--drop_path_rate 1", r"--drop_path_rate must be in \[0, 1\), got 1"),
+        ("--dataloader_num_workers -2", "--dataloader_num_workers must not be negative, got -2"),
+        ("--max_steps 0", "--max_steps must be at least 1, or -1"),
+        ("--save_steps 0", "--save_steps must be at least 1, got 0"),
+        ("--warmup_epochs 9", r"warmup_epochs must be in \[0, epochs\], got 9 of 3"),
+        ("--resume_from_checkpoint nowhere", "there is no such file or folder"),
+        ("--knn_dataset nosuch", r"--knn_dataset nosuch: expected one of .*cholec80-phase, .*endoscapes"),
+    ],
+)
+def test_options_that_cannot_be(frames, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        pretrain(frames, tmp_path / "run", options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_small_set_gets_a_hint(frames, tmp_path, capsys):
+    pretrain(frames, tmp_path / "recipe", "--out_dim 65536 --max_steps 1")
+    assert "--preset small often learns more" in capsys.readouterr().out
+    args = arguments(frames, tmp_path / "small", "--preset small --epochs 25 --max_steps 1")
+    del args[args.index("--out_dim") : args.index("--out_dim") + 2]
+    del args[args.index("--warmup_epochs") : args.index("--warmup_epochs") + 2]
+    load_script("pretrain_dino").main(args)
+    assert "--preset" not in capsys.readouterr().out
+    assert weights(tmp_path / "small", 1)["loss.center"].shape == (1, 4096)
+
+
+def test_published_with_our_card(hub, client, frames, tmp_path):
+    options = "--max_steps 4 --push_to_hub --hub_private_repo"
+    with pytest.raises(SystemExit, match=r"(?s)org/my-dino was not published: .*403.*publish_checkpoints.py --model"):
+        pretrain(frames, tmp_path / "my-dino", f"{options} --hub_model_id org/my-dino")
+    pretrain(frames, tmp_path / "my-dino", f"{options} --resume_from_checkpoint true")
+    repo = hub.repos["maintainer/my-dino"]
+    assert repo.private
+    assert {"model.safetensors", "modeling_surgenet.py", "preprocessor_config.json"} <= repo.files().keys()
+    assert "DINO" in repo.files()["README.md"].decode()
+    hub.fail("whoami", status=401)
+    with pytest.raises(SystemExit, match="refuses the token"):
+        pretrain(frames, tmp_path / "other", "--push_to_hub")
+    assert not (tmp_path / "other").exists()
+
+
+def test_cut_start_weights(frames, tmp_path, whole_run):
+    folder = shutil.copytree(whole_run / "model", tmp_path / "model")
+    os.truncate(folder / "model.safetensors", 5000)
+    args = [word for word in arguments(frames, tmp_path / "run") if word not in ("--backbone", "tiny")]
+    with pytest.raises(SystemExit, match=r"cannot be read .*: copy or download them again"):
+        load_script("pretrain_dino").main([*args, "--model_name_or_path", str(folder)])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_folder_without_a_single_good_frame(tmp_path, workers):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for number in range(8):
+        (broken / f"{number}.jpg").write_bytes(b"no picture")
+    with pytest.raises(SystemExit, match="8 frames one after the other cannot be decoded"):
+        pretrain(broken, tmp_path / "run", f"--dataloader_num_workers {workers}")
+
+
+def test_tracker_that_is_not_there(frames, tmp_path):
+    with pytest.raises(SystemExit, match="--report_to nothing: not installed, or unknown to Accelerate"):
+        pretrain(frames, tmp_path / "run", "--report_to nothing")
+
+
+def test_trackers_get_what_the_log_gets(frames, tmp_path, monkeypatch):
+    logged = {}
+    monkeypatch.setattr(training, "find_trackers", lambda names: [Tracker(logged)])
+    pretrain(frames, tmp_path, "--max_steps 4")
+    assert [logged[step]["loss"] for step in range(1, 5)] == losses(tmp_path)
+    assert "teacher_entropy" in logged[3]
+
+
+class Tracker(GeneralTracker):
+    """Keeps what Accelerate logs."""
+
+    name = "memory"
+    requires_logging_directory = False
+
+    def __init__(self, logged: dict):
+        super().__init__()
+        self.logged = logged
+
+    @property
+    def tracker(self):
+        return self.logged
+
+    def store_init_configuration(self, values: dict): ...
+
+    def log(self, values: dict, step: int | None = None, **kwargs):
+        self.logged.setdefault(step, {}).update(values)
+
+
+def test_the_teacher_that_knn_likes_best_stays(frames, tmp_path, monkeypatch):
+    figures = iter([0.6, 0.5, 0.8, 0.7])  # of the start weights and three epochs
+    monkeypatch.setattr(outputs, "knn_accuracy", lambda *a, **k: {"knn_accuracy": next(figures), "knn_chance": 0.5})
+    pretrain(frames, tmp_path, f"--knn_dataset csv --knn_data_dir {frames}")
+    best, last = (AutoModel.from_pretrained(tmp_path / name) for name in ("best_model", "model"))
+    assert (best.config.pretraining["epoch"], last.config.pretraining["epoch"]) == (2, 3)
+    assert best.config.pretraining["knn"]["knn_accuracy"] == 0.8
+    assert any(not torch.equal(t, last.state_dict()[name]) for name, t in best.state_dict().items())

@@ -1,0 +1,249 @@
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from surgenet_hf import SurgeNetConfig, SurgeNetForImageClassification, SurgeNetModel
+from surgenet_hf.checkpoints.catalog import CATALOG, STATISTICS, find_entry, leakage_note
+from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.publishing.cards import (
+    PARAMETERS,
+    STAR_RELU_PARAMETERS,
+    checkpoint_card,
+    finetuned_card,
+    pretrained_card,
+)
+from tests.checkpoints.files import tiny
+from tests.cli import load_script
+
+HUB_CARDS = Path(__file__).parents[2] / "hub_cards"
+
+
+def check_layout(card: str):
+    """How to install, and no runs of blank lines."""
+    assert "\n\n\n" not in card
+    assert "](https://huggingface.co/docs/transformers/installation)" in card
+    requirements = (HUB_CARDS.parent / "setup.cfg").read_text()
+    for requirement in shlex.split(re.search(r"```sh\npip install (.*)\n```", card)[1]):
+        assert f"    {requirement}\n" in requirements or f"    {requirement}>" in requirements
+
+
+def test_committed_cards_are_the_rendered_ones():
+    rendered = {f"{entry.repo_name}.md": checkpoint_card(entry) for entry in CATALOG}
+    committed = {path.name: path.read_text(encoding="utf-8") for path in HUB_CARDS.glob("*.md")}
+    assert committed == rendered, "run: python scripts/render_cards.py"
+
+
+def test_the_script_writes_them_and_nothing_on_help(tmp_path, monkeypatch, capsys):
+    script = load_script("render_cards")
+    monkeypatch.setattr(script, "HUB_CARDS", tmp_path / "cards")
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    assert not (tmp_path / "cards").exists()
+    script.main([])
+    written = {path.name: path.read_bytes() for path in (tmp_path / "cards").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in HUB_CARDS.iterdir()}
+
+
+@pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
+def test_card(entry, client):
+    card = ModelCard(checkpoint_card(entry))
+    check_layout(card.text)
+    card.validate()  # by the Hub's endpoint, here the stand-in's
+    assert card.data.license == entry.licence
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert card.data.base_model == entry.upstream_repo
+    text = card.text
+    assert "Not a medical device" in text
+    assert all(str(value) in text for values in STATISTICS[entry.statistics] for value in values)
+    assert all(data.name in text for data in entry.pretraining_sets)
+    saw_cholec80 = "Cholec80" in {data.name for data in entry.pretraining_sets}
+    assert ("76 of the 80 videos of Cholec80" in text) == saw_cholec80
+    for data in ("cholec80-phase", "cholecseg8k", "endoscapes", "dsad", "autolaparo"):  # as evaluations say it
+        assert (leakage_note(entry.name, data) or "") in text
+    assert not re.search(r"\{\{|\{%|None|undefined", text)
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(code, entry.name, "exec")
+        assert entry.repo_id in code
+
+
+def test_parameters_are_counted_right():
+    for name in PARAMETERS:
+        assert SurgeNetModel(SurgeNetConfig(backbone=name)).num_parameters() == PARAMETERS[name]
+    star_relu = SurgeNetModel(SurgeNetConfig(activation="star_relu")).num_parameters()
+    assert star_relu == PARAMETERS["caformer_s18"] + STAR_RELU_PARAMETERS
+
+
+def test_baseline_is_not_called_surgical():
+    card = checkpoint_card(find_entry("ImageNet1k"))
+    assert "These are ImageNet's" in card
+    assert "apache-2.0" in card
+    assert "A surgical foundation model" not in card
+    assert "endoscopic views" not in card
+    assert "No surgical data set was seen" in card
+
+
+def test_finetuned_card(tmp_path):
+    config = tiny(num_labels=3)
+    config.pretraining = {
+        "name": "SurgeNetXL",
+        "source": "teacher.pth",
+        "source_sha256": "0" * 64,
+        "statistics": "surgenet",
+    }
+    SurgeNetForImageClassification(config).save_pretrained(tmp_path / "model")
+    build_image_processor(image_size=96).save_pretrained(tmp_path / "model")
+    without_results = finetuned_card(tmp_path / "model", "me/mine")
+    assert "No metrics were given" in without_results
+    check_layout(without_results)
+    results = {
+        "schema": "surgenet_hf.evaluation.results/2",
+        "task": "semantic-segmentation",
+        "model": {"name": "model"},
+        "data": {
+            "name": "endoscapes",
+            "split": "test",
+            "split_protocol": "official",
+            "frames": 12,
+            "videos": ["1", "2"],
+            "notes": ["Found 12 of the official 74 frames."],
+            "leakage": None,
+        },
+        "definitions": {"intervals": "95 % over videos"},
+        "metrics": {
+            "video_dice": 0.5,
+            "video_assd": 7.25,
+            "video_iou": 0.125,
+            "per_class": {"tool": {"dice": 0.25, "iou": None}},
+        },
+        "intervals": {"video_dice": {"low": 0.25, "high": 0.75, "videos": 7, "method": "Student's t"}},
+        "command": "python evaluate.py",
+    }
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    card = ModelCard(finetuned_card(tmp_path / "model", "me/mine"))
+    assert card.data.base_model == "surgenet/surgenetxl"
+    assert card.data.pipeline_tag == "image-classification"
+    for expected in (
+        "| Dice | 0.5000 | 0.2500 to 0.7500, n = 7 videos, rough |\n| ASSD | 7.2500 | none: "
+        "fewer than 5 videos with a value, or no variation |\n\n"
+        "Intervals: 95 % over videos.",
+        "split test (split protocol: official), 12 frames of 2 videos. Found 12 of the official 74 frames. Made by",
+        "with an image-classification head for 3 classes",
+        "12 frames of 2 videos",
+        "96 x 96",
+        "Cholec80",
+        "- unknown: which videos trained this model is not recorded.",
+    ):
+        assert expected in card.text
+    results["data"]["leakage"] = "1 of 2 videos trained this model (1)"
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    card = finetuned_card(tmp_path / "model", "me/mine")
+    assert "2 videos. **1 of 2 videos trained this model (1).** Found 12" in card
+    check_layout(card)
+    results["metrics"]["video_dice"] = 1.7
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"results\.json: metrics\.video_dice is 1\.7"):
+        finetuned_card(tmp_path / "model", "me/mine")
+
+
+def test_finetuned_card_knows_what_its_backbone_stands_on(tmp_path):
+    """The note on Cholec80 and the licence outlive a pretraining of one's own."""
+    config = tiny(num_labels=3)
+    config.pretraining = {"name": "SurgeNetXL, continued on mine", "base": {"name": "SurgeNetXL"}, "data": ["mine"]}
+    SurgeNetForImageClassification(config).save_pretrained(tmp_path)
+    build_image_processor(image_size=96).save_pretrained(tmp_path)
+    card = ModelCard(finetuned_card(tmp_path, "me/finetuned"))
+    assert (card.data.license, card.data.base_model) == ("cc-by-nc-sa-4.0", "surgenet/surgenetxl")
+    assert "Fine-tuned from [SurgeNetXL](https://huggingface.co/surgenet/surgenetxl), continued on mine." in card.text
+    assert "76 of the 80 videos of Cholec80" in card.text
+    assert "pretrained on mine: whether results are on videos of these is unknown" in card.text
+
+
+OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "statistics": "surgenet"}
+
+
+@pytest.mark.parametrize(
+    ("pretraining", "licence", "base_model", "expected", "absent"),
+    [
+        (
+            {**OWN, "name": "SurgeNetXL, continued on mine", "base": {"name": "SurgeNetXL"}},
+            "cc-by-nc-sa-4.0",
+            "surgenet/surgenetxl",
+            ["3 epochs, on 4,321 frames of mine", "started from [SurgeNetXL]", "76 of the 80", "the frames of mine"],
+            ["random weights"],
+        ),
+        (
+            {
+                **OWN,
+                "name": "SurgeNetXL, continued on first, continued on mine",
+                "base": {"name": "SurgeNetXL, continued on first", "data": ["first"], "base": {"name": "SurgeNetXL"}},
+            },
+            "cc-by-nc-sa-4.0",
+            "surgenet/surgenetxl",
+            ["surgenet/surgenetxl), continued on first.", "76 of the 80", "the frames of first and mine"],
+            [],
+        ),
+        (
+            {
+                **OWN,
+                "name": "DINO on mine",
+                "base": None,
+                "recipe": {"lr": 5e-4},
+                "knn": {"knn_accuracy": 0.75, "k": 20},
+            },
+            "other",
+            None,
+            ["started from random weights", "| lr | 0.0005 |", "| knn_accuracy | 0.7500 |", "| k | 20 |"],
+            ["Cholec80", "CC BY-NC-SA", "SurgeNetXL]", "Nothing was measured"],
+        ),
+        (
+            {**OWN, "name": "ImageNet1k, continued on mine", "base": {"name": "ImageNet1k"}},
+            "apache-2.0",
+            "surgenet/caformer-s18-imagenet1k",
+            ["the frames of mine", "Nothing was measured"],
+            ["Cholec80", "No surgical data set was seen"],
+        ),
+        (
+            {**OWN, "name": "unknown, continued on mine", "base": {"name": "unknown"}},
+            "cc-by-nc-sa-4.0",
+            None,
+            ["started from unknown", "Unknown: which videos"],
+            ["random weights"],
+        ),
+        (
+            {"name": "SurgeNetXL", "source": "x.pth", "source_sha256": "0" * 64, "statistics": "surgenet"},
+            "cc-by-nc-sa-4.0",
+            "surgenet/surgenetxl",
+            ["Converted from x.pth", "76 of the 80", "See the card of [SurgeNetXL]"],
+            ["Unknown: which"],
+        ),
+        (None, "cc-by-nc-sa-4.0", None, ["a file that is not recorded", "which videos the pretraining saw"], []),
+    ],
+)
+def test_pretrained_card(pretraining, licence, base_model, expected, absent, client, tmp_path, monkeypatch):
+    SurgeNetModel(tiny(pretraining=pretraining)).save_pretrained(tmp_path)
+    build_image_processor().save_pretrained(tmp_path)
+    card = ModelCard(pretrained_card(tmp_path, "me/mine", {"published by": "me"}))
+    card.validate()
+    assert (card.data.license, card.data.base_model) == (licence, base_model)
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    for text in [*expected, "# mine", "Not a medical device", "0.46888983", 'revision="COMMIT"', "It has no head"]:
+        assert text in card.text
+    for text in [*absent, "Fine-tuned from"]:
+        assert text not in card.text
+    assert not re.search(r"\{\{|\{%|None|undefined", card.text)
+    for code in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+        compile(code, "card", "exec")
+        assert "me/mine" in code
+    check_layout(card.text)
+    # in its folder it does not speak of code that is not there, and its examples work
+    text = pretrained_card(tmp_path)
+    assert "trust_remote_code" not in text
+    assert "AutoBackbone.from_pretrained" not in text
+    monkeypatch.chdir(tmp_path.parent)
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, {"image": Image.new("RGB", (64, 64))})

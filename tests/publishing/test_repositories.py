@@ -1,0 +1,320 @@
+"""Publishing to a stand-in Hub, and loading from it, with the package and without."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
+from surgenet_hf.checkpoints.catalog import UPSTREAM_REPO, find_entry
+from surgenet_hf.checkpoints.conversion import save_converted, to_original_state_dict
+from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.models import convert_entry
+from surgenet_hf.pretraining.export import describe_pretraining, export_teacher
+from surgenet_hf.publishing import repositories as publishing
+from surgenet_hf.publishing.repositories import compare_with_source, publish_checkpoints, publish_finetuned, push_model
+from tests.checkpoints.files import original, tiny
+from tests.checkpoints.test_parity import original_state_dict
+from tests.test_models import pth
+
+FILES = {
+    "README.md",
+    "config.json",
+    "configuration_surgenet.py",
+    "model.safetensors",
+    "modeling_surgenet.py",
+    "preprocessor_config.json",
+}
+
+
+@pytest.fixture(scope="module")
+def teachers():
+    """Full-size teachers of two families, from the golden weights: all but the classification head."""
+    return {
+        name: {
+            key: tensor
+            for key, tensor in original_state_dict(golden, "classification").items()
+            if not key.startswith("head.")
+        }
+        for name, golden in {"SurgeNet-RAMIE": "caformer_s18", "SurgeNet-PVTv2": "pvt_v2_b2"}.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "golden"),
+    [("SurgeNet-Small", "caformer_s18"), ("SurgeNet-PVTv2", "pvt_v2_b2"), ("ImageNet1k", "caformer_s18_imagenet")],
+)
+def test_comparison_with_the_source(name, golden, tmp_path):
+    """timm's network, loaded by timm's mapping, agrees with what we save; and a wrong weight is noticed."""
+    tensors = original_state_dict(golden, "classification")
+    torch.save({key: tensor for key, tensor in tensors.items() if not key.startswith("head.")}, tmp_path / "file.pth")
+    entry = find_entry(name)
+    model = convert_entry(entry, tmp_path / "file.pth")
+    save_converted(model, build_image_processor(), tmp_path / "good")
+    compare_with_source(entry, tmp_path / "file.pth", tmp_path / "good")
+    with torch.no_grad():
+        model.encoder.stages[3].blocks[0].mlp.fc1.weight.view(-1)[0] += 10
+    save_converted(model, build_image_processor(), tmp_path / "bad")
+    with pytest.raises(ValueError, match="stage 4 of the saved model is"):
+        compare_with_source(entry, tmp_path / "file.pth", tmp_path / "bad")
+
+
+LOAD = """
+import json, sys
+package, repo_id = sys.argv[1] == "package", sys.argv[2]
+if package:
+    import surgenet_hf
+else:
+    sys.modules["surgenet_hf"] = None
+import torch
+from transformers import *
+options = {} if package else {"trust_remote_code": True, "revision": sys.argv[3]}
+torch.manual_seed(0)
+found = {}
+pixel_values = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+for auto in (AutoModel, AutoBackbone, AutoModelForImageClassification, AutoModelForSemanticSegmentation):
+    model = auto.from_pretrained(repo_id, **options).eval()
+    assert type(model).__module__.startswith("surgenet_hf" if package else "transformers_modules"), type(model)
+    found[auto.__name__] = type(model).__name__
+    encoder = {name: tensor for name, tensor in model.state_dict().items() if "encoder." in name}
+    torch.save(encoder, f"{sys.argv[4]}/{auto.__name__}.pt")
+    with torch.no_grad():
+        torch.save(model(pixel_values)[0], f"{sys.argv[4]}/{auto.__name__}-output.pt")
+config = AutoConfig.from_pretrained(repo_id, **options)
+processor = AutoImageProcessor.from_pretrained(repo_id)
+found["statistics"] = list(processor.image_mean)
+found["pretraining"] = config.pretraining["name"]
+print(json.dumps(found))
+"""
+
+
+def test_from_the_authors_file_to_the_user(hub, client, teachers, tmp_path):
+    """Publish at full size, twice; load in fresh processes, with the package and without it."""
+    entry = find_entry("SurgeNet-RAMIE")
+    hub.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(teachers["SurgeNet-RAMIE"])})
+
+    (dry,) = publish_checkpoints([entry], "surgenet", tmp_path / "out")
+    assert dry.error is None
+    assert {change.removeprefix("new ") for change in dry.changes} == FILES
+    assert "surgenet/surgenet-ramie" not in hub.repos
+
+    (outcome,) = publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)
+    assert outcome.error is None
+    repo = hub.repos["surgenet/surgenet-ramie"]
+    assert repo.files().keys() == FILES | {".gitattributes"}
+    assert len(repo.commits) == 2  # the initial one and ours
+    assert {tag: commit.sha for tag, commit in repo.tags.items()} == {"v0.1.0": outcome.commit}
+    (collection,) = hub.collections.values()
+    assert [item["id"] for item in collection["items"]] == ["surgenet/surgenet-ramie"]
+    card = ModelCard(repo.files()["README.md"].decode())
+    assert entry.teacher_file in card.text.split("## Provenance")[1]
+
+    (again,) = publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)
+    assert (again.changes, again.commit, again.error) == ([], None, None)
+    assert len(repo.commits) == 2
+    assert len(hub.matching("POST .*/commit/")) == 1
+
+    outputs = {}
+    for how in ("package", "remote"):
+        folder = tmp_path / how
+        folder.mkdir()
+        command = [sys.executable, "-c", LOAD, how, "surgenet/surgenet-ramie", "v0.1.0", str(folder)]
+        run = subprocess.run(
+            command, env=hub.environment(tmp_path / f"home-{how}", token=False), capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        found = json.loads(run.stdout.splitlines()[-1])
+        assert found["AutoBackbone"] == "SurgeNetBackbone"
+        assert found["AutoModelForSemanticSegmentation"] == "SurgeNetForSemanticSegmentation"
+        assert found["statistics"][0] == 0.46888983
+        assert found["pretraining"] == "SurgeNet-RAMIE"
+        outputs[how] = {path.name: torch.load(path) for path in folder.iterdir()}
+    for name, tensors in outputs["package"].items():
+        if "output" in name:
+            if "Classification" not in name and "Segmentation" not in name:  # whose heads are random
+                other = outputs["remote"][name]
+                pairs = zip(tensors, other, strict=True) if isinstance(tensors, tuple) else [(tensors, other)]
+                assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+            continue
+        assert tensors.keys() == outputs["remote"][name].keys()
+        assert all(torch.equal(tensors[key], outputs["remote"][name][key]) for key in tensors)
+
+    # bit for bit what the authors' file holds
+    model = SurgeNetModel.from_pretrained("surgenet/surgenet-ramie")
+    back = to_original_state_dict(model)
+    assert all(torch.equal(back[key], tensor) for key, tensor in teachers["SurgeNet-RAMIE"].items())
+
+
+def test_one_that_fails_does_not_stop_the_others(hub, client, tiny_backbones, monkeypatch, tmp_path):
+    monkeypatch.setattr(publishing, "compare_with_source", lambda *args: None)  # timm has no tiny networks
+    names = ("SurgeNet-RAMIE", "SurgeNet-RARP", "SurgeNet-PVTv2")
+    for name in names:
+        entry = find_entry(name)
+        content = pth(original(SurgeNetModel, tiny(entry.backbone)))
+        hub.add_files(UPSTREAM_REPO, {entry.teacher_file: content[:1000] if name == "SurgeNet-RARP" else content})
+    outcomes = publish_checkpoints(map(find_entry, names), "surgenet", tmp_path, push=True)
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
+    assert "cut short" in outcomes[1].error
+    assert hub.repos.keys() == {UPSTREAM_REPO, "surgenet/surgenet-ramie", "surgenet/surgenet-pvtv2"}
+    assert {path.name for path in tmp_path.iterdir() if "surgenet" in path.name} == {
+        "surgenet-ramie",
+        "surgenet-pvtv2",
+    }
+
+
+@pytest.fixture
+def finetuned(tmp_path):
+    """A user's model."""
+    config = tiny(num_labels=3)
+    config.pretraining = {"name": "SurgeNetXL", "statistics": "surgenet"}
+    folder = tmp_path / "mine" / "model"
+    SurgeNetForSemanticSegmentation(config).save_pretrained(folder)
+    build_image_processor(image_size=64).save_pretrained(folder)
+    return folder
+
+
+def test_users_own_model(hub, client, finetuned, tmp_path):
+    outcome = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True, private=True)
+    assert outcome.error is None
+    assert hub.repos["maintainer/mine"].private
+    assert hub.repos["maintainer/mine"].files().keys() == FILES | {".gitattributes"}
+    assert "surgenet/surgenetxl" in hub.repos["maintainer/mine"].files()["README.md"].decode()
+    again = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True, private=True)
+    assert (again.changes, again.commit) == ([], None)
+
+    assert not hub.repos["maintainer/mine"].tags  # the version of this package says nothing of a user's weights
+    model = SurgeNetForSemanticSegmentation.from_pretrained(finetuned)
+    torch.nn.init.ones_(model.decode_head.classifier.bias)
+    model.save_pretrained(finetuned)
+    changed = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
+    assert changed.error is None
+    assert changed.changes == ["changed README.md", "changed model.safetensors"]
+    assert len(hub.repos["maintainer/mine"].commits) == 3
+
+
+def test_the_model_of_a_run(hub, client, finetuned):
+    """Under the name asked for, or in the user's own namespace; a refusal says how to try again."""
+    assert push_model(finetuned, None, None, "my-run") == "maintainer/my-run"
+    assert push_model(finetuned, "maintainer/other", True, "my-run") == "maintainer/other"
+    assert [hub.repos[name].private for name in ("maintainer/my-run", "maintainer/other")] == [False, True]
+    assert hub.repos["maintainer/other"].files().keys() > FILES
+    with pytest.raises(
+        OSError, match=rf"(?s)^org/x was not published: .*403.*--model {finetuned} --repo_id org/x --push$"
+    ):
+        push_model(finetuned, "org/x", False, "my-run")
+
+
+def test_own_pretraining(hub, client, tmp_path):
+    """What a run exported, with the card of a backbone."""
+    pretraining = describe_pretraining({"name": "SurgeNetXL"}, ["mine"], epoch=2, frames=500)
+    folder, model = tmp_path / "run" / "model", SurgeNetModel(tiny())
+    export_teacher(model, folder, pretraining, build_image_processor(), {"lr": 5e-4}, {"knn_accuracy": 0.5})
+    outcome = publish_finetuned(folder, "maintainer/mine", tmp_path / "out", push=True)
+    assert outcome.error is None
+    files = hub.repos["maintainer/mine"].files()
+    assert files.keys() == FILES | {".gitattributes"}
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model == "surgenet/surgenetxl"
+    for expected in (
+        "2 epochs, on 500 frames of mine",
+        "| lr | 0.0005 |",
+        "| knn_accuracy | 0.5000 |",
+        "76 of the 80",
+    ):
+        assert expected in card.text
+    again = publish_finetuned(folder, "maintainer/mine", tmp_path / "out", push=True)
+    assert (again.changes, again.commit) == ([], None)
+    remote = AutoModel.from_pretrained("maintainer/mine")
+    assert remote.config.pretraining["name"] == "SurgeNetXL, continued on mine"
+    assert all(torch.equal(tensor, remote.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_users_folder_is_not_replaced(hub, client, finetuned):
+    """output_dir/NAME may be the very run that is published."""
+    outcome = publish_finetuned(finetuned, "maintainer/mine", finetuned.parents[1])
+    assert "was not prepared by this script" in outcome.error
+    assert (finetuned / "model.safetensors").exists()
+
+
+def test_other_content_under_a_pinned_tag_is_refused(hub, client, tiny_backbones, monkeypatch, tmp_path):
+    monkeypatch.setattr(publishing, "compare_with_source", lambda *args: None)  # timm has no tiny networks
+    entry = find_entry("SurgeNet-RAMIE")
+    hub.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(original(SurgeNetModel, tiny()))})
+    (first,) = publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)
+    assert first.error is None
+    hub.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(original(SurgeNetModel, tiny(), seed=1))})
+    (second,) = publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)
+    assert "raise the package's version" in second.error
+    assert len(hub.repos["surgenet/surgenet-ramie"].commits) == 2
+
+
+def test_not_a_model(hub, client, tmp_path):
+    (tmp_path / "empty").mkdir()
+    outcome = publish_finetuned(tmp_path / "empty", "maintainer/mine", tmp_path / "out", push=True)
+    assert "holds no config.json" in outcome.error
+    assert not hub.repos
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"), [("POST .*/commit/", 401), ("POST .*/commit/", 503), ("POST .*/lfs", 404)]
+)
+def test_refused_uploads_leave_nothing(request_line, status, hub, client, finetuned, tmp_path, capsys):
+    hub.fail(request_line, status=status, times=math.inf)
+    outcome = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
+    assert str(status) in outcome.error
+    assert hub.repos["maintainer/mine"].files().keys() == {".gitattributes"}
+    assert not hub.repos["maintainer/mine"].tags
+    assert hub.token not in outcome.error + capsys.readouterr().out
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_hub_is_asked_again(status, hub, client, finetuned, tmp_path):
+    hub.fail("PUT /lfs/", status=status)
+    hub.cut("PUT /lfs/", after_bytes=5000, skip=1)
+    outcome = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
+    if (
+        outcome.error
+    ):  # a cut upload may not be retried by the client: then nothing is there, and the next run mends it
+        assert hub.repos["maintainer/mine"].files().keys() == {".gitattributes"}
+        outcome = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
+    assert outcome.error is None
+    uploaded = hub.repos["maintainer/mine"].files()["model.safetensors"]
+    assert uploaded == (tmp_path / "out" / "mine" / "model.safetensors").read_bytes()
+
+
+def test_no_token_is_written(hub, client, finetuned, tmp_path):
+    publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or hub.token.encode() not in path.read_bytes()
+
+
+def test_missing_timm_says_what_to_install(hub, client, finetuned, tmp_path):
+    publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
+    code = """
+import sys
+class NoTimm:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("timm", "surgenet_hf"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NoTimm())
+from transformers import AutoModelForSemanticSegmentation
+AutoModelForSemanticSegmentation.from_pretrained("maintainer/mine", trust_remote_code=True, revision="main")
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=hub.environment(tmp_path / "home"), capture_output=True, text=True
+    )
+    assert run.returncode != 0
+    assert "pip install timm" in run.stderr
+
+
+def test_saved_weights_are_the_models(finetuned, tmp_path, hub, client):
+    publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out")
+    ours, theirs = load_file(finetuned / "model.safetensors"), load_file(tmp_path / "out/mine/model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -1,0 +1,216 @@
+"""Published checkpoints by name, from a stand-in Hub that holds files in the authors' layout."""
+
+import dataclasses
+import hashlib
+import io
+import math
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub import errors
+from transformers import AutoModelForSemanticSegmentation
+
+from surgenet_hf import SurgeNetModel, load_checkpoint
+from surgenet_hf.checkpoints import catalog
+from surgenet_hf.checkpoints.catalog import CATALOG, UPSTREAM_REPO, find_entry
+from surgenet_hf.checkpoints.conversion import to_original_state_dict
+from surgenet_hf.models import fetch_checkpoint, find_source
+from tests.checkpoints.files import original, save_dino, tiny
+
+
+def pth(tensors) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def teachers():
+    """Tiny weights of every published checkpoint, by name."""
+    return {
+        entry.name: original(SurgeNetModel, tiny(entry.backbone, activation=entry.activation), seed=i)
+        for i, entry in enumerate(CATALOG)
+    }
+
+
+@pytest.fixture
+def upstream(hub, client, teachers, tiny_backbones, monkeypatch, tmp_path):
+    """The authors' repositories with tiny weights, and a catalogue with their checksums where it has the real ones."""
+    entries = []
+    for entry in CATALOG:
+        content = pth(teachers[entry.name])
+        hub.add_files(entry.upstream_repo, {entry.teacher_file: content})
+        known = hashlib.sha256(content).hexdigest() if entry.teacher_sha256 else None
+        entries.append(dataclasses.replace(entry, teacher_sha256=known))
+    save_dino(tmp_path / "full.pth", teachers["SurgeNet"], teachers["SurgeNet"], {})
+    hub.add_files(UPSTREAM_REPO, {find_entry("SurgeNet-Public").full_file: tmp_path / "full.pth"})
+    monkeypatch.setattr(catalog, "CATALOG", tuple(entries))
+    return hub
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in CATALOG])
+def test_every_checkpoint(name, upstream, teachers):
+    model = load_checkpoint(name.lower())
+    back = to_original_state_dict(model)
+    assert back.keys() == teachers[name].keys()
+    assert all(torch.equal(back[key], teachers[name][key]) for key in back)
+    entry = find_entry(name)
+    assert model.config.pretraining["name"] == name
+    assert model.config.pretraining["statistics"] == entry.statistics
+    assert model.config.activation == entry.activation
+
+
+def test_public_is_the_teacher_file(upstream):
+    load_checkpoint("SurgeNet-Public")
+    files = {request.path.split("/")[-1] for request in upstream.matching("resolve")}
+    assert files == {"Public_checkpoint_epoch0050_teacher.pth"}
+
+
+def test_heads_and_processor(upstream):
+    model = load_checkpoint("SurgeNetXL", AutoModelForSemanticSegmentation, num_labels=7, dtype=torch.bfloat16)
+    assert type(model).__name__ == "SurgeNetForSemanticSegmentation"
+    assert model.config.num_labels == 7
+    assert model.dtype == torch.bfloat16
+    assert model.config.pretraining["name"] == "SurgeNetXL"
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(fetch_checkpoint("SurgeNetXL"))
+    assert list(processor.image_mean) == list(catalog.STATISTICS["surgenet"][0])
+
+
+def test_second_load_is_from_the_cache(upstream, monkeypatch):
+    load_checkpoint("SurgeNetXL")
+    transfers = len(upstream.matching("GET /lfs/"))
+    upstream.fail(".*", status=503, times=math.inf)
+    load_checkpoint("SurgeNetXL")
+    assert len(upstream.matching("GET /lfs/")) == transfers == 1
+
+
+def test_unknown_name_asks_nothing(upstream):
+    with pytest.raises(ValueError, match="did you mean SurgeNetXL"):
+        load_checkpoint("SurgeNetXXL")
+    assert not upstream.requests
+
+
+def test_wrong_checksum(upstream, teachers):
+    entry = find_entry("SurgeNetXL")
+    upstream.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(teachers["SurgeNet-Small"])})
+    with pytest.raises(ValueError, match=r"not the SurgeNetXL that was published.*the catalogue says"):
+        load_checkpoint("SurgeNetXL")
+
+
+def test_wrong_file_under_a_right_name(upstream, teachers, tmp_path):
+    entry = find_entry("SurgeNet-RAMIE")  # of which no checksum is known
+    upstream.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(teachers["SurgeNet-PVTv2"])})
+    with pytest.raises(ValueError, match=r"holds \('pvt_v2_b2', None\)"):
+        load_checkpoint("SurgeNet-RAMIE")
+
+
+def test_truncated_upstream_file(upstream, teachers):
+    content = pth(teachers["SurgeNet-RARP"])
+    upstream.add_files(UPSTREAM_REPO, {find_entry("SurgeNet-RARP").teacher_file: content[: len(content) // 2]})
+    with pytest.raises(ValueError, match="cut short"):
+        load_checkpoint("SurgeNet-RARP")
+
+
+def test_damage_in_the_cache(upstream, tmp_path):
+    path = next(
+        path
+        for _ in [load_checkpoint("SurgeNet-RARP")]
+        for path in (tmp_path / "hf_home" / "hub").rglob("RARP_checkpoint_epoch0050_teacher.pth")
+    )
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.resolve().write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"not the SurgeNet-RARP that was published.*the Hub says"):
+        load_checkpoint("SurgeNet-RARP")
+
+
+def test_connection_cut_in_the_middle(upstream, teachers):
+    upstream.cut("GET /lfs/", after_bytes=1000)
+    model = load_checkpoint("SurgeNetXL")
+    back = to_original_state_dict(model)
+    assert all(torch.equal(back[key], teachers["SurgeNetXL"][key]) for key in back)
+    assert len(upstream.matching("GET /lfs/")) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "Invalid credentials"), (403, "403"), (404, "404"), (500, "500")]
+)
+def test_hub_errors(status, message, upstream):
+    code = "RepoNotFound" if status == 404 else None
+    upstream.fail("resolve", status=status, times=math.inf, code=code)
+    with pytest.raises((errors.HfHubHTTPError, errors.LocalEntryNotFoundError)) as caught:
+        load_checkpoint("SurgeNet-RAMIE")
+    chain = [str(error) for error in (caught.value, caught.value.__cause__) if error]
+    assert any(message in text for text in chain)
+
+
+def test_where_a_run_starts(upstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "1" / "model").mkdir(parents=True)
+    for folder in ("runs", "./runs", "runs/1/model", "~/runs"):
+        assert (tmp_path / find_source(folder)).samefile(folder.replace("~", str(tmp_path)))
+    assert find_source("someone/model") == "someone/model"
+    assert not upstream.requests
+    assert find_source("surgenet-xl") == str(fetch_checkpoint("SurgeNetXL"))
+    assert find_source(None, "pvt_v2_b2").backbone == "pvt_v2_b2"
+    assert find_source(None, "tiny").hidden_sizes[0] == 32
+
+
+@pytest.mark.parametrize("name", ["/no/model", "./model", "../model", "~/model", "runs/1/model"])
+def test_a_folder_that_is_not_there(name, upstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {name}; "):
+        find_source(name)
+    assert not upstream.requests
+
+
+def test_a_weight_file_is_to_be_converted(upstream, teachers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(teachers["SurgeNetXL"], "SurgeNetXL.pth")
+    for name in ("SurgeNetXL.pth", str(tmp_path / "SurgeNetXL.pth")):
+        with pytest.raises(ValueError, match=r"convert_checkpoint\.py --checkpoint .*--resume_from_checkpoint"):
+            find_source(name)
+        with pytest.raises(ValueError, match=r"is a weight file.*surgenet_hf\.convert_checkpoint\(.*output_dir="):
+            load_checkpoint(name)
+    assert not upstream.requests
+
+
+def test_the_output_folder_of_a_run(tmp_path):
+    SurgeNetModel(tiny()).save_pretrained(tmp_path / "run" / "model")
+    assert find_source(str(tmp_path / "run")) == str(tmp_path / "run" / "model")
+    SurgeNetModel(tiny()).save_pretrained(tmp_path / "run")
+    assert find_source(str(tmp_path / "run")) == str(tmp_path / "run")
+
+
+def test_no_room_on_disk(upstream, tmp_path):
+    """A file size limit stands for the full disk: an error, and nothing half-written is taken for a model."""
+    code = f"""
+import sys; sys.path.insert(0, {sys.path[0]!r})
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from surgenet_hf import configuration_surgenet, load_checkpoint
+from tests.checkpoints.files import tiny
+config = tiny()
+configuration_surgenet.BACKBONES["caformer_s18"] = {{"depths": config.depths, "hidden_sizes": config.hidden_sizes}}
+print(load_checkpoint("SurgeNet-RAMIE").num_parameters())
+"""
+    environment = upstream.environment(tmp_path / "home")
+    limit = 300_000  # the weights are larger
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, preexec_fn=limited
+    )
+    assert run.returncode != 0
+    assert "File too large" in run.stderr
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 0
