@@ -24,7 +24,7 @@ from surgenet_hf.data import NAMES, load_classification, load_segmentation
 from surgenet_hf.evaluation.evaluate import evaluate, recorded_seed, write_results
 from surgenet_hf.evaluation.reporting import summary, write_figures
 from surgenet_hf.image_processing import load_image_processor
-from surgenet_hf.models import find_source
+from surgenet_hf.models import resolve_model
 from surgenet_hf.privacy import mask_tokens
 
 TASKS = {
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parser.parse_args_into_dataclasses(argv)
     state = PartialState(cpu=not torch.accelerator.is_available())
     try:
-        args.model_name_or_path = find_source(args.model_name_or_path)
+        args.model_name_or_path = resolve_model(args.model_name_or_path)
         config = AutoConfig.from_pretrained(args.model_name_or_path)
         architecture = (config.architectures or ["unknown model"])[0]
         if architecture not in TASKS:

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from surgenet_hf.atomic import replacing
+from surgenet_hf.atomic import atomic_write
 from surgenet_hf.cli.arguments import ArgumentParser
 from surgenet_hf.data import NAMES
 from surgenet_hf.figures import feature_figure, save_both, scatter_figure, tsne
 from surgenet_hf.image_processing import load_image_processor
 from surgenet_hf.inference.embeddings import POOLED, embed_frames, has_phases, load_backbone, load_frames
-from surgenet_hf.models import find_source
+from surgenet_hf.models import resolve_model
 from surgenet_hf.privacy import mask_tokens
 
 GROUPS = {"dataset": "data set", "video": "video", "phase": "phase"}
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
             groups = [" ".join(names) for names in zip(saved["dataset"], groups, strict=True)]
         coordinates = tsne(saved["embeddings"], seed=args.seed)
         if not args.embeddings:
-            with replacing(output_dir / "embeddings.npz") as temporary, open(temporary, "wb") as file:
+            with atomic_write(output_dir / "embeddings.npz") as temporary, open(temporary, "wb") as file:
                 np.savez_compressed(file, **saved)
     except (ImportError, OSError, ValueError) as error:  # what the user can mend: the message is enough
         sys.exit(mask_tokens(f"plot_embeddings.py: error: {error}"))
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def embed(name: str, parts: list[tuple], batch_size: int = 8, bf16: bool = False) -> dict[str, np.ndarray]:
     """Compute what embeddings.npz holds: see `embed_frames`; the name of the model, and the kind of its embedding."""
-    path = find_source(name)
+    path = resolve_model(name)
     model, kind = load_backbone(path, torch.bfloat16 if bf16 else torch.float32)
     model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     found = embed_frames(model, load_image_processor(path), parts, batch_size)

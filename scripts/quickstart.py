@@ -34,7 +34,7 @@ from surgenet_hf.evaluation.reporting import comparison_table, draw_segmentation
 from surgenet_hf.figures import save_figure
 from surgenet_hf.finetuning.segmentation import build_model, finetune
 from surgenet_hf.finetuning.training import running, trained_model
-from surgenet_hf.models import TINY, fetch_checkpoint, find_source
+from surgenet_hf.models import TINY, fetch_checkpoint, resolve_model
 from surgenet_hf.privacy import mask_tokens
 
 DEFAULT_MODEL = "SurgeNetXL"
@@ -153,7 +153,7 @@ print(pipeline('image-segmentation', '{model_dir}')('YOUR_FRAME.jpg'))"
 def choose_source(args: Arguments) -> str | SurgeNetConfig:
     """What to start from: what the user named, else SurgeNetXL, else (said in one line) a small random SurgeNet."""
     if args.model_name_or_path:
-        return find_source(args.model_name_or_path)
+        return resolve_model(args.model_name_or_path)
     if args.config_name:
         return SurgeNetConfig(backbone=args.config_name, drop_path_rate=0.1)
     problem = probe_hub(find_entry(DEFAULT_MODEL).upstream_repo)

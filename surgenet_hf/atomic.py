@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(
+def atomic_write(
     path: str | os.PathLike, folder: str | os.PathLike | None = None, durable: bool = False
 ) -> Iterator[Path]:
     """A name to write to. When the block ends without an error, what lies there becomes `path`; else it is deleted.
@@ -37,7 +37,7 @@ def replacing(
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 

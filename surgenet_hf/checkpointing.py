@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .atomic import replacing, sync_folder
+from .atomic import atomic_write, sync_folder
 from .checkpoints.reading import file_sha256
 from .errors import UserError
 
@@ -102,7 +102,7 @@ def write_record(checkpoint: Path, record: Mapping) -> None:
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file()
     }
-    with replacing(checkpoint / RECORD, durable=True) as temporary:
+    with atomic_write(checkpoint / RECORD, durable=True) as temporary:
         temporary.write_text(json.dumps({**record, "files": files}, indent=2) + "\n", encoding="utf-8")
 
 

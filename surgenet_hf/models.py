@@ -82,7 +82,7 @@ def model_folder(path: Path) -> Path:
     return path / "model" if is_run else path
 
 
-def find_source(model_name_or_path: str | None, config_name: str | None = None) -> str | SurgeNetConfig:
+def resolve_model(model_name_or_path: str | None, config_name: str | None = None) -> str | SurgeNetConfig:
     """What the training scripts start from: a folder, a Hub repository, or a configuration for random weights.
 
     Args:

@@ -1,6 +1,6 @@
 """The one source of random draws of all training.
 
-Order of frames, crops, flips, colour changes, masks: whatever training draws, it draws from `generator(seed, epoch,
+Order of frames, crops, flips, colour changes, masks: whatever training draws, it draws from `rng_for(seed, epoch,
 index)`. A draw is then a function of these three alone: not of the number of workers or devices, nor of what was
 drawn before, so a run that was interrupted goes on exactly as if it had not been.
 """
@@ -8,7 +8,7 @@ drawn before, so a run that was interrupted goes on exactly as if it had not bee
 import numpy as np
 
 
-def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+def rng_for(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The generator for one item of one epoch.
 
     The three numbers (each >= 0) enter `numpy.random.SeedSequence` as entropy and spawn key, which makes streams of

@@ -3,13 +3,13 @@ import os
 import pytest
 
 from surgenet_hf import atomic as files
-from surgenet_hf.atomic import replacing, sync_folder
+from surgenet_hf.atomic import atomic_write, sync_folder
 
 
 @pytest.mark.parametrize("durable", [False, True])
 def test_appears_whole(tmp_path, durable):
     path = tmp_path / "new" / "results.json"
-    with replacing(path, durable=durable) as temporary:
+    with atomic_write(path, durable=durable) as temporary:
         temporary.write_text("first")
         assert not path.exists()
         assert temporary.parent == path.parent
@@ -22,7 +22,7 @@ def test_an_error_leaves_what_was_there(tmp_path):
     path.write_text("old")
 
     def write_half():
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("ne")
             raise OSError("the disk is full")
 
@@ -33,20 +33,20 @@ def test_an_error_leaves_what_was_there(tmp_path):
 
 
 def test_nothing_written_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "results.json"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "results.json"):
         pass
 
 
 def test_in_another_folder(tmp_path):
     (tmp_path / "parts").mkdir()
-    with replacing(tmp_path / "shard.tar", tmp_path / "parts") as temporary:
+    with atomic_write(tmp_path / "shard.tar", tmp_path / "parts") as temporary:
         assert temporary.parent.name == "parts"
         temporary.write_bytes(b"frames")
     assert (tmp_path / "shard.tar").read_bytes() == b"frames"
 
 
 def test_what_a_killed_process_leaves_is_not_taken_for_a_picture(tmp_path):
-    with replacing(tmp_path / "000001.jpg") as temporary:
+    with atomic_write(tmp_path / "000001.jpg") as temporary:
         temporary.touch()
         assert not list(tmp_path.glob("*.jpg"))
 
@@ -59,7 +59,7 @@ def test_durable_files_are_on_the_disk_before_they_get_their_name(tmp_path, monk
     replace = os.replace
     monkeypatch.setattr(files.os, "replace", lambda *names: (events.append("replace"), replace(*names)))
     path = tmp_path / "model.safetensors"
-    with replacing(path, durable=True) as temporary:
+    with atomic_write(path, durable=True) as temporary:
         temporary.write_bytes(b"weights")
     assert events == [str(temporary), "replace", str(tmp_path)]
     events.clear()

@@ -17,7 +17,7 @@ from surgenet_hf import SurgeNetModel, load_checkpoint
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG, UPSTREAM_REPO, find_entry
 from surgenet_hf.checkpoints.conversion import to_original_state_dict
-from surgenet_hf.models import fetch_checkpoint, find_source
+from surgenet_hf.models import fetch_checkpoint, resolve_model
 from tests.checkpoints.files import original, save_dino, tiny
 
 
@@ -154,12 +154,12 @@ def test_where_a_run_starts(upstream, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "1" / "model").mkdir(parents=True)
     for folder in ("runs", "./runs", "runs/1/model", "~/runs"):
-        assert (tmp_path / find_source(folder)).samefile(folder.replace("~", str(tmp_path)))
-    assert find_source("someone/model") == "someone/model"
+        assert (tmp_path / resolve_model(folder)).samefile(folder.replace("~", str(tmp_path)))
+    assert resolve_model("someone/model") == "someone/model"
     assert not upstream.requests
-    assert find_source("surgenet-xl") == str(fetch_checkpoint("SurgeNetXL"))
-    assert find_source(None, "pvt_v2_b2").backbone == "pvt_v2_b2"
-    assert find_source(None, "tiny").hidden_sizes[0] == 32
+    assert resolve_model("surgenet-xl") == str(fetch_checkpoint("SurgeNetXL"))
+    assert resolve_model(None, "pvt_v2_b2").backbone == "pvt_v2_b2"
+    assert resolve_model(None, "tiny").hidden_sizes[0] == 32
 
 
 @pytest.mark.parametrize("name", ["/no/model", "./model", "../model", "~/model", "runs/1/model"])
@@ -167,7 +167,7 @@ def test_a_folder_that_is_not_there(name, upstream, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"there is no folder {name}; "):
-        find_source(name)
+        resolve_model(name)
     assert not upstream.requests
 
 
@@ -176,7 +176,7 @@ def test_a_weight_file_is_to_be_converted(upstream, teachers, tmp_path, monkeypa
     torch.save(teachers["SurgeNetXL"], "SurgeNetXL.pth")
     for name in ("SurgeNetXL.pth", str(tmp_path / "SurgeNetXL.pth")):
         with pytest.raises(ValueError, match=r"convert_checkpoint\.py --checkpoint .*--resume_from_checkpoint"):
-            find_source(name)
+            resolve_model(name)
         with pytest.raises(ValueError, match=r"is a weight file.*surgenet_hf\.convert_checkpoint\(.*output_dir="):
             load_checkpoint(name)
     assert not upstream.requests
@@ -184,9 +184,9 @@ def test_a_weight_file_is_to_be_converted(upstream, teachers, tmp_path, monkeypa
 
 def test_the_output_folder_of_a_run(tmp_path):
     SurgeNetModel(tiny()).save_pretrained(tmp_path / "run" / "model")
-    assert find_source(str(tmp_path / "run")) == str(tmp_path / "run" / "model")
+    assert resolve_model(str(tmp_path / "run")) == str(tmp_path / "run" / "model")
     SurgeNetModel(tiny()).save_pretrained(tmp_path / "run")
-    assert find_source(str(tmp_path / "run")) == str(tmp_path / "run")
+    assert resolve_model(str(tmp_path / "run")) == str(tmp_path / "run")
 
 
 def test_no_room_on_disk(upstream, tmp_path):

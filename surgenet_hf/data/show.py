@@ -7,7 +7,7 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 
 from ..figures.overlays import _legend_patch, _write_ids, paint
-from ..rng import generator
+from ..rng import rng_for
 from .classification import SINGLE, ClassificationData
 from .segmentation import SegmentationData
 
@@ -45,7 +45,7 @@ def choose_frames(dataset: Dataset, num_frames: int, seed: int) -> list[int]:
     frames: dict[str, list[int]] = {}
     for i, video in enumerate(dataset.select_columns("video")[:]["video"]):
         frames.setdefault(video, []).append(i)
-    draws = generator(seed, 0, len(dataset))
+    draws = rng_for(seed, 0, len(dataset))
     videos = [draws.permutation(frames[video]) for video in frames]
     order = draws.permutation(len(videos))
     rounds = [int(videos[v][k]) for k in range(max(map(len, videos))) for v in order if k < len(videos[v])]

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..atomic import replacing, write_file
+from ..atomic import atomic_write, write_file
 from .names import number_in_name
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".webm", ".wmv")
@@ -298,7 +298,7 @@ def _picture(frame, max_side: int | None) -> Image.Image:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
 

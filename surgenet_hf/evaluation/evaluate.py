@@ -39,7 +39,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from ..atomic import replacing
+from ..atomic import atomic_write
 from ..checkpoints.reading import check_finite
 from ..data import SegmentationData
 from ..inference.prediction import predict_phases, predict_scores, predict_segmentation, video_ranges
@@ -225,7 +225,7 @@ def recorded_seed(model_dir: str | os.PathLike) -> int | None:
 def write_results(results: dict, path: str | os.PathLike) -> None:
     """Write results as JSON (NaN becomes null): the file is there whole or not at all."""
     text = json.dumps(_without_nan(results), indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path, durable=True) as temporary:
+    with atomic_write(path, durable=True) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 

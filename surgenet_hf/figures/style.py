@@ -7,7 +7,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
-from ..atomic import replacing
+from ..atomic import atomic_write
 
 # Okabe and Ito's palette, made to be told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/):
 # dark grey for black, yellow last, as it is faint on white. A marker, dash or hatch of its own goes with each colour.
@@ -67,7 +67,7 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> None
     ending = Path(path).suffix[1:] or "png"
     # in PDF: text as text, and no date, so that the same figure gives the same file
     undated = {"metadata": {"CreationDate": None}} if ending == "pdf" else {}
-    with replacing(path) as temporary, rc_context({"pdf.fonttype": 42}):
+    with atomic_write(path) as temporary, rc_context({"pdf.fonttype": 42}):
         figure.savefig(temporary, dpi=dpi, format=ending, **undated)
 
 

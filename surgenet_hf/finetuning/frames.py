@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from ..rng import generator
+from ..rng import rng_for
 
 # smallest side of the crop, and largest change of brightness and contrast, as shares; largest rotation in degrees
 STRENGTHS = {"light": (0.7, 0.2, 0), "strong": (0.5, 0.4, 15)}
@@ -45,7 +45,7 @@ class Frames(torch.utils.data.Dataset):
         row = self.split[index]
         image, mask = row["image"], row.get("mask")
         if self.augmentation != "none":
-            rng = generator(self.seed, int(self.epoch), index)
+            rng = rng_for(self.seed, int(self.epoch), index)
             image, mask = augment_frame(image, mask, rng, self.augmentation, self.flip)
         inputs = self.processor(image, segmentation_maps=mask, return_tensors="pt")
         labels = torch.as_tensor(row["labels"]) if mask is None else inputs["labels"][0]

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, TrainingArguments
 
-from ..atomic import replacing
+from ..atomic import atomic_write
 from ..data import ClassificationData
 from ..data.identity import digest, frames_key
 from ..inference.prediction import predict, video_ranges
@@ -60,7 +60,7 @@ class VideoFeatures(torch.utils.data.Dataset):
         return self.cache_dir / f"{self.keys[video]}.npy"
 
     def _save(self, video: str, features: np.ndarray) -> None:
-        with replacing(self._path(video)) as temporary, open(temporary, "wb") as file:
+        with atomic_write(self._path(video)) as temporary, open(temporary, "wb") as file:
             np.save(file, features)
 
 

@@ -52,7 +52,7 @@ from ..errors import UserError
 from ..evaluation.evaluate import evaluate, write_results
 from ..evaluation.reporting import summary, write_figures
 from ..leakage import record_finetuning
-from ..models import find_source
+from ..models import resolve_model
 from ..privacy import mask_tokens
 from ..publishing.repositories import check_login, push_model
 
@@ -296,8 +296,8 @@ def prepare(
 
 
 def source_of(args: ModelArguments) -> str | SurgeNetConfig:
-    """What to start from, see `find_source`; random weights of full size train with drop path."""
-    source = find_source(args.model_name_or_path, args.config_name)
+    """What to start from, see `resolve_model`; random weights of full size train with drop path."""
+    source = resolve_model(args.model_name_or_path, args.config_name)
     if isinstance(source, SurgeNetConfig) and args.config_name != "tiny":
         source.drop_path_rate = 0.1
     return source

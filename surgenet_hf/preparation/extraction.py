@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..atomic import replacing
+from ..atomic import atomic_write
 from ..data.names import printable
 from ..data.video import JPEG_QUALITY, VIDEO_SUFFIXES, _seconds, iter_frames
 from .frame_list import iter_listed_frames
@@ -176,7 +176,7 @@ def extract_parts(videos: list[Video], parts: Path, options: FrameOptions, num_w
 @contextmanager
 def new_file(path: Path, parts: Path) -> Iterator[BinaryIO]:
     """A file to write that gets its name, and is on the disk, only when it is whole; till then it lies in `parts`."""
-    with replacing(path, parts, durable=True) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path, parts, durable=True) as temporary, open(temporary, "wb") as file:
         yield file
 
 

@@ -22,8 +22,8 @@ from ..configuration_surgenet import BACKBONES
 from ..data.sets import synthetic
 from ..fast_gradients import speed_up
 from ..modeling_surgenet import SurgeNetModel
-from ..models import find_source
-from ..rng import generator
+from ..models import resolve_model
+from ..rng import rng_for
 from .dino.method import DinoConfig, DinoModel, build_optimizer, build_schedules, compute_loss, training_step
 from .frames.crops import CropConfig, crop_frame, draw_crops, normalize
 from .frames.device_crops import crop_batch
@@ -174,7 +174,7 @@ class Benchmark:
         def in_workers():
             self.turn += 1
             for i, image in enumerate(images):
-                crops = draw_crops(image.size, self.crop_config, generator(0, self.turn, i))
+                crops = draw_crops(image.size, self.crop_config, rng_for(0, self.turn, i))
                 crop_frame(image, crops, self.crop_config)
 
         candidates = {"workers": in_workers}
@@ -248,7 +248,7 @@ class Benchmark:
 
     def _model(self, half: bool) -> DinoModel:
         torch.manual_seed(0)
-        backbone = SurgeNetModel(find_source(None, self.args.backbone))
+        backbone = SurgeNetModel(resolve_model(None, self.args.backbone))
         model = DinoModel(backbone, DinoConfig(out_dim=self.args.out_dim)).to(self.device)
         if self.device.type == "cpu":
             speed_up(model, half)

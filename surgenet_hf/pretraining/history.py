@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from ..atomic import replacing
+from ..atomic import atomic_write
 
 
 class History:
@@ -25,7 +25,7 @@ class History:
             entries = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be cut
             self.entries = [entry for entry in entries if entry["step"] <= step]
         if write:
-            with replacing(self.path) as temporary:
+            with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(map(_line, self.entries)), encoding="utf-8")
 
     def add(self, entry: dict) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..atomic import replacing
+from ..atomic import atomic_write
 from ..checkpoints.catalog import STATISTICS
 from ..checkpoints.facebook_dino import (
     OPTIMIZER_OPTIONS,
@@ -277,7 +277,7 @@ def save_dino_checkpoint(
         "args": argparse.Namespace(**{name: plain(value) for name, value in args.items()}),
         "dino_loss": {"center": model.loss.center.cpu()},
     }
-    with replacing(path, durable=True) as temporary:
+    with atomic_write(path, durable=True) as temporary:
         torch.save(content, temporary)
 
 

@@ -14,7 +14,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from ..modeling_surgenet import SurgeNetModel
-from ..models import find_source
+from ..models import resolve_model
 from .frames.crops import CropConfig
 
 
@@ -68,7 +68,7 @@ class OriginalLoop:
             if "metaformer" in self.modules:
                 backbone, width = self.modules["metaformer"].caformer_s18(num_classes=0, pretrained="ImageNet"), 512
             else:
-                backbone = _Pooled(SurgeNetModel(find_source(None, self.backbone)))
+                backbone = _Pooled(SurgeNetModel(resolve_model(None, self.backbone)))
                 width = backbone.width
             return utils.MultiCropWrapper(backbone, main_dino.DINOHead(width, self.out_dim)).to(self.device)
 

@@ -33,7 +33,7 @@ from ..checkpoints.facebook_dino import DinoCheckpoint
 from ..errors import UserError
 from ..fast_gradients import speed_up
 from ..publishing.repositories import check_login
-from ..rng import generator
+from ..rng import rng_for
 from .arguments import PretrainingArguments, options_of
 from .dino.collapse import Monitor
 from .dino.method import SMALL, DinoConfig, DinoModel, StepResult, build_optimizer, build_schedules, training_step
@@ -250,7 +250,7 @@ class Pretraining:
             if args.channels_last:
                 crops = [crop.contiguous(memory_format=torch.channels_last) for crop in crops]
             index = PROCESS_DRAWS + self.accelerator.process_index * args.gradient_accumulation_steps + number
-            torch.manual_seed(int(generator(args.seed, step, index).integers(2**63)))
+            torch.manual_seed(int(rng_for(args.seed, step, index).integers(2**63)))
             self.first_crop = crops[0]
             yield crops
 

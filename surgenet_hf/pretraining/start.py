@@ -14,7 +14,7 @@ from ..checkpoints.conversion import choose_statistics
 from ..checkpoints.facebook_dino import DinoCheckpoint, backbone_config
 from ..configuration_surgenet import SurgeNetConfig
 from ..modeling_surgenet import SurgeNetModel
-from ..models import find_source
+from ..models import resolve_model
 from .arguments import PretrainingArguments
 from .original import load_dino_checkpoint
 
@@ -56,9 +56,9 @@ def build_backbone(args: PretrainingArguments, resume: Path | DinoCheckpoint | N
         config = SurgeNetConfig.from_dict(read_record(resume)["backbone"])
     else:
         name = args.backbone or (None if args.model_name_or_path else DEFAULT_BACKBONE)
-        config = find_source(args.model_name_or_path, name)
+        config = resolve_model(args.model_name_or_path, name)
     if resume is not None and args.backbone:
-        _compare_backbones(find_source(None, args.backbone), config)
+        _compare_backbones(resolve_model(None, args.backbone), config)
     if isinstance(config, str):
         try:
             return SurgeNetModel.from_pretrained(config, drop_path_rate=args.drop_path_rate)

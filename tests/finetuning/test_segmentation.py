@@ -12,7 +12,7 @@ from surgenet_hf.finetuning import frames as frames_module
 from surgenet_hf.finetuning.frames import Frames, augment_frame
 from surgenet_hf.finetuning.segmentation import build_model, finetune
 from surgenet_hf.metrics import SegmentationMetric
-from surgenet_hf.rng import generator
+from surgenet_hf.rng import rng_for
 
 TINY = SurgeNetConfig(
     depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 64, 96], pyramid_channels=32, segmentation_channels=64
@@ -84,7 +84,7 @@ def test_augmentation_stays_mild():
     row = frame(0, 200, 300)
     flips = 0
     for index in range(200):
-        image, mask = augment_frame(row["image"], row["mask"], generator(0, 0, index))
+        image, mask = augment_frame(row["image"], row["mask"], rng_for(0, 0, index))
         assert image.size == mask.shape[::-1]
         assert 140 <= mask.shape[0] <= 200
         assert 210 <= mask.shape[1] <= 300
@@ -103,9 +103,9 @@ def test_every_epoch_of_training_augments_anew(data, tmp_path, monkeypatch, work
     def spy(seed, epoch, index):
         with log.open("a") as file:  # a file, as workers are other processes
             print(seed, epoch, index, file=file)
-        return generator(seed, epoch, index)
+        return rng_for(seed, epoch, index)
 
-    monkeypatch.setattr(frames_module, "generator", spy)
+    monkeypatch.setattr(frames_module, "rng_for", spy)
     if not by_accelerate:  # with several processes accelerate does not pass the epoch on to the data set
         monkeypatch.setattr("accelerate.data_loader.DataLoaderShard.set_epoch", lambda self, epoch: None)
     model, processor = build_model(TINY, data, 32)
@@ -145,7 +145,7 @@ def test_training_learns_and_its_evaluation_counts_every_frame_once(data, tmp_pa
 
 
 def test_without_augmentation_nothing_is_drawn(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(frames_module, "generator", lambda *args: pytest.fail("drew"))
+    monkeypatch.setattr(frames_module, "rng_for", lambda *args: pytest.fail("drew"))
     model, processor = build_model(TINY, data, 32)
     finetune(model, processor, data, arguments(tmp_path, max_steps=1), augmentation="none")
 

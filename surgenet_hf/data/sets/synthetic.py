@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...atomic import write_file
-from ...rng import generator
+from ...rng import rng_for
 from ..segmentation import Sample, SegmentationData, build_splits, lookup_table
 
 LABELS = ("background", "liver", "gallbladder", "fat", "instrument")
@@ -119,8 +119,8 @@ class Grid:
 
 def draw(seed: int, video: int, frame: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """One frame: the image (H, W, 3) and the mask of class ids (H, W), both uint8."""
-    look = generator(seed, video, 0)  # what a video keeps; drawn anew, in the same order, for each of its frames
-    here = generator(seed, video, 1 + frame)  # what a frame has for itself
+    look = rng_for(seed, video, 0)  # what a video keeps; drawn anew, in the same order, for each of its frames
+    here = rng_for(seed, video, 1 + frame)  # what a frame has for itself
     grid = _grid(look, frame, size)
 
     image, height = draw_background(look, grid)

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...atomic import write_file
-from ...rng import generator
+from ...rng import rng_for
 from ..classification import SINGLE, ClassificationData, FrameSample, build_splits
 from ..segmentation import palette
 from .synthetic import (
@@ -169,7 +169,7 @@ def _video(
 
 def plan(seed: int, video: int, length: tuple[int, int]) -> list[tuple[int, View]]:
     """The phase of each frame of a video and what is in view."""
-    rng = generator(seed, video, 1)
+    rng = rng_for(seed, video, 1)
     (ending,) = rng.choice(len(_ENDS), 1, p=[share for _, share in _ENDS])
     order = [phase for phase in (0, 1, 2, 3, *_ENDS[ending][0]) if rng.random() >= _SKIPPED[phase]]
     total = rng.integers(length[0], length[1] + 1)
@@ -202,7 +202,7 @@ def plan(seed: int, video: int, length: tuple[int, int]) -> list[tuple[int, View
 
 def draw(seed: int, video: int, frame: int, view: View, size: tuple[int, int]) -> np.ndarray:
     """One frame (H, W, 3), uint8."""
-    look, here = generator(seed, video, 0), generator(seed, video, 2 + frame)
+    look, here = rng_for(seed, video, 0), rng_for(seed, video, 2 + frame)
     height, width = size
     image, pad = _tissue(seed, video, size, view.gallbladder), round(_MARGIN * height)
     # The camera glides, and shakes: with one view in each place, frames would be known by heart.
@@ -230,7 +230,7 @@ def draw(seed: int, video: int, frame: int, view: View, size: tuple[int, int]) -
 @functools.lru_cache(maxsize=4)
 def _tissue(seed: int, video: int, size: tuple[int, int], gallbladder: bool) -> np.ndarray:
     """The tissue of a video (0 to 1), with a margin on each side; drawn once, as it is what takes long."""
-    look = generator(seed, video, 0)
+    look = rng_for(seed, video, 0)
     pad = round(_MARGIN * size[0])
     y, x = np.mgrid[-pad : size[0] + pad, -pad : size[1] + pad].astype(np.float32) / size[0]
     x, y = x - 0.5 * size[1] / size[0], y - 0.5

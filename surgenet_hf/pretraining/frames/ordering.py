@@ -1,7 +1,7 @@
 """The frames of an epoch: their order, how they are decoded and cropped in workers, and the loader.
 
 A frame is asked for by a key (epoch, position, index): its index among all frames of all sources, and its position in
-the order of the epoch. Its crops are drawn from `generator(seed, epoch, position)`, so that they are the same whatever
+the order of the epoch. Its crops are drawn from `rng_for(seed, epoch, position)`, so that they are the same whatever
 worker or process makes them, and differ where one frame comes twice in an epoch.
 
 Workers either cut the crops, or only decode and leave the cutting to the device. For the latter a JPEG is scaled down
@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...data.images import decode_frame, open_frame
-from ...rng import generator
+from ...rng import rng_for
 from .crops import CropConfig, Crops, crop_frame, draw_crops
 from .sources import FrameSource
 
@@ -82,14 +82,14 @@ class EpochOrder:
         if len(parts) == 1:
             return parts[0]
         # positions of frames are below len(self): no other draw has these indices
-        return generator(self.seed, epoch, self._length + len(parts)).permutation(np.concatenate(parts))
+        return rng_for(self.seed, epoch, self._length + len(parts)).permutation(np.concatenate(parts))
 
     def _stretch(self, pool: int, start: int, stop: int) -> np.ndarray:
         """Items start to stop of the endless row of permutations of a pool."""
         size = self._pools[pool]
         first = start // size
         rows = [
-            generator(self.seed, number, self._length + pool).permutation(size)
+            rng_for(self.seed, number, self._length + pool).permutation(size)
             for number in range(first, -(-stop // size))
         ]
         return np.concatenate(rows)[start - first * size : stop - first * size]
@@ -192,7 +192,7 @@ def build_sample(
     for name, read in frames:
         try:
             image = _undamaged(_open, read)
-            crops = draw_crops(image.size, config, generator(*draw))
+            crops = draw_crops(image.size, config, rng_for(*draw))
             if on_device:
                 scale = reduce_decoding(image, crops, config)
                 crops = crops._replace(boxes=crops.boxes / scale)

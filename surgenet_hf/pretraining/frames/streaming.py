@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
 from ...data.images import read_cell
-from ...rng import generator
+from ...rng import rng_for
 from .crops import CropConfig
 from .ordering import MAX_TRIES, BatchLoader, build_sample
 from .sources import FrameArguments, find_image_column, load_table
@@ -111,7 +111,7 @@ class FrameStream(IterableDataset):
         """What tells the name, and what reads the bytes, of each frame for this worker, endlessly."""
         for times in count():
             # positions of frames are below frames_per_epoch: no other draw has these indices
-            seed = int(generator(self.seed, epoch, self.frames_per_epoch + times).integers(2**63))
+            seed = int(rng_for(self.seed, epoch, self.frames_per_epoch + times).integers(2**63))
             shuffled = self.stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer)
             number = -1
             for number, row in enumerate(split_dataset_by_node(shuffled, self.rank, self.world_size)):

@@ -22,7 +22,7 @@ from surgenet_hf.pretraining.frames.ordering import (
     unpack_images,
 )
 from surgenet_hf.pretraining.frames.sources import open_source
-from surgenet_hf.rng import generator
+from surgenet_hf.rng import rng_for
 from tests.pretraining import pictures
 
 CONFIG = CropConfig(global_crops_size=24, local_crops_size=8, local_crops_number=2)
@@ -302,7 +302,7 @@ class TestReducedDecoding:
         dataset = FrameDataset([open_source("folder", str(tmp_path))], config, 3, on_device=True)
         full = Image.open(io.BytesIO(content)).convert("RGB")
         for position in positions:
-            yield full, draw_crops(size, config, generator(3, 0, position)), dataset[0, position, 0]
+            yield full, draw_crops(size, config, rng_for(3, 0, position)), dataset[0, position, 0]
 
     @pytest.mark.parametrize("size", [(1283, 717), (641, 479), (200, 150)])
     def test_crops_keep_their_pixels_and_no_more_than_needed(self, tmp_path, size):
