@@ -1,7 +1,7 @@
 """Entry point of the `surgenet` command.
 
-It is outside of the package because importing `surgenet_hf` imports torch and transformers, which takes seconds. The list
-of commands, the version, and unknown commands need neither.
+It is outside of the package because importing `surgenet_hf` imports torch and transformers, which takes seconds. The
+list of commands, the version, and unknown commands need neither.
 """
 
 import difflib

@@ -22,6 +22,7 @@ from ..privacy import mask_tokens
 CONFIG_FILE = "run.yaml"  # the resolved options, in the output folder of a command
 # options of the previous version, which still work for one version
 RENAMED = {"--config_name": "--backbone", "--data_split": "--split_protocol"}
+BACKGROUND_HELP = "Name of the background class of the dataset `folder`. Default: all classes are foreground."
 NO_TOKEN = "an access token cannot be given as an option, which would be recorded; use `hf auth login` or HF_TOKEN"
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class ArgumentParser(HfArgumentParser):
         return self.parse_dict(self.resolved)
 
     def save_resolved(self, output_dir: str | Path) -> None:
-        """Write the resolved options to OUTPUT_DIR/run.yaml, which `--config` reads. Those left at None are omitted."""
+        """Write the resolved options, except those that are None, to OUTPUT_DIR/run.yaml for `--config`."""
         options = {name: _plain(value) for name, value in self.resolved.items() if value is not None}
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
         Path(output_dir).mkdir(parents=True, exist_ok=True)
