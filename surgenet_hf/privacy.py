@@ -19,6 +19,7 @@ from huggingface_hub.utils import WeakFileLock
 from .checkpoints.catalog import CATALOG, leakage_note
 
 MASK = "***"
+NO_TOKEN = "an access token cannot be given as an option, which would be recorded; use `hf auth login` or HF_TOKEN"
 _TOKEN = re.compile(r"((?:hf|api_org)_)(?:[A-Za-z0-9]{16,}|(?:oauth|jwt)_[\w.-]+)")
 _CREDENTIAL = re.compile(r"(?i)(bearer\s+|--[\w-]*token[ =])[^\s\"']+")  # tokens of another form than the Hub's
 _TOKEN_BYTES = re.compile(rb"(?:hf|api_org)_(?:[A-Za-z0-9]{30,}|(?:oauth|jwt)_[\w.-]{30,})")

@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -17,13 +18,11 @@ from transformers import HfArgumentParser
 
 from ..atomic import atomic_write
 from ..errors import UserError
-from ..privacy import mask_tokens
+from ..privacy import NO_TOKEN, mask_tokens
 
 CONFIG_FILE = "run.yaml"  # the resolved options, in the output folder of a command
 # options of the previous version, which still work for one version
 RENAMED = {"--config_name": "--backbone", "--data_split": "--split_protocol"}
-BACKGROUND_HELP = "Name of the background class of the dataset `folder`. Default: all classes are foreground."
-NO_TOKEN = "an access token cannot be given as an option, which would be recorded; use `hf auth login` or HF_TOKEN"
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +58,14 @@ class ArgumentParser(HfArgumentParser):
         Args:
             args: the command line without the program. Default: that of the process.
         """
-        self.resolved = vars(self.parse_args(args))
+        self.args = list(sys.argv[1:] if args is None else args)
+        self.resolved = vars(self.parse_args(self.args))
         self.resolved.pop("config")
         return self.parse_dict(self.resolved)
+
+    def command_line(self) -> str:
+        """Return the parsed command line, to be recorded in results. Access tokens are masked."""
+        return mask_tokens(shlex.join([*self.prog.split(), *self.args]))
 
     def save_resolved(self, output_dir: str | Path) -> None:
         """Write the resolved options, except those that are None, to OUTPUT_DIR/run.yaml for `--config`."""

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..tasks import TASKS
 from .results import (
-    HEADLINES,
     OLD_SCHEMA,
     SCHEMA,
     check_runs,
@@ -231,7 +231,7 @@ def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequenc
         results: as returned by `read_results`.
         label_by: "model": the last part of the model's name or folder, without the seed. "pretraining": the weights
             that it started from.
-        metrics: names of scalar metrics in the files. None: the main metrics of each task (`results.HEADLINES`).
+        metrics: names of scalar metrics in the files. None: the main metrics of each task (`surgenet_hf.tasks`).
 
     Raises:
         ValueError: files of schema 1. Results with the same dataset and split, but with other videos, frames, or
@@ -247,7 +247,7 @@ def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequenc
                 "for all metrics; evaluate the model again"
             )
     _check_metrics(metrics or (), results)
-    tasks = list(HEADLINES)
+    tasks = list(TASKS)
     columns, scores, cautions, notes = [], {}, {}, {}
     for key in sorted(groups, key=lambda key: (tasks.index(key[0]) if key[0] in tasks else len(tasks), *key)):
         group = groups[key]
@@ -255,7 +255,7 @@ def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequenc
         rows: dict[str, dict[Path, dict]] = {}
         for path, found in group.items():
             rows.setdefault(labels[path], {})[path] = found
-        names = metrics or HEADLINES.get(key[0], ())
+        names = metrics or _headlines(key[0])
         chosen = [name for name in names if any(_value(found, name) is not None for found in group.values())]
         columns += (Column(*key, metric) for metric in chosen)
         for model, runs in rows.items():
@@ -271,13 +271,17 @@ def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequenc
         others = (note for found in group.values() for note in found["data"].get("notes") or ())
         notes[key] = size, *dict.fromkeys(others)
     if not scores:
-        names = metrics or dict.fromkeys(name for task, *_ in groups for name in HEADLINES.get(task, ()))
+        names = metrics or dict.fromkeys(name for task, *_ in groups for name in _headlines(task))
         raise UserError(f"No results file has a value of {' or '.join(names) or 'a known task'}; choose other metrics")
     scored = {model for model, _ in scores}
     models = [model for model in dict.fromkeys(labels.values()) if model in scored]
     order = np.argsort(np.nanmean(_ranks(models, columns, scores), axis=1), kind="stable")
     left_out = tuple(sorted(set(labels.values()) - scored))
     return Comparison(tuple(models[i] for i in order), tuple(columns), scores, cautions, notes, left_out)
+
+
+def _headlines(task: str) -> tuple[str, ...]:
+    return TASKS[task].headlines if task in TASKS else ()
 
 
 def rank(values: np.ndarray) -> np.ndarray:

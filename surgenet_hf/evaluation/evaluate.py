@@ -21,7 +21,7 @@ A results file holds
                  `definitions` can be recomputed
     comparisons  {name: metrics} of others on the same data, e.g. the majority-class baseline
     versions     of Python and the libraries
-    command      the command line that made it, without access tokens
+    command      the command line that made it, without access tokens; only of commands, not of the Python API
 """
 
 import json
@@ -29,24 +29,20 @@ import math
 import os
 import platform
 import re
-import shlex
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.utils import gather_object
 
 from ..atomic import atomic_write
 from ..checkpoints.reading import check_finite
-from ..data import SegmentationData
-from ..inference.prediction import predict_phases, predict_scores, predict_segmentation, video_ranges
+from ..data import SurgicalData
+from ..errors import UserError
 from ..leakage import leakage_report
-from ..metrics import CHOLEC80_TRANSITIONS, MultiLabelMetric, PhaseMetric, SegmentationMetric
+from ..metrics import SegmentationMetric
 from ..privacy import mask_tokens
-from .results import HEADLINES, SCHEMA, read_results_file
+from ..tasks import TASKS, Scores, segmentation_metric
+from .results import SCHEMA
 from .statistics import INTERVALS, RESAMPLES, metric_intervals
 
 SEQUENCE_METRICS = ("edit", "f1@", "video_f1@", "relaxed", "segments@")  # of phases in time
@@ -55,83 +51,64 @@ LIBRARIES = ("surgenet_hf", "torch", "transformers", "timm", "datasets", "numpy"
 
 @dataclass
 class Evaluation:
-    """Results, and what figures need beside them.
+    """Results of an evaluation, and what its figures need.
 
     Attributes:
-        results: in the schema.
-        metric: with the records of all frames.
-        truths, predictions: of phases, {video: phase ids (T,)}.
+        results: content of results.json.
+        scores: metric with the records of all frames, and phases by video.
     """
 
     results: dict
-    metric: SegmentationMetric | MultiLabelMetric | PhaseMetric
-    truths: dict[str, np.ndarray] = field(default_factory=dict)
-    predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    scores: Scores
 
 
 def evaluate(
     model,
     processor,
-    data,
+    data: SurgicalData,
     split: str = "validation",
     batch_size: int = 8,
     seed: int | None = None,
     resamples: int = RESAMPLES,
+    command: str | None = None,
 ) -> Evaluation:
-    """Evaluate a model on a split; the task follows from the data. In a run of several processes, each takes a part.
+    """Evaluate a model on a split; the task follows from the data. Several processes share the frames.
 
     Args:
-        model: for segmentation, classification of frames, or phase recognition, with the data's classes.
+        model: model for segmentation, frame classification, or phase recognition, with the classes of the data.
         processor: its image processor.
-        data: `SegmentationData` or `ClassificationData`.
-        seed: of the training, for the record.
-        resamples: of the bootstrap; 0: no intervals.
+        data: dataset.
+        split: split to evaluate on.
+        batch_size: number of frames per forward pass.
+        seed: seed of the training, to be recorded.
+        resamples: number of bootstrap resamples. 0: no intervals.
+        command: command line, to be recorded.
 
     Raises:
-        ValueError: the split does not exist, the model has other classes, or another kind of labels, than the data, or
+        UserError: the split does not exist, the model has other classes, or another kind of labels, than the data, or
             its weights are not finite.
     """
     rows = split_rows(data, split)
     if model.config.num_labels != len(data.labels):
-        raise ValueError(
-            f"The model has {model.config.num_labels} classes, the data set {data.name!r} has {len(data.labels)}."
+        raise UserError(
+            f"the model has {model.config.num_labels} classes, the dataset {data.name!r} has {len(data.labels)}: "
+            "evaluate it on the dataset that it was trained for"
         )
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if names != list(data.labels) and not all(re.fullmatch(r"LABEL_\d+", name) for name in names):
-        raise ValueError(f"The model's classes are {names}, those of {data.name!r} are {list(data.labels)}.")
-    trained_for, needed = model.config.problem_type, getattr(data, "problem_type", None)
-    if trained_for and needed and trained_for != needed:
-        raise ValueError(f"The model was trained for {trained_for}, the data set {data.name!r} is for {needed}.")
+        raise UserError(f"the model's classes are {names}, those of {data.name!r} are {list(data.labels)}")
+    trained_for = model.config.problem_type
+    if trained_for and data.problem_type and trained_for != data.problem_type:
+        raise UserError(
+            f"the model was trained for {trained_for}, the dataset {data.name!r} is for {data.problem_type}"
+        )
     check_finite(model.state_dict(), "The model")
-    truths, predictions = {}, {}
-    state = PartialState()
-    share = range(state.process_index, len(rows), state.num_processes)
-    if isinstance(data, SegmentationData):
-        task = "semantic-segmentation"
-        metric = SegmentationMetric(len(data.labels), data.ignore_index, background_id=data.background_id)
-        for row, class_map in predict_segmentation(model, processor, rows, batch_size, share):
-            metric.add(class_map, row["mask"], row["video"])
-    elif data.problem_type == "multi_label_classification":
-        task, metric = "image-classification", MultiLabelMetric(len(data.labels))
-        for row, scores in predict_scores(model, processor, rows, batch_size, share):
-            metric.add(scores[None], row["labels"][None], row["video"])
-    else:
-        # without a frame rate the rows are frames, not a sequence
-        task = "phase-recognition" if data.frames_per_second else "image-classification"
-        transitions = CHOLEC80_TRANSITIONS if data.name == "cholec80-phase" else None
-        rate = data.frames_per_second or 1.0
-        metric = PhaseMetric(len(data.labels), frames_per_second=rate, transitions=transitions)
-        for number, (video, indices) in enumerate(video_ranges(rows).items()):
-            if number % state.num_processes == state.process_index:
-                truths[video], predictions[video] = predict_phases(model, processor, rows, indices)
-                metric.add(predictions[video], truths[video], video)
-    if state.num_processes > 1:
-        metric.records = gather_object(metric.records)
-        truths, predictions = (dict(gather_object(list(each.items()))) for each in (truths, predictions))
+    scores = TASKS[data.task].score(model, processor, data, rows, batch_size)
+    metric = scores.metric
     leakage = leakage_report(model.config, data, split)
     results = {
         "schema": SCHEMA,
-        "task": task,
+        "task": data.task,
         "model": {
             "name": model.name_or_path or "unknown",
             "type": model.config.model_type,
@@ -148,26 +125,27 @@ def evaluate(
             "videos": metric.videos,
             "videos_are_public": data.videos_are_public,
             "labels": list(data.labels),
-            "background": _background(data),
+            "background": None if data.background_id is None else data.labels[data.background_id],
             "notes": [*data.notes, *_background_notes(metric)],
             "leakage": leakage.note,
             "selected": sorted(leakage.selected),
         },
-        **measure(metric, data.labels, task, resamples),
+        **measure(metric, data.labels, data.task, resamples),
         "comparisons": {},
-        "versions": _versions(),
-        "command": mask_tokens(shlex.join(["python", *sys.argv])),
+        "versions": library_versions(),
     }
-    return Evaluation(results, metric, truths, predictions)
+    if command is not None:
+        results["command"] = mask_tokens(command)
+    return Evaluation(results, scores)
 
 
-def majority_class_baseline(data: SegmentationData, split: str = "validation") -> dict:
+def majority_class_baseline(data: SurgicalData, split: str = "validation") -> dict:
     """Compute the metrics of always predicting the most common class of the train split's pixels."""
     pixels = np.zeros(256, np.int64)
     for row in split_rows(data, "train"):
         pixels += np.bincount(row["mask"].ravel(), minlength=256)
     majority = int(pixels[: len(data.labels)].argmax())
-    metric = SegmentationMetric(len(data.labels), data.ignore_index, background_id=data.background_id)
+    metric = segmentation_metric(data)
     for row in split_rows(data, split):
         metric.add(np.full_like(row["mask"], majority), row["mask"], row["video"])
     return measure(metric, data.labels, "semantic-segmentation", resamples=0)["metrics"]
@@ -180,46 +158,8 @@ def split_rows(data, split: str):
         ValueError: it has no such split.
     """
     if split not in data.splits:
-        raise ValueError(f"The data set {data.name!r} has no split {split!r}; it has {', '.join(data.splits)}.")
+        raise UserError(f"the dataset {data.name!r} has no split {split!r}; it has {', '.join(data.splits)}")
     return data.splits[split]
-
-
-def check_saved_model(path: str | os.PathLike, rows: list[dict], class_maps: list[np.ndarray], device="cpu") -> float:
-    """Load a saved segmentation model back, by the Auto classes and as a pipeline, and compare its predictions.
-
-    Args:
-        path: folder with model and image processor.
-        rows, class_maps: what `predict_segmentation` yielded for the model that was saved.
-
-    Returns:
-        the smallest share of pixels that agree, over the frames and both ways of loading.
-
-    Raises:
-        RuntimeError: less than 99.9 % agree (not all: another batch size can round differently at a tie).
-    """
-    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
-
-    model = AutoModelForSemanticSegmentation.from_pretrained(path).to(device)
-    reloaded = [found for _, found in predict_segmentation(model, AutoImageProcessor.from_pretrained(path), rows)]
-    segment = pipeline("image-segmentation", model=str(path), device=device)
-    agreement = 1.0
-    for row, expected, found in zip(rows, class_maps, reloaded, strict=True):
-        piped = np.full_like(expected, 255)
-        for part in segment(row["image"]):
-            piped[np.asarray(part["mask"]) > 0] = model.config.label2id[part["label"]]
-        agreement = min(agreement, (found == expected).mean(), (piped == expected).mean())
-    if agreement < 0.999:
-        raise RuntimeError(
-            f"The model saved in {path} and loaded back agrees with the trained one on only {agreement:.2%} "
-            "of a frame's pixels: the files are not what was trained."
-        )
-    return float(agreement)
-
-
-def recorded_seed(model_dir: str | os.PathLike) -> int | None:
-    """The seed of a model's training, from the results.json that training left beside its folder."""
-    path = Path(model_dir).parent / "results.json"
-    return read_results_file(path).get("seed") if path.is_file() else None
 
 
 def write_results(results: dict, path: str | os.PathLike) -> None:
@@ -262,18 +202,15 @@ def measure(metric, labels: tuple[str, ...], task: str, resamples: int) -> dict:
         },
         "intervals": {name: vars(interval) for name, interval in kept(intervals).items()},
         "bootstrap": {
-            name: [round(value, 6) for value in draws[name].tolist()] for name in HEADLINES[task] if name in draws
+            name: [round(value, 6) for value in draws[name].tolist()]
+            for name in TASKS[task].headlines
+            if name in draws
         },
         "per_video": {
             video: kept(values) | {"per_class": by_label(values["per_class"])}
             for video, values in computed["per_video"].items()
         },
     }
-
-
-def _background(data) -> str | None:
-    background_id = getattr(data, "background_id", None)  # labels of whole frames have none
-    return None if background_id is None else data.labels[background_id]
 
 
 def _background_notes(metric) -> list[str]:
@@ -290,7 +227,7 @@ def _background_notes(metric) -> list[str]:
     return [note, f"Without foreground, and excluded from means over videos: {', '.join(without)}."]
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

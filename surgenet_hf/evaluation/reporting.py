@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import SegmentationData
+from ..data import SurgicalData
+from ..figures import bar_figure, phase_figure, precision_recall_figure, save_both, segmentation_figure
 from ..inference.prediction import predict_segmentation
 from ..metrics import MultiLabelMetric
 from ..metrics.segmentation import dice_and_iou
@@ -69,14 +70,12 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def draw_segmentation(model, processor, data: SegmentationData, split: str, dice: float):
+def draw_segmentation(model, processor, data: SurgicalData, split: str, dice: float):
     """Some frames of a split, spread over it: frame, reference and prediction.
 
     Returns:
         (matplotlib Figure, rows, class maps)
     """
-    from ..figures import segmentation_figure
-
     rows = split_rows(data, split)
     drawn = sorted({i * len(rows) // FRAMES_DRAWN for i in range(FRAMES_DRAWN)})
     rows, class_maps = zip(*predict_segmentation(model, processor, rows, indices=drawn), strict=True)
@@ -105,31 +104,41 @@ def _dice_intervals(results: dict) -> list[tuple[float, float]]:
     return bounds
 
 
-def write_figures(evaluation: Evaluation, model, processor, data, split: str, output_dir: str | os.PathLike) -> None:
-    """The task's pictures as PNG and PDF: overlays and bars, precision-recall curves, or phase ribbons."""
-    from .. import figures
+def write_figures(
+    evaluation: Evaluation, model, processor, data: SurgicalData, split: str, output_dir: str | os.PathLike
+) -> None:
+    """Write the figures of the task as PNG and PDF: overlays and bars, precision-recall curves, or phase ribbons."""
+    for name, figure in _FIGURES[data.task](
+        evaluation, model, processor, data, split, f"{data.name}, {split}"
+    ).items():
+        save_both(figure, Path(output_dir, name))
 
-    output_dir = Path(output_dir)
-    results = evaluation.results
-    title = f"{data.name}, {split}"
-    if results["task"] == "semantic-segmentation":
-        figure, *_ = draw_segmentation(model, processor, data, split, results["metrics"]["video_dice"])
-        figures.save_both(figure, output_dir / "segmentation")
-        dice = [results["metrics"]["per_class"][label]["video_dice"] for label in data.labels]
-        figure = figures.bar_figure({"Dice": dice}, data.labels, {"Dice": _dice_intervals(results)}, title=title)
-        figures.save_both(figure, output_dir / "per_class")
-    elif isinstance(evaluation.metric, MultiLabelMetric):
-        records = evaluation.metric.records
-        targets = np.concatenate([record.targets for record in records])
-        scores = np.concatenate([record.scores for record in records])
-        figure = figures.precision_recall_figure(targets, scores, data.labels, title=title)
-        figures.save_both(figure, output_dir / "precision_recall")
-    elif results["task"] == "image-classification":
-        f1 = [results["metrics"]["per_class"][label]["f1"] for label in data.labels]
-        figures.save_both(
-            figures.bar_figure({"F1": f1}, data.labels, quantity="F1", title=title), output_dir / "per_class"
-        )
-    else:
-        seconds = 1 / (data.frames_per_second or 1.0)
-        figure = figures.phase_figure(evaluation.truths, evaluation.predictions, data.labels, seconds, title=title)
-        figures.save_both(figure, output_dir / "phases")
+
+def _segmentation_figures(evaluation, model, processor, data, split, title) -> dict:
+    metrics = evaluation.results["metrics"]
+    figure, *_ = draw_segmentation(model, processor, data, split, metrics["video_dice"])
+    dice = [metrics["per_class"][label]["video_dice"] for label in data.labels]
+    bars = bar_figure({"Dice": dice}, data.labels, {"Dice": _dice_intervals(evaluation.results)}, title=title)
+    return {"segmentation": figure, "per_class": bars}
+
+
+def _frame_figures(evaluation, model, processor, data, split, title) -> dict:
+    metric = evaluation.scores.metric
+    if isinstance(metric, MultiLabelMetric):
+        targets = np.concatenate([record.targets for record in metric.records])
+        scores = np.concatenate([record.scores for record in metric.records])
+        return {"precision_recall": precision_recall_figure(targets, scores, data.labels, title=title)}
+    f1 = [evaluation.results["metrics"]["per_class"][label]["f1"] for label in data.labels]
+    return {"per_class": bar_figure({"F1": f1}, data.labels, quantity="F1", title=title)}
+
+
+def _phase_figures(evaluation, model, processor, data, split, title) -> dict:
+    scores, seconds = evaluation.scores, 1 / (data.frames_per_second or 1.0)
+    return {"phases": phase_figure(scores.truths, scores.predictions, data.labels, seconds, title=title)}
+
+
+_FIGURES = {
+    "semantic-segmentation": _segmentation_figures,
+    "image-classification": _frame_figures,
+    "phase-recognition": _phase_figures,
+}

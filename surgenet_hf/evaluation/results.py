@@ -8,14 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..privacy import video_hashes
+from ..tasks import TASKS
 
 SCHEMA, OLD_SCHEMA = "surgenet_hf.evaluation.results/2", "surgenet_hf.evaluation.results/1"
-# the main metrics of each task, most important first; of image classification those that the kind of labels has
-HEADLINES = {
-    "semantic-segmentation": ("video_dice", "video_assd"),
-    "image-classification": ("mean_average_precision", "mean_balanced_accuracy", "accuracy", "macro_f1"),
-    "phase-recognition": ("accuracy", "macro_f1"),
-}
 # what people call a metric; of others, the name says it
 TITLES = {
     "video_dice": "Dice",
@@ -203,7 +198,8 @@ def interval_bounds(results: dict, metric: str) -> tuple[float | None, float | N
 
 def headlines(results: dict) -> list[str]:
     """The main metrics of a results file that it has a value of, most important first."""
-    names = HEADLINES.get(results["task"], ())
+    task = TASKS.get(results["task"])
+    names = task.headlines if task else ()
     return [name for name in names if isinstance(results["metrics"].get(name), int | float)]
 
 

@@ -3,16 +3,43 @@
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForImageClassification, EvalPrediction, TrainingArguments
+from transformers import AutoModelForImageClassification, EvalPrediction, TrainingArguments, set_seed
 
-from ..data import ClassificationData
+from ..checkpointing import lock_run
+from ..data import SurgicalData
 from ..metrics import MultiLabelMetric, PhaseMetric
+from .arguments import DataArguments, ModelArguments, SurgeNetTrainingArguments
 from .frames import Frames
+from .run import evaluate_and_save, load_training_data, prepare, run_record
 from .segmentation import build_model as build_any_model
-from .training import SetEpoch, SurgeNetTrainer, balanced_weights
+from .trainer import SetEpoch, SurgeNetTrainer, balanced_weights
 
 
-def build_model(source, data: ClassificationData, image_size: int):
+def run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: SurgeNetTrainingArguments,
+    data: SurgicalData | None = None,
+    command: str | None = None,
+) -> dict:
+    """Fine-tune and evaluate a frame classifier; arguments, results, and errors as in `segmentation.run`."""
+    set_seed(training_args.seed)
+    data = load_training_data(data_args, training_args, ("image-classification", "phase-recognition"), data)
+    model, processor = prepare(build_model, model_args, data)
+    with lock_run(training_args.output_dir, training_args.process_index == 0):
+        trainer = finetune(
+            model,
+            processor,
+            data,
+            training_args,
+            loss=classification_loss(data, model_args.class_weights == "balanced"),
+            record=run_record(model, data, training_args, model_args, data_args),
+            **model_args.options(),
+        )
+        return evaluate_and_save(trainer, processor, data, model_args.eval_split, command=command)
+
+
+def build_model(source, data: SurgicalData, image_size: int):
     """As `surgenet_hf.finetuning.segmentation.build_model`, with a classification head."""
     return build_any_model(source, data, image_size, AutoModelForImageClassification)
 
@@ -20,7 +47,7 @@ def build_model(source, data: ClassificationData, image_size: int):
 def finetune(
     model,
     processor,
-    data: ClassificationData,
+    data: SurgicalData,
     training_args: TrainingArguments,
     augmentation: str = "light",
     loss=None,
@@ -56,7 +83,7 @@ def finetune(
     return trainer
 
 
-def is_multi_label(data: ClassificationData) -> bool:
+def is_multi_label(data: SurgicalData) -> bool:
     return data.problem_type == "multi_label_classification"
 
 
@@ -75,7 +102,7 @@ def single_label_metrics(predictions: EvalPrediction) -> dict[str, float]:
     return {name: computed[name] for name in ("accuracy", "macro_f1")}
 
 
-def classification_loss(data: ClassificationData, balanced: bool):
+def classification_loss(data: SurgicalData, balanced: bool):
     """`loss(logits (B, k), labels) -> scalar` with balanced classes; None, for the model's own, without.
 
     For one label of many, classes weigh 1 / frequency; for several at once, the positives of each weigh

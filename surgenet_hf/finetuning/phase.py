@@ -1,9 +1,8 @@
 """Phase recognition in two stages, like the SurgeNet authors': a frame classifier, then a causal TCN on its features.
 
-What differs from their code is listed in `scripts/finetune_phase.py`.
-
-Stage 1 is `surgenet_hf.finetuning.classification` on the phases; stage 2, here, computes the features of every video
-once and trains the temporal model on whole videos.
+The differences from their code are listed in `surgenet_hf.cli.finetune_phase`. Stage 1 is
+`surgenet_hf.finetuning.classification` on the phases. Stage 2 computes the features of every video once and trains the
+temporal model on whole videos.
 """
 
 import hashlib
@@ -12,18 +11,126 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, TrainingArguments
+from transformers import EvalPrediction, IntervalStrategy, TrainingArguments, set_seed
 
 from ..atomic import atomic_write
-from ..data import ClassificationData
+from ..checkpointing import lock_run
+from ..data import SurgicalData
 from ..data.identity import digest, frames_key
+from ..distributed import process_state, wait_for_everyone
+from ..errors import UserError
+from ..image_processing import load_image_processor
 from ..inference.prediction import predict, video_ranges
 from ..metrics import PhaseMetric
+from ..modeling_surgenet import SurgeNetModel
 from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition, phase_loss
-from .training import SurgeNetTrainer, balanced_weights
+from ..models import load_model
+from . import classification
+from .arguments import DataArguments, ModelArguments, PhaseArguments, PhaseTrainingArguments
+from .run import (
+    check_same_run,
+    evaluate_and_save,
+    finished,
+    load_training_data,
+    run_record,
+    stage_arguments,
+    start_model,
+)
+from .trainer import SurgeNetTrainer, balanced_weights, freeze_backbone
+
+
+def run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    phase_args: PhaseArguments,
+    training_args: PhaseTrainingArguments,
+    data: SurgicalData | None = None,
+    command: str | None = None,
+) -> dict:
+    """Fine-tune and evaluate both stages; write model/, results.json, figures, stage1/, and stage2/.
+
+    Args:
+        model_args, data_args, training_args: options of stage 1, see `surgenet_hf.finetuning.arguments`.
+        phase_args: options of stage 2.
+        data: dataset in place of the one that `data_args` names.
+        command: command line, recorded in results.json.
+
+    Returns:
+        The results of the phase model, as in results.json.
+
+    Raises:
+        UserError: options, data, or output folder do not allow the run.
+        TrainingStopped: training has diverged.
+    """
+    set_seed(training_args.seed)
+    data = load_training_data(data_args, training_args, ("image-classification", "phase-recognition"), data)
+    if data.problem_type != "single_label_classification":
+        raise UserError(f"{data.name} has several labels per frame, not phases: use surgenet finetune-classification")
+    output_dir = training_args.output_dir
+    stage1_dir = str(Path(output_dir, "stage1"))
+    stage1_args = stage_arguments(training_args, stage1_dir)
+    stage2_args = stage_arguments(
+        training_args,
+        str(Path(output_dir, "stage2")),
+        results_dir=output_dir,
+        logging_strategy=IntervalStrategy.EPOCH,
+        learning_rate=phase_args.tcn_learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=1e-4,  # as in the authors' code
+        num_train_epochs=phase_args.tcn_epochs,
+        max_steps=-1,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+    )
+    if phase_args.skip_stage1:
+        frame_model = start_model(model_args)
+        processor = load_image_processor(frame_model)
+    else:
+        frame_model = str(Path(stage1_dir, "model"))
+        model, processor = classification.build_model(start_model(model_args), data, model_args.image_size)
+        if model_args.freeze_backbone:
+            freeze_backbone(model)
+        record = run_record(model, data, stage1_args, model_args, data_args)
+        if finished(stage1_dir):
+            check_same_run(stage1_dir, record)
+
+    balanced = model_args.class_weights == "balanced"
+    with lock_run(output_dir, training_args.process_index == 0):
+        if not phase_args.skip_stage1 and not finished(stage1_dir):
+            trainer = classification.finetune(
+                model,
+                processor,
+                data,
+                stage1_args,
+                loss=classification.classification_loss(data, balanced),
+                record=record,
+                **model_args.options(),
+            )
+            evaluate_and_save(trainer, processor, data, model_args.eval_split, command=command)
+
+        set_seed(training_args.seed)
+        model = SurgeNetForPhaseRecognition.from_backbone(
+            load_model(SurgeNetModel, frame_model),
+            id2label=dict(enumerate(data.labels)),
+            label2id={label: i for i, label in enumerate(data.labels)},
+            frames_per_second=data.frames_per_second or 1.0,
+        )
+        frame_model = fingerprint(model.surgenet, processor)
+        trainer = finetune(
+            model,
+            processor,
+            data,
+            stage2_args,
+            cache_dir=Path(output_dir, "features"),
+            balanced=balanced,
+            record=run_record(model, data, stage2_args, model_args, data_args, phase_args, frame_model=frame_model),
+            early_stopping_patience=(
+                None if stage2_args.eval_strategy == "no" else phase_args.tcn_early_stopping_patience
+            ),
+        )
+        return evaluate_and_save(trainer, processor, data, model_args.eval_split, output_dir, command)
 
 
 class VideoFeatures(torch.utils.data.Dataset):
@@ -43,11 +150,11 @@ class VideoFeatures(torch.utils.data.Dataset):
         # hashed: the name of a video may not be one that a file can have
         self.keys = {video: f"{digest(video)}-{frames_key(split, rows)}" for video, rows in ranges.items()}
         self.labels = {video: torch.tensor([labels[i] for i in rows]) for video, rows in ranges.items()}
-        state = PartialState()
+        state = process_state()
         for video in tqdm(self.videos[state.process_index :: state.num_processes], desc="Features", unit="video"):
             if not self._path(video).exists():
                 self._save(video, compute_features(model, processor, split, ranges[video]))
-        state.wait_for_everyone()
+        wait_for_everyone()
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -89,7 +196,7 @@ def collate_videos(videos: list[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
 def finetune(
     model: SurgeNetForPhaseRecognition,
     processor,
-    data: ClassificationData,
+    data: SurgicalData,
     training_args: TrainingArguments,
     cache_dir: str | os.PathLike,
     balanced: bool = False,

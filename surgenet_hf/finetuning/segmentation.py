@@ -10,18 +10,59 @@ from transformers import (
     PreTrainedConfig,
     TrainerCallback,
     TrainingArguments,
+    set_seed,
 )
 
+from ..checkpointing import lock_run
 from ..checkpoints.catalog import RANDOM_WEIGHTS
-from ..data import SegmentationData
+from ..data import SurgicalData
 from ..image_processing import build_image_processor, load_image_processor
 from ..leakage import start_record
 from ..metrics import SegmentationMetric
 from ..models import load_model
+from .arguments import LOSSES, DataArguments, ModelArguments, SegmentationArguments, SurgeNetTrainingArguments
 from .frames import Frames
-from .training import SetEpoch, SurgeNetTrainer, balanced_weights
+from .run import evaluate_and_save, load_training_data, prepare, run_record
+from .trainer import SetEpoch, SurgeNetTrainer, balanced_weights
 
-LOSSES = ("cross_entropy", "cross_entropy+dice")
+
+def run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    loss_args: SegmentationArguments,
+    training_args: SurgeNetTrainingArguments,
+    data: SurgicalData | None = None,
+    command: str | None = None,
+) -> dict:
+    """Fine-tune and evaluate a segmentation model; write model/, results.json, and figures to the output folder.
+
+    Args:
+        model_args, data_args, loss_args, training_args: options, see `surgenet_hf.finetuning.arguments`.
+        data: dataset in place of the one that `data_args` names.
+        command: command line, recorded in results.json.
+
+    Returns:
+        The results, as in results.json.
+
+    Raises:
+        UserError: options, data, or output folder do not allow the run.
+        TrainingStopped: training has diverged.
+    """
+    set_seed(training_args.seed)
+    data = load_training_data(data_args, training_args, ("semantic-segmentation",), data)
+    model, processor = prepare(build_model, model_args, data)
+    weights = pixel_weights(data) if model_args.class_weights == "balanced" else None
+    with lock_run(training_args.output_dir, training_args.process_index == 0):
+        trainer = finetune(
+            model,
+            processor,
+            data,
+            training_args,
+            loss=segmentation_loss(loss_args.loss, data.ignore_index, weights),
+            record=run_record(model, data, training_args, model_args, data_args, loss_args),
+            **model_args.options(),
+        )
+        return evaluate_and_save(trainer, processor, data, model_args.eval_split, command=command)
 
 
 def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_class=AutoModelForSemanticSegmentation):
@@ -44,7 +85,7 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
         "id2label": dict(enumerate(data.labels)),
         "label2id": {label: i for i, label in enumerate(data.labels)},
     }
-    if isinstance(data, SegmentationData):
+    if data.problem_type is None:
         options["semantic_loss_ignore_index"] = data.ignore_index
     else:
         options["problem_type"] = data.problem_type
@@ -69,7 +110,7 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
 def finetune(
     model,
     processor,
-    data: SegmentationData,
+    data: SurgicalData,
     training_args: TrainingArguments,
     augmentation: str = "light",
     loss=None,
@@ -149,7 +190,7 @@ def segmentation_loss(name: str, ignore_index: int = 255, weights: torch.Tensor 
     return loss
 
 
-def pixel_weights(data: SegmentationData) -> torch.Tensor:
+def pixel_weights(data: SurgicalData) -> torch.Tensor:
     """Balanced weights (k,) of the classes, from the pixels of the train split."""
     counts = torch.zeros(256, dtype=torch.int64)
     for row in data.splits["train"].select_columns(["mask"]):
@@ -160,7 +201,7 @@ def pixel_weights(data: SegmentationData) -> torch.Tensor:
 class _EvalMetrics:
     """`compute_metrics` for `batch_eval_metrics=True`: called with every batch, computes at the last."""
 
-    def __init__(self, data: SegmentationData):
+    def __init__(self, data: SurgicalData):
         self.settings = (len(data.labels), data.ignore_index, False, data.background_id)
         self.metric = self.fresh()
 

@@ -1,12 +1,13 @@
 """The prediction loop: rows of a dataset or frames of a video in, predictions out."""
 
-import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+
+from ..distributed import process_state
 
 
 def predict(
@@ -20,7 +21,7 @@ def predict(
     training = model.training
     model.eval()
     try:
-        quiet = int(os.environ.get("LOCAL_RANK", 0)) > 0  # one bar for each machine
+        quiet = not process_state().is_local_main_process
         with tqdm(total=len(indices), desc="Predicting", unit="frame", leave=False, disable=quiet) as progress:
             for start in range(0, len(indices), batch_size):
                 rows = [dataset[i] for i in indices[start : start + batch_size]]

@@ -1,0 +1,53 @@
+"""Evaluate a fine-tuned model on a split of a dataset: results.json with intervals, and figures.
+
+  surgenet evaluate --model_name_or_path outputs/endoscapes --dataset endoscapes --data_dir endoscapes \\
+      --split validation --output_dir outputs/endoscapes/validation
+  torchrun --nproc_per_node 2 -m surgenet_hf.cli.evaluate ...
+
+Several processes share the frames; the results are the same.
+"""
+
+from dataclasses import dataclass, field
+
+from ..finetuning.arguments import DataArguments
+from .arguments import ArgumentParser, command
+
+
+@dataclass
+class EvaluationArguments:
+    """Which model is evaluated, and where the results go."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "Fine-tuned model: its folder, the output folder of its training, or a Hub repository."}
+    )
+    output_dir: str = field(metadata={"help": "Folder for results.json, run.yaml, and figures."})
+    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Number of frames per forward pass."})
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser((EvaluationArguments, DataArguments), prog="surgenet evaluate", description=__doc__)
+    args, data_args = parser.parse_args_into_dataclasses(argv)
+
+    from ..data import load_data
+    from ..distributed import is_main_process
+    from ..evaluation.reporting import summary
+    from ..evaluation.saved_model import evaluate_model
+
+    data = load_data(data_args.dataset, data_args.data_dir, **data_args.options())
+    results = evaluate_model(
+        args.model_name_or_path,
+        data,
+        args.split,
+        args.per_device_eval_batch_size,
+        args.output_dir,
+        parser.command_line(),
+    )
+    if is_main_process():
+        parser.save_resolved(args.output_dir)
+        print(summary(results), f"Written to {args.output_dir}: results.json, run.yaml, figures", sep="\n")
+
+
+if __name__ == "__main__":
+    main()

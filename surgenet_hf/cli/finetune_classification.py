@@ -1,0 +1,30 @@
+"""Fine-tune a model to classify frames and evaluate it.
+
+The labels are those of the critical view of safety (soft targets), tools, your own classes, or phases frame by frame.
+
+  surgenet finetune-classification --model_name_or_path SurgeNetXL --dataset endoscapes-cvs --data_dir endoscapes \\
+      --output_dir outputs/cvs --bf16
+
+OUTPUT_DIR holds the model, results.json, run.yaml (the options), and figures. To resume a run that was killed, repeat
+the command with --resume_from_checkpoint true.
+"""
+
+from ..finetuning.arguments import DataArguments, ModelArguments, SurgeNetTrainingArguments
+from .arguments import command
+from .finetuning import run_finetuning
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    options = (ModelArguments, DataArguments, SurgeNetTrainingArguments)
+    run_finetuning("finetune-classification", options, __doc__, argv, _run)
+
+
+def _run(*options, **kwargs) -> dict:
+    from ..finetuning.classification import run
+
+    return run(*options, **kwargs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Options of the fine-tuning commands. Importing this module loads no training code."""
+
+from dataclasses import asdict, dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from ..configuration_surgenet import BACKBONES
+from ..data import dataset_names
+from ..errors import UserError
+from ..privacy import NO_TOKEN
+
+TASK_METRIC = "task"  # placeholder for the metric of the task; None would become the loss
+AUGMENTATIONS = ("none", "light", "strong")
+LOSSES = ("cross_entropy", "cross_entropy+dice")
+_DATASETS = (
+    f"Segmentation: {', '.join(dataset_names('semantic-segmentation'))}. Frame classification: "
+    f"{', '.join(dataset_names('image-classification'))}. Phases: {', '.join(dataset_names('phase-recognition'))}."
+)
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and how."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Model to start from: a published checkpoint by name, a Hub repository, or a folder."},
+    )
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "Backbone with random weights to start from, instead of --model_name_or_path.",
+            "choices": [*BACKBONES, "tiny"],
+        },
+    )
+    image_size: int = field(
+        default=256,
+        metadata={"help": "Height and width in pixels that frames are resized to (256: the authors', segmentation)."},
+    )
+    augmentation: str = field(
+        default="light", metadata={"help": "Augmentation of the training frames.", "choices": AUGMENTATIONS}
+    )
+    freeze_backbone: bool = field(default=False, metadata={"help": "Whether to train only the head."})
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Factor of the learning rate from each block to the previous one; 1: the same for all."},
+    )
+    class_weights: str = field(
+        default="none",
+        metadata={
+            "help": "Weights of the classes in the loss; balanced: 1 / frequency.",
+            "choices": ["none", "balanced"],
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Number of evaluations without improvement after which training stops."}
+    )
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Split of the reported metrics. Default: test if there is one, otherwise validation."},
+    )
+
+    def __post_init__(self):
+        if (self.model_name_or_path is None) == (self.backbone is None):
+            raise UserError("give either --model_name_or_path or --backbone")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"--layer_decay must be in (0, 1], got {self.layer_decay}")
+
+    def options(self) -> dict:
+        """Return the options of `finetune` of the frame tasks."""
+        names = ("augmentation", "layer_decay", "early_stopping_patience")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class DataArguments:
+    """Which dataset a model is trained or evaluated on."""
+
+    dataset: str = field(default="", metadata={"help": f"Name of the dataset. {_DATASETS}"})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the dataset."})
+    split_protocol: str | None = field(
+        default=None,
+        metadata={"help": "Split protocol, for datasets with several, e.g. 40/8/32 of cholec80-phase."},
+    )
+    background_class: str | None = field(
+        default=None,
+        metadata={"help": "Name of the background class of the dataset `folder`. Default: all are foreground."},
+    )
+
+    def __post_init__(self):
+        if not self.dataset:
+            raise UserError("--dataset is missing")
+
+    def options(self) -> dict:
+        """Return the options of the loader of the dataset."""
+        options = {"split_protocol": self.split_protocol, "background_class": self.background_class}
+        return {name: value for name, value in options.items() if value}
+
+
+@dataclass
+class SurgeNetTrainingArguments(TrainingArguments):
+    """TrainingArguments with other defaults: AdamW, cosine, evaluation and checkpoint each epoch, the best kept."""
+
+    output_dir: str = field(default="", metadata={"help": "Folder for checkpoints, the model, results and figures."})
+    learning_rate: float = field(
+        default=1e-4, metadata={"help": "Peak learning rate of AdamW (1e-4: the authors', segmentation)."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "Learning rate schedule (cosine: the authors', segmentation)."}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay (0.01: AdamW's default)."})
+    num_train_epochs: float = field(default=30.0, metadata={"help": "Number of epochs (the authors' is unpublished)."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Number of frames per step and device."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate to select the checkpoint."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save; the same as eval_strategy."})
+    save_total_limit: int | None = field(
+        default=2,
+        metadata={"help": "Number of checkpoints kept. The last two and the best at the time of each always are."},
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Whether to end with the weights of the best checkpoint."}
+    )
+    metric_for_best_model: str | None = field(
+        default=TASK_METRIC, metadata={"help": "Metric that selects the checkpoint; task: the main one of the task."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: frames have no extra columns."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Whether to resume the patience of early stopping, too."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Number of steps between log entries."})
+    publish_video_names: bool = field(
+        default=False,
+        metadata={"help": "Whether --push_to_hub publishes the names of your own videos. Default: neutral names."},
+    )
+
+    def __post_init__(self):
+        if self.hub_token is not None:
+            raise UserError(f"hub_token is set: {NO_TOKEN}")
+        if not self.output_dir:
+            raise UserError("--output_dir is missing")
+        if self.use_cpu is False and not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise Trainer refuses bf16 there
+        super().__post_init__()
+
+
+@dataclass
+class SegmentationArguments:
+    """Options of segmentation."""
+
+    loss: str = field(
+        default="cross_entropy", metadata={"help": "Loss (cross_entropy: the authors').", "choices": LOSSES}
+    )
+
+
+@dataclass
+class PhaseArguments:
+    """Options of stage 2 of phase recognition. Stage 1 takes the other options.
+
+    Learning rate, its constant schedule, weight decay, and loss are those of the authors' code (SurgPhaseBench).
+    """
+
+    skip_stage1: bool = field(
+        default=False, metadata={"help": "Whether --model_name_or_path is already a frame classifier of the phases."}
+    )
+    tcn_learning_rate: float = field(
+        default=7e-4, metadata={"help": "Constant learning rate of stage 2 (7e-4: the authors')."}
+    )
+    tcn_epochs: int = field(
+        default=200, metadata={"help": "Number of epochs of stage 2 (200: the authors' paper; their code: 150)."}
+    )
+    tcn_early_stopping_patience: int | None = field(
+        default=20,
+        metadata={"help": "Number of epochs of stage 2 without improvement after which it stops, if it is evaluated."},
+    )
+
+
+@dataclass
+class PhaseTrainingArguments(SurgeNetTrainingArguments):
+    """Training arguments of stage 1 of phase recognition."""
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of stage 1 (1e-5: authors')."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule of stage 1."})
+    weight_decay: float = field(default=1e-5, metadata={"help": "Weight decay of stage 1 (1e-5: the authors')."})
+    num_train_epochs: float = field(
+        default=30.0,
+        metadata={"help": "Number of epochs of stage 1 (the authors': up to 100, with a patience of 10)."},
+    )
+    per_device_train_batch_size: int = field(
+        default=64, metadata={"help": "Number of frames per step and device of stage 1 (64: the authors')."}
+    )
+
+
+# options of TrainingArguments that the weights and the selected checkpoint depend on
+RECORDED = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "dataloader_drop_last",
+    "ignore_data_skip",
+    "seed",
+    "data_seed",
+    "bf16",
+    "fp16",
+    "eval_strategy",
+    "eval_steps",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+)
+# own options that are not compared: the weights come from the checkpoint, the data is compared by its contents, and
+# the evaluated split has no influence on training
+NOT_RECORDED = ("model_name_or_path", "backbone", "dataset", "data_dir", "eval_split")
+
+
+def recorded_options(training_args: TrainingArguments, *others) -> dict:
+    """Return {name: value} of the options that a resumed run must have in common with the original one.
+
+    Args:
+        training_args: the training arguments.
+        others: argument dataclasses of the task.
+    """
+    own = {
+        name: value for arguments in others for name, value in asdict(arguments).items() if name not in NOT_RECORDED
+    }
+    return {**own, **{name: getattr(training_args, name) for name in RECORDED}}

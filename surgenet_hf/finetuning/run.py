@@ -1,0 +1,187 @@
+"""Steps that the fine-tuning runs of all tasks share: load the data, build the model, evaluate, and save."""
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedConfig, Trainer, TrainingArguments
+
+from ..checkpointing import RECORD, RESUME, compare_records, list_checkpoints, resume_point
+from ..configuration_surgenet import SurgeNetConfig
+from ..data import DATASETS, SurgicalData, load_data
+from ..data.identity import data_identity
+from ..distributed import wait_for_everyone
+from ..errors import UserError
+from ..evaluation.evaluate import evaluate, write_results
+from ..evaluation.reporting import write_figures
+from ..models import resolve_model
+from ..tasks import TASKS
+from .arguments import DataArguments, ModelArguments, recorded_options
+from .trainer import NEW, freeze_backbone, trained_model
+
+logger = logging.getLogger(__name__)
+
+
+def load_training_data(
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    tasks: tuple[str, ...],
+    data: SurgicalData | None = None,
+) -> SurgicalData:
+    """Load a dataset and log the notes on it.
+
+    Args:
+        data_args: its name and folder.
+        training_args: `eval_strategy` decides whether validation videos are needed.
+        tasks: names of the tasks whose datasets are accepted.
+        data: the dataset itself, in place of its name and folder.
+
+    Raises:
+        UserError: a dataset of another task, or one without validation videos although the arguments need them to
+            select the checkpoint; or an earlier run is in the output folder.
+    """
+    resume_point(Path(training_args.output_dir), training_args.resume_from_checkpoint)
+    task = (
+        data.task if data is not None else DATASETS[data_args.dataset].task if data_args.dataset in DATASETS else None
+    )
+    if task is not None and task not in tasks:
+        raise UserError(f"{data_args.dataset} is a dataset for {task}: use surgenet {TASKS[task].command}")
+    if data is None:
+        data = load_data(data_args.dataset, data_args.data_dir, **data_args.options())
+    for note in data.notes:
+        logger.info(note)
+    if "validation" not in data.splits and training_args.eval_strategy != "no":
+        raise UserError(
+            f"{data.name} has no validation videos in the split protocol {data.split_protocol}, so nothing can select "
+            "the checkpoint. Choose a --split_protocol with validation videos (of Cholec80: 32/8/40 or 40/8/32), or "
+            "keep the last checkpoint with --eval_strategy no --load_best_model_at_end false"
+        )
+    return data
+
+
+def prepare(build_model: Callable, model_args: ModelArguments, data: SurgicalData) -> tuple[nn.Module, object]:
+    """Build what a run in one stage trains: (model, image processor).
+
+    Args:
+        build_model: function of the module of the task.
+        model_args: the model to start from.
+        data: dataset that gives the classes.
+
+    Raises:
+        UserError: the model does not exist or does not fit.
+    """
+    model, processor = build_model(start_model(model_args), data, model_args.image_size)
+    if model_args.freeze_backbone:
+        freeze_backbone(model)
+    return model, processor
+
+
+def start_model(args: ModelArguments) -> str | SurgeNetConfig:
+    """Resolve what to start from, see `resolve_model`. Random weights of full size train with drop path."""
+    source = resolve_model(args.model_name_or_path, args.backbone)
+    if isinstance(source, SurgeNetConfig) and args.backbone != "tiny":
+        source.drop_path_rate = 0.1
+    return source
+
+
+def run_record(model, data: SurgicalData, training_args: TrainingArguments, *others, **facts) -> dict:
+    """Return {name: value} of model, data, and options. A resumed run must have the same.
+
+    Args:
+        model: model before training.
+        data: dataset that it is trained on.
+        training_args: its training arguments.
+        others: argument dataclasses of the task.
+        facts: further values.
+    """
+    config: PreTrainedConfig = model.config
+    values = {k: v for k, v in config.to_diff_dict().items() if k not in ("transformers_version", "_name_or_path")}
+    return {
+        **recorded_options(training_args, *others),
+        **{f"data.{split}": identity for split, identity in data_identity(data).items()},
+        **{f"model.{name}": value for name, value in values.items()},
+        **facts,
+    }
+
+
+def evaluate_and_save(
+    trainer: Trainer,
+    processor,
+    data: SurgicalData,
+    split: str | None,
+    output_dir: str | None = None,
+    command: str | None = None,
+) -> dict:
+    """Save the model, evaluate it, and write model/, results.json, and figures. All processes must call it.
+
+    Args:
+        trainer: after training.
+        processor: image processor of the model.
+        data: dataset to evaluate on.
+        split: split to evaluate on. None: test if the dataset has one, otherwise validation.
+        output_dir: folder to write to. Default: that of the checkpoints.
+        command: command line of the run, recorded in results.json.
+
+    Returns:
+        The results, as in results.json.
+    """
+    args, model = trainer.args, trained_model(trainer)
+    output_dir = Path(output_dir or args.output_dir)
+    split = split or ("test" if "test" in data.splits else "validation")
+    evaluation = evaluate(
+        model, processor, data, split, args.per_device_eval_batch_size, seed=args.seed, command=command
+    )
+    if args.process_index == 0:
+        model.save_pretrained(output_dir / "model")
+        processor.save_pretrained(output_dir / "model")
+        evaluation.results["model"]["name"] = str(output_dir / "model")
+        write_figures(evaluation, model, processor, data, split, output_dir)
+        write_results(evaluation.results, output_dir / "results.json")
+    wait_for_everyone()
+    return evaluation.results
+
+
+def stage_arguments(
+    args: TrainingArguments, output_dir: str, results_dir: str | None = None, **changes
+) -> TrainingArguments:
+    """Return the arguments of one stage of several, which is resumed only if it has begun.
+
+    Args:
+        args: arguments of the run.
+        output_dir: folder for the checkpoints of the stage.
+        results_dir: folder for its model, results, and figures. Default: `output_dir`.
+        changes: other arguments of the stage.
+
+    Raises:
+        UserError: an earlier run has begun this stage, and no resuming was requested.
+    """
+    args = copy.deepcopy(args)
+    args.output_dir = output_dir
+    for name, value in changes.items():
+        setattr(args, name, value)
+    results_dir = results_dir or output_dir
+    if finished(results_dir) and args.resume_from_checkpoint is None:
+        raise UserError(f"{results_dir} is from an earlier run: {RESUME}")
+    if not list_checkpoints(Path(output_dir)):
+        args.resume_from_checkpoint = None
+    resume_point(Path(output_dir), args.resume_from_checkpoint)
+    return args
+
+
+def finished(output_dir: str) -> bool:
+    """Whether a run has written its results there, which is the last thing that it does."""
+    return Path(output_dir, "results.json").is_file()
+
+
+def check_same_run(output_dir: str, record: dict) -> None:
+    """Check that a finished stage had the options and data that are now given.
+
+    Raises:
+        UserError: it had others, or it does not say which.
+    """
+    path = Path(output_dir, RECORD)
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    compare_records(recorded, record, Path(output_dir), f"Give the same options and data, or {NEW}")

@@ -1,0 +1,302 @@
+"""Trainer of all tasks, with runs that resume exactly: losses, learning rates, checkpoints, and SIGTERM."""
+
+import json
+import logging
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
+
+from ..atomic import write_file
+from ..checkpointing import (
+    RECORD,
+    RESUME,
+    Termination,
+    TrainingStopped,
+    check_complete,
+    compare_records,
+    delete_later_checkpoints,
+    delete_old_checkpoints,
+    list_checkpoints,
+    read_record,
+    resume_point,
+    write_record,
+)
+from ..checkpoints.reading import check_finite
+from ..distributed import any_process, process_state, wait_for_everyone
+from ..leakage import record_finetuning
+from .arguments import TASK_METRIC
+
+logger = logging.getLogger(__name__)
+
+NONFINITE_STEPS = 10  # in a row, of fp16, whose loss scaling skips a step now and then
+NEW = "start a new run in another --output_dir"
+
+
+class SurgeNetTrainer(Trainer):
+    """Trainer that records what a run consists of, and resumes it exactly or refuses to.
+
+    A checkpoint counts once its record is written (`surgenet_hf.checkpointing`). SIGTERM saves one and exits.
+
+    Args:
+        args: `TrainingArguments`.
+        data: dataset that the model is trained on. Its videos are recorded in the model's config
+            (`surgenet_hf.leakage`).
+        task_metric: metric that selects the checkpoint, unless the arguments name another.
+        record: {name: value} of what the run consists of. A resumed run must have the same. None: not compared.
+        loss: `loss(output, labels) -> scalar`, a mean over the batch. None: the loss of the model.
+        loss_on: name of the model output that `loss` takes.
+        layer_decay: factor of the learning rate from each block to the previous one, see `layer_groups`.
+        early_stopping_patience: number of evaluations without improvement after which training stops.
+        kwargs: arguments of `Trainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        args,
+        data,
+        task_metric: str,
+        record: dict | None = None,
+        loss: Callable | None = None,
+        loss_on: str = "logits",
+        layer_decay: float = 1.0,
+        early_stopping_patience: int | None = None,
+        **kwargs,
+    ):
+        if args.metric_for_best_model == TASK_METRIC:
+            args.metric_for_best_model = task_metric
+        keep, args.save_total_limit = args.save_total_limit, None  # old checkpoints go once the new one has its record
+        args.average_tokens_across_devices = False  # the losses are means over pixels or frames
+        if loss is not None:
+            kwargs["compute_loss_func"] = self._loss_function(loss, loss_on)
+        super().__init__(args=args, **kwargs)
+        selects = args.load_best_model_at_end or bool(early_stopping_patience)
+        record_finetuning(self.model.config, data, selects and args.eval_strategy != "no")
+        self.record = record or {}
+        self.layer_decay = layer_decay
+        self.nonfinite_steps = 0
+        if early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(early_stopping_patience))
+        self.add_callback(EstimateDuration())
+        self.checkpoints = RecordedCheckpoints(self.record, keep)
+        self.add_callback(self.checkpoints)
+
+    def _loss_function(self, loss: Callable, name: str) -> Callable:
+        """Return the loss in the form of `compute_loss_func`, which must divide by the accumulation steps itself."""
+
+        def compute_loss(outputs, labels, num_items_in_batch=None):
+            value = loss(outputs[name].float(), labels)
+            return value / self.current_gradient_accumulation_steps if self.model.training else value
+
+        return compute_loss
+
+    def train(self):
+        """Train from the beginning or from the checkpoint that the arguments request.
+
+        Raises:
+            UserError: the output folder or the checkpoint does not allow it, see `checkpointing.resume_point`.
+            TrainingStopped: the loss or the weights are not finite.
+            SystemExit: after SIGTERM, with a checkpoint saved.
+        """
+        output_dir = Path(self.args.output_dir)
+        checkpoint = resume_point(output_dir, self.args.resume_from_checkpoint)
+        if checkpoint is not None:
+            compare_records(
+                read_record(checkpoint), self.record, checkpoint, f"Give the same options and data, or {NEW}"
+            )
+            if best_checkpoint(checkpoint) and self.args.load_best_model_at_end:
+                # the folder may have been moved, and without this one the run would end with other weights
+                self.checkpoints.best = best_checkpoint(checkpoint)
+                check_complete(self.checkpoints.best)
+        elif self.record and self.args.process_index == 0:
+            write_file(output_dir / RECORD, json.dumps(self.record, indent=2).encode())
+        with self.checkpoints.termination:
+            return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.nonfinite_steps = 0 if torch.isfinite(loss) else self.nonfinite_steps + 1
+        if self.nonfinite_steps >= (NONFINITE_STEPS if self.args.fp16 else 1):
+            self._stop(f"the loss of step {self.state.global_step + 1} is {loss.item()}")
+        return loss
+
+    def evaluate(self, *args, **kwargs):
+        self._check_weights()
+        return super().evaluate(*args, **kwargs)
+
+    def save_model(self, *args, **kwargs):
+        self._check_weights()
+        super().save_model(*args, **kwargs)
+
+    def _check_weights(self):
+        try:
+            check_finite(trained_model(self).state_dict(), "the model")
+        except ValueError as error:
+            self._stop(str(error))
+
+    def _stop(self, reason: str):
+        last = [None, *list_checkpoints(Path(self.args.output_dir))][-1]
+        raise TrainingStopped(
+            f"training has diverged: {reason}. The last checkpoint is {last or 'none'}. Lower --learning_rate, or use "
+            "--bf16 instead of --fp16"
+        )
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None and self.layer_decay < 1:
+            model = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = layer_groups(model, self.layer_decay, self.args.learning_rate, self.args.weight_decay)
+            self.optimizer = optimizer_class(groups, **options)
+        return super().create_optimizer(model)
+
+
+class SetEpoch(TrainerCallback):
+    """Tell the training frames the epoch: accelerate's data loader does so only in a run of one process."""
+
+    def __init__(self, frames):
+        self.frames = frames
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.frames.set_epoch(int(state.epoch))
+
+
+class EstimateDuration(TrainerCallback):
+    """Log how long training will take, after its first steps."""
+
+    WARMUP, MEASURED = 2, 5  # steps; the first ones are slower
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first_step = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        done = state.global_step - self.first_step
+        if done == self.WARMUP:
+            self.started = time.monotonic()
+        if done == self.WARMUP + self.MEASURED:
+            seconds = (time.monotonic() - self.started) / self.MEASURED
+            left = state.max_steps - state.global_step
+            logger.info(
+                f"Training will take about {format_duration(seconds * left)}, plus evaluations: {left:,} of "
+                f"{state.max_steps:,} steps left, {seconds:.2g} s each"
+            )
+
+
+class RecordedCheckpoints(TrainerCallback):
+    """Complete the checkpoints of a Trainer with their record, delete old ones, and save on SIGTERM.
+
+    Args:
+        record: record of the run.
+        keep: number of checkpoints kept. The last two, and the best at the time of each, always are. None: all.
+    """
+
+    def __init__(self, record: dict, keep: int | None):
+        self.record, self.keep = record, keep
+        self.best: Path | None = None  # best checkpoint of the run that is resumed
+        self.termination = Termination()
+        self.terminated = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.best is not None:
+            state.best_model_checkpoint = str(self.best)
+        if args.should_save:
+            delete_later_checkpoints(Path(args.output_dir), state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # After the last step of an epoch, its evaluation comes first: a resumed run would begin with the next epoch.
+        if not float(state.epoch).is_integer():
+            self._ask_to_save(control, control.should_log or control.should_save)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._ask_to_save(control, True)
+
+    def _ask_to_save(self, control, agree: bool):
+        """Save and stop after SIGTERM. Several processes agree on the step, when they exchange numbers anyway."""
+        if agree or process_state().num_processes == 1:
+            self.terminated = any_process(self.termination.received)
+        if self.terminated:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        wait_for_everyone()  # each process writes the state of its random number generators
+        output_dir = Path(args.output_dir)
+        if args.should_save:
+            previous, last = [None, *list_checkpoints(output_dir)][-2:]
+            write_record(last, self.record)
+            # also the best at the time of the previous one, to which a run falls back if the last is damaged
+            kept = {path for path in (previous, last) if path is not None}
+            delete_old_checkpoints(output_dir, self.keep, kept | set(filter(None, map(best_checkpoint, kept))))
+        wait_for_everyone()
+        if self.terminated:
+            logger.warning(f"Stopped by SIGTERM after step {state.global_step}: {RESUME}")
+            sys.exit(128 + signal.SIGTERM)
+
+
+def best_checkpoint(checkpoint: Path) -> Path | None:
+    """Return the checkpoint that was the best when this one was saved; None if none was evaluated."""
+    state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
+    return checkpoint.with_name(f"checkpoint-{state.best_global_step}") if state.best_global_step else None
+
+
+def trained_model(trainer: Trainer) -> nn.Module:
+    """Return the model as it is saved: without the autocast that accelerate wraps around it for --bf16 and --fp16."""
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+
+def layer_groups(model: nn.Module, layer_decay: float, learning_rate: float, weight_decay: float) -> list[dict]:
+    """Return parameter groups whose learning rate decreases by `layer_decay` with each block, from head to stem.
+
+    Biases and scales, which have one dimension, get no weight decay.
+    """
+    blocks = [
+        f"stages.{i}.blocks.{j}." for i, depth in enumerate(model.base_model.config.depths) for j in range(depth)
+    ]
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        found = re.search(r"encoder\.(stages\.(\d)\.(blocks\.\d+\.)?)?", name)
+        if found is None:
+            layer = len(blocks) + 1  # a head
+        elif found.group(1) is None:
+            layer = 0  # the stem
+        else:
+            # what a stage has outside of its blocks counts as part of its first block
+            block = found.group(1) if found.group(3) else f"stages.{found.group(2)}.blocks.0."
+            layer = blocks.index(block) + 1
+        decayed = parameter.dim() > 1
+        group = groups.setdefault(
+            (layer, decayed),
+            {
+                "params": [],
+                "lr": learning_rate * layer_decay ** (len(blocks) + 1 - layer),
+                "weight_decay": weight_decay if decayed else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Train only the head. The norm of the pooled embedding is part of the backbone."""
+    model.base_model.requires_grad_(False)
+
+
+def balanced_weights(counts: torch.Tensor) -> torch.Tensor:
+    """Return weights (k,) proportional to 1 / counts (k,), with mean 1 over the classes that occur; 0 for others."""
+    counts = counts.double()
+    weights = torch.where(counts > 0, counts.sum() / counts.clamp(min=1), 0.0)
+    return (weights / weights[counts > 0].mean()).float()
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration for people, e.g. "45 s", "12 min", or "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,120 @@
+"""The tasks: one record for each, with all that differs between them outside of training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
+
+from .data import SurgicalData
+from .distributed import gather, process_state
+from .inference.prediction import predict_phases, predict_scores, predict_segmentation, video_ranges
+from .metrics import CHOLEC80_TRANSITIONS, MultiLabelMetric, PhaseMetric, SegmentationMetric
+
+
+@dataclass
+class Scores:
+    """Metrics of a split.
+
+    Attributes:
+        metric: accumulator with the records of all frames.
+        truths, predictions: phases of each video, {video: phase ids (T,)}; empty for other tasks.
+    """
+
+    metric: SegmentationMetric | MultiLabelMetric | PhaseMetric
+    truths: dict[str, np.ndarray] = field(default_factory=dict)
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def segmentation_metric(data: SurgicalData) -> SegmentationMetric:
+    """Return an empty metric with the classes, ignore index, and background of a dataset."""
+    return SegmentationMetric(len(data.labels), data.ignore_index, background_id=data.background_id)
+
+
+def score_segmentation(model, processor, data: SurgicalData, rows, batch_size: int) -> Scores:
+    """Predict the masks of a split and accumulate the metrics. Several processes share the frames."""
+    metric = segmentation_metric(data)
+    for row, class_map in predict_segmentation(model, processor, rows, batch_size, _share(len(rows))):
+        metric.add(class_map, row["mask"], row["video"])
+    metric.records = gather(metric.records)
+    return Scores(metric)
+
+
+def score_frames(model, processor, data: SurgicalData, rows, batch_size: int) -> Scores:
+    """Predict the labels of the frames of a split and accumulate the metrics."""
+    if data.problem_type == "single_label_classification":
+        return score_phases(model, processor, data, rows, batch_size)
+    metric = MultiLabelMetric(len(data.labels))
+    for row, scores in predict_scores(model, processor, rows, batch_size, _share(len(rows))):
+        metric.add(scores[None], row["labels"][None], row["video"])
+    metric.records = gather(metric.records)
+    return Scores(metric)
+
+
+def score_phases(model, processor, data: SurgicalData, rows, batch_size: int) -> Scores:
+    """Predict the phases of each video of a split and accumulate the metrics. Several processes share the videos."""
+    transitions = CHOLEC80_TRANSITIONS if data.name == "cholec80-phase" else None
+    rate = data.frames_per_second or 1.0
+    found = Scores(PhaseMetric(len(data.labels), frames_per_second=rate, transitions=transitions))
+    videos = list(video_ranges(rows).items())
+    for video, indices in (videos[i] for i in _share(len(videos))):
+        found.truths[video], found.predictions[video] = predict_phases(model, processor, rows, indices)
+        found.metric.add(found.predictions[video], found.truths[video], video)
+    found.metric.records = gather(found.metric.records)
+    found.truths, found.predictions = (dict(gather(list(x.items()))) for x in (found.truths, found.predictions))
+    return found
+
+
+def _share(total: int) -> range:
+    """Return the indices of the items that this process takes."""
+    state = process_state()
+    return range(state.process_index, total, state.num_processes)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task.
+
+    Attributes:
+        auto_class: Auto class that loads a model with the head of the task.
+        architecture: our model class with that head.
+        pipeline_tag: task on the Hub.
+        headlines: names of the main metrics, most important first. Of image classification, those of the problem type.
+        command: `surgenet` command that trains it.
+        score: function (model, processor, data, rows of a split, batch size) -> `Scores`.
+    """
+
+    auto_class: type
+    architecture: str
+    pipeline_tag: str
+    headlines: tuple[str, ...]
+    command: str
+    score: Callable[..., Scores]
+
+
+TASKS = {
+    "semantic-segmentation": Task(
+        auto_class=AutoModelForSemanticSegmentation,
+        architecture="SurgeNetForSemanticSegmentation",
+        pipeline_tag="image-segmentation",
+        headlines=("video_dice", "video_assd"),
+        command="finetune-segmentation",
+        score=score_segmentation,
+    ),
+    "image-classification": Task(
+        auto_class=AutoModelForImageClassification,
+        architecture="SurgeNetForImageClassification",
+        pipeline_tag="image-classification",
+        headlines=("mean_average_precision", "mean_balanced_accuracy", "accuracy", "macro_f1"),
+        command="finetune-classification",
+        score=score_frames,
+    ),
+    "phase-recognition": Task(
+        auto_class=AutoModel,
+        architecture="SurgeNetForPhaseRecognition",
+        pipeline_tag="video-classification",
+        headlines=("accuracy", "macro_f1"),
+        command="finetune-phase",
+        score=score_phases,
+    ),
+}
