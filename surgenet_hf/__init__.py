@@ -1,10 +1,12 @@
 """SurgeNet surgical foundation models for the Hugging Face ecosystem.
 
-Importing this package makes the models known to AutoConfig, AutoModel, AutoBackbone, AutoModelForImageClassification
-and AutoModelForSemanticSegmentation; it costs torch, transformers and timm, and nothing else.
+Importing this package registers the models with AutoConfig, AutoModel, AutoBackbone, AutoModelForImageClassification,
+and AutoModelForSemanticSegmentation. It imports torch, transformers, and timm. The functions of the main jobs and of
+weight files are imported when they are first used.
 """
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from transformers import (
     AutoBackbone,
@@ -15,10 +17,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from .checkpoints.conversion import convert_checkpoint
+from ._version import __version__
 from .configuration_surgenet import SurgeNetConfig
 from .configuration_surgenet_phase import SurgeNetPhaseConfig
-from .image_processing import image_processor_for
 from .modeling_surgenet import (
     SurgeNetBackbone,
     SurgeNetForImageClassification,
@@ -26,7 +27,14 @@ from .modeling_surgenet import (
     SurgeNetModel,
 )
 from .modeling_surgenet_phase import SurgeNetForPhaseRecognition
-from .models import fetch_checkpoint, load_checkpoint
+
+if TYPE_CHECKING:
+    from .api import evaluate, finetune_classification, finetune_phase, finetune_segmentation, pretrain
+    from .checkpoints.conversion import convert_checkpoint
+    from .data import load_data
+    from .errors import UserError
+    from .image_processing import image_processor_for
+    from .models import fetch_checkpoint, load_checkpoint
 
 AutoConfig.register("surgenet", SurgeNetConfig, exist_ok=True)
 AutoConfig.register("surgenet_phase", SurgeNetPhaseConfig, exist_ok=True)
@@ -38,6 +46,21 @@ AutoModelForSemanticSegmentation.register(SurgeNetConfig, SurgeNetForSemanticSeg
 # the image-segmentation pipeline looks classes up here by name before it says "not supported"
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["surgenet"] = "SurgeNetForSemanticSegmentation"
 
+# public names that are imported when they are first used, and their modules
+_LAZY = {
+    "UserError": ".errors",
+    "convert_checkpoint": ".checkpoints.conversion",
+    "evaluate": ".api",
+    "fetch_checkpoint": ".models",
+    "finetune_classification": ".api",
+    "finetune_phase": ".api",
+    "finetune_segmentation": ".api",
+    "image_processor_for": ".image_processing",
+    "load_checkpoint": ".models",
+    "load_data": ".data",
+    "pretrain": ".api",
+}
+
 __all__ = [
     "SurgeNetBackbone",
     "SurgeNetConfig",
@@ -46,8 +69,26 @@ __all__ = [
     "SurgeNetForSemanticSegmentation",
     "SurgeNetModel",
     "SurgeNetPhaseConfig",
+    "UserError",
+    "__version__",
     "convert_checkpoint",
+    "evaluate",
     "fetch_checkpoint",
+    "finetune_classification",
+    "finetune_phase",
+    "finetune_segmentation",
     "image_processor_for",
     "load_checkpoint",
+    "load_data",
+    "pretrain",
 ]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

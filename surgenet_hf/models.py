@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import cached_assets_path, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from . import __version__
+from ._version import __version__
 from .checkpoints.catalog import CatalogEntry, find_entry
 from .checkpoints.conversion import convert_checkpoint, save_converted
 from .checkpoints.reading import file_sha256

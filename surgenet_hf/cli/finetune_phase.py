@@ -5,12 +5,12 @@
 
 Differences from the authors' code (SurgPhaseBench): the numbers of epochs, see the options below. Stage 1 crops and
 changes brightness and contrast, while theirs also shifts, scales, and rotates. Stage 1 selects its checkpoint by the
-macro F1 of all validation frames together. Images are normalized as in pretraining, theirs with ImageNet statistics. As
-in theirs, stage 1 does not flip frames, and stage 2 selects its checkpoint by the mean over videos of the macro F1.
+macro F1 of all validation frames together. Images are normalized as in pretraining, theirs with ImageNet statistics.
+As in theirs, stage 1 does not flip frames, and stage 2 selects its checkpoint by the mean over videos of the macro F1.
 
 OUTPUT_DIR holds the phase model, results.json, run.yaml (the options), and figures; OUTPUT_DIR/stage1 holds those of
-the frame classifier, and OUTPUT_DIR/stage2 the checkpoints of the second stage. To resume a run that was killed, repeat
-the command with --resume_from_checkpoint true. --skip_stage1 takes the frame classifier of an earlier run as
+the frame classifier, and OUTPUT_DIR/stage2 the checkpoints of the second stage. To resume a run that was killed,
+repeat the command with --resume_from_checkpoint true. --skip_stage1 takes the frame classifier of an earlier run as
 --model_name_or_path.
 """
 

@@ -10,22 +10,18 @@ import copy
 import os
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoConfig
 
-from ..data import (
-    CLASSIFICATION,
-    SEGMENTATION,
-    ClassificationData,
-    SegmentationData,
-    load_classification,
-    load_segmentation,
-)
-from ..data.classification import SINGLE
+from ..atomic import atomic_write
+from ..data import SurgicalData, load_data
+from ..errors import UserError
+from ..image_processing import load_image_processor
 from ..modeling_surgenet import SurgeNetForSemanticSegmentation, SurgeNetModel
-from ..models import load_model
+from ..models import load_model, resolve_model
 from .prediction import predict
 
 MAPS_DRAWN = 4  # frames with dense features
@@ -75,23 +71,88 @@ def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[Surg
 
 def load_frames(
     names: list[str], data_dirs: list[str], max_frames: int
-) -> list[tuple[SegmentationData | ClassificationData, object, list[int]]]:
-    """Evenly spread frames of each data set, in all its splits, not yet decoded: (data, split, indices).
+) -> list[tuple[SurgicalData, object, list[int]]]:
+    """Choose evenly spread frames of each dataset, in all its splits, without decoding them.
 
-    Raises:
-        ValueError: a data set that is not known.
+    Args:
+        names: names of datasets.
+        data_dirs: their folders, in the same order.
+        max_frames: largest number of frames of each dataset.
+
+    Returns:
+        (dataset, split, indices of rows) of each split.
     """
-    loaders = dict.fromkeys(CLASSIFICATION, load_classification) | dict.fromkeys(SEGMENTATION, load_segmentation)
     parts = []
     for name, data_dir in zip_longest(names, data_dirs):
-        if name not in loaders:
-            raise ValueError(f"unknown data set {name!r}; the known ones are {', '.join(loaders)}")
-        data = loaders[name](name, data_dir)
+        data = load_data(name, data_dir)
         chosen = spread(sum(map(len, data.splits.values())), max_frames)
         for split in data.splits.values():
             parts.append((data, split, chosen[chosen < len(split)].tolist()))
             chosen = chosen[chosen >= len(split)] - len(split)
     return parts
+
+
+def embed_datasets(
+    model_name_or_path: str,
+    names: list[str],
+    data_dirs: list[str],
+    max_frames: int,
+    batch_size: int = 8,
+    bf16: bool = False,
+    needs_phases: bool = False,
+) -> dict[str, np.ndarray]:
+    """Compute embeddings of frames of datasets, in the form of embeddings.npz.
+
+    Args:
+        model_name_or_path: as `resolve_model` takes it.
+        names, data_dirs, max_frames: as in `load_frames`.
+        batch_size: number of frames per forward pass.
+        bf16: whether to compute in bfloat16.
+        needs_phases: whether every dataset must have phases.
+
+    Returns:
+        The arrays of `embed_frames`, "model" (its name), and "embedding" (its kind).
+
+    Raises:
+        UserError: there is no such model or dataset, or a dataset has no phases.
+    """
+    parts = load_frames(names, data_dirs, max_frames)
+    if needs_phases and (without := {data.name for data, *_ in parts if not has_phases(data)}):
+        raise UserError(f"no phases in {', '.join(sorted(without))}: choose another --color_by")
+    path = resolve_model(model_name_or_path)
+    model, kind = load_backbone(path, torch.bfloat16 if bf16 else torch.float32)
+    model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    found = embed_frames(model, load_image_processor(path), parts, batch_size)
+    return found | {"model": np.array(model_label(model_name_or_path)), "embedding": np.array(kind)}
+
+
+def save_embeddings(embeddings: dict[str, np.ndarray], path: Path) -> Path:
+    """Write embeddings.npz, and return its path."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **embeddings)
+    return path
+
+
+def read_embeddings(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read embeddings.npz.
+
+    Raises:
+        UserError: the file cannot be read, or has other content.
+    """
+    try:
+        file = np.load(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give an embeddings.npz of plot-embeddings") from error
+    if missing := {"embeddings", "drawn", "model", "dataset", "video", "phase"}.difference(getattr(file, "files", ())):
+        raise UserError(f"{path} is not of plot-embeddings: it lacks {', '.join(sorted(missing))}")
+    with file:
+        return dict(file)
+
+
+def model_label(name: str) -> str:
+    """Return the last informative part of a name or folder: outputs/xl/model is "xl"."""
+    parts = Path(name).parts
+    return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
 
 
 def embed_frames(model, processor, parts: list[tuple], batch_size: int = 8) -> dict[str, np.ndarray]:
@@ -143,5 +204,6 @@ def spread(total: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, total - 1, count).astype(int))
 
 
-def has_phases(data: SegmentationData | ClassificationData) -> bool:
-    return getattr(data, "problem_type", None) == SINGLE
+def has_phases(data: SurgicalData) -> bool:
+    """Whether the frames of a dataset have one label each, such as a phase."""
+    return data.problem_type == "single_label_classification"

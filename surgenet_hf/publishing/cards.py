@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 from transformers import AutoConfig, AutoImageProcessor
 
-from .. import __version__
+from .._version import __version__
 from ..checkpoints.catalog import CITATIONS, STATISTICS, CatalogEntry, base_entry, is_from_scratch, known_leakage
 from ..configuration_surgenet import SurgeNetConfig
 from ..evaluation.results import SCHEMA, find_results, headlines, interval_bounds, metric_title, read_results_file

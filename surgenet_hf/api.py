@@ -1,0 +1,249 @@
+"""Python API of the main jobs: the same code as the commands, with Python values in place of command-line options.
+
+Each function is available as `surgenet_hf.NAME`. Options that have no parameter of their own are passed by name: those
+of `transformers.TrainingArguments` and those that `surgenet COMMAND --help` lists.
+"""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping
+
+from transformers import HfArgumentParser
+
+from .data import SurgicalData, load_data
+from .errors import UserError
+
+
+def finetune_segmentation(
+    model: str | None = None,
+    dataset=None,
+    data_dir: str | os.PathLike | None = None,
+    output_dir: str | os.PathLike | None = None,
+    labels: list[str] | None = None,
+    **training_arguments,
+) -> dict:
+    """Fine-tune a model for semantic segmentation and evaluate it, like `surgenet finetune-segmentation`.
+
+    Example:
+        >>> results = surgenet_hf.finetune_segmentation(
+        ...     model="SurgeNetXL", dataset="endoscapes", data_dir="endoscapes", output_dir="outputs/endoscapes"
+        ... )
+        >>> results["metrics"]["video_dice"]
+
+    Args:
+        model: published checkpoint by name, Hub repository, or folder. None: give `backbone`, for random weights.
+        dataset: name of a dataset; or your own data: {"train": ..., "validation": ...} of `datasets.Dataset` or torch
+            datasets, see `surgenet_hf.data.custom.from_datasets`.
+        data_dir: folder of a dataset that is given by name.
+        output_dir: folder for checkpoints, model/, results.json, and figures.
+        labels: names of the classes of your own data, if it does not have them.
+        training_arguments: further options, e.g. num_train_epochs, learning_rate, bf16, image_size, loss, backbone.
+
+    Returns:
+        The results, as in results.json (see `surgenet_hf.evaluation.evaluate`).
+
+    Raises:
+        UserError: an unknown option, or data, model, or output folder that do not allow the run.
+    """
+    from .finetuning import segmentation
+    from .finetuning.arguments import SegmentationArguments, SurgeNetTrainingArguments
+
+    types = (SegmentationArguments, SurgeNetTrainingArguments)
+    return _finetune(
+        segmentation.run,
+        "semantic-segmentation",
+        types,
+        model,
+        dataset,
+        data_dir,
+        output_dir,
+        labels,
+        training_arguments,
+    )
+
+
+def finetune_classification(
+    model: str | None = None,
+    dataset=None,
+    data_dir: str | os.PathLike | None = None,
+    output_dir: str | os.PathLike | None = None,
+    labels: list[str] | None = None,
+    **training_arguments,
+) -> dict:
+    """Fine-tune a frame classifier and evaluate it, like `surgenet finetune-classification`.
+
+    Arguments, results, and errors are those of `finetune_segmentation`. Your own data has "labels" or "label": a class
+    id, or a vector of targets from 0 to 1 for several labels at once.
+    """
+    from .finetuning import classification
+    from .finetuning.arguments import SurgeNetTrainingArguments
+
+    types = (SurgeNetTrainingArguments,)
+    return _finetune(
+        classification.run,
+        "image-classification",
+        types,
+        model,
+        dataset,
+        data_dir,
+        output_dir,
+        labels,
+        training_arguments,
+    )
+
+
+def finetune_phase(
+    model: str | None = None,
+    dataset=None,
+    data_dir: str | os.PathLike | None = None,
+    output_dir: str | os.PathLike | None = None,
+    labels: list[str] | None = None,
+    **training_arguments,
+) -> dict:
+    """Fine-tune a model for phase recognition in two stages and evaluate it, like `surgenet finetune-phase`.
+
+    Arguments, results, and errors are those of `finetune_segmentation`. Your own data has a "label", "video", and
+    "frame" of each frame, with the frames of a video in order of time.
+    """
+    from .finetuning import phase
+    from .finetuning.arguments import PhaseArguments, PhaseTrainingArguments
+
+    types = (PhaseArguments, PhaseTrainingArguments)
+    return _finetune(
+        phase.run, "phase-recognition", types, model, dataset, data_dir, output_dir, labels, training_arguments
+    )
+
+
+def evaluate(
+    model: str,
+    dataset,
+    data_dir: str | os.PathLike | None = None,
+    split: str = "test",
+    output_dir: str | os.PathLike | None = None,
+    batch_size: int = 8,
+    labels: list[str] | None = None,
+    task: str | None = None,
+    **options,
+) -> dict:
+    """Evaluate a fine-tuned model, like `surgenet evaluate`.
+
+    Args:
+        model: folder of the model, output folder of its training, or Hub repository.
+        dataset: name of a dataset, or your own data as in `finetune_segmentation`.
+        data_dir: folder of a dataset that is given by name.
+        split: split to evaluate on.
+        output_dir: folder for results.json and figures. None: nothing is written.
+        batch_size: number of frames per forward pass.
+        labels: names of the classes of your own data, if it does not have them.
+        task: task of your own data: "semantic-segmentation", "image-classification", or "phase-recognition".
+        options: options of the dataset, e.g. split_protocol.
+
+    Returns:
+        The results, as in results.json.
+
+    Raises:
+        UserError: an unknown option, dataset, or split, or a model that does not fit the data.
+    """
+    from .evaluation.saved_model import evaluate_model
+
+    if isinstance(dataset, str):
+        data = load_data(dataset, data_dir, **options)
+    else:
+        if task is None and not isinstance(dataset, SurgicalData):
+            raise UserError("task is missing: it names the task of your own data, e.g. task='semantic-segmentation'")
+        data = _own_data(dataset, task, labels)
+    return evaluate_model(model, data, split, batch_size, output_dir)
+
+
+def pretrain(
+    output_dir: str | os.PathLike,
+    dataset: str | list[str] | None = None,
+    data_dir: str | os.PathLike | list[str] | None = None,
+    model: str | None = None,
+    **options,
+) -> dict:
+    """Pretrain a backbone with DINO, like `surgenet pretrain`.
+
+    Args:
+        output_dir: folder for checkpoints, model/, the log, and figures.
+        dataset: source of frames, or several: "folder", "shards", "parquet", or a dataset on the Hub.
+        data_dir: its folder, or several.
+        model: weights to start from: published checkpoint by name, Hub repository, or folder. None: random weights.
+        options: further options of `surgenet pretrain`, e.g. epochs, per_device_train_batch_size, preset, bf16.
+
+    Returns:
+        {"model": folder of the teacher, "best_model": folder of the best teacher by k-NN or None, "history": log}.
+
+    Raises:
+        UserError: an unknown option, or data, model, or output folder that do not allow the run.
+        TrainingStopped: training has collapsed or diverged, or too many frames cannot be read.
+    """
+    from .pretraining.arguments import resolve_arguments
+    from .pretraining.run import pretrain as run
+
+    given = {"output_dir": str(output_dir), "dataset": _listed(dataset), "data_dir": _listed(data_dir)}
+    return run(*resolve_arguments({**given, "model_name_or_path": model, **options}))
+
+
+def _finetune(
+    run: Callable,
+    task: str,
+    types: tuple[type, ...],
+    model: str | None,
+    dataset,
+    data_dir: str | os.PathLike | None,
+    output_dir: str | os.PathLike | None,
+    labels: list[str] | None,
+    options: dict,
+) -> dict:
+    from .finetuning.arguments import DataArguments, ModelArguments
+
+    if dataset is None or output_dir is None:
+        raise UserError(f"{'dataset' if dataset is None else 'output_dir'} is missing")
+    if options.get("push_to_hub"):
+        raise UserError(
+            "push_to_hub is an option of the command: publish the folder with `surgenet publish` afterwards"
+        )
+    data = None
+    if not isinstance(dataset, str):
+        data = _own_data(dataset, task, labels)
+    given = {
+        "model_name_or_path": model,
+        "dataset": dataset if data is None else data.name,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "output_dir": str(output_dir),
+    }
+    return run(*parse_options((ModelArguments, DataArguments, *types), {**given, **options}), data=data)
+
+
+def _own_data(dataset, task: str, labels: list[str] | None) -> SurgicalData:
+    if isinstance(dataset, SurgicalData):
+        return dataset
+    from .data.custom import from_datasets
+
+    return from_datasets(dataset, task, labels)
+
+
+def _listed(value) -> list[str]:
+    if value is None:
+        return []
+    return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
+
+
+def parse_options(types: tuple[type, ...], options: Mapping) -> tuple:
+    """Return an instance of each dataclass with the given options.
+
+    Args:
+        types: dataclasses.
+        options: {name: value} of their fields.
+
+    Raises:
+        UserError: an option that none of them has.
+    """
+    known = [field.name for kind in types for field in dataclasses.fields(kind)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UserError(f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return HfArgumentParser(types).parse_dict(dict(options))

@@ -1,0 +1,111 @@
+"""Plot what a backbone sees: t-SNE of frame embeddings, and dense features as colors.
+
+  surgenet plot-embeddings --model_name_or_path SurgeNetXL --dataset endoscapes cholecseg8k \\
+      --data_dir endoscapes cholecseg8k --color_by dataset --output_dir outputs/embeddings
+  surgenet plot-embeddings --model_name_or_path outputs/quickstart/model --dataset synthetic --color_by video
+
+Plot again from what the first call saved, without the model and the data:
+
+  surgenet plot-embeddings --embeddings outputs/embeddings/embeddings.npz --color_by video
+
+The embedding of a frame is the pooled embedding of the model. Segmentation models have none: theirs is the spatial
+mean of the last feature map, without the norm. embeddings.npz holds the embeddings with dataset, split, video, frame
+number, and file name of each frame.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..data import dataset_names
+from ..errors import UserError
+from .arguments import ArgumentParser, command
+
+GROUPS = {"dataset": "dataset", "video": "video", "phase": "phase"}
+
+
+@dataclass
+class EmbeddingArguments:
+    """Which frames are embedded, by which model, and how they are plotted."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Model: a published checkpoint by name, a Hub repository, or a folder."}
+    )
+    dataset: list[str] = field(
+        default_factory=list, metadata={"help": f"Names of the datasets: {', '.join(dataset_names())}."}
+    )
+    data_dir: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Folders of the datasets, in the same order; synthetic data needs none."},
+    )
+    color_by: str = field(
+        default="dataset", metadata={"help": "Meaning of the colors of the t-SNE.", "choices": [*GROUPS]}
+    )
+    output_dir: str = field(
+        default="outputs/embeddings", metadata={"help": "Folder for the figures, embeddings.npz, and run.yaml."}
+    )
+    max_frames: int = field(
+        default=500, metadata={"help": "Largest number of frames of each dataset, evenly spread over its splits."}
+    )
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Number of frames per forward pass."})
+    bf16: bool = field(default=False, metadata={"help": "Whether to compute in bfloat16."})
+    embeddings: str | None = field(
+        default=None, metadata={"help": "embeddings.npz of an earlier call, plotted again without the model."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the t-SNE."})
+
+    def __post_init__(self):
+        if (self.embeddings is None) == (self.model_name_or_path is None):
+            raise UserError("give either --model_name_or_path, with --dataset, or --embeddings")
+        if self.model_name_or_path and not self.dataset:
+            raise UserError("--dataset is missing")
+        if self.data_dir and len(self.data_dir) != len(self.dataset):
+            raise UserError(f"{len(self.dataset)} of --dataset, but {len(self.data_dir)} of --data_dir")
+        for name in ("max_frames", "per_device_eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(EmbeddingArguments, prog="surgenet plot-embeddings", description=__doc__)
+    (args,) = parser.parse_args_into_dataclasses(argv)
+
+    from ..figures import feature_figure, save_both, scatter_figure, tsne
+    from ..inference.embeddings import POOLED, embed_datasets, read_embeddings, save_embeddings
+
+    output_dir = Path(args.output_dir)
+    if args.embeddings:
+        saved = read_embeddings(args.embeddings)
+    else:
+        saved = embed_datasets(
+            args.model_name_or_path,
+            args.dataset,
+            args.data_dir,
+            args.max_frames,
+            args.per_device_eval_batch_size,
+            args.bf16,
+            needs_phases=args.color_by == "phase",
+        )
+    groups = saved[args.color_by]
+    if not all(groups):
+        raise UserError(f"not all frames have a {args.color_by}: choose another --color_by")
+    if args.color_by == "video" and len(set(saved["dataset"])) > 1:  # datasets may use the same names for videos
+        groups = [" ".join(names) for names in zip(saved["dataset"], groups, strict=True)]
+    coordinates = tsne(saved["embeddings"], seed=args.seed)
+    parser.save_resolved(output_dir)
+    written = [] if args.embeddings else [save_embeddings(saved, output_dir / "embeddings.npz")]
+    model = str(saved["model"])
+    title = f"{model}: embeddings of {len(groups):,} frames"
+    if (kind := str(saved.get("embedding", POOLED))) != POOLED:
+        title += f"\n({kind})"
+        print(f"The model has no pooled embedding. Used instead: {kind}")
+    written += save_both(scatter_figure(coordinates, groups, title, GROUPS[args.color_by]), output_dir / "tsne")
+    count = len(saved["drawn"])
+    frames, features = ([saved[f"{kind}{i}"] for i in range(count)] for kind in ("frame", "features"))
+    titles = [f"{saved['dataset'][i]}, {saved['video'][i]}" for i in saved["drawn"]]
+    written += save_both(feature_figure(frames, features, titles, f"{model}: dense features"), output_dir / "features")
+    print("Written\n" + "\n".join(f"  {path}" for path in written))
+
+
+if __name__ == "__main__":
+    main()

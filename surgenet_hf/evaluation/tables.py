@@ -1,0 +1,89 @@
+"""Markdown tables of comparisons."""
+
+from collections.abc import Iterable, Sequence
+
+from .compare import Column, Comparison, Pair, Score
+from .statistics import CAUTION_BELOW, MIN_VIDEOS, ROUGH_BELOW, interval_warning
+
+TABLE_NOTES = f"""\
+Each cell has the mean over runs; of several runs also ± the standard deviation and the number of runs. Then follow the
+[95 % confidence interval] over videos and n, the number of videos. The values of each video are averaged over runs
+first, so the interval does not include the variation between runs. Bold: the best mean, whether or not the differences
+are significant. ↑: higher is better. ↓: lower is better. -: no value.
+
+No interval is given below {MIN_VIDEOS} videos, or where the files hold too little to compute one. Below
+{ROUGH_BELOW} videos an interval is rough. Read it with caution below {CAUTION_BELOW} videos (few videos)."""
+PAIRED_NOTES = """\
+A - B is the mean difference over n videos, after averaging the runs of each model. p: two-sided paired sign-flip
+permutation test over videos. p (Holm): p adjusted for the number of model pairs with the same dataset and metric. A
+difference is significant if p (Holm) is at most 0.05. With few videos and many pairs no data can reach this, and the
+verdict is "cannot be significant". This is no evidence that the models are equally good. The footnotes of the first
+table hold here, too: a difference on videos that trained or selected a model says nothing about other videos.
+
+A metric that pools the frames of all videos, such as mAP, is not a mean over videos. It has no values per video that
+could be tested. Its difference has a paired bootstrap [95 % interval] over videos instead, if the files hold bootstrap
+draws."""
+
+
+def markdown_table(comparison: Comparison) -> str:
+    """Write one row per model and one column per dataset and metric, with footnotes and notes on the data."""
+    footnotes: dict[str, int] = {}
+    header, cells = ["model"], {model: [model] for model in comparison.models}
+    for column in comparison.columns:
+        arrow = "↑" if column.higher_is_better else "↓"
+        header.append(f"{column.data}, {column.split}<br>{column.title}, {column.unit} {arrow}")
+        column_scores = {model: comparison.scores.get((model, column)) for model in comparison.models}
+        means = [score.mean for score in column_scores.values() if score is not None]
+        best = (max if column.higher_is_better else min)(means) if len(means) > 1 else None
+        for model, score in column_scores.items():
+            if score is None:
+                cells[model].append("-")
+                continue
+            texts = comparison.cautions[model, column.task, column.data, column.split]
+            marks = ", ".join(str(footnotes.setdefault(text, len(footnotes) + 1)) for text in texts)
+            cells[model].append(_cell(score, column, score.mean == best) + f"<sup>{marks}</sup>" * bool(marks))
+    lines = [_row(header), _row(["---"] * len(header)), *(_row(row) for row in cells.values()), ""]
+    lines.append(TABLE_NOTES)
+    if comparison.left_out:
+        lines.append(f"\nModels without a value in any column: {', '.join(comparison.left_out)}.")
+    lines += [f"\n<sup>{number}</sup> {text.rstrip('.')}." for text, number in footnotes.items()]
+    lines.append("\nData\n")
+    for (task, data, split), notes in comparison.notes.items():
+        lines.append(f"- {data}, {split} ({task}): {'; '.join(note.rstrip('.') for note in notes)}.")
+    return "\n".join(lines) + "\n"
+
+
+def paired_table(pairs: Iterable[Pair]) -> str:
+    """Write one row per pair of models and column: difference, number of videos, p-values, and verdict."""
+    header = ["dataset and metric", "A", "B", "A - B", "n", "p", "p (Holm)", "verdict"]
+    lines = [_row(header), _row(["---"] * len(header))]
+    for pair in pairs:
+        column = pair.column
+        difference = column.text(pair.difference, "+")
+        if pair.interval:
+            difference += f" [{column.text(pair.interval[0], '+')}, {column.text(pair.interval[1], '+')}]"
+        p_values = (_p_text(pair.test.p), _p_text(pair.adjusted_p)) if pair.test else ("-", "-")
+        models = (pair.first, pair.second)
+        lines.append(
+            _row([f"{column}, {column.unit}", *models, difference, str(pair.videos), *p_values, pair.verdict])
+        )
+    lines.append(f"\n{PAIRED_NOTES}")
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _cell(score: Score, column: Column, bold: bool) -> str:
+    text = f"**{column.text(score.mean)}**" if bold else column.text(score.mean)
+    if len(score.values) > 1:
+        text += f" ± {column.text(score.sd)} ({len(score.values)} runs)"
+    if score.interval is None:
+        return f"{text} n = {score.videos}"
+    low, high = map(column.text, score.interval)
+    return ", ".join(filter(None, (f"{text} [{low}, {high}] n = {score.videos}", interval_warning(score.videos))))
+
+
+def _p_text(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
