@@ -10,7 +10,7 @@ from pathlib import Path
 from ..privacy import video_hashes
 from ..tasks import TASKS
 
-SCHEMA, OLD_SCHEMA = "surgenet_hf.evaluation.results/2", "surgenet_hf.evaluation.results/1"
+SCHEMA, OLD_SCHEMA = "surgenet_hf.results/2", "surgenet_hf.results/1"
 # what people call a metric; of others, the name says it
 TITLES = {
     "video_dice": "Dice",

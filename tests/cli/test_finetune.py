@@ -22,24 +22,22 @@ from transformers import (
 
 from surgenet_hf import SurgeNetForImageClassification, SurgeNetModel
 from surgenet_hf.checkpoints.catalog import STATISTICS
-from surgenet_hf.data import CLASSIFICATION, SEGMENTATION, load_segmentation
+from surgenet_hf.cli.evaluate import main as evaluate_model
+from surgenet_hf.cli.finetune_classification import main as finetune_classification
+from surgenet_hf.cli.finetune_phase import main as finetune_phase
+from surgenet_hf.cli.finetune_segmentation import main as finetune_segmentation
+from surgenet_hf.data import dataset_names, load_data
 from surgenet_hf.data.sets.cholec80 import PHASES
 from surgenet_hf.image_processing import build_image_processor
 from tests.checkpoints.files import tiny
-from tests.cli import load_script
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-finetune_segmentation = load_script("finetune_segmentation").main
-finetune_classification = load_script("finetune_classification").main
-finetune_phase = load_script("finetune_phase").main
-evaluate_model = load_script("evaluate_model").main
-COMMON = "--config_name tiny --image_size 32 --per_device_train_batch_size 2 --max_steps 2 --disable_tqdm true".split()
+COMMON = "--backbone tiny --image_size 32 --per_device_train_batch_size 2 --max_steps 2 --disable_tqdm true".split()
 
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory):
     root = tmp_path_factory.mktemp("masks")
-    load_segmentation("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
+    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
     return next(root.iterdir())
 
 
@@ -130,7 +128,7 @@ def test_cholec80_without_validation_videos(tmp_path, capsys):
         path = tmp_path / "data" / "phase_annotations" / f"video{number:02d}-phase.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text("Frame\tPhase\n" + "".join(f"{25 * i}\t{name}\n" for i, name in enumerate(PHASES)))
-    data = ["--dataset", "cholec80-phase", "--data_dir", str(tmp_path / "data"), "--data_split", "40/40"]
+    data = ["--dataset", "cholec80-phase", "--data_dir", str(tmp_path / "data"), "--split_protocol", "40/40"]
     options = [*COMMON, *data, "--output_dir", str(tmp_path / "out")]
     for finetune in (finetune_classification, finetune_phase):
         with pytest.raises(SystemExit, match=r"no validation videos.*40/40.*32/8/40 or 40/8/32.*--eval_strategy no"):
@@ -222,15 +220,15 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--dataset folder --output_dir {tmp}/o --config_name tiny", "needs data_dir"),
-        ("--dataset nothing --output_dir {tmp}/o --config_name tiny", "unknown data set"),
-        ("--dataset endoscapes-cvs --output_dir {tmp}/o --config_name tiny", "use finetune_classification.py"),
-        ("--dataset cholec80-phase --output_dir {tmp}/o --config_name tiny", "use finetune_phase.py"),
-        ("--dataset synthetic --output_dir {tmp}/o", "either --model_name_or_path or --config_name"),
-        ("--dataset synthetic --config_name tiny", "--output_dir is missing"),
-        ("--output_dir {tmp}/o --config_name tiny", "--dataset is missing"),
+        ("--dataset folder --output_dir {tmp}/o --backbone tiny", "needs data_dir"),
+        ("--dataset nothing --output_dir {tmp}/o --backbone tiny", "unknown data set"),
+        ("--dataset endoscapes-cvs --output_dir {tmp}/o --backbone tiny", "use finetune_classification.py"),
+        ("--dataset cholec80-phase --output_dir {tmp}/o --backbone tiny", "use finetune_phase.py"),
+        ("--dataset synthetic --output_dir {tmp}/o", "either --model_name_or_path or --backbone"),
+        ("--dataset synthetic --backbone tiny", "--output_dir is missing"),
+        ("--output_dir {tmp}/o --backbone tiny", "--dataset is missing"),
         ("--dataset folder --data_dir {masks} --output_dir {tmp}/o --model_name_or_path SurgeNetQ", "did you mean"),
-        ("--dataset folder --data_dir {masks} --output_dir {tmp}/o --config_name tiny --layer_decay 2", "layer_decay"),
+        ("--dataset folder --data_dir {masks} --output_dir {tmp}/o --backbone tiny --layer_decay 2", "layer_decay"),
     ],
 )
 def test_what_the_user_can_mend(arguments, message, masks, tmp_path):
@@ -242,7 +240,7 @@ def test_what_the_user_can_mend(arguments, message, masks, tmp_path):
 def test_segmentation_data_are_refused_by_the_other_tasks(tmp_path):
     for main in (finetune_classification, finetune_phase):
         with pytest.raises(SystemExit, match=r"endoscapes is a segmentation data set: use finetune_segmentation\.py"):
-            main(["--dataset", "endoscapes", "--config_name", "tiny", "--output_dir", str(tmp_path)])
+            main(["--dataset", "endoscapes", "--backbone", "tiny", "--output_dir", str(tmp_path)])
 
 
 @pytest.mark.parametrize("main", [finetune_segmentation, finetune_classification, finetune_phase, evaluate_model])
@@ -255,7 +253,7 @@ def test_help(main, capsys):
     assert "--output-dir" not in text
     listed = re.findall(r"^  (?:-\w, )?(--\w+)", text, re.MULTILINE)
     assert len(listed) == len(set(listed)) > 5
-    for name in (*SEGMENTATION, *CLASSIFICATION):
+    for name in dataset_names():
         assert name in text.replace("\n", "").replace(" ", "")
 
 
@@ -288,7 +286,7 @@ def test_two_processes(masks, tmp_path):
     """torchrun with 2 processes: trains, and the figures are those of one process."""
     data = ["--dataset", "folder", "--data_dir", str(masks)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
-    script = [SCRIPTS / "finetune_segmentation.py", *COMMON, *data, "--output_dir", tmp_path / "out"]
+    script = ["-m", "surgenet_hf.cli.finetune_segmentation", *COMMON, *data, "--output_dir", tmp_path / "out"]
     finished = subprocess.run([*map(str, [*torchrun, *script])], capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.count("Written to") == 1
@@ -338,7 +336,7 @@ def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path
     with pytest.raises(SystemExit, match="trained for single_label_classification"):
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split", "validation"])
     with pytest.raises(SystemExit, match="no choice of split"):
-        evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--data_split", "x"])
+        evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split_protocol", "x"])
 
 
 def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_path):
@@ -361,7 +359,7 @@ def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_pa
 
 @pytest.mark.parametrize("script", ["finetune_phase", "finetune_segmentation"])
 def test_help_begins_with_what_the_script_does(script):
-    command = [sys.executable, str(SCRIPTS / f"{script}.py"), "--help"]
+    command = [sys.executable, f"scripts/{script}.py", "--help"]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
     assert "Fine-tune a SurgeNet for" in printed
     assert ("What differs from the authors' code" in printed) == (script == "finetune_phase")

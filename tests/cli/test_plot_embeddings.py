@@ -13,10 +13,7 @@ from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.data import load_segmentation
 from surgenet_hf.image_processing import build_image_processor
 from tests.checkpoints.files import tiny
-from tests.cli import load_script
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "plot_embeddings.py"
-script = load_script("plot_embeddings")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def outputs(frames, model, tmp_path_factory):
     """What a call wrote, on 9 of the 12 frames."""
     output_dir = tmp_path_factory.mktemp("outputs")
     arguments = ["--dataset", "folder", "--data_dir", str(frames), "--color_by", "video", "--max_frames", "9"]
-    script.main(["--model_name_or_path", str(model), *arguments, "--output_dir", str(output_dir)])
+    plot_embeddings.main(["--model_name_or_path", str(model), *arguments, "--output_dir", str(output_dir)])
     return output_dir
 
 
@@ -78,7 +75,7 @@ def test_segmentation_models_have_the_spatial_mean(frames, tmp_path, capsys):
     model.save_pretrained(tmp_path / "organs")  # without an image processor
     arguments = ["--dataset", "folder", "--data_dir", str(frames), "--max_frames", "6"]
     more = ["--per_device_eval_batch_size", "2", "--output_dir"]
-    script.main(["--model_name_or_path", str(tmp_path / "organs"), *arguments, *more, str(tmp_path / "out")])
+    plot_embeddings.main(["--model_name_or_path", str(tmp_path / "organs"), *arguments, *more, str(tmp_path / "out")])
     assert "Used instead: spatial mean of the last feature map, without the norm" in capsys.readouterr().out
     saved = np.load(tmp_path / "out" / "embeddings.npz")
     row = load_segmentation("folder", frames).splits["train"][0]
@@ -86,7 +83,7 @@ def test_segmentation_models_have_the_spatial_mean(frames, tmp_path, capsys):
     with torch.inference_mode():
         expected = model.surgenet(**inputs).last_hidden_state[0].mean((1, 2))
     np.testing.assert_allclose(saved["embeddings"][0], expected, atol=1e-5)
-    script.main(
+    plot_embeddings.main(
         ["--model_name_or_path", str(tmp_path / "organs"), *arguments, "--bf16", "true", *more, str(tmp_path / "half")]
     )
     half = np.load(tmp_path / "half" / "embeddings.npz")["embeddings"]
@@ -97,7 +94,7 @@ def test_segmentation_models_have_the_spatial_mean(frames, tmp_path, capsys):
 def test_drawn_again_without_the_model(outputs, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "load_backbone", lambda *args: pytest.fail("the model was loaded"))
     arguments = ["--embeddings", str(outputs / "embeddings.npz"), "--color_by", "video"]
-    script.main([*arguments, "--output_dir", str(tmp_path)])
+    plot_embeddings.main([*arguments, "--output_dir", str(tmp_path)])
     for name in ("tsne.png", "features.png"):
         np.testing.assert_array_equal(Image.open(tmp_path / name), Image.open(outputs / name))
     assert not (tmp_path / "embeddings.npz").exists()
@@ -109,7 +106,7 @@ def mixed(frames, tmp_path_factory):
     phases = tmp_path_factory.mktemp("phases")
     rows = [f"{path},{path.stem[:7]},{'AB'[i % 2]}" for i, path in enumerate(sorted((frames / "images").iterdir()))]
     (phases / "labels.csv").write_text("\n".join(["image,video,label", *rows]))
-    return script.load_frames(["folder", "csv"], [str(frames), str(phases)], 8)
+    return embeddings.load_frames(["folder", "csv"], [str(frames), str(phases)], 8)
 
 
 def test_frames_are_spread_over_each_data_set(mixed, frames):
@@ -117,7 +114,7 @@ def test_frames_are_spread_over_each_data_set(mixed, frames):
     assert [name for name, _ in found] == ["folder"] * 8 + ["csv"] * 8
     assert len(set(found[:8])) == 3
     assert len(set(found[8:])) == 3
-    (_, _, first), (_, _, second) = script.load_frames(["folder"], [str(frames)], 999)
+    (_, _, first), (_, _, second) = embeddings.load_frames(["folder"], [str(frames)], 999)
     assert (first, second) == (list(range(8)), list(range(4)))
 
 
@@ -127,7 +124,7 @@ def test_videos_of_two_data_sets_keep_apart_and_phases_have_names(mixed, model, 
     drawn = {}
     monkeypatch.setattr(script, "scatter_figure", lambda points, groups, *args: drawn.update(groups=groups))
     monkeypatch.setattr(script, "save_both", lambda *args: ())
-    script.main(["--embeddings", str(tmp_path / "saved.npz"), "--color_by", "video", "--output_dir", str(tmp_path)])
+    plot_embeddings.main(["--embeddings", str(tmp_path / "saved.npz"), "--color_by", "video", "--output_dir", str(tmp_path)])
     assert drawn["groups"][0] == f"folder {saved['video'][0]}"
     assert len(set(drawn["groups"])) == 6
     assert list(saved["phase"][:8]) == [""] * 8
@@ -150,7 +147,7 @@ def test_videos_of_two_data_sets_keep_apart_and_phases_have_names(mixed, model, 
 def test_errors_without_traceback(frames, model, tmp_path, arguments, message):
     arguments = [str(frames) if argument == "FRAMES" else argument for argument in arguments]
     with pytest.raises(SystemExit) as caught:
-        script.main(["--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out"), *arguments])
+        plot_embeddings.main(["--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out"), *arguments])
     assert message in str(caught.value.code)
     assert not (tmp_path / "out").exists()
 
@@ -160,7 +157,7 @@ def test_another_file_is_refused(tmp_path):
     np.save(tmp_path / "other.npy", np.ones(3))
     for name in ("other.npz", "other.npy", "absent.npz"):
         with pytest.raises(SystemExit, match=name):
-            script.main(["--embeddings", str(tmp_path / name), "--output_dir", str(tmp_path)])
+            plot_embeddings.main(["--embeddings", str(tmp_path / name), "--output_dir", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -176,12 +173,12 @@ def test_another_file_is_refused(tmp_path):
 )
 def test_impossible_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        script.main(arguments)
+        plot_embeddings.main(arguments)
     assert message in capsys.readouterr().err
 
 
 def test_as_a_user_runs_it(outputs, tmp_path):
-    command = [sys.executable, SCRIPT, "--embeddings", outputs / "embeddings.npz", "--output_dir", tmp_path]
+    command = [sys.executable, "-m", "surgenet_hf.cli.plot_embeddings", "--embeddings", outputs / "embeddings.npz", "--output_dir", tmp_path]
     finished = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert str(tmp_path / "tsne.png") in finished.stdout

@@ -4,12 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import load_script
 from tests.data.videos import write_video
 from tests.preparation.test_shards import files, read_index
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_frames.py"
-script = load_script("prepare_frames")
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +19,14 @@ def videos(tmp_path_factory):
 
 def test_as_a_user_would(videos, tmp_path, capsys):
     output = tmp_path / "new" / "shards"
-    command = [sys.executable, SCRIPT, "--videos_dir", videos, "--output_dir", output, "--num_workers", "2"]
+    command = [sys.executable, "-m", "surgenet_hf.cli.prepare_frames", "--videos_dir", videos, "--output_dir", output, "--num_workers", "2"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout == (
         "2 videos: 5 of 5 frames kept, 0 black, 0 duplicates\n"
         f"Written: 2 shards, index.parquet and report.json in {output}\n"
     )
     assert "5/5" in run.stderr  # the progress bar
-    script.main(["--videos_dir", str(videos), "--output_dir", str(tmp_path / "again")])
+    prepare_frames.main(["--videos_dir", str(videos), "--output_dir", str(tmp_path / "again")])
     assert files(tmp_path / "again") == files(output)
 
 
@@ -37,7 +34,7 @@ def test_options_reach_the_frames(videos, tmp_path, capsys):
     (tmp_path / "list.txt").write_text("a_frame_1_Sample0.jpg\na_frame_2_Sample1.jpg\nb_frame_7_Sample0.jpg")
     arguments = "--max_side 24 --shard_format zip --drop_black --black_threshold 35 --drop_duplicates"
     arguments += f" --frame_list {tmp_path}/list.txt --videos_dir {videos} --output_dir {tmp_path}/out"
-    script.main(arguments.split())
+    prepare_frames.main(arguments.split())
     index = read_index(tmp_path / "out")  # second 1 has grey 30, second 2 has grey 40
     assert index[["shard", "video", "number", "width"]].to_numpy().tolist() == [
         ["colectomy-00000.zip", "colectomy/a.mp4", 2, 24]
@@ -54,7 +51,7 @@ def test_broken_videos_are_named_and_the_exit_status_is_1(tmp_path, capsys):
     arguments = ["--videos_dir", str(tmp_path / "v"), "--output_dir", str(tmp_path / "out")]
     for _ in range(2):  # again: it is not forgotten
         with pytest.raises(SystemExit, match=r"error: 1 of 2 videos could not be read\n.*bad\.mp4 cannot be read"):
-            script.main(arguments)
+            prepare_frames.main(arguments)
         assert "2 videos: 3 of 3 frames kept" in capsys.readouterr().out
 
 
@@ -67,5 +64,5 @@ def test_broken_videos_are_named_and_the_exit_status_is_1(tmp_path, capsys):
 )
 def test_errors(arguments, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
-        script.main([*arguments, "--output_dir", str(tmp_path / "out")])
+        prepare_frames.main([*arguments, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

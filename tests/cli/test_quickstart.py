@@ -17,13 +17,11 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from surgenet_hf import SurgeNetModel
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import find_entry
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.cli import quickstart
+from surgenet_hf.data import load_data
 from surgenet_hf.evaluation.evaluate import evaluate
 from tests.checkpoints.files import original, tiny
-from tests.cli import load_script
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "quickstart.py"
-quickstart = load_script("quickstart")
 TINY = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--image_size", "32"]
 
 
@@ -31,7 +29,7 @@ TINY = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--image_size"
 def frames(tmp_path_factory):
     """A folder of frames and masks as a user has it."""
     root = tmp_path_factory.mktemp("frames")
-    load_segmentation("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
+    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
     return next(root.iterdir())
 
 
@@ -46,7 +44,7 @@ def run(frames, tmp_path_factory):
 
 
 def test_model_results_and_picture(run, frames):
-    assert sorted(path.name for path in run.glob("[!.]*")) == ["model", "results.json", "segmentation.png"]
+    assert sorted(path.name for path in run.glob("[!.]*")) == ["model", "results.json", "run.yaml", "segmentation.png"]
     picture = Image.open(run / "segmentation.png")
     assert min(picture.size) > 500
     results = json.loads((run / "results.json").read_text())
@@ -55,7 +53,7 @@ def test_model_results_and_picture(run, frames):
 
     model = AutoModelForSemanticSegmentation.from_pretrained(run / "model")
     processor = AutoImageProcessor.from_pretrained(run / "model")
-    again = evaluate(model, processor, load_segmentation("folder", frames)).results
+    again = evaluate(model, processor, load_data("folder", frames)).results
     assert again["metrics"]["video_dice"] == pytest.approx(results["metrics"]["video_dice"], abs=1e-3)
     assert again["data"]["frames"] == results["data"]["frames"] == 3
 
@@ -165,7 +163,7 @@ def test_no_stage_of_the_probe_takes_longer_than_its_timeout(monkeypatch):
 
 def test_as_a_user_runs_it(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, SCRIPT, "--output_dir", tmp_path / "out", *TINY]
+    command = [sys.executable, "-m", "surgenet_hf.cli.quickstart", "--output_dir", tmp_path / "out", *TINY]
     finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     assert "OfflineModeIsEnabled" in finished.stdout

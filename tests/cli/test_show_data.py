@@ -7,10 +7,7 @@ from PIL import Image
 
 from surgenet_hf.data import CLASSIFICATION, SEGMENTATION
 from surgenet_hf.data.sets import folder, synthetic
-from tests.cli import load_script
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "show_data.py"
-script = load_script("show_data")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +19,7 @@ def frames(tmp_path_factory):
 
 def test_as_a_user_would(frames, tmp_path):
     output = tmp_path / "new" / "picture.png"
-    command = [sys.executable, SCRIPT, "--dataset", "folder", "--data_dir", frames, "--output", output]
+    command = [sys.executable, "-m", "surgenet_hf.cli.show_data", "--dataset", "folder", "--data_dir", frames, "--output", output]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.startswith("Found 4 frames of 2 videos to train on")
     assert run.stdout.endswith(f"Written: {output}\n")
@@ -31,7 +28,7 @@ def test_as_a_user_would(frames, tmp_path):
 
 def test_split_and_default_output(frames, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    script.main(["--dataset", "folder", "--data_dir", str(frames), "--split", "validation", "--num_frames", "1"])
+    show_data.main(["--dataset", "folder", "--data_dir", str(frames), "--split", "validation", "--num_frames", "1"])
     assert Path("outputs/folder_validation.png").exists()
     assert "Written: outputs/folder_validation.png" in capsys.readouterr().out
 
@@ -40,7 +37,7 @@ def test_classification_sets_are_drawn_too(frames, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(script, "load_classification", lambda *args: asked.append(args) or folder.load(frames))
     output = tmp_path / "picture.png"
-    script.main(["--dataset", "autolaparo", "--data_dir", "D", "--output", str(output)])
+    show_data.main(["--dataset", "autolaparo", "--data_dir", "D", "--output", str(output)])
     assert asked == [("autolaparo", "D")]
     assert output.exists()
 
@@ -55,17 +52,17 @@ def test_classification_sets_are_drawn_too(frames, tmp_path, monkeypatch):
 )
 def test_errors(arguments, message):
     with pytest.raises(SystemExit, match=f"(?s){message}"):
-        script.main(arguments)
+        show_data.main(arguments)
 
 
 def test_split_that_is_not_there(frames):
     with pytest.raises(SystemExit, match="error: the data set 'folder' has no split 'test'; it has train, validation"):
-        script.main(["--dataset", "folder", "--data_dir", str(frames), "--split", "test"])
+        show_data.main(["--dataset", "folder", "--data_dir", str(frames), "--split", "test"])
 
 
 def test_output_that_is_no_picture(frames, tmp_path):
     with pytest.raises(SystemExit, match=r"error: .*txt"):
-        script.main(["--dataset", "folder", "--data_dir", str(frames), "--output", str(tmp_path / "picture.txt")])
+        show_data.main(["--dataset", "folder", "--data_dir", str(frames), "--output", str(tmp_path / "picture.txt")])
 
 
 def test_data_that_is_there_but_wrong_is_not_to_be_downloaded_again(frames, tmp_path):
@@ -74,14 +71,14 @@ def test_data_that_is_there_but_wrong_is_not_to_be_downloaded_again(frames, tmp_
     for name, ending in (("images", "jpg"), ("masks", "png")):
         Image.new("L", (8, 8)).save(tmp_path / name / f"a_1.{ending}")
     with pytest.raises(SystemExit) as error:
-        script.main(["--dataset", "folder", "--data_dir", str(tmp_path)])
+        show_data.main(["--dataset", "folder", "--data_dir", str(tmp_path)])
     assert "holds a single video" in str(error.value)
     assert "Where to get" not in str(error.value)
 
 
 def test_unknown_names_are_told_the_known_ones(capsys):
     with pytest.raises(SystemExit):
-        script.main(["--dataset", "cholecseg"])
+        show_data.main(["--dataset", "cholecseg"])
     assert "cholecseg8k" in capsys.readouterr().err
 
 

@@ -13,20 +13,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from surgenet_hf.checkpointing import lock_run
-from surgenet_hf.data import load_segmentation
-from surgenet_hf.finetuning.training import SurgeNetTrainer
-from tests.cli import load_script
+from surgenet_hf.cli.finetune_segmentation import main
+from surgenet_hf.data import load_data
+from surgenet_hf.finetuning.trainer import SurgeNetTrainer
 
-main = load_script("finetune_segmentation").main
 EPOCHS, STEPS = 3, 3  # of two frames each
-COMMON = f"--config_name tiny --image_size 32 --per_device_train_batch_size 2 --num_train_epochs {EPOCHS}"
+COMMON = f"--backbone tiny --image_size 32 --per_device_train_batch_size 2 --num_train_epochs {EPOCHS}"
 COMMON += " --learning_rate 3e-3 --disable_tqdm true --dataset folder"
 
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory):
     root = tmp_path_factory.mktemp("masks")
-    load_segmentation("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
+    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
     return next(root.iterdir())
 
 

@@ -113,7 +113,7 @@ def test_a_finetuning_that_is_pushed(hub, client, frames, home, monkeypatch):
     data = ["--dataset", "csv", "--data_dir", str(frames), "--output_dir", str(home / "my-run")]
     argv = [*options.split(), *data, "--push_to_hub", "true", "--hub_model_id", "maintainer/mine"]
     monkeypatch.setattr(sys, "argv", [str(home / "scripts" / "finetune_classification.py"), *argv])
-    load_script("finetune_classification").main(argv)
+    finetune_classification.main(argv)
     files = hub.repos["maintainer/mine"].files()
     assert {"README.md", "results.json", "model.safetensors"} <= files.keys()
     assert not found(hub, [*SECRETS, hub.token])

@@ -8,10 +8,7 @@ import pytest
 from PIL import Image
 
 from surgenet_hf.evaluation.statistics import student_interval
-from tests.cli import load_script
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_models.py"
-main = load_script("compare_models").main
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +28,7 @@ def outputs(tmp_path_factory):
         }
         values = {name: [per_video[video][name] for video in videos] for name in scales}
         results = {
-            "schema": "surgenet_hf.evaluation.results/2",
+            "schema": "surgenet_hf.results/2",
             "task": "semantic-segmentation",
             "model": {
                 "name": f"runs/{model}-seed{seed}/model",
@@ -112,7 +109,7 @@ def test_errors_without_traceback(outputs, tmp_path, arguments, message):
 
 
 def test_as_a_user_runs_it(outputs, tmp_path):
-    command = [sys.executable, SCRIPT, "--results", outputs / "XL-seed0", outputs / "XL-seed1"]
+    command = [sys.executable, "-m", "surgenet_hf.cli.compare", "--results", outputs / "XL-seed0", outputs / "XL-seed1"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert "| XL | 71.0 ± 1.4 (2 runs) [" in finished.stdout
