@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..privacy import video_hashes
 
-SCHEMA, OLD_SCHEMA = "surgenet_hf.evaluation.results/2", "surgenet_hf.evaluation.results/1"
+SCHEMA, OLD_SCHEMA = "surgenet_hf.results/2", "surgenet_hf.results/1"
 # the main metrics of each task, most important first; of image classification those that the kind of labels has
 HEADLINES = {
     "semantic-segmentation": ("video_dice", "video_assd"),

@@ -101,7 +101,7 @@ def test_finetuned_card(tmp_path):
     assert "No metrics were given" in without_results
     check_layout(without_results)
     results = {
-        "schema": "surgenet_hf.evaluation.results/2",
+        "schema": "surgenet_hf.results/2",
         "task": "semantic-segmentation",
         "model": {"name": "model"},
         "data": {
