@@ -9,7 +9,7 @@ Without the data, `surgenet show-data --dataset NAME` prints where to download i
 from dataclasses import dataclass, field
 
 from ..data import DATASETS, dataset_names
-from ..errors import UserError
+from ..errors import MissingFileError, UserError
 from .arguments import ArgumentParser, command
 
 
@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         data = load_data(args.dataset, args.data_dir)
     except UserError as error:
+        if args.data_dir and not isinstance(error, MissingFileError):
+            raise  # downloading the data again would not help
         source = getattr(module, "SOURCE", None) or f"see the documentation of {module.__name__}"
         raise UserError(f"{error}\nWhere to download {args.dataset}: {source}") from error
     output = args.output or f"outputs/{args.dataset}_{args.split}.png"

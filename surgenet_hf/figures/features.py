@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..errors import UserError
 from .style import LARGE, NORMAL, SMALL, WIDTH, color, marker, new_figure, outline
 
 NAMED_GROUPS = 12  # up to so many groups may have their name on the picture too
@@ -16,14 +17,16 @@ def tsne(embeddings: np.ndarray, perplexity: float = 30, seed: int = 0) -> np.nd
     The perplexity is lowered to a third of the other points where there are few.
 
     Raises:
-        ValueError: fewer than 4 embeddings, or some that are not finite.
+        UserError: fewer than 4 embeddings, or some that are not finite.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     embeddings = np.asarray(embeddings, np.float32)
     if embeddings.ndim != 2 or len(embeddings) < 4 or not np.isfinite(embeddings).all():
-        raise ValueError(f"t-SNE needs finite embeddings (N, C) with N at least 4; found {embeddings.shape}.")
+        raise UserError(
+            f"t-SNE needs finite embeddings (N, C) with N at least 4, found {embeddings.shape}: use more frames"
+        )
     components = min(50, *embeddings.shape)
     reduced = PCA(components, random_state=seed).fit_transform(embeddings)
     perplexity = min(perplexity, (len(embeddings) - 1) / 3)

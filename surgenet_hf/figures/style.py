@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
 from ..atomic import atomic_write
+from ..errors import UserError
 
 # Okabe and Ito's palette, made to be told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/):
 # dark grey for black, yellow last, as it is faint on white. A marker, dash or hatch of its own goes with each colour.
@@ -63,8 +64,14 @@ def plain(axes) -> None:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> None:
-    """Write a figure in the format of the file's ending: the file is there whole or not at all."""
+    """Write a figure in the format of the file's ending.
+
+    Raises:
+        UserError: the ending is not that of a format.
+    """
     ending = Path(path).suffix[1:] or "png"
+    if ending not in (known := figure.canvas.get_supported_filetypes()):
+        raise UserError(f"{path} ends with .{ending}, expected one of {', '.join(known)}")
     # in PDF: text as text, and no date, so that the same figure gives the same file
     undated = {"metadata": {"CreationDate": None}} if ending == "pdf" else {}
     with atomic_write(path) as temporary, rc_context({"pdf.fonttype": 42}):

@@ -1,14 +1,13 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from surgenet_hf.cli.compare import main
 from surgenet_hf.evaluation.statistics import student_interval
-
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +108,14 @@ def test_errors_without_traceback(outputs, tmp_path, arguments, message):
 
 
 def test_as_a_user_runs_it(outputs, tmp_path):
-    command = [sys.executable, "-m", "surgenet_hf.cli.compare", "--results", outputs / "XL-seed0", outputs / "XL-seed1"]
+    command = [
+        sys.executable,
+        "-m",
+        "surgenet_hf.cli.compare",
+        "--results",
+        outputs / "XL-seed0",
+        outputs / "XL-seed1",
+    ]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert "| XL | 71.0 ± 1.4 (2 runs) [" in finished.stdout

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,9 +220,9 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
     ("arguments", "message"),
     [
         ("--dataset folder --output_dir {tmp}/o --backbone tiny", "needs data_dir"),
-        ("--dataset nothing --output_dir {tmp}/o --backbone tiny", "unknown data set"),
-        ("--dataset endoscapes-cvs --output_dir {tmp}/o --backbone tiny", "use finetune_classification.py"),
-        ("--dataset cholec80-phase --output_dir {tmp}/o --backbone tiny", "use finetune_phase.py"),
+        ("--dataset nothing --output_dir {tmp}/o --backbone tiny", "unknown dataset"),
+        ("--dataset endoscapes-cvs --output_dir {tmp}/o --backbone tiny", "use surgenet finetune-classification"),
+        ("--dataset cholec80-phase --output_dir {tmp}/o --backbone tiny", "use surgenet finetune-phase"),
         ("--dataset synthetic --output_dir {tmp}/o", "either --model_name_or_path or --backbone"),
         ("--dataset synthetic --backbone tiny", "--output_dir is missing"),
         ("--output_dir {tmp}/o --backbone tiny", "--dataset is missing"),
@@ -239,7 +238,7 @@ def test_what_the_user_can_mend(arguments, message, masks, tmp_path):
 
 def test_segmentation_data_are_refused_by_the_other_tasks(tmp_path):
     for main in (finetune_classification, finetune_phase):
-        with pytest.raises(SystemExit, match=r"endoscapes is a segmentation data set: use finetune_segmentation\.py"):
+        with pytest.raises(SystemExit, match=r"endoscapes is a dataset for .*: use surgenet finetune-segmentation"):
             main(["--dataset", "endoscapes", "--backbone", "tiny", "--output_dir", str(tmp_path)])
 
 

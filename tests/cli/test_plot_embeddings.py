@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,17 +9,18 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.cli import plot_embeddings
+from surgenet_hf.data import load_data
 from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.inference import embeddings
 from tests.checkpoints.files import tiny
-
 
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory):
     """A folder of frames and masks: 3 videos with 4 frames each."""
     root = tmp_path_factory.mktemp("frames")
-    load_segmentation("synthetic", root, num_videos=3, frames_per_video=4, size=(32, 48))
+    load_data("synthetic", root, num_videos=3, frames_per_video=4, size=(32, 48))
     return next(root.iterdir())
 
 
@@ -44,7 +44,7 @@ def outputs(frames, model, tmp_path_factory):
 
 def test_figures_and_embeddings(outputs, frames, model):
     written = sorted(path.name for path in outputs.iterdir())
-    assert written == ["embeddings.npz", "features.pdf", "features.png", "tsne.pdf", "tsne.png"]
+    assert written == ["embeddings.npz", "features.pdf", "features.png", "run.yaml", "tsne.pdf", "tsne.png"]
     for name in ("tsne", "features"):
         picture = np.asarray(Image.open(outputs / f"{name}.png").convert("RGB"))
         assert picture.shape[1] == 2160
@@ -55,7 +55,7 @@ def test_figures_and_embeddings(outputs, frames, model):
     assert set(saved["dataset"]) == {"folder"}
     assert str(saved["model"]) == model.parent.name  # "model" says nothing
     # the first embedding is that of the first frame
-    row = load_segmentation("folder", frames).splits["train"][0]
+    row = load_data("folder", frames).splits["train"][0]
     inputs = AutoImageProcessor.from_pretrained(model)(row["image"], return_tensors="pt")
     with torch.inference_mode():
         expected = SurgeNetModel.from_pretrained(model).eval()(**inputs).pooler_output[0]
@@ -78,7 +78,7 @@ def test_segmentation_models_have_the_spatial_mean(frames, tmp_path, capsys):
     plot_embeddings.main(["--model_name_or_path", str(tmp_path / "organs"), *arguments, *more, str(tmp_path / "out")])
     assert "Used instead: spatial mean of the last feature map, without the norm" in capsys.readouterr().out
     saved = np.load(tmp_path / "out" / "embeddings.npz")
-    row = load_segmentation("folder", frames).splits["train"][0]
+    row = load_data("folder", frames).splits["train"][0]
     inputs = build_image_processor("imagenet")(row["image"], return_tensors="pt")
     with torch.inference_mode():
         expected = model.surgenet(**inputs).last_hidden_state[0].mean((1, 2))
@@ -92,7 +92,7 @@ def test_segmentation_models_have_the_spatial_mean(frames, tmp_path, capsys):
 
 
 def test_drawn_again_without_the_model(outputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "load_backbone", lambda *args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(embeddings, "load_backbone", lambda *args: pytest.fail("the model was loaded"))
     arguments = ["--embeddings", str(outputs / "embeddings.npz"), "--color_by", "video"]
     plot_embeddings.main([*arguments, "--output_dir", str(tmp_path)])
     for name in ("tsne.png", "features.png"):
@@ -119,24 +119,27 @@ def test_frames_are_spread_over_each_data_set(mixed, frames):
 
 
 def test_videos_of_two_data_sets_keep_apart_and_phases_have_names(mixed, model, tmp_path, monkeypatch):
-    saved = script.embed(str(model), mixed)
+    (folder, _, _), *_, (phases, split, indices) = mixed
+    monkeypatch.setattr(embeddings, "load_frames", lambda *args: mixed)
+    saved = embeddings.embed_datasets(str(model), [folder.name, phases.name], [], 8)
     np.savez(tmp_path / "saved.npz", **saved)
     drawn = {}
-    monkeypatch.setattr(script, "scatter_figure", lambda points, groups, *args: drawn.update(groups=groups))
-    monkeypatch.setattr(script, "save_both", lambda *args: ())
-    plot_embeddings.main(["--embeddings", str(tmp_path / "saved.npz"), "--color_by", "video", "--output_dir", str(tmp_path)])
+    monkeypatch.setattr("surgenet_hf.figures.scatter_figure", lambda _, groups, *args: drawn.update(groups=groups))
+    monkeypatch.setattr("surgenet_hf.figures.save_both", lambda *args: ())
+    plot_embeddings.main(
+        ["--embeddings", str(tmp_path / "saved.npz"), "--color_by", "video", "--output_dir", str(tmp_path)]
+    )
     assert drawn["groups"][0] == f"folder {saved['video'][0]}"
     assert len(set(drawn["groups"])) == 6
     assert list(saved["phase"][:8]) == [""] * 8
-    data, split, indices = mixed[-1]
-    assert saved["phase"][-1] == data.labels[split[indices[-1]]["labels"]]
+    assert saved["phase"][-1] == phases.labels[split[indices[-1]]["labels"]]
     assert set(saved["phase"][8:]) == {"A", "B"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "cholec"], "unknown data set 'cholec'; the known ones are"),
+        (["--dataset", "cholec"], "unknown dataset 'cholec'; did you mean 'cholec80-"),
         (["--dataset", "folder"], "needs data_dir"),
         (["--dataset", "folder", "--data_dir", "FRAMES", "--color_by", "phase"], "no phases in folder"),
         (["--dataset", "folder", "--data_dir", "FRAMES", "--max_frames", "3"], "N at least 4"),
@@ -178,7 +181,15 @@ def test_impossible_arguments_are_refused(arguments, message, capsys):
 
 
 def test_as_a_user_runs_it(outputs, tmp_path):
-    command = [sys.executable, "-m", "surgenet_hf.cli.plot_embeddings", "--embeddings", outputs / "embeddings.npz", "--output_dir", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "surgenet_hf.cli.plot_embeddings",
+        "--embeddings",
+        outputs / "embeddings.npz",
+        "--output_dir",
+        tmp_path,
+    ]
     finished = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert str(tmp_path / "tsne.png") in finished.stdout

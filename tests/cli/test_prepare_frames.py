@@ -1,12 +1,11 @@
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from surgenet_hf.cli import prepare_frames
 from tests.data.videos import write_video
 from tests.preparation.test_shards import files, read_index
-
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,17 @@ def videos(tmp_path_factory):
 
 def test_as_a_user_would(videos, tmp_path, capsys):
     output = tmp_path / "new" / "shards"
-    command = [sys.executable, "-m", "surgenet_hf.cli.prepare_frames", "--videos_dir", videos, "--output_dir", output, "--num_workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "surgenet_hf.cli.prepare_frames",
+        "--videos_dir",
+        videos,
+        "--output_dir",
+        output,
+        "--num_workers",
+        "2",
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout == (
         "2 videos: 5 of 5 frames kept, 0 black, 0 duplicates\n"

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -64,8 +63,8 @@ def test_the_same_seed_gives_the_same_and_the_report_says_what_to_do_next(run, f
     assert results[0] == results[1]
 
     out = capsys.readouterr().out
-    (fallback,) = [line for line in out.splitlines() if "SurgeNetXL cannot" in line]
-    assert "small SurgeNet of random weights" in fallback
+    (fallback,) = [line for line in out.splitlines() if "SurgeNetXL could not" in line]
+    assert "a small, randomly initialized model" in fallback
     header = next(line for line in out.splitlines() if "majority class" in line)
     assert header.split() == ["majority", "class", "before", "after"]
     for label in ("background", "liver", "instrument", "mean"):
@@ -80,7 +79,7 @@ def test_goes_on_from_its_own_model(run, frames, tmp_path, capsys):
     quickstart.main([*arguments, "--model_name_or_path", str(run / "model"), "--learning_rate", "1e-5"])
     before = json.loads((tmp_path / "results.json").read_text())["comparisons"]["before_training"]
     assert before == json.loads((run / "results.json").read_text())["metrics"]
-    assert "random weights" not in capsys.readouterr().out
+    assert "randomly initialized" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -97,14 +96,14 @@ def test_what_the_user_can_mend_is_said_without_traceback(arguments, message, fr
     with pytest.raises(SystemExit) as exit_info:
         quickstart.main([*arguments, "--output_dir", str(tmp_path)])
     assert message in str(exit_info.value.code)
-    assert "random weights" not in capsys.readouterr().out  # a name that the user typed never falls back
+    assert "randomly initialized" not in capsys.readouterr().out  # a name that the user typed never falls back
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--output_dir", __file__], "is a file"),
-        (["--model_name_or_path", "a", "--config_name", "pvt_v2_b2"], "exclude each other"),
+        (["--model_name_or_path", "a", "--backbone", "pvt_v2_b2"], "exclude each other"),
         (["--dataset", "cholec"], "invalid choice"),
     ],
 )
@@ -115,7 +114,7 @@ def test_impossible_arguments_are_refused(arguments, message, capsys):
 
 
 def test_a_full_size_backbone_by_name():
-    config = quickstart.choose_source(quickstart.Arguments(config_name="convnextv2_tiny"))
+    config = quickstart.choose_source(quickstart.QuickstartArguments(backbone="convnextv2_tiny"))
     assert config.backbone == "convnextv2_tiny"
     assert config.hidden_sizes == [96, 192, 384, 768]
 
@@ -134,10 +133,10 @@ def upstream(hub, client, tiny_backbones, monkeypatch):
 
 
 def test_the_default_is_the_authors_surgenetxl(upstream, capsys):
-    default = quickstart.Arguments()
+    default = quickstart.QuickstartArguments()
     folder = quickstart.choose_source(default)
     assert SurgeNetModel.from_pretrained(folder).config.pretraining["name"] == "SurgeNetXL"
-    assert quickstart.choose_source(quickstart.Arguments(model_name_or_path="surgenet-xl")) == folder
+    assert quickstart.choose_source(quickstart.QuickstartArguments(model_name_or_path="surgenet-xl")) == folder
     # and later from the cache, when the Hub is away
     upstream.fail(".*", status=503, times=math.inf)
     assert quickstart.choose_source(default) == folder
@@ -146,17 +145,17 @@ def test_the_default_is_the_authors_surgenetxl(upstream, capsys):
 
 def test_without_the_hub_it_says_so_in_one_line(upstream, capsys):
     upstream.fail(".*", status=404, times=math.inf)
-    assert quickstart.choose_source(quickstart.Arguments()).hidden_sizes[0] == 32
+    assert quickstart.choose_source(quickstart.QuickstartArguments()).hidden_sizes[0] == 32
     assert len(capsys.readouterr().out.splitlines()) == 1
     assert len(upstream.requests) == 1  # one probe, and no more
     with pytest.raises(OSError):  # noqa: PT011 (a name that the user typed never falls back)
-        quickstart.choose_source(quickstart.Arguments(model_name_or_path="SurgeNetXL"))
+        quickstart.choose_source(quickstart.QuickstartArguments(model_name_or_path="SurgeNetXL"))
 
 
 def test_no_stage_of_the_probe_takes_longer_than_its_timeout(monkeypatch):
     # as the name resolver can, which knows no timeout
     answer = threading.Event()
-    monkeypatch.setattr(quickstart.HfApi, "model_info", lambda *args, **kwargs: answer.wait(60))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: answer.wait(60))
     assert quickstart.probe_hub("someone/model", timeout=0.2) == "no answer within 0.2 s"
     answer.set()
 
@@ -171,4 +170,4 @@ def test_as_a_user_runs_it(tmp_path):
     assert "3/3" in finished.stderr  # the progress bar
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["data"]["name"] == "synthetic"
-    assert "quickstart.py" in results["command"]
+    assert results["command"].startswith("surgenet quickstart ")

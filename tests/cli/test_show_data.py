@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import CLASSIFICATION, SEGMENTATION
+from surgenet_hf.cli import show_data
+from surgenet_hf.data import dataset_names
 from surgenet_hf.data.sets import folder, synthetic
-
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,17 @@ def frames(tmp_path_factory):
 
 def test_as_a_user_would(frames, tmp_path):
     output = tmp_path / "new" / "picture.png"
-    command = [sys.executable, "-m", "surgenet_hf.cli.show_data", "--dataset", "folder", "--data_dir", frames, "--output", output]
+    command = [
+        sys.executable,
+        "-m",
+        "surgenet_hf.cli.show_data",
+        "--dataset",
+        "folder",
+        "--data_dir",
+        frames,
+        "--output",
+        output,
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.startswith("Found 4 frames of 2 videos to train on")
     assert run.stdout.endswith(f"Written: {output}\n")
@@ -35,7 +45,7 @@ def test_split_and_default_output(frames, tmp_path, monkeypatch, capsys):
 
 def test_classification_sets_are_drawn_too(frames, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(script, "load_classification", lambda *args: asked.append(args) or folder.load(frames))
+    monkeypatch.setattr("surgenet_hf.data.load_data", lambda *args: asked.append(args) or folder.load(frames))
     output = tmp_path / "picture.png"
     show_data.main(["--dataset", "autolaparo", "--data_dir", "D", "--output", str(output)])
     assert asked == [("autolaparo", "D")]
@@ -46,8 +56,11 @@ def test_classification_sets_are_drawn_too(frames, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--dataset", "cholecseg8k", "--data_dir", "nowhere"], r"nowhere does not exist.*\nWhere .*kaggle\.com"),
-        (["--dataset", "cholecseg8k"], r"needs data_dir.*\nWhere to get cholecseg8k: https://www\.kaggle\.com"),
-        (["--dataset", "dsad", "--data_dir", "nowhere"], r"nowhere does not exist.*\nWhere to get dsad: figshare"),
+        (["--dataset", "cholecseg8k"], r"needs data_dir.*\nWhere to download cholecseg8k: https://www\.kaggle\.com"),
+        (
+            ["--dataset", "dsad", "--data_dir", "nowhere"],
+            r"does not exist.*\nWhere to download dsad: figshare",
+        ),
     ],
 )
 def test_errors(arguments, message):
@@ -56,7 +69,7 @@ def test_errors(arguments, message):
 
 
 def test_split_that_is_not_there(frames):
-    with pytest.raises(SystemExit, match="error: the data set 'folder' has no split 'test'; it has train, validation"):
+    with pytest.raises(SystemExit, match="error: the dataset 'folder' has no split 'test'; it has train, validation"):
         show_data.main(["--dataset", "folder", "--data_dir", str(frames), "--split", "test"])
 
 
@@ -73,7 +86,7 @@ def test_data_that_is_there_but_wrong_is_not_to_be_downloaded_again(frames, tmp_
     with pytest.raises(SystemExit) as error:
         show_data.main(["--dataset", "folder", "--data_dir", str(tmp_path)])
     assert "holds a single video" in str(error.value)
-    assert "Where to get" not in str(error.value)
+    assert "Where to download" not in str(error.value)
 
 
 def test_unknown_names_are_told_the_known_ones(capsys):
@@ -82,6 +95,7 @@ def test_unknown_names_are_told_the_known_ones(capsys):
     assert "cholecseg8k" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dataset", [*SEGMENTATION, *CLASSIFICATION])
-def test_every_set_says_where_it_is_to_be_had(dataset):
-    assert script.where_to_get(dataset).startswith(f"Where to get {dataset}: ")
+@pytest.mark.parametrize("dataset", [name for name in dataset_names() if not name.startswith("synthetic")])
+def test_every_dataset_says_where_to_download_it(dataset):
+    with pytest.raises(SystemExit, match=rf"Where to download {dataset}: \S"):
+        show_data.main(["--dataset", dataset])
