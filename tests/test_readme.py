@@ -15,8 +15,9 @@ import surgenet_hf
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS, find_entry
-from surgenet_hf.data import CLASSIFICATION, SEGMENTATION
+from surgenet_hf.data import dataset_names
 from surgenet_hf.image_processing import build_image_processor
+from surgenet_cli import COMMANDS
 from surgenet_hf.publishing import repositories as publishing
 from tests.checkpoints.files import original, tiny
 
@@ -59,7 +60,7 @@ def test_examples(originals, hub, client, monkeypatch, tmp_path):
     SurgeNetForSemanticSegmentation(tiny()).save_pretrained("outputs/quickstart/model")
     build_image_processor().save_pretrained("outputs/quickstart/model")
 
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     namespace = {"image": Image.fromarray(np.zeros((48, 64, 3), np.uint8))}
     for example in EXAMPLES:
         exec(example, namespace)
@@ -113,8 +114,8 @@ def test_table_of_data_sets_is_the_packages():
     table = README.split("| `--dataset` |")[1].split("\n\n")[0]
     rows = [row.split(" | ") for row in table.splitlines()[2:]]
     names = {name for row in rows for cell in row[:2] for name in re.findall(r"`([\w-]+)`", cell)}
-    assert names == {*SEGMENTATION, *CLASSIFICATION}
-    modules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "surgenet_hf" / "data").glob("*.py"))
+    assert names == set(dataset_names())
+    modules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "surgenet_hf" / "data" / "sets").glob("*.py"))
     urls = re.findall(r"\((https://[^)]+)\)", table)
     assert len(urls) == 6
     assert not [url for url in urls if url.removeprefix("https://doi.org/") not in modules]
@@ -124,16 +125,18 @@ def test_citation_is_the_catalogues():
     assert re.findall(r"```bibtex\n(.*?)\n```", README, re.DOTALL) == [CITATIONS["surgenetxl"]]
 
 
-def test_folder_picture():
-    picture = README.split("## Folders")[1].split("```")[1]
-    parts = {
+def test_architecture_names_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = {
         path.name
         for path in (ROOT / "surgenet_hf").iterdir()
         if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    assert not [name for name in parts - {"__init__.py"} if not re.search(rf"^  .*\b{name}", picture, re.MULTILINE)]
-    for folder in re.findall(r"^  ([\w.]+)/? ", README.split("## Folders")[1].split("## ")[0], re.MULTILINE):
-        assert list((ROOT / "surgenet_hf").glob(folder)), folder
-    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py")}
-    line = re.search(r"^scripts/ +(.*)$", README, re.MULTILINE).group(1)
-    assert set(line.split(", ")) == scripts
+    assert not [name for name in modules if not re.search(rf"^  .*\b{name}", text, re.MULTILINE)]
+    for name in re.findall(r"`((?:\w+/)+\w+\.py)`", text):
+        assert (ROOT / "surgenet_hf" / name.replace("NAME", "dsad")).is_file(), name
+
+
+def test_commands_exist():
+    used = {name for name in re.findall(r"(?<![\w/])surgenet ([a-z][a-z-]+)", README) if name != "pretrained"}
+    assert used <= COMMANDS.keys()

@@ -1,0 +1,101 @@
+"""The `surgenet` command itself, and what holds for all commands."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import surgenet_cli
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["--version"], ["nonsense"]])
+def test_the_list_of_commands_needs_no_heavy_import(argv):
+    code = f"""
+import sys, surgenet_cli
+try:
+    surgenet_cli.main({argv!r})
+except SystemExit:
+    pass
+assert not {{"torch", "transformers", "numpy", "surgenet_hf"}} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_an_unknown_command_gets_a_suggestion():
+    with pytest.raises(SystemExit, match=r"unknown command 'evalute'\. Did you mean evaluate\?"):
+        surgenet_cli.main(["evalute"])
+
+
+@pytest.mark.parametrize("name", surgenet_cli.COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        surgenet_cli.main([name, "--help"])
+    text = capsys.readouterr().out
+    assert f"usage: surgenet {name}" in text
+    assert "--config CONFIG" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", surgenet_cli.COMMANDS)
+def test_the_help_of_a_command_imports_no_training_code(name):
+    """Beyond TrainingArguments, which imports torch, transformers, and accelerate."""
+    code = f"""
+import sys, surgenet_cli
+try:
+    surgenet_cli.main([{name!r}, "--help"])
+except SystemExit:
+    pass
+heavy = {{"datasets", "matplotlib", "sklearn", "scipy", "av", "gradio", "transformers.trainer"}}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_options_of_a_file_are_overridden_and_saved(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("dataset: synthetic\nnum_frames: 2\nseed: 1\nsplit: validation\n")
+    output = tmp_path / "samples.png"
+    show_data = importlib.import_module("surgenet_hf.cli.show_data").main
+    show_data(["--config", str(tmp_path / "run.yaml"), "--split", "train", "--output", str(output)])
+    assert output.exists()
+    (tmp_path / "run.yaml").write_text("dataset: synthetic\nframes: 2\n")
+    with pytest.raises(SystemExit, match="2"):
+        show_data(["--config", str(tmp_path / "run.yaml")])
+    assert "run.yaml: unknown option 'frames'" in capsys.readouterr().err
+
+
+def test_the_resolved_options_reproduce_a_run(tmp_path):
+    compare = importlib.import_module("surgenet_hf.cli.arguments")
+    evaluation = importlib.import_module("surgenet_hf.cli.evaluate").EvaluationArguments
+    parser = compare.ArgumentParser(evaluation)
+    (first,) = parser.parse_args_into_dataclasses(["--model_name_or_path", "m", "--output_dir", str(tmp_path)])
+    parser.save_resolved(tmp_path)
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["split"] == "test"
+    (second,) = parser.parse_args_into_dataclasses(["--config", str(tmp_path / "run.yaml")])
+    assert first == second
+
+
+def test_renamed_options_still_work_with_a_warning(tmp_path, caplog):
+    arguments = importlib.import_module("surgenet_hf.cli.arguments")
+    options = importlib.import_module("surgenet_hf.finetuning.arguments").ModelArguments
+    (args,) = arguments.ArgumentParser(options).parse_args_into_dataclasses(["--config_name", "tiny"])
+    assert args.backbone == "tiny"
+    assert "--config_name is now called --backbone" in caplog.text
+
+
+def test_only_user_errors_end_in_one_line():
+    from surgenet_hf.cli.arguments import command
+    from surgenet_hf.errors import UserError
+
+    def fail(error):
+        @command
+        def main(argv=None):
+            raise error
+
+        return main
+
+    with pytest.raises(SystemExit, match="^error: no such folder$"):
+        fail(UserError("no such folder"))([])
+    with pytest.raises(ValueError, match="a bug"):
+        fail(ValueError("a bug"))([])
