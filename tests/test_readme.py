@@ -12,12 +12,12 @@ import transformers
 from PIL import Image
 
 import surgenet_hf
+from surgenet_cli import COMMANDS
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS, find_entry
 from surgenet_hf.data import dataset_names
 from surgenet_hf.image_processing import build_image_processor
-from surgenet_cli import COMMANDS
 from surgenet_hf.publishing import repositories as publishing
 from tests.checkpoints.files import original, tiny
 
@@ -115,7 +115,9 @@ def test_table_of_data_sets_is_the_packages():
     rows = [row.split(" | ") for row in table.splitlines()[2:]]
     names = {name for row in rows for cell in row[:2] for name in re.findall(r"`([\w-]+)`", cell)}
     assert names == set(dataset_names())
-    modules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "surgenet_hf" / "data" / "sets").glob("*.py"))
+    modules = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "surgenet_hf" / "data" / "sets").glob("*.py")
+    )
     urls = re.findall(r"\((https://[^)]+)\)", table)
     assert len(urls) == 6
     assert not [url for url in urls if url.removeprefix("https://doi.org/") not in modules]

@@ -1,0 +1,91 @@
+"""The Python API: the same results as the commands, and the user's own data."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import surgenet_hf
+from surgenet_hf.cli.finetune_segmentation import main as finetune_segmentation
+from surgenet_hf.errors import UserError
+
+OPTIONS = {"backbone": "tiny", "image_size": 32, "max_steps": 2, "per_device_train_batch_size": 2}
+
+
+class Items(torch.utils.data.Dataset):
+    """A torch dataset of (image, target) tuples."""
+
+    def __init__(self, targets):
+        rng = np.random.default_rng(0)
+        self.images = [Image.fromarray(rng.integers(0, 255, (32, 48, 3), np.uint8)) for _ in targets]
+        self.targets = targets
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return self.images[index], self.targets[index]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    surgenet_hf.load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
+    return next(root.iterdir())
+
+
+@pytest.mark.slow
+def test_a_function_gives_the_results_of_its_command(folder, tmp_path):
+    results = surgenet_hf.finetune_segmentation(
+        dataset="folder", data_dir=folder, output_dir=tmp_path / "api", disable_tqdm=True, **OPTIONS
+    )
+    argv = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    finetune_segmentation([*argv, "--dataset=folder", f"--data_dir={folder}", f"--output_dir={tmp_path / 'cli'}"])
+    command = json.loads((tmp_path / "cli" / "results.json").read_text())
+    assert results["metrics"] == json.loads((tmp_path / "api" / "results.json").read_text())["metrics"]
+    assert results["metrics"] == command["metrics"]
+    assert command["command"].startswith("surgenet finetune-segmentation --backbone=tiny")
+    again = surgenet_hf.evaluate(tmp_path / "api", "folder", folder, split="validation")
+    assert again["metrics"] == results["metrics"]
+
+
+@pytest.mark.slow
+def test_own_torch_dataset_with_masks(tmp_path):
+    masks = [np.full((32, 48), i % 2, np.uint8) for i in range(6)]
+    splits = {"train": Items(masks), "validation": Items(masks[:2])}
+    results = surgenet_hf.finetune_segmentation(
+        dataset=splits, labels=["tissue", "instrument"], output_dir=tmp_path, disable_tqdm=True, **OPTIONS
+    )
+    assert results["data"]["labels"] == ["tissue", "instrument"]
+    assert results["data"]["frames"] == 2
+    assert results["intervals"] == {}
+
+
+@pytest.mark.slow
+def test_own_dataset_of_frames_with_labels(tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"]), "video": Value("string")})
+    images = Items([0, 1, 0, 1]).images
+
+    def rows(videos):
+        return Dataset.from_dict({"image": images, "label": [0, 1, 0, 1], "video": videos}, features=features)
+
+    splits = {"train": rows(["v1", "v1", "v2", "v2"]), "validation": rows(["v3", "v3", "v4", "v4"])}
+    results = surgenet_hf.finetune_classification(dataset=splits, output_dir=tmp_path, disable_tqdm=True, **OPTIONS)
+    assert results["data"]["videos"] == ["v3", "v4"]
+    assert "accuracy" in results["metrics"]
+
+
+def test_mistakes_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match="unknown option 'learnin_rate'; did you mean 'learning_rate'"):
+        surgenet_hf.finetune_segmentation(dataset="synthetic", output_dir=tmp_path, learnin_rate=1)
+    with pytest.raises(UserError, match="dataset is missing"):
+        surgenet_hf.finetune_segmentation(output_dir=tmp_path)
+    with pytest.raises(UserError, match="use surgenet finetune-segmentation"):
+        surgenet_hf.finetune_classification(dataset="endoscapes", output_dir=tmp_path, backbone="tiny")
+    with pytest.raises(UserError, match="surgenet publish"):
+        surgenet_hf.finetune_phase(dataset="synthetic-phases", output_dir=tmp_path, push_to_hub=True)
