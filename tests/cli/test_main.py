@@ -95,7 +95,7 @@ def test_only_user_errors_end_in_one_line():
 
         return main
 
-    with pytest.raises(SystemExit, match="^error: no such folder$"):
+    with pytest.raises(SystemExit, match=r"^error: no such folder$"):
         fail(UserError("no such folder"))([])
     with pytest.raises(ValueError, match="a bug"):
         fail(ValueError("a bug"))([])

@@ -18,6 +18,7 @@ from PIL import Image
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.data import load_classification, load_segmentation
+from surgenet_hf.cli import finetune_classification
 from surgenet_hf.evaluation.evaluate import evaluate, write_results
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.pretraining.export import describe_pretraining, export_teacher
@@ -100,8 +101,8 @@ def segmented(masks, home, monkeypatch):
         )
     model = SurgeNetForSemanticSegmentation.from_pretrained(folder)
     token = "hf_" + "Secret1234" * 4
-    monkeypatch.setattr(sys, "argv", [str(home / "eval.py"), f"--data_dir={masks}", "--token", token, evaluated])
-    results = evaluate(model, build_image_processor(image_size=32), data, resamples=10).results
+    command = f"{home}/eval.py --data_dir={masks} --token {token} {evaluated}"
+    results = evaluate(model, build_image_processor(image_size=32), data, resamples=10, command=command).results
     results["comparisons"] = {"majority_class": {"mean_dice": 0.5}}
     write_results(results, folder.parent / "results.json")
     return folder
@@ -109,10 +110,9 @@ def segmented(masks, home, monkeypatch):
 
 def test_a_finetuning_that_is_pushed(hub, client, frames, home, monkeypatch):
     """The whole way from the command line to the Hub."""
-    options = "--config_name tiny --image_size 32 --per_device_train_batch_size 2 --max_steps 2 --disable_tqdm true"
+    options = "--backbone tiny --image_size 32 --per_device_train_batch_size 2 --max_steps 2 --disable_tqdm true"
     data = ["--dataset", "csv", "--data_dir", str(frames), "--output_dir", str(home / "my-run")]
     argv = [*options.split(), *data, "--push_to_hub", "true", "--hub_model_id", "maintainer/mine"]
-    monkeypatch.setattr(sys, "argv", [str(home / "scripts" / "finetune_classification.py"), *argv])
     finetune_classification.main(argv)
     files = hub.repos["maintainer/mine"].files()
     assert {"README.md", "results.json", "model.safetensors"} <= files.keys()
