@@ -20,7 +20,7 @@ from transformers import (
 
 import surgenet_hf  # noqa: F401  (makes the Auto classes know our models)
 from surgenet_hf.cli.arguments import BACKGROUND_HELP, ArgumentParser
-from surgenet_hf.data import NAMES, load_classification, load_segmentation
+from surgenet_hf.data import NAMES, load_data, registered
 from surgenet_hf.evaluation.evaluate import evaluate, recorded_seed, write_results
 from surgenet_hf.evaluation.reporting import summary, write_figures
 from surgenet_hf.image_processing import load_image_processor
@@ -28,9 +28,9 @@ from surgenet_hf.models import resolve_model
 from surgenet_hf.privacy import mask_tokens
 
 TASKS = {
-    "SurgeNetForSemanticSegmentation": (AutoModelForSemanticSegmentation, load_segmentation),
-    "SurgeNetForImageClassification": (AutoModelForImageClassification, load_classification),
-    "SurgeNetForPhaseRecognition": (AutoModel, load_classification),
+    "SurgeNetForSemanticSegmentation": (AutoModelForSemanticSegmentation, ("semantic-segmentation",)),
+    "SurgeNetForImageClassification": (AutoModelForImageClassification, ("image-classification", "phase-recognition")),
+    "SurgeNetForPhaseRecognition": (AutoModel, ("image-classification", "phase-recognition")),
 }
 
 
@@ -65,9 +65,11 @@ def main(argv: list[str] | None = None) -> None:
                 f"{args.model_name_or_path} holds a {architecture}, which has no trained head to evaluate; it must be "
                 f"one of {', '.join(TASKS)}: fine-tune it first"
             )
-        auto, load = TASKS[architecture]
-        options = {"split": args.data_split, "background_class": args.background_class}
-        data = load(args.dataset, args.data_dir, **{name: value for name, value in options.items() if value})
+        auto, tasks = TASKS[architecture]
+        if (task := registered(args.dataset).task) not in tasks:
+            raise ValueError(f"a {architecture} cannot be evaluated on {args.dataset}, which is for {task}")
+        options = {"split_protocol": args.data_split, "background_class": args.background_class}
+        data = load_data(args.dataset, args.data_dir, **{name: value for name, value in options.items() if value})
         model = auto.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(state.device)
         processor = load_image_processor(args.model_name_or_path)
         seed = recorded_seed(args.model_name_or_path)

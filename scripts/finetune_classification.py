@@ -6,7 +6,6 @@ python scripts/finetune_classification.py --model_name_or_path SurgeNetXL --data
 A run that was killed goes on with the same command and --resume_from_checkpoint true.
 """
 
-from surgenet_hf.data import load_classification
 from surgenet_hf.finetuning.classification import build_model, classification_loss, finetune
 from surgenet_hf.finetuning.training import (
     mendable_errors,
@@ -21,7 +20,8 @@ from surgenet_hf.finetuning.training import (
 def main(argv: list[str] | None = None) -> None:
     with mendable_errors():
         model_args, data_args, training_args, push = parse_arguments(argv)
-        data, model, processor = prepare(load_classification, build_model, model_args, data_args, training_args)
+        tasks = ("image-classification", "phase-recognition")
+        data, model, processor = prepare(tasks, build_model, model_args, data_args, training_args)
     with running(training_args):
         trainer = finetune(
             model,

@@ -20,7 +20,6 @@ from pathlib import Path
 from transformers import IntervalStrategy, set_seed
 
 from surgenet_hf import SurgeNetForPhaseRecognition, SurgeNetModel
-from surgenet_hf.data import load_classification
 from surgenet_hf.finetuning import phase
 from surgenet_hf.finetuning.classification import build_model, classification_loss, finetune
 from surgenet_hf.finetuning.training import (
@@ -72,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         model_args, data_args, phase_args, training_args, push = parse_arguments(
             argv, PhaseArguments, training=PhaseTrainingArguments
         )
-        data = load_data(load_classification, data_args, training_args)
+        data = load_data(("image-classification", "phase-recognition"), data_args, training_args)
         if data.problem_type != "single_label_classification":
             raise ValueError(f"{data.name} has several labels a frame, not phases: use finetune_classification.py")
         output_dir = training_args.output_dir

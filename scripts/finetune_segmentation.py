@@ -10,7 +10,6 @@ A run that was killed goes on with the same command and --resume_from_checkpoint
 
 from dataclasses import dataclass, field
 
-from surgenet_hf.data import load_segmentation
 from surgenet_hf.finetuning.segmentation import LOSSES, build_model, finetune, pixel_weights, segmentation_loss
 from surgenet_hf.finetuning.training import (
     mendable_errors,
@@ -32,7 +31,7 @@ class SegmentationArguments:
 def main(argv: list[str] | None = None) -> None:
     with mendable_errors():
         model_args, data_args, loss_args, training_args, push = parse_arguments(argv, SegmentationArguments)
-        data, model, processor = prepare(load_segmentation, build_model, model_args, data_args, training_args)
+        data, model, processor = prepare(("semantic-segmentation",), build_model, model_args, data_args, training_args)
     weights = pixel_weights(data) if model_args.class_weights == "balanced" else None
     with running(training_args):
         trainer = finetune(

@@ -28,7 +28,7 @@ from transformers import TrainingArguments, set_seed
 from surgenet_hf import SurgeNetConfig
 from surgenet_hf.checkpoints.catalog import find_entry
 from surgenet_hf.cli.arguments import ArgumentParser
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.data import load_data
 from surgenet_hf.evaluation.evaluate import check_saved_model, evaluate, majority_class_baseline, write_results
 from surgenet_hf.evaluation.reporting import comparison_table, draw_segmentation
 from surgenet_hf.figures import save_figure
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--output_dir {output_dir} is a file: name a folder.")
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        data = load_segmentation(args.dataset, args.data_dir)
+        data = load_data(args.dataset, args.data_dir)
         print(*data.notes, sep="\n")
         source = choose_source(args)
         set_seed(args.seed)

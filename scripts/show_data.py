@@ -7,10 +7,9 @@ python scripts/show_data.py --dataset endoscapes-cvs --data_dir endoscapes --spl
 import sys
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.util import find_spec
 
 from surgenet_hf.cli.arguments import ArgumentParser
-from surgenet_hf.data import CLASSIFICATION, SEGMENTATION, load_classification, load_segmentation
+from surgenet_hf.data import dataset_names, load_data, registered
 from surgenet_hf.data.show import show
 from surgenet_hf.figures import save_figure
 from surgenet_hf.privacy import mask_tokens
@@ -19,7 +18,7 @@ from surgenet_hf.privacy import mask_tokens
 @dataclass
 class Arguments:
     dataset: str = field(
-        metadata={"help": "The data set.", "choices": [*SEGMENTATION, *CLASSIFICATION]},
+        metadata={"help": "The data set.", "choices": dataset_names()},
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Where the data set lies; synthetic frames need no place."}
@@ -35,10 +34,9 @@ class Arguments:
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(Arguments, description=__doc__.splitlines()[0])
     (args,) = parser.parse_args_into_dataclasses(argv)
-    load = load_segmentation if args.dataset in SEGMENTATION else load_classification
     output = args.output or f"outputs/{args.dataset}_{args.split}.png"
     try:
-        data = load(args.dataset, args.data_dir)
+        data = load_data(args.dataset, args.data_dir)
     except FileNotFoundError as error:
         sys.exit(f"error: {error}\n{where_to_get(args.dataset)}")
     except (ImportError, OSError, ValueError) as error:
@@ -53,12 +51,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def where_to_get(dataset: str) -> str:
     """One line: where a data set is to be had, or where that is written."""
-    for name in (dataset.replace("-", "_"), dataset.split("-")[0], "own"):
-        module = f"surgenet_hf.data.{name}"
-        if find_spec(module):
-            source = getattr(import_module(module), "SOURCE", None)
-            return f"Where to get {dataset}: {source or f'see the top of {module}'}"
-    raise ValueError(f"no module of surgenet_hf.data is about {dataset!r}")
+    module = f"surgenet_hf.data.sets.{registered(dataset).module}"
+    source = getattr(import_module(module), "SOURCE", None)
+    return f"Where to get {dataset}: {source or f'see the top of {module}'}"
 
 
 if __name__ == "__main__":

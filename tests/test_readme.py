@@ -15,7 +15,7 @@ import surgenet_hf
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS, find_entry
-from surgenet_hf.data import CLASSIFICATION, SEGMENTATION
+from surgenet_hf.data import dataset_names
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.publishing import repositories as publishing
 from tests.checkpoints.files import original, tiny
@@ -113,7 +113,7 @@ def test_table_of_data_sets_is_the_packages():
     table = README.split("| `--dataset` |")[1].split("\n\n")[0]
     rows = [row.split(" | ") for row in table.splitlines()[2:]]
     names = {name for row in rows for cell in row[:2] for name in re.findall(r"`([\w-]+)`", cell)}
-    assert names == {*SEGMENTATION, *CLASSIFICATION}
+    assert names == set(dataset_names())
     modules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "surgenet_hf" / "data").glob("*.py"))
     urls = re.findall(r"\((https://[^)]+)\)", table)
     assert len(urls) == 6

@@ -41,7 +41,7 @@ from accelerate.utils import gather_object
 
 from ..atomic import atomic_write
 from ..checkpoints.reading import check_finite
-from ..data import SegmentationData
+from ..data import SurgicalData
 from ..inference.prediction import predict_phases, predict_scores, predict_segmentation, video_ranges
 from ..leakage import leakage_report
 from ..metrics import CHOLEC80_TRANSITIONS, MultiLabelMetric, PhaseMetric, SegmentationMetric
@@ -83,7 +83,7 @@ def evaluate(
     Args:
         model: for segmentation, classification of frames, or phase recognition, with the data's classes.
         processor: its image processor.
-        data: `SegmentationData` or `ClassificationData`.
+        data: `SurgicalData`.
         seed: of the training, for the record.
         resamples: of the bootstrap; 0: no intervals.
 
@@ -106,18 +106,16 @@ def evaluate(
     truths, predictions = {}, {}
     state = PartialState()
     share = range(state.process_index, len(rows), state.num_processes)
-    if isinstance(data, SegmentationData):
-        task = "semantic-segmentation"
+    task = data.task
+    if task == "semantic-segmentation":
         metric = SegmentationMetric(len(data.labels), data.ignore_index, background_id=data.background_id)
         for row, class_map in predict_segmentation(model, processor, rows, batch_size, share):
             metric.add(class_map, row["mask"], row["video"])
     elif data.problem_type == "multi_label_classification":
-        task, metric = "image-classification", MultiLabelMetric(len(data.labels))
+        metric = MultiLabelMetric(len(data.labels))
         for row, scores in predict_scores(model, processor, rows, batch_size, share):
             metric.add(scores[None], row["labels"][None], row["video"])
     else:
-        # without a frame rate the rows are frames, not a sequence
-        task = "phase-recognition" if data.frames_per_second else "image-classification"
         transitions = CHOLEC80_TRANSITIONS if data.name == "cholec80-phase" else None
         rate = data.frames_per_second or 1.0
         metric = PhaseMetric(len(data.labels), frames_per_second=rate, transitions=transitions)
@@ -161,7 +159,7 @@ def evaluate(
     return Evaluation(results, metric, truths, predictions)
 
 
-def majority_class_baseline(data: SegmentationData, split: str = "validation") -> dict:
+def majority_class_baseline(data: SurgicalData, split: str = "validation") -> dict:
     """Compute the metrics of always predicting the most common class of the train split's pixels."""
     pixels = np.zeros(256, np.int64)
     for row in split_rows(data, "train"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import SegmentationData
+from ..data import SurgicalData
 from ..inference.prediction import predict_segmentation
 from ..metrics import MultiLabelMetric
 from ..metrics.segmentation import dice_and_iou
@@ -69,7 +69,7 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def draw_segmentation(model, processor, data: SegmentationData, split: str, dice: float):
+def draw_segmentation(model, processor, data: SurgicalData, split: str, dice: float):
     """Some frames of a split, spread over it: frame, reference and prediction.
 
     Returns:

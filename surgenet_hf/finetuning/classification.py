@@ -5,14 +5,14 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, EvalPrediction, TrainingArguments
 
-from ..data import ClassificationData
+from ..data import SurgicalData
 from ..metrics import MultiLabelMetric, PhaseMetric
 from .frames import Frames
 from .segmentation import build_model as build_any_model
 from .training import SetEpoch, SurgeNetTrainer, balanced_weights
 
 
-def build_model(source, data: ClassificationData, image_size: int):
+def build_model(source, data: SurgicalData, image_size: int):
     """As `surgenet_hf.finetuning.segmentation.build_model`, with a classification head."""
     return build_any_model(source, data, image_size, AutoModelForImageClassification)
 
@@ -20,7 +20,7 @@ def build_model(source, data: ClassificationData, image_size: int):
 def finetune(
     model,
     processor,
-    data: ClassificationData,
+    data: SurgicalData,
     training_args: TrainingArguments,
     augmentation: str = "light",
     loss=None,
@@ -56,7 +56,7 @@ def finetune(
     return trainer
 
 
-def is_multi_label(data: ClassificationData) -> bool:
+def is_multi_label(data: SurgicalData) -> bool:
     return data.problem_type == "multi_label_classification"
 
 
@@ -75,7 +75,7 @@ def single_label_metrics(predictions: EvalPrediction) -> dict[str, float]:
     return {name: computed[name] for name in ("accuracy", "macro_f1")}
 
 
-def classification_loss(data: ClassificationData, balanced: bool):
+def classification_loss(data: SurgicalData, balanced: bool):
     """`loss(logits (B, k), labels) -> scalar` with balanced classes; None, for the model's own, without.
 
     For one label of many, classes weigh 1 / frequency; for several at once, the positives of each weigh

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, TrainingArguments
 
 from ..atomic import atomic_write
-from ..data import ClassificationData
+from ..data import SurgicalData
 from ..data.identity import digest, frames_key
 from ..inference.prediction import predict, video_ranges
 from ..metrics import PhaseMetric
@@ -89,7 +89,7 @@ def collate_videos(videos: list[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
 def finetune(
     model: SurgeNetForPhaseRecognition,
     processor,
-    data: ClassificationData,
+    data: SurgicalData,
     training_args: TrainingArguments,
     cache_dir: str | os.PathLike,
     balanced: bool = False,

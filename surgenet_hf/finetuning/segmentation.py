@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from ..checkpoints.catalog import RANDOM_WEIGHTS
-from ..data import SegmentationData
+from ..data import SurgicalData
 from ..image_processing import build_image_processor, load_image_processor
 from ..leakage import start_record
 from ..metrics import SegmentationMetric
@@ -44,7 +44,7 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
         "id2label": dict(enumerate(data.labels)),
         "label2id": {label: i for i, label in enumerate(data.labels)},
     }
-    if isinstance(data, SegmentationData):
+    if data.task == "semantic-segmentation":
         options["semantic_loss_ignore_index"] = data.ignore_index
     else:
         options["problem_type"] = data.problem_type
@@ -69,7 +69,7 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
 def finetune(
     model,
     processor,
-    data: SegmentationData,
+    data: SurgicalData,
     training_args: TrainingArguments,
     augmentation: str = "light",
     loss=None,
@@ -149,7 +149,7 @@ def segmentation_loss(name: str, ignore_index: int = 255, weights: torch.Tensor 
     return loss
 
 
-def pixel_weights(data: SegmentationData) -> torch.Tensor:
+def pixel_weights(data: SurgicalData) -> torch.Tensor:
     """Balanced weights (k,) of the classes, from the pixels of the train split."""
     counts = torch.zeros(256, dtype=torch.int64)
     for row in data.splits["train"].select_columns(["mask"]):
@@ -160,7 +160,7 @@ def pixel_weights(data: SegmentationData) -> torch.Tensor:
 class _EvalMetrics:
     """`compute_metrics` for `batch_eval_metrics=True`: called with every batch, computes at the last."""
 
-    def __init__(self, data: SegmentationData):
+    def __init__(self, data: SurgicalData):
         self.settings = (len(data.labels), data.ignore_index, False, data.background_id)
         self.metric = self.fresh()
 

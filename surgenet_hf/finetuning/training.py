@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from .. import data as datasets
 from ..atomic import write_file
 from ..checkpointing import (
     RECORD,
@@ -164,7 +165,7 @@ class DataArguments:
 
     def options(self) -> dict:
         """Return the arguments for the loader of the data set."""
-        options = {"split": self.data_split, "background_class": self.background_class}
+        options = {"split_protocol": self.data_split, "background_class": self.background_class}
         return {name: value for name, value in options.items() if value}
 
 
@@ -250,16 +251,27 @@ def parse_arguments(argv: list[str] | None, *own: type, training: type = SurgeNe
     return *others, training_args, push
 
 
-def load_data(load: Callable, data_args: DataArguments, training_args: TrainingArguments):
-    """Load a data set; the first process prints the notes on it.
+SCRIPTS = {
+    "semantic-segmentation": "finetune_segmentation.py",
+    "image-classification": "finetune_classification.py",
+    "phase-recognition": "finetune_phase.py",
+}
+
+
+def load_data(tasks: tuple[str, ...], data_args: DataArguments, training_args: TrainingArguments):
+    """Load a dataset; the first process prints the notes on it.
 
     Args:
-        load: of `surgenet_hf.data`.
+        tasks: those that the dataset may be for.
 
     Raises:
-        UserError: the data has no validation videos, but the arguments need them to select the checkpoint.
+        UserError: the dataset is for another task, or it has no validation videos, but the arguments need them to
+            select the checkpoint.
     """
-    data = load(data_args.dataset, data_args.data_dir, **data_args.options())
+    task = datasets.registered(data_args.dataset).task
+    if task not in tasks:
+        raise UserError(f"the dataset {data_args.dataset!r} is for {task}: use {SCRIPTS[task]}")
+    data = datasets.load_data(data_args.dataset, data_args.data_dir, **data_args.options())
     if training_args.process_index == 0:
         print(*data.notes, sep="\n")
     if "validation" not in data.splits and training_args.eval_strategy != "no":
@@ -272,7 +284,7 @@ def load_data(load: Callable, data_args: DataArguments, training_args: TrainingA
 
 
 def prepare(
-    load: Callable,
+    tasks: tuple[str, ...],
     build_model: Callable,
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -281,14 +293,14 @@ def prepare(
     """Load what a task in one stage trains: (data, model, processor).
 
     Args:
-        load: as in `load_data`.
+        tasks: as in `load_data`.
         build_model: of the task's module.
 
     Raises:
         ImportError, OSError, ValueError: of data and model, or an earlier run is in the way (`resume_point`).
     """
     resume_point(Path(training_args.output_dir), training_args.resume_from_checkpoint)
-    data = load_data(load, data_args, training_args)
+    data = load_data(tasks, data_args, training_args)
     model, processor = build_model(source_of(model_args), data, model_args.image_size)
     if model_args.freeze_backbone:
         freeze_backbone(model)

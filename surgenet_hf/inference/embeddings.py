@@ -15,15 +15,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from ..data import (
-    CLASSIFICATION,
-    SEGMENTATION,
-    ClassificationData,
-    SegmentationData,
-    load_classification,
-    load_segmentation,
-)
-from ..data.classification import SINGLE
+from ..data import SurgicalData, load_data
+from ..data.base import SINGLE
 from ..modeling_surgenet import SurgeNetForSemanticSegmentation, SurgeNetModel
 from ..models import load_model
 from .prediction import predict
@@ -75,18 +68,15 @@ def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[Surg
 
 def load_frames(
     names: list[str], data_dirs: list[str], max_frames: int
-) -> list[tuple[SegmentationData | ClassificationData, object, list[int]]]:
+) -> list[tuple[SurgicalData, object, list[int]]]:
     """Evenly spread frames of each data set, in all its splits, not yet decoded: (data, split, indices).
 
     Raises:
-        ValueError: a data set that is not known.
+        UserError: a dataset is unknown or cannot be read.
     """
-    loaders = dict.fromkeys(CLASSIFICATION, load_classification) | dict.fromkeys(SEGMENTATION, load_segmentation)
     parts = []
     for name, data_dir in zip_longest(names, data_dirs):
-        if name not in loaders:
-            raise ValueError(f"unknown data set {name!r}; the known ones are {', '.join(loaders)}")
-        data = loaders[name](name, data_dir)
+        data = load_data(name, data_dir)
         chosen = spread(sum(map(len, data.splits.values())), max_frames)
         for split in data.splits.values():
             parts.append((data, split, chosen[chosen < len(split)].tolist()))
@@ -143,5 +133,5 @@ def spread(total: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, total - 1, count).astype(int))
 
 
-def has_phases(data: SegmentationData | ClassificationData) -> bool:
-    return getattr(data, "problem_type", None) == SINGLE
+def has_phases(data: SurgicalData) -> bool:
+    return data.problem_type == SINGLE

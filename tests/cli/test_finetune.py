@@ -22,7 +22,7 @@ from transformers import (
 
 from surgenet_hf import SurgeNetForImageClassification, SurgeNetModel
 from surgenet_hf.checkpoints.catalog import STATISTICS
-from surgenet_hf.data import CLASSIFICATION, SEGMENTATION, load_segmentation
+from surgenet_hf.data import dataset_names, load_data
 from surgenet_hf.data.sets.cholec80 import PHASES
 from surgenet_hf.image_processing import build_image_processor
 from tests.checkpoints.files import tiny
@@ -39,7 +39,7 @@ COMMON = "--config_name tiny --image_size 32 --per_device_train_batch_size 2 --m
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory):
     root = tmp_path_factory.mktemp("masks")
-    load_segmentation("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
+    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
     return next(root.iterdir())
 
 
@@ -223,7 +223,7 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
     ("arguments", "message"),
     [
         ("--dataset folder --output_dir {tmp}/o --config_name tiny", "needs data_dir"),
-        ("--dataset nothing --output_dir {tmp}/o --config_name tiny", "unknown data set"),
+        ("--dataset nothing --output_dir {tmp}/o --config_name tiny", "unknown dataset"),
         ("--dataset endoscapes-cvs --output_dir {tmp}/o --config_name tiny", "use finetune_classification.py"),
         ("--dataset cholec80-phase --output_dir {tmp}/o --config_name tiny", "use finetune_phase.py"),
         ("--dataset synthetic --output_dir {tmp}/o", "either --model_name_or_path or --config_name"),
@@ -241,7 +241,7 @@ def test_what_the_user_can_mend(arguments, message, masks, tmp_path):
 
 def test_segmentation_data_are_refused_by_the_other_tasks(tmp_path):
     for main in (finetune_classification, finetune_phase):
-        with pytest.raises(SystemExit, match=r"endoscapes is a segmentation data set: use finetune_segmentation\.py"):
+        with pytest.raises(SystemExit, match=r"'endoscapes' is for semantic-.*: use finetune_segmentation\.py"):
             main(["--dataset", "endoscapes", "--config_name", "tiny", "--output_dir", str(tmp_path)])
 
 
@@ -255,7 +255,7 @@ def test_help(main, capsys):
     assert "--output-dir" not in text
     listed = re.findall(r"^  (?:-\w, )?(--\w+)", text, re.MULTILINE)
     assert len(listed) == len(set(listed)) > 5
-    for name in (*SEGMENTATION, *CLASSIFICATION):
+    for name in dataset_names():
         assert name in text.replace("\n", "").replace(" ", "")
 
 

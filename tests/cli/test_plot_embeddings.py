@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.data import load_data
 from surgenet_hf.image_processing import build_image_processor
 from tests.checkpoints.files import tiny
 from tests.cli import load_script
@@ -23,7 +23,7 @@ script = load_script("plot_embeddings")
 def frames(tmp_path_factory):
     """A folder of frames and masks: 3 videos with 4 frames each."""
     root = tmp_path_factory.mktemp("frames")
-    load_segmentation("synthetic", root, num_videos=3, frames_per_video=4, size=(32, 48))
+    load_data("synthetic", root, num_videos=3, frames_per_video=4, size=(32, 48))
     return next(root.iterdir())
 
 
@@ -58,7 +58,7 @@ def test_figures_and_embeddings(outputs, frames, model):
     assert set(saved["dataset"]) == {"folder"}
     assert str(saved["model"]) == model.parent.name  # "model" says nothing
     # the first embedding is that of the first frame
-    row = load_segmentation("folder", frames).splits["train"][0]
+    row = load_data("folder", frames).splits["train"][0]
     inputs = AutoImageProcessor.from_pretrained(model)(row["image"], return_tensors="pt")
     with torch.inference_mode():
         expected = SurgeNetModel.from_pretrained(model).eval()(**inputs).pooler_output[0]
@@ -81,7 +81,7 @@ def test_segmentation_models_have_the_spatial_mean(frames, tmp_path, capsys):
     script.main(["--model_name_or_path", str(tmp_path / "organs"), *arguments, *more, str(tmp_path / "out")])
     assert "Used instead: spatial mean of the last feature map, without the norm" in capsys.readouterr().out
     saved = np.load(tmp_path / "out" / "embeddings.npz")
-    row = load_segmentation("folder", frames).splits["train"][0]
+    row = load_data("folder", frames).splits["train"][0]
     inputs = build_image_processor("imagenet")(row["image"], return_tensors="pt")
     with torch.inference_mode():
         expected = model.surgenet(**inputs).last_hidden_state[0].mean((1, 2))
@@ -139,7 +139,7 @@ def test_videos_of_two_data_sets_keep_apart_and_phases_have_names(mixed, model, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "cholec"], "unknown data set 'cholec'; the known ones are"),
+        (["--dataset", "cholec"], "unknown dataset 'cholec'; did you mean"),
         (["--dataset", "folder"], "needs data_dir"),
         (["--dataset", "folder", "--data_dir", "FRAMES", "--color_by", "phase"], "no phases in folder"),
         (["--dataset", "folder", "--data_dir", "FRAMES", "--max_frames", "3"], "N at least 4"),

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from surgenet_hf import SurgeNetModel
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import find_entry
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.data import load_data
 from surgenet_hf.evaluation.evaluate import evaluate
 from tests.checkpoints.files import original, tiny
 from tests.cli import load_script
@@ -31,7 +31,7 @@ TINY = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--image_size"
 def frames(tmp_path_factory):
     """A folder of frames and masks as a user has it."""
     root = tmp_path_factory.mktemp("frames")
-    load_segmentation("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
+    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
     return next(root.iterdir())
 
 
@@ -55,7 +55,7 @@ def test_model_results_and_picture(run, frames):
 
     model = AutoModelForSemanticSegmentation.from_pretrained(run / "model")
     processor = AutoImageProcessor.from_pretrained(run / "model")
-    again = evaluate(model, processor, load_segmentation("folder", frames)).results
+    again = evaluate(model, processor, load_data("folder", frames)).results
     assert again["metrics"]["video_dice"] == pytest.approx(results["metrics"]["video_dice"], abs=1e-3)
     assert again["data"]["frames"] == results["data"]["frames"] == 3
 

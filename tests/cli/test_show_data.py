@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import CLASSIFICATION, SEGMENTATION
+from surgenet_hf.data import dataset_names
 from surgenet_hf.data.sets import folder, synthetic
 from tests.cli import load_script
 
@@ -38,7 +38,7 @@ def test_split_and_default_output(frames, tmp_path, monkeypatch, capsys):
 
 def test_classification_sets_are_drawn_too(frames, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(script, "load_classification", lambda *args: asked.append(args) or folder.load(frames))
+    monkeypatch.setattr(script, "load_data", lambda *args: asked.append(args) or folder.load(frames))
     output = tmp_path / "picture.png"
     script.main(["--dataset", "autolaparo", "--data_dir", "D", "--output", str(output)])
     assert asked == [("autolaparo", "D")]
@@ -85,6 +85,6 @@ def test_unknown_names_are_told_the_known_ones(capsys):
     assert "cholecseg8k" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dataset", [*SEGMENTATION, *CLASSIFICATION])
+@pytest.mark.parametrize("dataset", dataset_names())
 def test_every_set_says_where_it_is_to_be_had(dataset):
     assert script.where_to_get(dataset).startswith(f"Where to get {dataset}: ")

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from surgenet_hf.checkpointing import lock_run
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.data import load_data
 from surgenet_hf.finetuning.training import SurgeNetTrainer
 from tests.cli import load_script
 
@@ -26,7 +26,7 @@ COMMON += " --learning_rate 3e-3 --disable_tqdm true --dataset folder"
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory):
     root = tmp_path_factory.mktemp("masks")
-    load_segmentation("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
+    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
     return next(root.iterdir())
 
 
