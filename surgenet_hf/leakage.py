@@ -59,7 +59,7 @@ def record_finetuning(config, data, selects_checkpoint: bool) -> None:
 
     Args:
         config: of the model, before its training.
-        data: `SegmentationData` or `ClassificationData`.
+        data: `SurgicalData`.
         selects_checkpoint: whether metrics on the validation split select the checkpoint.
     """
     config = _backbone(config)
@@ -97,7 +97,7 @@ def leakage_report(config, data, split: str) -> Leakage:
 
     Args:
         config: of the model, of any family.
-        data: `SegmentationData` or `ClassificationData`.
+        data: `SurgicalData`.
         split: one of its splits.
     """
     videos = _videos(data, split)

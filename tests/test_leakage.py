@@ -15,7 +15,7 @@ from surgenet_hf import (
     SurgeNetModel,
 )
 from surgenet_hf.checkpoints.catalog import RANDOM_WEIGHTS
-from surgenet_hf.data import ClassificationData
+from surgenet_hf.data import SurgicalData
 from surgenet_hf.leakage import Leakage, leakage_report, record_finetuning, start_record
 from tests.checkpoints.files import tiny
 
@@ -29,8 +29,16 @@ def hf_home(monkeypatch, tmp_path):
 
 def data_of(name, public=True, protocol="official", **splits):
     rows = {split: [{"video": video} for video in videos] for split, videos in splits.items()}
-    return ClassificationData(
-        name, ("a",), ((0, 0, 0),), rows, "single_label_classification", 1.0, (), public, protocol
+    return SurgicalData(
+        name,
+        "phase-recognition",
+        ("a",),
+        ((0, 0, 0),),
+        rows,
+        problem_type="single_label_classification",
+        frames_per_second=1.0,
+        videos_are_public=public,
+        split_protocol=protocol,
     )
 
 

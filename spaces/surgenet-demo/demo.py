@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 from surgenet_hf import SurgeNetConfig, SurgeNetForImageClassification, SurgeNetForPhaseRecognition, __version__
 from surgenet_hf.checkpoints.conversion import save_converted
 from surgenet_hf.configuration_surgenet_phase import SurgeNetPhaseConfig
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.data import load_data
 from surgenet_hf.data.sets import endoscapes_cvs
 from surgenet_hf.data.sets.synthetic_phases import PHASES
 from surgenet_hf.finetuning.segmentation import build_model, finetune
@@ -70,7 +70,7 @@ class DemoTraining(threading.Thread):
             def on_step_end(self, args, state, control, **kwargs):
                 training.share = state.global_step / state.max_steps
 
-        data = load_segmentation("synthetic")
+        data = load_data("synthetic")
         model, processor = build_model(SurgeNetConfig(**TINY), data, 128)
         with tempfile.TemporaryDirectory() as scratch:
             arguments = TrainingArguments(

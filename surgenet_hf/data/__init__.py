@@ -1,89 +1,119 @@
-"""Frames and labels: one module per data set, all giving data sets of one schema."""
+"""Datasets of one schema: frames with masks or labels, split by video.
 
+This module imports neither `datasets` nor torch nor numpy, so that a command line can read the names of the datasets
+quickly. The loaders are imported when they are used.
+"""
+
+import difflib
 import inspect
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .classification import ClassificationData
-from .segmentation import SegmentationData, palette
-from .sets import (
-    autolaparo,
-    cholec80,
-    cholecseg8k,
-    dsad,
-    endoscapes,
-    endoscapes_cvs,
-    folder,
-    own,
-    synthetic,
-    synthetic_phases,
+
+if TYPE_CHECKING:
+    from .base import Sample, SurgicalData
+
+__all__ = ["DATASETS", "Sample", "SurgicalData", "class_colors", "dataset_names", "load_data", "registered"]
+
+_LAZY = {"Sample": ".base", "SurgicalData": ".base"}
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A dataset that `load_data` knows.
+
+    Attributes:
+        task: as in `SurgicalData`.
+        module: module of `surgenet_hf.data.sets`, which documents the layout, the classes, and the source.
+        function: loader in that module.
+        options: fixed options of the loader.
+        needs_folder: whether `data_dir` must be given.
+    """
+
+    task: str
+    module: str
+    function: str = "load"
+    options: Mapping[str, object] = field(default_factory=dict)
+    needs_folder: bool = True
+
+
+DATASETS = {
+    "synthetic": Registered("semantic-segmentation", "synthetic", needs_folder=False),
+    "endoscapes": Registered("semantic-segmentation", "endoscapes"),
+    "folder": Registered("semantic-segmentation", "folder"),
+    "cholecseg8k": Registered("semantic-segmentation", "cholecseg8k", options={"classes": 13}),
+    "cholecseg8k-9": Registered("semantic-segmentation", "cholecseg8k", options={"classes": 9}),
+    "cholecseg8k-8": Registered("semantic-segmentation", "cholecseg8k", options={"classes": 8}),
+    "dsad": Registered("semantic-segmentation", "dsad"),
+    "endoscapes-cvs": Registered("image-classification", "endoscapes_cvs"),
+    "cholec80-tools": Registered("image-classification", "cholec80", options={"task": "tools"}),
+    "csv": Registered("image-classification", "own", "load_csv"),
+    "synthetic-phases": Registered("phase-recognition", "synthetic_phases", needs_folder=False),
+    "cholec80-phase": Registered("phase-recognition", "cholec80", options={"task": "phase"}),
+    "autolaparo": Registered("phase-recognition", "autolaparo"),
+    "videos": Registered("phase-recognition", "own", "load_videos"),
+}
+
+
+def dataset_names(task: str | None = None) -> tuple[str, ...]:
+    """Return the names that `load_data` knows: those of a task, or all."""
+    return tuple(name for name, dataset in DATASETS.items() if task in (None, dataset.task))
+
+
+NAMES = (
+    f"Segmentation: {', '.join(dataset_names('semantic-segmentation'))}. "
+    f"Classification: {', '.join(dataset_names('image-classification'))}. "
+    f"Phases: {', '.join(dataset_names('phase-recognition'))}."
 )
 
-__all__ = ["ClassificationData", "SegmentationData", "class_colors", "load_classification", "load_segmentation"]
 
-
-SEGMENTATION = {
-    "synthetic": synthetic.load,
-    "endoscapes": endoscapes.load,
-    "folder": folder.load,
-    "cholecseg8k": cholecseg8k.load,
-    "cholecseg8k-9": partial(cholecseg8k.load, classes=9),
-    "cholecseg8k-8": partial(cholecseg8k.load, classes=8),
-    "dsad": dsad.load,
-}
-CLASSIFICATION = {
-    "synthetic-phases": synthetic_phases.load,
-    "endoscapes-cvs": endoscapes_cvs.load,
-    "cholec80-phase": partial(cholec80.load, task="phase"),
-    "cholec80-tools": partial(cholec80.load, task="tools"),
-    "autolaparo": autolaparo.load,
-    "csv": own.load_csv,
-    "videos": own.load_videos,
-}
-_MADE = ("synthetic", "synthetic-phases")
-PHASES = ("synthetic-phases", "cholec80-phase", "autolaparo", "videos")
-NAMES = f"Segmentation: {', '.join(SEGMENTATION)}. Classification: {', '.join(CLASSIFICATION)}."
-
-
-def load_segmentation(name: str, data_dir: str | Path | None = None, **kwargs) -> SegmentationData:
-    """A segmentation data set by its name.
-
-    Args:
-        name: "synthetic", "endoscapes", "folder", "cholecseg8k" (13 classes), "cholecseg8k-9" (the SurgeNet group's
-            9), "cholecseg8k-8" (EndoViT's 8) or "dsad"; what each expects in `data_dir` is in the docstring of its
-            module.
-        data_dir: where the data lies. "synthetic" takes it as the place to write to and needs none; "dsad" takes
-            the name of its Hub repository too.
-        kwargs: passed on to `load` of the module.
+def registered(name: str) -> Registered:
+    """Return what is registered under the name of a dataset.
 
     Raises:
-        ValueError: an unknown name, no `data_dir` where one is needed, or data that is not as it should be.
-        FileNotFoundError: a missing folder or file.
+        UserError: there is no dataset of that name.
     """
-    return _load(SEGMENTATION, name, data_dir, kwargs)
+    if name in DATASETS:
+        return DATASETS[name]
+    close = [known for known in DATASETS if known.startswith(name)] or difflib.get_close_matches(name, DATASETS, 1)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
+    raise UserError(f"unknown dataset {name!r}{hint} The known ones are {', '.join(DATASETS)}")
 
 
-def load_classification(name: str, data_dir: str | Path | None = None, **kwargs) -> ClassificationData:
-    """A data set with labels for whole frames, by its name: phases, tools, criteria, or classes of your own.
+def load_data(name: str, data_dir: str | Path | None = None, **options) -> "SurgicalData":
+    """Load a dataset by its name.
 
     Args:
-        name: "synthetic-phases", "endoscapes-cvs", "cholec80-phase", "cholec80-tools", "autolaparo", "csv" or
-            "videos" (the last two: `surgenet_hf.data.sets.own`); what each expects in `data_dir` is in the
-            docstring of its module.
-        data_dir: where the data lies. "synthetic-phases" takes it as the place to write to and needs none.
-        kwargs: passed on to `load` of the module.
+        name: one of `dataset_names()`. The module of the dataset documents what it expects in `data_dir`.
+        data_dir: folder of the data. "synthetic" and "synthetic-phases" need none; they write to it if it is given.
+        options: options of the dataset's loader, for example `split_protocol`.
 
     Raises:
-        ValueError: an unknown name, no `data_dir` where one is needed, or data that is not as it should be.
-        FileNotFoundError: a missing folder or file.
+        UserError: the name or an option is unknown, `data_dir` is missing, or the data is not as expected.
+        MissingFileError: a folder or file is missing.
     """
-    return _load(CLASSIFICATION, name, data_dir, kwargs)
+    dataset = registered(name)
+    if data_dir is None and dataset.needs_folder:
+        raise UserError(f"the dataset {name!r} needs data_dir, the folder that holds it; none was given")
+    load = getattr(import_module(f".sets.{dataset.module}", __name__), dataset.function)
+    known = inspect.signature(load).parameters.keys() - {"data_dir", *dataset.options}
+    if unknown := sorted(options.keys() - known):
+        raise UserError(
+            f"the dataset {name!r} has no option {', '.join(unknown)}; its options are "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
+    return load(data_dir, **dataset.options, **options)
 
 
 def class_colors(labels: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
-    """Colors that figures give to classes: those of the data set that has these classes, else of the palette."""
+    """Return the colors of classes in figures: those of the dataset that has these classes, else of the palette."""
+    from .colors import palette
+    from .sets import cholecseg8k, dsad, endoscapes, synthetic
+
     known = {
         synthetic.LABELS: synthetic.COLORS,
         endoscapes.LABELS: endoscapes.COLORS,
@@ -94,17 +124,7 @@ def class_colors(labels: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
     return known.get(tuple(labels)) or palette(len(labels))
 
 
-def _load(loaders: dict[str, Callable], name: str, data_dir: str | Path | None, kwargs: dict):
-    if name not in loaders:
-        if name in SEGMENTATION:
-            raise UserError(f"{name} is a segmentation data set: use finetune_segmentation.py (load_segmentation)")
-        if name in CLASSIFICATION:
-            script = "finetune_phase.py" if name in PHASES else "finetune_classification.py"
-            raise UserError(f"{name} labels whole frames, not pixels: use {script} (load_classification)")
-        raise ValueError(f"unknown data set {name!r}; the known ones are {', '.join(loaders)}")
-    if data_dir is None and name not in _MADE:
-        raise ValueError(f"the data set {name!r} needs data_dir, the folder that holds it; none was given")
-    unknown = kwargs.keys() - inspect.signature(loaders[name]).parameters.keys()
-    if unknown:
-        raise ValueError(f"the data set {name!r} has no choice of {', '.join(sorted(unknown))}")
-    return loaders[name](data_dir, **kwargs)
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

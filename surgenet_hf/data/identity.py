@@ -31,7 +31,7 @@ def data_identity(data) -> dict[str, dict]:
     hashes a sample of them (see `content_digest`). Moving or copying the data changes nothing.
 
     Args:
-        data: `SegmentationData` or `ClassificationData`.
+        data: `SurgicalData`.
     """
     return {split: _split_identity(rows) for split, rows in data.splits.items()}
 

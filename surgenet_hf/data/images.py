@@ -9,14 +9,19 @@ puts the name of the file before it. `read_frame` and the other functions that r
 """
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
 
+from ..errors import MissingFileError, UserError
 from .names import require_unicode
 
 # Pillow would try all its decoders otherwise, whatever the suffix. MPO files of cameras are opened as JPEG.
@@ -74,8 +79,8 @@ def read_frame(source: Source, name: str | None = None) -> Image.Image:
         name: what to call it in messages; default: the path.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read or cannot be used as a frame.
+        MissingFileError: there is no such file.
+        UserError: the file cannot be read or cannot be used as a frame.
     """
     with naming(source, name):
         return decode_frame(open_frame(_content(source)))
@@ -101,6 +106,41 @@ def read_upright(source: Source, name: str | None = None) -> Image.Image:
         return _load(open_image(_content(source)))
 
 
+def read_mask(source: Source, name: str | None = None) -> np.ndarray:
+    """Read the raw values (H, W), uint8, of an upright mask; arguments and errors as in `read_frame`."""
+    mask = read_upright(source, name)
+    with naming(source, name):
+        return raw_values(mask)
+
+
+def raw_values(mask: Image.Image) -> np.ndarray:
+    """Raw values (H, W), uint8, of a mask: grey, palette index, or the common value of three equal channels.
+
+    Alpha is not looked at.
+
+    Raises:
+        UserError: the channels differ, or a value is above 255.
+    """
+    bands = mask.split()
+    if mask.mode in ("RGB", "RGBA") and len({band.tobytes() for band in bands[:3]}) > 1:
+        raise UserError(
+            "has color channels that differ, but a mask must hold class ids (0, 1, 2, ... and 255 for ignore): "
+            "the same value in every channel, or a single channel; turn colors into ids first"
+        )
+    values = np.asarray(bands[0])
+    if values.dtype != np.uint8 and (values.min() < 0 or values.max() > 255):
+        raise UserError(f"holds values from {values.min()} to {values.max()}, but class ids go from 0 to 255")
+    return values.astype(np.uint8, copy=False)
+
+
+def check_images(paths: list[Path]) -> None:
+    """Read every frame once, in low resolution; errors as in `read_frame`."""
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        sizes = pool.imap(frame_size, paths)
+        for _ in tqdm(sizes, desc="Checking frames", total=len(paths), unit="frame"):
+            pass
+
+
 class DecodeFrames:
     """Transform of a data set that decodes the column "image"; a class, so that workers can pickle it."""
 
@@ -115,8 +155,8 @@ def naming(source: Source, name: str | None = None) -> Iterator[None]:
     """Put the name of an image before the errors about it, and turn those of the file system into ours.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or the block raised a ValueError about its content.
+        MissingFileError: there is no such file.
+        UserError: the file cannot be read, or the block raised a ValueError about its content.
     """
     if name is None:
         name = source.get("path") if isinstance(source, dict) else source if isinstance(source, Path) else None
@@ -124,18 +164,18 @@ def naming(source: Source, name: str | None = None) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name} does not exist; put it back or remove it from the data") from error
+        raise MissingFileError(f"{name} does not exist; put it back or remove it from the data") from error
     except OSError as error:
-        raise ValueError(f"{name} cannot be read ({error}); check its permissions, or replace it") from error
+        raise UserError(f"{name} cannot be read ({error}); check its permissions, or replace it") from error
     except ValueError as error:
-        raise ValueError(f"{name} {error}") from error
+        raise UserError(f"{name} {error}") from error
 
 
 def open_image(content: bytes) -> Image.Image:
     """Open an encoded image without decoding it.
 
     Raises:
-        ValueError: not an image, or one with more than `MAX_PIXELS`.
+        UserError: not an image, or one with more than `MAX_PIXELS`.
     """
     try:
         with _damage():
@@ -144,7 +184,7 @@ def open_image(content: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         image, found = None, f"more than {2 * MAX_PIXELS:,}"
     if image is None or image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"has {found} pixels; at most {MAX_PIXELS:,} are read: make it smaller")
+        raise UserError(f"has {found} pixels; at most {MAX_PIXELS:,} are read: make it smaller")
     return image
 
 
@@ -152,20 +192,20 @@ def open_frame(content: bytes) -> Image.Image:
     """Open an encoded frame without decoding it.
 
     Raises:
-        ValueError: not an image, or one that cannot be used as a frame.
+        UserError: not an image, or one that cannot be used as a frame.
     """
     image = open_image(content)
     if min(image.size) < MIN_SIDE:
-        raise ValueError(
+        raise UserError(
             f"has {image.width}x{image.height} pixels; a frame needs at least {MIN_SIDE} on each side: remove it or "
             "replace it"
         )
     if image.format == "TIFF" and image.n_frames > 1:  # PIL would read the first page and say nothing
-        raise ValueError(
+        raise UserError(
             f"is a stack of {image.n_frames} images, expected a single one: save each of them as a file of its own"
         )
     if image.mode.startswith(("I", "F")):  # PIL would clip its values at 255
-        raise ValueError(
+        raise UserError(
             f"has more than 8 bits per channel (mode {image.mode}); expected 8: scale its values to 0 to 255 and save "
             "it with 8 bits"
         )
@@ -180,7 +220,7 @@ def decode_frame(image: Image.Image, upright: bool = True) -> Image.Image:
         upright: turn it as its orientation tag says.
 
     Raises:
-        ValueError: the image is damaged.
+        UserError: the image is damaged.
     """
     image = _load(image, upright)
     with _damage():
@@ -205,9 +245,9 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as error:
-        raise ValueError(
+        raise UserError(
             f"cannot be read as an image (its format is not known, expected {', '.join(FORMATS)}); replace it or "
             "remove it"
         ) from error
     except _DAMAGE as error:
-        raise ValueError(f"cannot be read as an image ({error}); replace it or remove it") from error
+        raise UserError(f"cannot be read as an image ({error}); replace it or remove it") from error

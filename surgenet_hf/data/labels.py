@@ -4,24 +4,25 @@ import csv
 import io
 from pathlib import Path
 
+from ..errors import MissingFileError, UserError
+from .base import IGNORE_INDEX
 from .names import WHY_BY_VIDEO, named, require_distinct
-from .segmentation import IGNORE_INDEX
 
 
 def read_text(path: Path) -> str:
     """Read a text file, without a byte order mark.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8 text.
+        MissingFileError: there is no such file.
+        UserError: it is not UTF-8 text.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise ValueError(f"{path}, line {line}: a NUL byte is not text; save the file as UTF-8 text")
+        raise UserError(f"{path}, line {line}: a NUL byte is not text; save the file as UTF-8 text")
     return text
 
 
@@ -42,11 +43,11 @@ def read_table(path: Path, needed: tuple[str, ...], layout: str) -> list[tuple[i
         each row with the number of the line that it ends in; values are stripped.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a table with these columns; the message names the line.
+        MissingFileError: there is no such file.
+        UserError: not a table with these columns; the message names the line.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; {layout}")
+        raise MissingFileError(f"there is no {path}; {layout}")
     text = read_text(path)
     header = text.partition("\n")[0]
     separator = ";" if header.count(";") > header.count(",") else ","
@@ -54,27 +55,27 @@ def read_table(path: Path, needed: tuple[str, ...], layout: str) -> list[tuple[i
     try:
         (_, columns), *rows = [(reader.line_num, row) for row in reader if row] or [(0, [])]
     except csv.Error as error:
-        raise ValueError(
+        raise UserError(
             f"{path}, line {reader.line_num}: cannot be read as CSV ({error}); is a quotation mark not closed?"
         ) from error
     columns = [column.strip() for column in columns]
     absent = [column for column in needed if column not in columns]
     if absent:
         why = f": {WHY_BY_VIDEO}" if "video" in absent else ""
-        raise ValueError(f"{path} has no column {', '.join(absent)} (its columns: {named(columns)}){why}; {layout}")
+        raise UserError(f"{path} has no column {', '.join(absent)} (its columns: {named(columns)}){why}; {layout}")
     if len(set(columns)) < len(columns):
-        raise ValueError(f"{path} has two columns of one name (its columns: {named(columns)}); rename or remove one")
+        raise UserError(f"{path} has two columns of one name (its columns: {named(columns)}); rename or remove one")
     table = []
     for line, values in rows:
         if len(values) != len(columns):
-            raise ValueError(f"{path}, line {line}: expected {len(columns)} values, one for each column")
+            raise UserError(f"{path}, line {line}: expected {len(columns)} values, one for each column")
         row = dict(zip(columns, map(str.strip, values), strict=True))
         empty = [column for column in needed if not row[column]]
         if empty:
-            raise ValueError(f"{path}, line {line}: {', '.join(empty)} is empty; fill it in")
+            raise UserError(f"{path}, line {line}: {', '.join(empty)} is empty; fill it in")
         table.append((line, row))
     if not table:
-        raise ValueError(f"{path} has no rows; {layout}")
+        raise UserError(f"{path} has no rows; {layout}")
     return table
 
 
@@ -82,19 +83,19 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Read the names of classes, one per line in the order of their ids; none if there is no such file.
 
     Raises:
-        ValueError: a blank line, two names that are equal or look the same, or too many names.
+        UserError: a blank line, two names that are equal or look the same, or too many names.
     """
     if not path.exists():
         return ()
     names = [line.strip() for line in read_lines(path)]
     if not names:
-        raise ValueError(f"{path} is empty; write one class name a line, the first for id 0, or remove the file")
+        raise UserError(f"{path} is empty; write one class name a line, the first for id 0, or remove the file")
     for number, name in enumerate(names):
         if not name:
-            raise ValueError(f"{path}: line {number + 1} is blank, but each line names the class of its id ({number})")
+            raise UserError(f"{path}: line {number + 1} is blank, but each line names the class of its id ({number})")
         if name in names[:number]:
-            raise ValueError(f"{path}: line {number + 1} repeats the class {name!r}; every class needs its own name")
+            raise UserError(f"{path}: line {number + 1} repeats the class {name!r}; every class needs its own name")
     if len(names) > IGNORE_INDEX:
-        raise ValueError(f"{path} names {len(names)} classes; 8-bit masks have room for {IGNORE_INDEX}")
+        raise UserError(f"{path} names {len(names)} classes; 8-bit masks have room for {IGNORE_INDEX}")
     require_distinct(names, "class", path)
     return tuple(names)

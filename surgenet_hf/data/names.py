@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..errors import MissingFileError, UserError
+
 WHY_BY_VIDEO = (
     "splits are by video: neighbouring frames look alike, so a split of single frames would measure memory, "
     "and its figures cannot be compared with any others"
@@ -26,22 +28,45 @@ def require_unicode(path: Path) -> Path:
     """Return `path` if it is valid Unicode.
 
     Raises:
-        ValueError: it is not, so that tables cannot hold it.
+        UserError: it is not, so that tables cannot hold it.
     """
     if not str(path).isascii() and printable(path) != str(path):
-        raise ValueError(f"the name of {printable(path)} is not valid UTF-8; rename it")
+        raise UserError(f"the name of {printable(path)} is not valid UTF-8; rename it")
     return path
+
+
+def require_folder(path: Path, expected: str) -> Path:
+    """`path`, if it is a folder that is not empty.
+
+    Raises:
+        MissingFileError: it is not; the message begins with `expected` and says what is there instead.
+        UserError: its name is not valid Unicode.
+    """
+    require_unicode(path)
+    if path.is_dir():
+        if any(path.iterdir()):
+            return path
+        found = f"{path} is empty"
+    elif path.exists():
+        found = f"{path} is a file, not a folder"
+    else:
+        there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+        holds = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") if there else "nothing"
+        found = f"{path} does not exist ({path.parent} holds {holds})"
+    raise MissingFileError(
+        f"{expected[0].upper()}{expected[1:]}. Found: {found}. Give the folder in that layout as data_dir"
+    )
 
 
 def frame_number(digits: str, where: str | Path) -> int:
     """Convert the digits of a number in a file or its name; `where` is for the message.
 
     Raises:
-        ValueError: the number does not fit into 64 bits, as the column `frame` needs.
+        UserError: the number does not fit into 64 bits, as the column `frame` needs.
     """
     # Python refuses to convert thousands of digits.
     if len(digits) > 255 or int(digits) >= 2**63:
-        raise ValueError(
+        raise UserError(
             f"{where}: the number {digits[:24]}{'...' if len(digits) > 24 else ''} is too large; expected less "
             "than 2^63: use a smaller number"
         )
@@ -61,7 +86,7 @@ def named(items: Iterable[str], most: int = 8) -> str:
 
 
 def require_distinct(names: Iterable[str], kind: str, where: str | Path = "") -> None:
-    """Raise ValueError if two different names look the same, as with an invisible character or another accent form.
+    """Raise `UserError` if two different names look the same, as with an invisible character or another accent form.
 
     Args:
         names: the names; the same name may come several times.
@@ -73,7 +98,7 @@ def require_distinct(names: Iterable[str], kind: str, where: str | Path = "") ->
         other = seen.setdefault(_visible(name), name)
         if other != name:
             first, second = sorted((other, name))
-            raise ValueError(
+            raise UserError(
                 f"{_prefix(where)}two {kind} names look the same but differ, {first!a} and {second!a}; use one "
                 "spelling"
             )
@@ -87,13 +112,13 @@ def check_no_overlap(videos: Mapping[str, Iterable[str]], where: str | Path = ""
         where: the file that they are from, for the message.
 
     Raises:
-        ValueError: a video is in two splits, or the names of two videos look the same.
+        UserError: a video is in two splits, or the names of two videos look the same.
     """
     home: dict[str, str] = {}
     for split, names in videos.items():
         for name in sorted(names):
             if home.setdefault(name, split) != split:
-                raise ValueError(
+                raise UserError(
                     f"{_prefix(where)}video {name!r} is in {home[name]} and in {split}, but {WHY_BY_VIDEO}"
                 )
     require_distinct(home, "video", where)

@@ -6,19 +6,17 @@ import numpy as np
 from datasets import Dataset
 from matplotlib.figure import Figure
 
+from ..errors import UserError
 from ..figures.overlays import _legend_patch, _write_ids, paint
 from ..rng import rng_for
-from .classification import SINGLE, ClassificationData
-from .segmentation import SegmentationData
+from .base import SINGLE, SurgicalData
 
 COLUMNS = 4
 LARGEST = 800  # pixels: the width that frames are drawn in at most
 WIDTH, LINE = 3.6, 0.3  # inches: of a picture, of a line of text
 
 
-def show(
-    data: SegmentationData | ClassificationData, split: str = "train", num_frames: int = 8, seed: int = 0
-) -> Figure:
+def show(data: SurgicalData, split: str = "train", num_frames: int = 8, seed: int = 0) -> Figure:
     """Draw frames of a split with their labels.
 
     Segmentation: each frame, and beside it the frame under its mask, with class ids and a legend of the classes that
@@ -28,16 +26,16 @@ def show(
     They are drawn in the order of the data, and all of them where there are no more than `num_frames`.
 
     Raises:
-        ValueError: a split that the data does not have, or fewer frames than one.
+        UserError: a split that the data does not have, or fewer frames than one.
     """
     if split not in data.splits:
-        raise ValueError(f"the data set {data.name!r} has no split {split!r}; it has {', '.join(data.splits)}")
+        raise UserError(f"the data set {data.name!r} has no split {split!r}; it has {', '.join(data.splits)}")
     if num_frames < 1:
-        raise ValueError(f"num_frames={num_frames}: draw at least one frame")
+        raise UserError(f"num_frames={num_frames}: draw at least one frame")
     dataset = data.splits[split]
     rows = [dataset[i] for i in choose_frames(dataset, num_frames, seed)]
     title = f"{data.name}, {split}: {len(rows)} of {len(dataset)} frames"
-    return (_show_labels if hasattr(data, "problem_type") else _show_masks)(data, rows, title)
+    return (_show_masks if data.task == "semantic-segmentation" else _show_labels)(data, rows, title)
 
 
 def choose_frames(dataset: Dataset, num_frames: int, seed: int) -> list[int]:
@@ -52,7 +50,7 @@ def choose_frames(dataset: Dataset, num_frames: int, seed: int) -> list[int]:
     return sorted(rounds[:num_frames])
 
 
-def _show_masks(data: SegmentationData, rows: list[dict], title: str) -> Figure:
+def _show_masks(data: SurgicalData, rows: list[dict], title: str) -> Figure:
     cells, present = [], set()
     for row in rows:
         stride = -(-row["mask"].shape[1] // LARGEST)
@@ -73,7 +71,7 @@ def _show_masks(data: SegmentationData, rows: list[dict], title: str) -> Figure:
     return figure
 
 
-def _show_labels(data: ClassificationData, rows: list[dict], title: str) -> Figure:
+def _show_labels(data: SurgicalData, rows: list[dict], title: str) -> Figure:
     texts = [_label_lines(data, row["labels"]) for row in rows]
     frames = [np.asarray(_shrunk(row["image"])) for row in rows]
     figure, grid = _grid(frames, title, below=max(map(len, texts)), legend=0)
@@ -90,7 +88,7 @@ def _show_labels(data: ClassificationData, rows: list[dict], title: str) -> Figu
     return figure
 
 
-def _label_lines(data: ClassificationData, labels) -> list[str]:
+def _label_lines(data: SurgicalData, labels) -> list[str]:
     """What is written below a frame: the class, or the targets, in lines that fit."""
     if data.problem_type == SINGLE:
         return [data.labels[int(labels)]]

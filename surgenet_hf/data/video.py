@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..atomic import atomic_write, write_file
+from ..errors import MissingFileError, UserError
 from .names import number_in_name
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".webm", ".wmv")
@@ -46,8 +47,8 @@ def iter_frames(
             The sizes in a file's header bind nobody: any picture may be larger. None: no limit.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a video, or one that breaks off or cannot be decoded to its end, or larger pictures than asked.
+        MissingFileError: there is no such file.
+        UserError: not a video, or one that breaks off or cannot be decoded to its end, or larger pictures than asked.
     """
     for index, frame in _sample(Path(path), frames_per_second, threads, max_decoded_side):
         yield index, _picture(frame, max_side)
@@ -71,8 +72,8 @@ def extract_frames(
         progress: a bar to move by one for each frame.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a broken video (what could be read is kept), or `out_dir` holds frames of another source, size or
+        MissingFileError: there is no such file.
+        UserError: a broken video (what could be read is kept), or `out_dir` holds frames of another source, size or
             rate, or frames that were not written by this function.
     """
     video_path, out_dir = Path(video_path), Path(out_dir)
@@ -86,10 +87,10 @@ def extract_frames(
     marker = _read_marker(out_dir)
     there = _images(out_dir)
     if marker is None and there:
-        raise ValueError(f"{out_dir} holds frames from elsewhere ({there[0].name}, ...); give another folder")
+        raise UserError(f"{out_dir} holds frames from elsewhere ({there[0].name}, ...); give another folder")
     differing = [key for key in settings if marker is not None and marker.get(key) != settings[key]]
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{out_dir} holds frames extracted with {', '.join(f'{key}={marker.get(key)!r}' for key in differing)}, "
             f"now it is {', '.join(f'{key}={settings[key]!r}' for key in differing)}; remove that folder to extract "
             "them anew, or give another one"
@@ -108,7 +109,7 @@ def extract_frames(
             if progress is not None:
                 progress.update()
     except ValueError as error:
-        raise ValueError(f"{error}; the {len(paths)} frames before that are in {out_dir}") from error
+        raise UserError(f"{error}; the {len(paths)} frames before that are in {out_dir}") from error
     write_file(out_dir / MARKER, json.dumps({**settings, "frames": len(paths)}).encode())
     return paths
 
@@ -155,7 +156,7 @@ def find_frames(
         videos: the files of those that have one.
 
     Raises:
-        ValueError: a broken video, a gap in the numbers of frames, an empty file, an extraction that was not finished
+        UserError: a broken video, a gap in the numbers of frames, an empty file, an extraction that was not finished
             and whose video is gone.
     """
     todo = {}
@@ -166,7 +167,7 @@ def find_frames(
         if name in videos:
             todo[name] = videos[name]
         elif _read_marker(folder) is not None and not is_complete(folder):
-            raise ValueError(f"{folder}: the extraction was not finished and its video is not there; put it back")
+            raise UserError(f"{folder}: the extraction was not finished and its video is not there; put it back")
     unfinished = {name: path for name, path in todo.items() if not _is_done(path, frames_dir / name, max_side)}
     extract_videos(unfinished, frames_dir, max_side=max_side)
     found = {name: _images(frames_dir / name) for name in names}
@@ -183,7 +184,7 @@ def find_videos(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
             continue
         if path.stem in videos:
-            raise ValueError(f"{videos[path.stem]} and {path} have the same name; rename or remove one")
+            raise UserError(f"{videos[path.stem]} and {path} have the same name; rename or remove one")
         videos[path.stem] = path
     return videos
 
@@ -195,7 +196,7 @@ def frame_rate(path: Path) -> float:
         with av.open(str(path)) as container:
             return float(_stream(container, path).average_rate)
     except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be read as a video ({error}); replace or remove it") from error
+        raise UserError(f"{path} cannot be read as a video ({error}); replace or remove it") from error
 
 
 def is_complete(folder: Path) -> bool:
@@ -215,13 +216,13 @@ def _av():
 def _stream(container, path: Path):
     stream = container.streams.best("video")
     if stream is None:
-        raise ValueError(f"{path} holds no video; replace or remove it")
+        raise UserError(f"{path} holds no video; replace or remove it")
     return stream
 
 
 def _size(path: Path) -> int:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no video {path}")
+        raise MissingFileError(f"there is no video {path}")
     return path.stat().st_size
 
 
@@ -240,7 +241,7 @@ def _sample(
 ) -> Iterator[tuple[int, object]]:
     """Yield (index, PyAV frame): the frame on screen at time index / frames_per_second after the first one."""
     if not frames_per_second > 0:
-        raise ValueError(f"frames_per_second must be above 0, got {frames_per_second}")
+        raise UserError(f"frames_per_second must be above 0, got {frames_per_second}")
     _size(path)
     av = _av()
     index, start, time, shown = 0, None, 0.0, None
@@ -257,20 +258,20 @@ def _sample(
             stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
             for frame in container.decode(stream):
                 if frame.time is None:
-                    raise ValueError(f"{path}: its frames have no time stamps; {repair}")
+                    raise UserError(f"{path}: its frames have no time stamps; {repair}")
                 if max_decoded_side is not None and max(frame.width, frame.height) > max_decoded_side:
-                    raise ValueError(f"{path} holds {too_large}: {frame.width} x {frame.height} after {time:.1f} s")
+                    raise UserError(f"{path} holds {too_large}: {frame.width} x {frame.height} after {time:.1f} s")
                 start = frame.time if start is None else start
                 before, time = time, frame.time - start
                 if not -_JITTER < time - before <= _LONGEST_GAP:
-                    raise ValueError(f"{path}: its time stamps jump from {before:.2f} s to {time:.2f} s; {repair}")
+                    raise UserError(f"{path}: its time stamps jump from {before:.2f} s to {time:.2f} s; {repair}")
                 time = max(before, time)
                 while shown is not None and index / frames_per_second < time - _TOLERANCE:
                     yield index, shown
                     index += 1
                 shown = frame
             if shown is None:
-                raise ValueError(f"{path} holds not a single frame; {repair}")
+                raise UserError(f"{path} holds not a single frame; {repair}")
             end = time + float((shown.duration or 0) * shown.time_base or 1 / (stream.average_rate or 25))
             while index / frames_per_second < end - _TOLERANCE:
                 yield index, shown
@@ -279,10 +280,10 @@ def _sample(
             if not declared and len(container.streams) == 1:  # a whole file's length may be that of its sound
                 declared = (container.duration or 0) / av.time_base - start
             if end < declared - 1:
-                raise ValueError(f"{path} breaks off after {end:.1f} of {declared:.1f} s; {repair}")
+                raise UserError(f"{path} breaks off after {end:.1f} of {declared:.1f} s; {repair}")
     except av.FFmpegError as error:
         reason = f"{error}, or {too_large}" if too_large else error
-        raise ValueError(f"{path} cannot be read beyond {time:.1f} s ({reason}); {repair}") from error
+        raise UserError(f"{path} cannot be read beyond {time:.1f} s ({reason}); {repair}") from error
 
 
 def _picture(frame, max_side: int | None) -> Image.Image:
@@ -309,7 +310,7 @@ def _read_marker(folder: Path) -> dict | None:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read ({error}); remove its folder, so that the frames are extracted again"
         ) from error
 
@@ -334,7 +335,7 @@ def _images(folder: Path) -> list[Path]:
 def _number(path: Path) -> int:
     number = number_in_name(path)
     if number is None:
-        raise ValueError(f"{path}: a frame's name must end in its number, as 000012.jpg does")
+        raise UserError(f"{path}: a frame's name must end in its number, as 000012.jpg does")
     return number
 
 
@@ -343,12 +344,12 @@ def _check_numbers(paths: list[Path]) -> None:
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
     for path, number, following in zip(paths, numbers, numbers[1:], strict=False):
         if following - number != step or step < 1:
-            raise ValueError(
+            raise UserError(
                 f"{path.parent}: after frame {path.name} comes {following}, but its frames are {step} apart; one "
                 "picture for each second is needed, or labels would shift: extract them again"
             )
     if numbers[0] not in (0, 1, step):
-        raise ValueError(f"{paths[0]}: the first frame must have number 0, 1 or {step}; extract the frames again")
+        raise UserError(f"{paths[0]}: the first frame must have number 0, 1 or {step}; extract the frames again")
     for path in paths:
         if not path.stat().st_size:
-            raise ValueError(f"{path} is empty; extract the frames again")
+            raise UserError(f"{path} is empty; extract the frames again")

@@ -11,8 +11,8 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
-from ..data import ClassificationData, SegmentationData
-from ..data.classification import MULTI
+from ..data import SurgicalData
+from ..data.base import SINGLE
 from ..inference.embeddings import predict_embeddings, spread
 from ..metrics import MultiLabelMetric
 
@@ -31,7 +31,7 @@ class LabelledEmbeddings:
 def knn_accuracy(
     model,
     processor,
-    data: SegmentationData | ClassificationData,
+    data: SurgicalData,
     k: int = 20,
     temperature: float = 0.07,
     batch_size: int = 32,
@@ -113,8 +113,8 @@ def vote(memory: LabelledEmbeddings, queries: LabelledEmbeddings, k: int, temper
     return torch.cat(votes).clamp(max=1)  # sums of weights are 1 up to rounding
 
 
-def _is_single_label(data: SegmentationData | ClassificationData) -> bool:
-    return isinstance(data, ClassificationData) and data.problem_type != MULTI
+def _is_single_label(data: SurgicalData) -> bool:
+    return data.problem_type == SINGLE
 
 
 def _embed(model, processor, data, split: str, batch_size: int, max_frames: int | None) -> LabelledEmbeddings:
@@ -138,9 +138,9 @@ def _embed(model, processor, data, split: str, batch_size: int, max_frames: int 
     return LabelledEmbeddings(embeddings, torch.from_numpy(np.stack(labels)).to(model.device), np.array(videos))
 
 
-def frame_targets(data: SegmentationData | ClassificationData, row: dict) -> np.ndarray:
+def frame_targets(data: SurgicalData, row: dict) -> np.ndarray:
     """Targets of a frame, float32 (num_labels,): its class, its labels, or the classes that its mask shows."""
-    if isinstance(data, SegmentationData):
+    if data.task == "semantic-segmentation":
         return (np.bincount(row["mask"].ravel(), minlength=256)[: len(data.labels)] > 0).astype(np.float32)
     if _is_single_label(data):
         return np.eye(len(data.labels), dtype=np.float32)[row["labels"]]

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from ..atomic import atomic_write
 from ..data.names import printable
 from ..data.video import JPEG_QUALITY, VIDEO_SUFFIXES, _seconds, iter_frames
+from ..errors import MissingFileError, UserError
 from .frame_list import iter_listed_frames
 
 THUMBNAIL = (32, 32)
@@ -57,13 +58,13 @@ class FrameOptions:
         limits = {"max_side": 0, "black_threshold": 0, "duplicate_threshold": 0, "frames_per_shard": 1}
         for name, least in limits.items():
             if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.frames_per_second > 0:
-            raise ValueError(f"frames_per_second must be above 0, got {self.frames_per_second}")
+            raise UserError(f"frames_per_second must be above 0, got {self.frames_per_second}")
         if not 1 <= self.jpeg_quality <= 95:
-            raise ValueError(f"jpeg_quality must be from 1 to 95, got {self.jpeg_quality}")
+            raise UserError(f"jpeg_quality must be from 1 to 95, got {self.jpeg_quality}")
         if self.shard_format not in ("tar", "zip"):
-            raise ValueError(f"shard_format must be tar or zip, got {self.shard_format!r}")
+            raise UserError(f"shard_format must be tar or zip, got {self.shard_format!r}")
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,11 @@ def scan_videos(videos_dir: Path) -> list[Video]:
     Links are followed; a folder that is reached in two ways is taken once.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds no video.
+        MissingFileError: there is no such folder.
+        UserError: it holds no video.
     """
     if not videos_dir.is_dir():
-        raise FileNotFoundError(f"there is no folder {videos_dir}")
+        raise MissingFileError(f"there is no folder {videos_dir}")
 
     def refuse(error: OSError):
         raise error
@@ -121,7 +122,7 @@ def scan_videos(videos_dir: Path) -> list[Video]:
             found.append((procedure, "/".join(parts), path))
     if not found:
         there = ", ".join(f"{number} *{suffix}" for suffix, number in others.most_common(5)) or "nothing"
-        raise ValueError(f"{videos_dir} holds no video ({', '.join(VIDEO_SUFFIXES)}) but {there}")
+        raise UserError(f"{videos_dir} holds no video ({', '.join(VIDEO_SUFFIXES)}) but {there}")
     videos, procedures = [], set()
     for procedure, group in groupby(sorted(found), key=lambda row: row[0]):
         folder, taken = _unique(procedure, procedures), set()

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..data.names import frame_number
 from ..data.video import _av, _picture, _size, _stream
+from ..errors import UserError
 
 _LINE = re.compile(r"(?:(?:^|.*/)(?P<procedure>[^/]+)/Batch\d+/|.*/|)(?P<video>[^/]+)_frame_(?P<n>\d+)_Sample\d+\.jpg")
 
@@ -32,7 +33,7 @@ def _decoded(lines: Iterable[str], path: str | Path) -> Iterator[str]:
     try:
         yield from lines
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
 
 
 class FrameList:
@@ -43,8 +44,8 @@ class FrameList:
         malformed: lines that name no frame.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no line of it names a frame, or it is not UTF-8 text.
+        MissingFileError: there is no such file.
+        UserError: no line of it names a frame, or it is not UTF-8 text.
     """
 
     def __init__(self, path: str | Path):
@@ -64,7 +65,7 @@ class FrameList:
                 )
         if not self.frames:
             example = f"; its first line is {self.malformed[0]!r}" if self.malformed else " and is empty"
-            raise ValueError(f"{path} has no line like '<video>_frame_<n>_Sample<i>.jpg'{example}")
+            raise UserError(f"{path} has no line like '<video>_frame_<n>_Sample<i>.jpg'{example}")
 
     def __len__(self) -> int:
         return sum(len(numbers) for lines in self.frames.values() for numbers in lines.values())
@@ -96,8 +97,8 @@ def iter_listed_frames(
     number that is wanted.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a video, or one that cannot be decoded as far as its end or the last number.
+        MissingFileError: there is no such file.
+        UserError: not a video, or one that cannot be decoded as far as its end or the last number.
     """
     path, wanted = Path(path), set(numbers)
     last = max(wanted, default=-1)
@@ -118,6 +119,6 @@ def iter_listed_frames(
                 if n >= last:
                     break
     except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be read beyond picture {index} ({error}); replace or repair it") from error
+        raise UserError(f"{path} cannot be read beyond picture {index} ({error}); replace or repair it") from error
     if index < 0:
-        raise ValueError(f"{path} holds not a single frame; replace it")
+        raise UserError(f"{path} holds not a single frame; replace it")

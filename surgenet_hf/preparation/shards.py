@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from ..errors import UserError
 from .extraction import NOTHING, FrameOptions, Video, extract_parts, new_file, scan_videos, write_json
 from .frame_list import FrameList, listed_name
 
@@ -73,21 +74,21 @@ def prepare_frames(
         num_workers: how many videos to decode at a time; 0: as many as there are processor cores.
 
     Raises:
-        FileNotFoundError: no such folder or list.
-        ValueError: no video, not a single frame, a list that matches nothing, or an `output_dir` that holds files
+        MissingFileError: no such folder or list.
+        UserError: no video, not a single frame, a list that matches nothing, or an `output_dir` that holds files
             from elsewhere, of other videos or made with other settings.
         OSError: what was to be written could not be; no half file is left.
         RuntimeError: another run is at work in `output_dir`, or a worker process died.
     """
     if num_workers < 0:
-        raise ValueError(f"num_workers must be at least 0 (one for each core), got {num_workers}")
+        raise UserError(f"num_workers must be at least 0 (one for each core), got {num_workers}")
     options, output_dir = options or FrameOptions(), Path(output_dir)
     parts = output_dir / "parts"
     settings = {**asdict(options), "frame_list": None}
     videos, listed = scan_videos(Path(videos_dir)), None
     if frame_list is not None:
         if options.frames_per_second != 1:
-            raise ValueError("a frame list takes frames by their numbers; leave frames_per_second at 1")
+            raise UserError("a frame list takes frames by their numbers; leave frames_per_second at 1")
         settings["frame_list"] = hashlib.sha256(Path(frame_list).read_bytes()).hexdigest()
         listed = FrameList(frame_list)
         videos = _restrict(videos, listed)
@@ -98,7 +99,7 @@ def prepare_frames(
         shutil.rmtree(parts, ignore_errors=True)
         return report
     if output_dir.is_dir() and not parts.exists() and any(output_dir.iterdir()):
-        raise ValueError(f"{output_dir} holds files from elsewhere; give a new folder")
+        raise UserError(f"{output_dir} holds files from elsewhere; give a new folder")
     parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / ".lock", timeout=10):
@@ -163,7 +164,7 @@ def _prepare(
 def _restrict(videos: list[Video], listed: FrameList) -> list[Video]:
     matched = listed.match((video.path.name, video.procedure) for video in videos)
     if not any(matched):
-        raise ValueError(
+        raise UserError(
             f"no video is in the frame list: that names e.g. {next(iter(listed.frames))!r}, while the videos are "
             f"called e.g. {listed_name(videos[0].path.name)!r}"
         )
@@ -199,7 +200,7 @@ def _plan(videos: list[Video], rows: dict[str, dict], options: FrameOptions) -> 
             shards.append({"file": f"{folder}-{i:05d}.{options.shard_format}", "pieces": pieces})
     if not shards:
         errors = "".join(f"\n{row['error']}" for row in rows.values() if row["error"])
-        raise ValueError(f"not a single frame was found in {len(videos)} videos{errors}")
+        raise UserError(f"not a single frame was found in {len(videos)} videos{errors}")
     return shards
 
 
@@ -273,7 +274,7 @@ def _read(path: Path) -> dict:
 def _check_settings(output_dir: Path, settings: dict, before: dict) -> None:
     differing = [key for key in settings if before.get(key) != settings[key]]
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{output_dir} was begun with {', '.join(f'{key}={before.get(key)!r}' for key in differing)}, now it is "
             f"{', '.join(f'{key}={settings[key]!r}' for key in differing)}; give the same settings or another folder"
         )
@@ -284,7 +285,7 @@ def _check_videos(output_dir: Path, videos: list[Video], before: dict[str, int])
     now = {video.name: video.bytes for video in videos}
     differing = sorted(dict(now.items() ^ before.items()))
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{output_dir} holds shards of other videos: {len(differing)} are new, gone or changed, such as "
             f"{', '.join(differing[:3])}. Put new and repaired videos into a --videos_dir of their own and prepare "
             f"that into another folder; to train on both: --dataset shards shards --data_dir {output_dir} OTHER"

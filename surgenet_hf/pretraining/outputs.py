@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..data import CLASSIFICATION, SEGMENTATION, load_classification, load_segmentation
+from ..data import load_data
 from ..evaluation.probes import knn_accuracy
 from ..figures import save_figure
 from ..figures.pretraining import pretraining_figure
@@ -21,13 +21,9 @@ def load_knn_data(name: str | None, data_dir: str | None):
     """The labelled data set that k-NN is measured on, or None.
 
     Raises:
-        FileNotFoundError, ValueError: no such data set, or it is not as it should be.
+        UserError: there is no such dataset, or it is not as expected.
     """
-    if name is None:
-        return None
-    if name not in {**CLASSIFICATION, **SEGMENTATION}:
-        raise ValueError(f"--knn_dataset {name}: expected one of {', '.join([*CLASSIFICATION, *SEGMENTATION])}")
-    return (load_classification if name in CLASSIFICATION else load_segmentation)(name, data_dir)
+    return None if name is None else load_data(name, data_dir)
 
 
 def finish_epoch(run: "Pretraining", done: int) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from surgenet_hf.data import load_classification, load_segmentation
+from surgenet_hf.data import load_data
+from surgenet_hf.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
 TABLE = "image,video,label,frame,split\n" + "\n".join(
@@ -91,20 +92,20 @@ def write(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore")  # of PIL, about damaged files
 @pytest.mark.parametrize(
-    ("load", "name", "files", "damaged"),
+    ("name", "files", "damaged"),
     [
-        (load_segmentation, "folder", _folder(), sorted(_folder())),
-        (load_classification, "csv", _csv(), ["labels.csv"]),
+        ("folder", _folder(), sorted(_folder())),
+        ("csv", _csv(), ["labels.csv"]),
     ],
     ids=["folder", "csv"],
 )
-def test_damaged_files_are_named(load, name, files, damaged, write):
+def test_damaged_files_are_named(name, files, damaged, write):
     root = write(files)
 
     def read():
         """The rows, or the error."""
         try:
-            return [row for split in load(name, root).splits.values() for row in split]
+            return [row for split in load_data(name, root).splits.values() for row in split]
         except (ValueError, FileNotFoundError) as error:
             return error
 
@@ -118,7 +119,7 @@ def test_damaged_files_are_named(load, name, files, damaged, write):
         found = read()
         write({victim: files[victim]}, root)
         if isinstance(found, Exception):
-            assert type(found) in (ValueError, FileNotFoundError)
+            assert isinstance(found, UserError)
             assert str(root) in str(found)
         else:
             assert all(row["image"].mode == "RGB" for row in found)

@@ -8,10 +8,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from surgenet_hf.data.classification import SINGLE, FrameSample, check_images
-from surgenet_hf.data.classification import build_splits as build_classification
-from surgenet_hf.data.images import MAX_PIXELS, frame_size, read_frame, to_cell
-from surgenet_hf.data.segmentation import Sample, build_splits, count_values, lookup_table
+from surgenet_hf.data.base import Sample, build_splits
+from surgenet_hf.data.images import MAX_PIXELS, check_images, frame_size, read_frame, to_cell
+from surgenet_hf.data.masks import count_values, lookup_table
 
 WIDTH, HEIGHT = 24, 16
 PIXELS = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
@@ -35,9 +34,9 @@ def _png(width, height, depth, color_type, data):
 
 def _rows(samples):
     """The rows of a segmentation and of a classification data set with these frames."""
-    frames = [FrameSample(sample.image, 0, sample.video, sample.frame) for sample in samples]
+    frames = [Sample(sample.image, 0, sample.video, sample.frame) for sample in samples]
     segmentation = build_splits({"train": samples}, lookup_table({0: 0}))["train"]
-    return segmentation, build_classification({"train": frames}, 1, SINGLE)["train"]
+    return segmentation, build_splits({"train": frames})["train"]
 
 
 def test_a_stack_of_images_is_refused(tmp_path):

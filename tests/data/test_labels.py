@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import load_classification
+from surgenet_hf.data import load_data
 from surgenet_hf.data.labels import read_classes, read_table
 from surgenet_hf.preparation.frame_list import FrameList
 
@@ -31,13 +31,13 @@ def _csv(tmp_path, content):
 )
 def test_tables_that_cannot_be_read(tmp_path, content, message):
     with pytest.raises(ValueError, match=rf"labels\.csv.*{message}"):
-        load_classification("csv", _csv(tmp_path, content))
+        load_data("csv", _csv(tmp_path, content))
 
 
 def test_an_image_name_that_no_file_can_have(tmp_path):
     content = b"image,video,label\n1.png,p,a\n" + b"x" * 5000 + b".png,q,b\n"
     with pytest.raises(FileNotFoundError, match=r"labels\.csv: 1 of 2 frames are not there: .*xxx\.png"):
-        load_classification("csv", _csv(tmp_path, content))
+        load_data("csv", _csv(tmp_path, content))
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
@@ -87,9 +87,9 @@ def _endoscapes(tmp_path, **changes):
     [{"video_id": "one"}, {"video_id": None}, {"ds": 1}, {"ds": ["a", 0, 0]}, {"file_name": 5}],
 )
 def test_ratings_that_are_not_as_they_should_be(tmp_path, changes):
-    load_classification("endoscapes-cvs", _endoscapes(tmp_path))
+    load_data("endoscapes-cvs", _endoscapes(tmp_path))
     with pytest.raises(ValueError, match=r"annotation_ds_coco\.json is not as it should be"):
-        load_classification("endoscapes-cvs", _endoscapes(tmp_path, **changes))
+        load_data("endoscapes-cvs", _endoscapes(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("row", ['one,5,"[0,0,0]",True', "1,5,[0,True", "1,5,,True", "1,5,5,True"])
@@ -98,12 +98,12 @@ def test_ratings_in_a_table_that_are_not_as_they_should_be(tmp_path, row):
     (root / "train" / "annotation_ds_coco.json").unlink()
     (root / "all_metadata.csv").write_text(f"vid,frame,avg_cvs,is_ds_keyframe\n1,7,,False\n{row}\n")
     with pytest.raises(ValueError, match=r"all_metadata\.csv, line 3"):
-        load_classification("endoscapes-cvs", root)
+        load_data("endoscapes-cvs", root)
 
 
 def test_a_name_of_twenty_digits_in_ratings(tmp_path):
     with pytest.raises(ValueError, match=r"1_12345678901234567890\.jpg: the number .* is too large"):
-        load_classification("endoscapes-cvs", _endoscapes(tmp_path, file_name="1_12345678901234567890.jpg"))
+        load_data("endoscapes-cvs", _endoscapes(tmp_path, file_name="1_12345678901234567890.jpg"))
 
 
 def test_a_record_of_an_extraction_that_is_damaged(tmp_path):
@@ -116,4 +116,4 @@ def test_a_record_of_an_extraction_that_is_damaged(tmp_path):
     (tmp_path / "phases" / "b.txt").write_text("0\tsuture\n")
     (tmp_path / "frames" / "a" / "extraction.json").write_text('{"video')
     with pytest.raises(ValueError, match=r"a.extraction\.json cannot be read .*remove its folder"):
-        load_classification("videos", tmp_path)
+        load_data("videos", tmp_path)

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import load_classification, load_segmentation
-from surgenet_hf.data.classification import SINGLE, FrameSample
-from surgenet_hf.data.classification import build_splits as build_classification
+from surgenet_hf.data import load_data
+from surgenet_hf.data.base import Sample, build_splits
+from surgenet_hf.data.masks import lookup_table
 from surgenet_hf.data.names import check_no_overlap, frame_number
-from surgenet_hf.data.segmentation import Sample, build_splits, lookup_table
 from surgenet_hf.preparation.extraction import scan_videos
 from surgenet_hf.preparation.shards import prepare_frames
 
@@ -31,10 +30,10 @@ LOOK_ALIKES = [
 def test_two_names_of_one_look_are_refused(tmp_path, one, other):
     """In one split too, where one video would count as two."""
     path = tmp_path / "frame.png"
-    frames = {name: FrameSample(path, 0, name, 0) for name in (one, other)}
+    frames = {name: Sample(path, 0, name, 0) for name in (one, other)}
     masked = {name: Sample(path, path, name, 0) for name in (one, other)}
     for samples, build in (
-        (frames, lambda splits: build_classification(splits, 1, SINGLE)),
+        (frames, build_splits),
         (masked, lambda splits: build_splits(splits, lookup_table({0: 0}))),
     ):
         for splits in (
@@ -97,22 +96,22 @@ def phases(tmp_path):
 
 def test_look_alikes_of_each_data_set(tmp_path, table, phases):
     with pytest.raises(ValueError, match=r"two video names look the same but differ, 'p' and 'p\\u200b'"):
-        load_classification("csv", table("1.png,p,a", "2.png,p\u200b,b"))
+        load_data("csv", table("1.png,p,a", "2.png,p\u200b,b"))
     root = table("1.png,p,a,train", "2.png,p\u200b,b,validation", header="image,video,label,split")
     with pytest.raises(ValueError, match=r"labels\.csv: two video names look the same but differ, 'p' and 'p\\u200b'"):
-        load_classification("csv", root)
+        load_data("csv", root)
     with pytest.raises(ValueError, match=r"labels\.csv: two class names look the same but differ, 'a' and 'a\\xad'"):
-        load_classification("csv", table("1.png,p,a", "2.png,q,a\u00ad"))
+        load_data("csv", table("1.png,p,a", "2.png,q,a\u00ad"))
     (tmp_path / "splits.csv").write_text("video,split\na,train\nb,validation\nNa\u0308h,train\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"splits\.csv: two video names look the same .* 'Na\\u0308h' and 'N\\xe4h'"):
-        load_classification("videos", tmp_path)
+        load_data("videos", tmp_path)
     (tmp_path / "classes.txt").write_text("cut\nsuture\ncut\u200b\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"classes\.txt: two class names look the same but differ, 'cut'"):
-        load_classification("videos", tmp_path)
+        load_data("videos", tmp_path)
     (tmp_path / "classes.txt").unlink()
     phases("a", "0\tcut\n1\tcut\u200b\n")
     with pytest.raises(ValueError, match=r"phases: two phase names look the same but differ, 'cut' and 'cut\\u200b'"):
-        load_classification("videos", tmp_path)
+        load_data("videos", tmp_path)
 
 
 LONG = "12345678901234567890"
@@ -122,35 +121,35 @@ def test_numbers_of_twenty_digits_are_named(masked, table, phases):
     for folder in ("images", "masks"):
         (masked / folder / "b_1.png").rename(masked / folder / f"b_{LONG}.png")
     with pytest.raises(ValueError, match=rf"b_{LONG}\.png: the number {LONG} is too large"):
-        load_segmentation("folder", masked)
+        load_data("folder", masked)
     for folder in ("images", "masks"):
         for video in "abc":
             (masked / folder / video).mkdir()
         for path in (masked / folder).glob("?_*.png"):
             path.rename(masked / folder / path.name[0] / path.name)
     with pytest.raises(ValueError, match=rf"b_{LONG}\.png: the number {LONG} is too large"):
-        load_segmentation("folder", masked)
+        load_data("folder", masked)
 
     with pytest.raises(ValueError, match=rf"x{LONG}\.png: the number {LONG} is too large"):
-        load_classification("csv", table(f"x{LONG}.png,p,a", "2.png,q,b"))
+        load_data("csv", table(f"x{LONG}.png,p,a", "2.png,q,b"))
     for number in (LONG, "9" * 5000):  # more digits than Python converts
         with pytest.raises(ValueError, match=rf"labels\.csv, line 2: the number {number[:20]}.* is too large"):
-            load_classification("csv", table(f"1.png,p,a,{number}", "2.png,q,b,1", header="image,video,label,frame"))
+            load_data("csv", table(f"1.png,p,a,{number}", "2.png,q,b,1", header="image,video,label,frame"))
 
         phases("a", f"0\tcut\n{number}\tsuture\n")
         with pytest.raises(ValueError, match=rf"a\.txt, line 2: the number {number[:20]}.* is too large"):
-            load_classification("videos", masked)
+            load_data("videos", masked)
     phases("a", "0\tcut\n1\tsuture\n")
     _save(masked / "frames" / "a" / f"{LONG}.png")
     with pytest.raises(ValueError, match=rf"{LONG}\.png: the number {LONG} is too large"):
-        load_classification("videos", masked)
+        load_data("videos", masked)
 
 
 def test_the_largest_number_fits(masked):
     number = 2**63 - 1
     for folder in ("images", "masks"):
         (masked / folder / "b_1.png").rename(masked / folder / f"b_{number}.png")
-    splits = load_segmentation("folder", masked).splits
+    splits = load_data("folder", masked).splits
     assert number in [frame for split in splits.values() for frame in split.select_columns(["frame"])[:]["frame"]]
     assert frame_number("0" * 30 + "7", "here") == 7
 
@@ -159,7 +158,7 @@ def test_a_phase_number_that_names_no_class(tmp_path, phases):
     for name in ("a", "b", "Näh"):
         phases(name, "0\t0\n1\t999999999999\n")
     with pytest.raises(ValueError, match="found the phase 999999999999; expected numbers from 0 to 254"):
-        load_classification("videos", tmp_path)
+        load_data("videos", tmp_path)
 
 
 def _latin(folder, name):
@@ -177,21 +176,21 @@ def test_file_names_that_are_not_unicode_are_named(masked, phases):
     video = _latin(masked / "phases", b"caf\xe9.txt")
     (masked / "phases" / "b.txt").rename(video)
     with pytest.raises(ValueError, match=r"caf\\xe9\.txt is not valid UTF-8; rename it"):
-        load_classification("videos", masked)
+        load_data("videos", masked)
     video.unlink()
     shutil.rmtree(masked / "frames" / "b")
     frames = _latin(masked / "frames" / "a", b"caf\xe9_1.png")
     (masked / "frames" / "a" / "1.png").rename(frames)
     with pytest.raises(ValueError, match=r"caf\\xe9_1\.png is not valid UTF-8; rename it"):
-        load_classification("videos", masked)
+        load_data("videos", masked)
 
     for folder in ("images", "masks"):
         (masked / folder / "b_1.png").rename(_latin(masked / folder, b"caf\xe9_1.png"))
     with pytest.raises(ValueError, match=r"caf\\xe9_1\.png is not valid UTF-8; rename it"):
-        load_segmentation("folder", masked)
+        load_data("folder", masked)
     root = masked.rename(_latin(masked.parent, b"caf\xe9"))
     with pytest.raises(ValueError, match=r"caf\\xe9 is not valid UTF-8; rename it"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 def test_a_broken_video_with_a_name_that_is_not_unicode(tmp_path):

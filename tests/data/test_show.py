@@ -1,11 +1,10 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from surgenet_hf.data import SurgicalData
 from surgenet_hf.data.sets import synthetic
 from surgenet_hf.data.show import choose_frames, show
 
@@ -23,7 +22,7 @@ def _classification(labels, targets, problem_type, videos=None):
     ]
     colors = tuple((40 * i, 10, 20) for i in range(len(labels)))
     splits = DatasetDict({"train": Dataset.from_list(rows)})
-    return SimpleNamespace(name="cases", labels=labels, colors=colors, splits=splits, problem_type=problem_type)
+    return SurgicalData("cases", "image-classification", labels, colors, splits, problem_type=problem_type)
 
 
 def _texts(figure):
@@ -93,13 +92,8 @@ def test_large_masks_are_drawn_smaller_without_mixing_classes():
     rows = {"image": [Image.new("RGB", (1700, 900))], "mask": [mask], "video": ["12"], "frame": [3]}
     dataset = Dataset.from_dict({"video": ["12"]})
     dataset = dataset.with_transform(lambda batch: {key: rows[key] for key in rows} if len(batch["video"]) else batch)
-    data = SimpleNamespace(
-        name="big",
-        labels=("background", "one", "two"),
-        colors=((0, 0, 0), (255, 0, 0), (0, 255, 0)),
-        splits={"train": dataset},
-        ignore_index=255,
-    )
+    colors = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
+    data = SurgicalData("big", "semantic-segmentation", ("background", "one", "two"), colors, {"train": dataset})
     figure = show(data)
     assert figure.axes[1].images[0].get_array().shape == (300, 567, 3)
     assert figure.axes[0].get_title("left") == "video 12, frame 3"

@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import pipeline
 
 from surgenet_hf import SurgeNetConfig, SurgeNetForImageClassification
-from surgenet_hf.data import ClassificationData, SegmentationData
-from surgenet_hf.data.classification import SINGLE, FrameSample, build_splits
+from surgenet_hf.data import Sample, SurgicalData
+from surgenet_hf.data.base import SINGLE, build_splits
 from surgenet_hf.evaluation.evaluate import check_saved_model, evaluate, majority_class_baseline, write_results
 from surgenet_hf.evaluation.reporting import summary
 from surgenet_hf.finetuning.segmentation import build_model
@@ -44,8 +44,9 @@ def data():
         row(5, 64, 64, "d"),
         row(6, 32, 32, "d"),
     ]
-    return SegmentationData(
+    return SurgicalData(
         "boxes",
+        "semantic-segmentation",
         LABELS,
         ((0, 0, 0), (1, 1, 1), (2, 2, 2)),
         {"train": train, "validation": validation},
@@ -183,9 +184,18 @@ def test_relaxed_borders_are_seconds_and_not_frames(rate, accepted, tiny_config)
     model.classifier.fc2.bias.data = torch.tensor([1.0, 0.0])
     png = io.BytesIO()
     Image.new("RGB", (8, 8)).save(png, "PNG")
-    frames = [FrameSample(png.getvalue(), i // 60, "a", i) for i in range(120)]
-    splits = build_splits({"validation": frames}, 2, SINGLE)
-    phases = ClassificationData("phases", ("first", "second"), ((0, 0, 0),) * 2, splits, SINGLE, rate)
+    frames = [Sample(png.getvalue(), i // 60, "a", i) for i in range(120)]
+    splits = build_splits({"validation": frames})
+    task = "phase-recognition" if rate else "image-classification"
+    phases = SurgicalData(
+        "phases",
+        task,
+        ("first", "second"),
+        ((0, 0, 0),) * 2,
+        splits,
+        problem_type=SINGLE,
+        frames_per_second=rate,
+    )
     metrics = evaluate(model, build_image_processor("surgenet", 32), phases, batch_size=60).results["metrics"]
     assert metrics["accuracy"] == 0.5
     if rate:

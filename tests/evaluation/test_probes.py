@@ -8,9 +8,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import distributed
 
 from surgenet_hf import SurgeNetConfig, SurgeNetModel
-from surgenet_hf.data import ClassificationData, SegmentationData, segmentation
-from surgenet_hf.data.classification import MULTI, SINGLE, FrameSample, build_splits
-from surgenet_hf.data.segmentation import Sample, lookup_table
+from surgenet_hf.data import Sample, SurgicalData
+from surgenet_hf.data.base import MULTI, SINGLE, build_splits
+from surgenet_hf.data.masks import lookup_table
 from surgenet_hf.data.sets.synthetic import encode_image
 from surgenet_hf.evaluation.probes import LabelledEmbeddings, knn_accuracy, vote
 from surgenet_hf.image_processing import build_image_processor
@@ -18,21 +18,22 @@ from surgenet_hf.image_processing import build_image_processor
 COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
 
 
-def frames(split: str, labels: list, rng: np.random.Generator) -> list[FrameSample]:
+def frames(split: str, labels: list, rng: np.random.Generator) -> list[Sample]:
     """A frame for each label, or pair of label and colour: noise around the colour of that number."""
     samples = []
     for i, label in enumerate(labels):
         label, color = label if isinstance(label, tuple) else (label, label)
         pixels = np.array(COLORS[color]) + rng.normal(0, 25, (32, 32, 3))
         image = encode_image(pixels.clip(0, 255).astype(np.uint8), "PNG")
-        samples.append(FrameSample(image, label, f"{split}{i % 3}", i))
+        samples.append(Sample(image, label, f"{split}{i % 3}", i))
     return samples
 
 
 def colored(train: list, validation: list, problem_type: str = SINGLE, queried: str = "validation"):
     rng = np.random.default_rng(0)
     samples = {"train": frames("train", train, rng), queried: frames(queried, validation, rng)}
-    return ClassificationData("colors", ("a", "b", "c"), (), build_splits(samples, 3, problem_type), problem_type)
+    splits = build_splits(samples)
+    return SurgicalData("colors", "image-classification", ("a", "b", "c"), (), splits, problem_type=problem_type)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_several_labels_at_once(model, processor):
         knn_accuracy(model, processor, colored(train, validation[::2], MULTI))
 
 
-def scenes() -> SegmentationData:
+def scenes() -> SurgicalData:
     """Class 0 in all frames, 1 to 3 in random ones, each with its colour in a random part of the frame; 4 in none."""
     rng = np.random.default_rng(0)
     samples = {"train": [], "validation": []}
@@ -108,8 +109,8 @@ def scenes() -> SegmentationData:
         split = "train" if i < 24 else "validation"
         encoded = (encode_image(array, "PNG") for array in (image, mask))
         samples[split].append(Sample(*encoded, f"{split}{i % 4}", i))
-    splits = segmentation.build_splits(samples, lookup_table({i: i for i in range(5)}))
-    return SegmentationData("scenes", ("a", "b", "c", "d", "e"), (), splits)
+    splits = build_splits(samples, lookup_table({i: i for i in range(5)}))
+    return SurgicalData("scenes", "semantic-segmentation", ("a", "b", "c", "d", "e"), (), splits)
 
 
 def test_classes_that_masks_show(model, processor):

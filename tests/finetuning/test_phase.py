@@ -8,8 +8,8 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from surgenet_hf import SurgeNetForPhaseRecognition, SurgeNetPhaseConfig
-from surgenet_hf.data import ClassificationData, load_classification
-from surgenet_hf.data.classification import SINGLE, FrameSample, build_splits
+from surgenet_hf.data import Sample, SurgicalData, load_data
+from surgenet_hf.data.base import SINGLE, build_splits
 from surgenet_hf.finetuning import classification
 from surgenet_hf.finetuning.phase import VideoFeatures
 from surgenet_hf.image_processing import build_image_processor
@@ -30,7 +30,7 @@ def make_videos(root, seed=0):
 
 
 def features(model, root, cache_dir):
-    split = load_classification("videos", root).splits["train"]
+    split = load_data("videos", root).splits["train"]
     return VideoFeatures(model, build_image_processor(image_size=32), split, cache_dir)[0]["features"]
 
 
@@ -49,7 +49,7 @@ def test_cached_features_are_of_these_frames(tmp_path, monkeypatch):
     assert not torch.equal(other, first)
 
     # the same files, with other pixels
-    video = load_classification("videos", root).splits["train"][0]["video"]
+    video = load_data("videos", root).splits["train"][0]["video"]
     for path in (root / "frames" / video).iterdir():
         replacement = tmp_path / "other" / "frames" / video / path.name
         os.replace(replacement, path)
@@ -63,11 +63,11 @@ def test_frames_are_not_flipped_for_phases(rate, tmp_path):
     pixels[:, :24] = 200
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
-    rows = {
-        split: [FrameSample(png.getvalue(), i % 2, split, i) for i in range(4)] for split in ("train", "validation")
-    }
-    splits = build_splits(rows, 2, SINGLE)
-    data = ClassificationData("phases", ("x", "y"), ((0, 0, 0), (1, 1, 1)), splits, SINGLE, rate)
+    rows = {split: [Sample(png.getvalue(), i % 2, split, i) for i in range(4)] for split in ("train", "validation")}
+    splits = build_splits(rows)
+    task = "phase-recognition" if rate else "image-classification"
+    colors = ((0, 0, 0), (1, 1, 1))
+    data = SurgicalData("phases", task, ("x", "y"), colors, splits, problem_type=SINGLE, frames_per_second=rate)
     model, processor = classification.build_model(tiny(), data, 32)
     args = TrainingArguments(tmp_path, max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True)
     frames = classification.finetune(model, processor, data, args).train_dataset

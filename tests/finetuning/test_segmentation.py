@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from surgenet_hf import SurgeNetConfig
-from surgenet_hf.data import SegmentationData
+from surgenet_hf.data import SurgicalData
 from surgenet_hf.finetuning import frames as frames_module
 from surgenet_hf.finetuning.frames import Frames, augment_frame
 from surgenet_hf.finetuning.segmentation import build_model, finetune
@@ -32,7 +32,7 @@ def frame(seed, height=48, width=64):
 @pytest.fixture
 def data():
     splits = {"train": [frame(seed) for seed in range(4)], "validation": [frame(seed) for seed in range(10, 13)]}
-    return SegmentationData("boxes", ("dark", "bright"), ((0, 0, 0), (255, 255, 0)), splits)
+    return SurgicalData("boxes", "semantic-segmentation", ("dark", "bright"), ((0, 0, 0), (255, 255, 0)), splits)
 
 
 def arguments(tmp_path, **kwargs):

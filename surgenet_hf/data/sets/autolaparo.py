@@ -17,18 +17,12 @@ the files, 0 to 6 here. Split: videos 1 to 10 train, 11 to 14 validation, 15 to 
 
 from pathlib import Path
 
-from ..classification import (
-    SINGLE,
-    ClassificationData,
-    absent_note,
-    build_splits,
-    class_id,
-    labelled_videos,
-    read_label_file,
-    require_splits,
-)
-from ..names import named
-from ..segmentation import palette, require_folder
+from ...errors import MissingFileError
+from ..annotations import absent_note, class_id, labelled_videos, read_label_file
+from ..base import SINGLE, SurgicalData, build_splits
+from ..colors import palette
+from ..names import named, require_folder
+from ..splits import require_splits
 from ..video import find_videos
 
 PHASES = (
@@ -50,7 +44,7 @@ _LAYOUT = (
 )
 
 
-def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: int | None = None) -> ClassificationData:
+def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: int | None = None) -> SurgicalData:
     """AutoLaparo from a folder in the official layout; a subset of its videos will do, and `notes` says so.
 
     Args:
@@ -60,8 +54,8 @@ def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: in
         max_side: shrink frames to this when extracting them.
 
     Raises:
-        FileNotFoundError: a missing or empty folder, a video without labels.
-        ValueError: a broken video, labels that cannot be read or are longer or shorter than their video by more than
+        MissingFileError: a missing or empty folder, a video without labels.
+        UserError: a broken video, labels that cannot be read or are longer or shorter than their video by more than
             a second, no videos to train on or to validate on.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
@@ -75,7 +69,7 @@ def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: in
         if path.exists():
             labels[name] = read_label_file(path)
         elif name in videos or (frames_dir / name).is_dir():
-            raise FileNotFoundError(f"video {name} has no labels: expected {path}; {_LAYOUT}")
+            raise MissingFileError(f"video {name} has no labels: expected {path}; {_LAYOUT}")
 
     def parse(values: tuple[str, ...], path: Path) -> int:
         return class_id(values[0], PHASES, 1, path)
@@ -92,16 +86,17 @@ def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: in
             f"Found {len(samples)} of {len(VIDEOS)} videos, {frames} frames at 1 per second; figures are not those of "
             f"the full set. Missing: {named(missing)}."
         )
-    splits = build_splits(by_split, len(PHASES), SINGLE)
+    splits = build_splits(by_split)
     notes = (found, *notes, *absent_note(samples, PHASES))
-    return ClassificationData(
+    return SurgicalData(
         "autolaparo",
+        "phase-recognition",
         PHASES,
         palette(len(PHASES)),
         splits,
-        SINGLE,
-        1.0,
-        notes,
+        problem_type=SINGLE,
+        frames_per_second=1.0,
+        notes=notes,
         videos_are_public=True,
         split_protocol=SPLIT_PROTOCOL,
     )

@@ -25,21 +25,12 @@ Splits, as named in Funke et al. 2023, "Metrics Matter in Surgical Phase Recogni
 
 from pathlib import Path
 
-from ..classification import (
-    MULTI,
-    SINGLE,
-    ClassificationData,
-    FrameSample,
-    absent_note,
-    build_splits,
-    choose_split,
-    class_id,
-    labelled_videos,
-    read_label_file,
-    require_splits,
-)
-from ..names import named
-from ..segmentation import palette, require_folder
+from ...errors import MissingFileError, UserError
+from ..annotations import absent_note, class_id, labelled_videos, read_label_file
+from ..base import MULTI, SINGLE, Sample, SurgicalData, build_splits
+from ..colors import palette
+from ..names import named, require_folder
+from ..splits import choose_protocol, require_splits
 from ..video import find_videos
 
 PHASES = (
@@ -74,28 +65,28 @@ _LAYOUT = (
 def load(
     data_dir: str | Path,
     task: str = "phase",
-    split: str = "32/8/40",
+    split_protocol: str = "32/8/40",
     cache_dir: str | Path | None = None,
     max_side: int | None = None,
-) -> ClassificationData:
+) -> SurgicalData:
     """Cholec80 from a folder in the official layout; a subset of its videos will do, and `notes` says so.
 
     Args:
         data_dir: the folder with videos/ and the annotations.
         task: "phase" (one of 7) or "tools" (any of 7).
-        split: one of `SPLITS`.
+        split_protocol: one of `SPLITS`.
         cache_dir: where the frames are, or are extracted to, one folder a video; `data_dir/frames` if None. An
             extraction that was interrupted goes on at the next call.
         max_side: shrink frames to this when extracting them.
 
     Raises:
-        FileNotFoundError: a missing or empty folder, a video without its annotation.
-        ValueError: an unknown split, a broken video, an annotation that cannot be read or is longer or shorter than
+        MissingFileError: a missing or empty folder, a video without its annotation.
+        UserError: an unknown split, a broken video, an annotation that cannot be read or is longer or shorter than
             its video by more than a second, no videos for a split.
     """
-    videos_of = choose_split(SPLITS, split)
+    videos_of = choose_protocol(SPLITS, split_protocol)
     if task not in ("phase", "tools"):
-        raise ValueError(f"unknown task {task!r}; Cholec80 has 'phase' and 'tools'")
+        raise UserError(f"unknown task {task!r}; Cholec80 has 'phase' and 'tools'")
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     folder = "phase_annotations" if task == "phase" else "tool_annotations"
     suffix = "phase" if task == "phase" else "tool"
@@ -109,7 +100,7 @@ def load(
         if path.exists():
             labels[name] = read_label_file(path, 1 if task == "phase" else len(TOOLS))
         elif name in videos or (frames_dir / name).is_dir():
-            raise FileNotFoundError(f"{name} has no annotation: expected {path}; {_LAYOUT}")
+            raise MissingFileError(f"{name} has no annotation: expected {path}; {_LAYOUT}")
     parse = _phase if task == "phase" else _tools
     samples, notes = labelled_videos(labels, videos, frames_dir, parse, lambda name: (FRAME_RATE,), max_side)
 
@@ -120,21 +111,21 @@ def load(
         notes += absent_note(samples, PHASES)
     if "validation" not in videos_of:
         notes.append(
-            f"The split protocol {split} has no validation videos, so nothing can select a checkpoint. 32/8/40 and "
-            "40/8/32 have some."
+            f"The split protocol {split_protocol} has no validation videos, so nothing can select a checkpoint. "
+            "32/8/40 and 40/8/32 have some."
         )
-    names, kind = (PHASES, SINGLE) if task == "phase" else (TOOLS, MULTI)
-    splits = build_splits(by_split, len(names), kind)
-    return ClassificationData(
+    names = PHASES if task == "phase" else TOOLS
+    return SurgicalData(
         f"cholec80-{task}",
+        "phase-recognition" if task == "phase" else "image-classification",
         names,
         palette(len(names)),
-        splits,
-        kind,
-        1.0,
-        tuple(notes),
+        build_splits(by_split),
+        problem_type=SINGLE if task == "phase" else MULTI,
+        frames_per_second=1.0,
+        notes=tuple(notes),
         videos_are_public=True,
-        split_protocol=f"{split} ({_VIDEOS_OF[split]})",
+        split_protocol=f"{split_protocol} ({_VIDEOS_OF[split_protocol]})",
     )
 
 
@@ -144,11 +135,11 @@ def _phase(values: tuple[str, ...], path: Path) -> int:
 
 def _tools(values: tuple[str, ...], path: Path) -> tuple[float, ...]:
     if not set(values) <= {"0", "1"}:
-        raise ValueError(f"{path}: the presence of a tool is 0 or 1, found {' '.join(values)}")
+        raise UserError(f"{path}: the presence of a tool is 0 or 1, found {' '.join(values)}")
     return tuple(map(float, values))
 
 
-def _count_notes(samples: dict[str, list[FrameSample]]) -> list[str]:
+def _count_notes(samples: dict[str, list[Sample]]) -> list[str]:
     frames = sum(map(len, samples.values()))
     missing = [name for name in VIDEOS if name not in samples]
     if not missing:

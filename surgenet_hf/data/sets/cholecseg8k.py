@@ -38,18 +38,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..images import read_upright
-from ..names import frame_number
-from ..segmentation import (
-    IGNORE_INDEX,
-    Sample,
-    SegmentationData,
-    build_splits,
-    count_values,
-    lookup_table,
-    raw_values,
-    require_folder,
-)
+from ...errors import MissingFileError, UserError
+from ..base import IGNORE_INDEX, Sample, SurgicalData, build_splits
+from ..images import raw_values, read_upright
+from ..masks import count_values, lookup_table
+from ..names import frame_number, require_folder
 
 SOURCE = "https://www.kaggle.com/datasets/newslab/cholecseg8k (free, with a Kaggle account; 3 GB)"
 
@@ -129,28 +122,28 @@ _LAYOUT = (
 
 
 def load(
-    data_dir: str | Path, classes: int = 13, split: str | Mapping[str, Iterable[int]] = "endovit"
-) -> SegmentationData:
+    data_dir: str | Path, classes: int = 13, split_protocol: str | Mapping[str, Iterable[int]] = "endovit"
+) -> SurgicalData:
     """CholecSeg8k from its folder; a subset of it will do, and `notes` says so.
 
     Args:
         data_dir: the folder that holds video01/, video09/, ...
         classes: 13; 9 for the SurgeNet group's classes, which ignore four of the 13; or 8 for EndoViT's groups.
-        split: "endovit", or video numbers by split: `{"train": [...], "validation": [...], "test": [...]}`, where
-            "test" may be left out. Videos in none of them are left out.
+        split_protocol: "endovit", or video numbers by split: `{"train": [...], "validation": [...], "test": [...]}`.
+            "test" is optional, and videos in no split are left out.
 
     Raises:
-        FileNotFoundError: a missing or empty folder, a frame without mask, a mask without frame.
-        ValueError: another number of classes; a split that is random, overlaps or names videos or splits that there
+        MissingFileError: a missing or empty folder, a frame without mask, a mask without frame.
+        UserError: another number of classes; a split that is random, overlaps or names videos or splits that there
             are not; a clip in the folder of another video, an unreadable file, a mask of another size than its
             frame; no frames to train on or to validate on.
     """
     if classes not in CLASS_LISTS:
-        raise ValueError(
+        raise UserError(
             f"classes={classes}: CholecSeg8k has 13 classes, 9 (the SurgeNet group's) or 8 (EndoViT's); choose one"
         )
     labels, colors, ids = CLASS_LISTS[classes]
-    split_of = _split_of(split)
+    split_of = _split_of(split_protocol)
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     clips = _find_clips(root)
 
@@ -163,47 +156,48 @@ def load(
     for name in ("train", "validation"):
         if not samples[name]:
             wanted = ", ".join(f"video{video:02d}" for video in split_of if split_of[video] == name)
-            raise ValueError(f"{root} has no {name} frame (these are of {wanted}); {_LAYOUT}")
+            raise UserError(f"{root} has no {name} frame (these are of {wanted}); {_LAYOUT}")
 
     samples = {name: samples[name] for name in samples if samples[name]}
     numbers = {name: len(samples[name]) for name in samples}
     notes = (*_clip_notes(clips, split_of, numbers), *_pixel_notes([_read(samples[name]) for name in samples]))
     splits = build_splits(samples, lookup_table(dict(zip(CODES, ids, strict=True))))
-    return SegmentationData(
+    return SurgicalData(
         "cholecseg8k" if classes == 13 else f"cholecseg8k-{classes}",
+        "semantic-segmentation",
         labels,
         colors,
         splits,
         notes=notes,
         videos_are_public=True,
-        split_protocol="EndoViT" if split == "endovit" else "custom, by video number",
+        split_protocol="EndoViT" if split_protocol == "endovit" else "custom, by video number",
         background_id=BACKGROUND_ID,
     )
 
 
-def _split_of(split: str | Mapping[str, Iterable[int]]) -> dict[int, str]:
+def _split_of(split_protocol: str | Mapping[str, Iterable[int]]) -> dict[int, str]:
     """The split of each video."""
-    if split == "random":
-        raise ValueError(
+    if split_protocol == "random":
+        raise UserError(
             "CholecSeg8k has 80 consecutive frames in each clip, so a random split of frames puts near copies of the "
             "training frames into the test set, and its figures measure memory; split by video: 'endovit', or "
             "{'train': [...], 'validation': [...], 'test': [...]} with video numbers"
         )
-    if split == "endovit":
-        split = ENDOVIT_SPLIT
-    if isinstance(split, str) or not {"train", "validation"} <= set(split) <= {"train", "validation", "test"}:
-        raise ValueError(
-            f"split={split!r}: expected 'endovit', or video numbers for 'train', 'validation' and, if wanted, 'test'"
+    splits = ENDOVIT_SPLIT if split_protocol == "endovit" else split_protocol
+    if isinstance(splits, str) or not {"train", "validation"} <= set(splits) <= {"train", "validation", "test"}:
+        raise UserError(
+            f"split_protocol={split_protocol!r}: expected 'endovit', or video numbers for 'train', 'validation' "
+            "and, if wanted, 'test'"
         )
     split_of: dict[int, str] = {}
-    for name, videos in split.items():
+    for name, videos in splits.items():
         for video in videos:
             if video not in VIDEOS:
-                raise ValueError(
+                raise UserError(
                     f"the split {name!r} names video {video!r}, but CholecSeg8k has only {', '.join(map(str, VIDEOS))}"
                 )
             if split_of.setdefault(video, name) != name:
-                raise ValueError(f"video {video} is in the splits {split_of[video]!r} and {name!r}; choose one")
+                raise UserError(f"video {video} is in the splits {split_of[video]!r} and {name!r}; choose one")
     return split_of
 
 
@@ -215,13 +209,13 @@ def _find_clips(root: Path) -> dict[tuple[int, int], dict[int, tuple[Path, Path]
             continue
         match = re.fullmatch(r"video(\d+)_(\d+)", folder.name)
         if not match or folder.parent.name != f"video{match[1]}":
-            raise ValueError(f"{folder} is no clip of {folder.parent.name}; {_LAYOUT}")
+            raise UserError(f"{folder} is no clip of {folder.parent.name}; {_LAYOUT}")
         video, start = int(match[1]), int(match[2])
         if video not in VIDEOS:
-            raise ValueError(f"{folder}: CholecSeg8k has no video {video}, only {', '.join(map(str, VIDEOS))}")
+            raise UserError(f"{folder}: CholecSeg8k has no video {video}, only {', '.join(map(str, VIDEOS))}")
         clips[video, start] = _find_frames(folder)
     if not clips:
-        raise FileNotFoundError(f"{root} holds no clip; {_LAYOUT}")
+        raise MissingFileError(f"{root} holds no clip; {_LAYOUT}")
     return clips
 
 
@@ -232,12 +226,12 @@ def _find_frames(folder: Path) -> dict[int, tuple[Path, Path]]:
             frames[match[2]][frame_number(match[1], path)] = path
     images, masks = frames.values()
     if bare := sorted(images.keys() - masks.keys()):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"the frame {images[bare[0]]} has no mask: expected frame_{bare[0]}_endo_watershed_mask.png beside it "
             f"({len(bare)} of the {len(images)} frames there have none); unpack the archive again"
         )
     if orphans := sorted(masks.keys() - images.keys()):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"the mask {masks[orphans[0]]} has no frame: expected frame_{orphans[0]}_endo.png beside it "
             f"({len(orphans)} of the {len(masks)} masks there have none); unpack the archive again"
         )
@@ -248,7 +242,7 @@ def _read(samples: list[Sample]) -> tuple[list[str], np.ndarray]:
     """Names of the frames and the pixels of each grey value; masks with transparency are laid on white, in place."""
     counts = count_values(samples)
     for i, sample in enumerate(samples):
-        if _is_rgba(sample.mask):
+        if _is_rgba(sample.target):
             samples[i], counts[i] = _on_white(sample)
     return [f"{sample.video} frame {sample.frame}" for sample in samples], counts
 
@@ -261,11 +255,11 @@ def _is_rgba(path: Path) -> bool:
 
 def _on_white(sample: Sample) -> tuple[Sample, np.ndarray]:
     """The sample with its mask laid on white, so that transparency is no label, and the pixels of each value."""
-    mask = read_upright(sample.mask)
+    mask = read_upright(sample.target)
     flat = Image.alpha_composite(Image.new("RGBA", mask.size, "white"), mask).convert("RGB")
     values, buffer = raw_values(flat), io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
-    return replace(sample, mask=buffer.getvalue()), np.bincount(values.ravel(), minlength=256)
+    return replace(sample, target=buffer.getvalue()), np.bincount(values.ravel(), minlength=256)
 
 
 def _clip_notes(clips: dict, split_of: dict[int, str], numbers: dict[str, int]) -> list[str]:

@@ -26,16 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..names import frame_number
-from ..segmentation import (
-    IGNORE_INDEX,
-    Sample,
-    SegmentationData,
-    build_splits,
-    count_values,
-    lookup_table,
-    require_folder,
-)
+from ...errors import MissingFileError, UserError
+from ..base import IGNORE_INDEX, Sample, SurgicalData, build_splits
+from ..masks import count_values, lookup_table
+from ..names import frame_number, require_folder
 
 LABELS = (
     "background",
@@ -67,18 +61,18 @@ _LAYOUT = (
 )
 
 
-def load(data_dir: str | Path) -> SegmentationData:
+def load(data_dir: str | Path) -> SurgicalData:
     """Endoscapes-Seg50 from a folder in the official layout; a subset of it will do, and `notes` says so.
 
     Raises:
-        FileNotFoundError: a missing or empty folder; a mask without its frame, a frame of `*_seg` without its mask.
-        ValueError: a frame in the folder of another split, a link unpacked as text, an unreadable file, a mask of
+        MissingFileError: a missing or empty folder; a mask without its frame, a frame of `*_seg` without its mask.
+        UserError: a frame in the folder of another split, a link unpacked as text, an unreadable file, a mask of
             another size than its frame, no frames to train on or to validate on.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     masks = sorted(_files(require_folder(root / "semseg", _LAYOUT), ".png"), key=lambda file: file[1:])
     if not masks:
-        raise FileNotFoundError(f"{root / 'semseg'} holds no mask <video>_<frame>.png; {_LAYOUT}")
+        raise MissingFileError(f"{root / 'semseg'} holds no mask <video>_<frame>.png; {_LAYOUT}")
     frames = _find_frames(root, {path.stem for path, _, _ in masks})
 
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
@@ -86,7 +80,7 @@ def load(data_dir: str | Path) -> SegmentationData:
         split = split_of(path, video)
         if path.stem not in frames:
             folder = SPLITS[split][0]
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"the mask {path} has no frame: expected {root / folder / path.stem}.jpg (or in {folder}_seg/); "
                 "unpack the frames of the archive too, or remove the mask"
             )
@@ -95,16 +89,17 @@ def load(data_dir: str | Path) -> SegmentationData:
     for split in ("train", "validation"):
         if not numbers[split]:
             folder, first, last = SPLITS[split]
-            raise ValueError(
+            raise UserError(
                 f"{root} has no {split} frame with a mask (videos {first} to {last}, {folder}/); {_LAYOUT}"
             )
 
     every = [sample for split in SPLITS for sample in samples[split]]
     notes = (_count_note(numbers), *_stray_notes(every, count_values(every)))
     table = lookup_table({i: i for i in range(len(LABELS))})
-    splits = build_splits({split: samples[split] for split in SPLITS if samples[split]}, table)
-    return SegmentationData(
+    splits = build_splits(samples, table)
+    return SurgicalData(
         "endoscapes",
+        "semantic-segmentation",
         LABELS,
         COLORS,
         splits,
@@ -122,7 +117,7 @@ def _files(folder: Path, suffix: str) -> Iterator[tuple[Path, int, int]]:
             continue
         match = re.fullmatch(r"(\d+)_(\d+)", path.stem)
         if not match:
-            raise ValueError(f"{path} is not named <video>_<frame>{suffix}; {_LAYOUT}")
+            raise UserError(f"{path} is not named <video>_<frame>{suffix}; {_LAYOUT}")
         yield path, int(match[1]), frame_number(match[2], path)
 
 
@@ -130,7 +125,7 @@ def split_of(path: Path, video: int) -> str:
     for split, (_, first, last) in SPLITS.items():
         if first <= video <= last:
             return split
-    raise ValueError(f"{path}: there is no video {video}; Endoscapes has videos 1 to 201")
+    raise UserError(f"{path}: there is no video {video}; Endoscapes has videos 1 to 201")
 
 
 def _find_frames(root: Path, masks: set[str]) -> dict[str, Path]:
@@ -143,20 +138,20 @@ def _find_frames(root: Path, masks: set[str]) -> dict[str, Path]:
             for path, video, _ in _files(root / name, ".jpg"):
                 right = SPLITS[split_of(path, video)][0]
                 if right != folder:
-                    raise ValueError(
+                    raise UserError(
                         f"{path} is in the wrong split: video {video} belongs to {right}/; move it, "
                         "or results would be those of no official split"
                     )
                 if path.stem in masks:
                     frames[path.stem] = path
                 elif name != folder:
-                    raise FileNotFoundError(
+                    raise MissingFileError(
                         f"the frame {path} has no mask: expected {root / 'semseg' / path.stem}.png; unpack all of "
                         "semseg/, or remove the frame"
                     )
     for path in frames.values():
         if path.parent.name.endswith("_seg") and not _is_jpeg(path):
-            raise ValueError(
+            raise UserError(
                 f"{path} is not an image but a link that was not unpacked as one; put the frame itself into "
                 f"{root / path.parent.name.removesuffix('_seg')}/, or unpack the archive where links can be made"
             )
@@ -183,7 +178,7 @@ def _count_note(numbers: dict[str, int]) -> str:
 def _stray_notes(samples: list[Sample], counts: np.ndarray) -> list[str]:
     notes = []
     for stray in range(len(LABELS), IGNORE_INDEX):
-        masks = [sample.mask.name for sample, row in zip(samples, counts, strict=True) if row[stray]]
+        masks = [sample.target.name for sample, row in zip(samples, counts, strict=True) if row[stray]]
         if masks:
             named = ", ".join(masks[:3]) + (", ..." if len(masks) > 3 else "")
             pixels = counts[:, stray].sum()

@@ -24,10 +24,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..classification import MULTI, ClassificationData, FrameSample, build_splits, check_images, require_splits
+from ...errors import MissingFileError, UserError
+from ..base import MULTI, Sample, SurgicalData, build_splits
+from ..colors import palette
+from ..images import check_images
 from ..labels import read_table, read_text
-from ..names import frame_number, named
-from ..segmentation import palette, require_folder
+from ..names import frame_number, named, require_folder
+from ..splits import require_splits
 from .endoscapes import SPLIT_PROTOCOL, SPLITS, split_of
 
 LABELS = ("C1 two structures", "C2 hepatocystic triangle", "C3 cystic plate")
@@ -39,16 +42,16 @@ _LAYOUT = (
 )
 
 
-def load(data_dir: str | Path) -> ClassificationData:
+def load(data_dir: str | Path) -> SurgicalData:
     """Endoscapes-CVS201 from a folder in the official layout; a subset of it will do, and `notes` says so.
 
     Raises:
-        FileNotFoundError: a missing or empty folder, no ratings, a rated frame that is not there.
-        ValueError: ratings that cannot be read or lie outside 0 to 1, a video in the folder of another split, an
+        MissingFileError: a missing or empty folder, no ratings, a rated frame that is not there.
+        UserError: ratings that cannot be read or lie outside 0 to 1, a video in the folder of another split, an
             unreadable frame, no frames to train on or to validate on.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
-    samples: dict[str, list[FrameSample]] = {}
+    samples: dict[str, list[Sample]] = {}
     for split, (folder, *_) in SPLITS.items():
         if (root / folder).is_dir():
             rows = _read_json(root / folder) or _read_csv(root, split)
@@ -58,26 +61,26 @@ def load(data_dir: str | Path) -> ClassificationData:
     every = [row for rows in samples.values() for row in rows]
     missing = [row.image for row in every if not os.path.exists(row.image)]  # Path.exists fails for long names
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{len(missing)} of {len(every)} rated frames are not there: {named(map(str, missing), 3)}; unpack all "
             "frames of the archive"
         )
     check_images([row.image for row in every])
     notes = (_count_note(samples), _positive_note(samples))
-    splits = build_splits(samples, len(LABELS), MULTI)
-    return ClassificationData(
+    return SurgicalData(
         "endoscapes-cvs",
+        "image-classification",
         LABELS,
         palette(len(LABELS)),
-        splits,
-        MULTI,
+        build_splits(samples),
+        problem_type=MULTI,
         notes=notes,
         videos_are_public=True,
         split_protocol=SPLIT_PROTOCOL,
     )
 
 
-def _read_json(folder: Path) -> list[FrameSample]:
+def _read_json(folder: Path) -> list[Sample]:
     """Rated frames of annotation_ds_coco.json; none if there is no such file."""
     path = folder / "annotation_ds_coco.json"
     if not path.exists():
@@ -90,12 +93,12 @@ def _read_json(folder: Path) -> list[FrameSample]:
     return [_sample(*row, folder.name, path) for row in rows]
 
 
-def _read_csv(root: Path, split: str) -> list[FrameSample]:
+def _read_csv(root: Path, split: str) -> list[Sample]:
     """Rated frames of one split in all_metadata.csv."""
     path = root / "all_metadata.csv"
     folder, first, last = SPLITS[split]
     if not path.exists():
-        raise FileNotFoundError(f"{root / folder} has no annotation_ds_coco.json, nor is there {path}; {_LAYOUT}")
+        raise MissingFileError(f"{root / folder} has no annotation_ds_coco.json, nor is there {path}; {_LAYOUT}")
     rows = []
     for line, row in read_table(path, ("vid", "frame", "is_ds_keyframe"), _LAYOUT):
         if row["is_ds_keyframe"].lower() != "true":
@@ -115,25 +118,25 @@ def _malformed(where: Path | str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is not as it should be ({error!r}); {_LAYOUT}") from error
+        raise UserError(f"{where} is not as it should be ({error!r}); {_LAYOUT}") from error
 
 
-def _sample(image: Path, video: int, targets: list[float], folder: str, source: Path | str) -> FrameSample:
+def _sample(image: Path, video: int, targets: list[float], folder: str, source: Path | str) -> Sample:
     number, _, frame = image.stem.partition("_")
     if number != str(video) or not frame.isdecimal():
-        raise ValueError(f"{source}: {image.name} is named as a frame of video {video}, <video>_<frame>.jpg, is not")
+        raise UserError(f"{source}: {image.name} is named as a frame of video {video}, <video>_<frame>.jpg, is not")
     right = SPLITS[split_of(image, video)][0]
     if right != folder:
-        raise ValueError(
+        raise UserError(
             f"{source}: {image.name} is in the wrong split: video {video} belongs to {right}/; move it, or results "
             "would be those of no official split"
         )
     if len(targets) != len(LABELS) or not all(0 <= target <= 1 for target in targets):
-        raise ValueError(f"{source}: {image.name} is rated {targets}; expected three means from 0 to 1")
-    return FrameSample(image, tuple(targets), str(video), frame_number(frame, image))
+        raise UserError(f"{source}: {image.name} is rated {targets}; expected three means from 0 to 1")
+    return Sample(image, tuple(targets), str(video), frame_number(frame, image))
 
 
-def _count_note(samples: dict[str, list[FrameSample]]) -> str:
+def _count_note(samples: dict[str, list[Sample]]) -> str:
     total = sum(map(len, samples.values()))
     counts = ", ".join(f"{len(samples.get(split, []))} {split}" for split in SPLITS)
     if total == NUM_FRAMES and len(samples["train"]) == NUM_TRAIN_FRAMES:
@@ -144,10 +147,10 @@ def _count_note(samples: dict[str, list[FrameSample]]) -> str:
     )
 
 
-def _positive_note(samples: dict[str, list[FrameSample]]) -> str:
+def _positive_note(samples: dict[str, list[Sample]]) -> str:
     parts = []
     for split, rows in samples.items():
-        met = [sum(row.labels[i] >= 0.5 for row in rows) for i in range(len(LABELS))]
+        met = [sum(row.target[i] >= 0.5 for row in rows) for i in range(len(LABELS))]
         parts.append(
             f"{split} " + ", ".join(f"{label[:2]} {number}" for label, number in zip(LABELS, met, strict=True))
         )

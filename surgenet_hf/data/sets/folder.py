@@ -21,37 +21,29 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import UserError
-from ..classification import require_splits
+from ...errors import MissingFileError, UserError
+from ..base import IGNORE_INDEX, Sample, SurgicalData, build_splits
+from ..colors import palette
 from ..labels import read_classes
-from ..names import frame_number, number_in_name, require_unicode
-from ..segmentation import (
-    IGNORE_INDEX,
-    Sample,
-    SegmentationData,
-    build_splits,
-    count_values,
-    lookup_table,
-    palette,
-    require_folder,
-)
-from .own import SPLITS, no_test_note, split_videos
+from ..masks import count_values, lookup_table
+from ..names import frame_number, number_in_name, require_folder, require_unicode
+from ..splits import SPLITS, no_test_note, require_splits, split_videos
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _LAYOUT = "expected images/<video>_<frame>.jpg (or images/<video>/<frame>.jpg) and, with the same name, masks/....png"
 
 
-def load(data_dir: str | Path, background_class: str | None = None) -> SegmentationData:
+def load(data_dir: str | Path, background_class: str | None = None) -> SurgicalData:
     """Load the data set of a folder.
 
     Args:
         data_dir: the folder D.
-        background_class: name of the class that is background, see `SegmentationData.background_id`.
+        background_class: name of the class that is background, see `SurgicalData.background_id`.
 
     Raises:
         UserError: there is no class of the name `background_class`.
-        FileNotFoundError: a missing or empty folder, a frame without mask, a mask without frame.
-        ValueError: names from which no video can be told, fewer than two videos, two frames of one name, an unreadable
+        MissingFileError: a missing or empty folder, a frame without mask, a mask without frame.
+        UserError: names from which no video can be told, fewer than two videos, two frames of one name, an unreadable
             file, a mask of another size, with colours instead of ids or with ids beyond the classes, a `classes.txt`
             with gaps, doubles or another encoding than UTF-8, fewer than two classes in use.
     """
@@ -93,8 +85,9 @@ def load(data_dir: str | Path, background_class: str | None = None) -> Segmentat
         notes.append(f"No training pixel has class {', '.join(labels[i] for i in unseen)}: it cannot be learnt.")
     notes += no_test_note(splits, "D/splits.csv")
     table = lookup_table({i: i for i in range(len(labels))})
-    return SegmentationData(
+    return SurgicalData(
         "folder",
+        "semantic-segmentation",
         labels,
         palette(len(labels)),
         build_splits(splits, table),
@@ -109,13 +102,13 @@ def _find_samples(root: Path) -> list[Sample]:
     images, masks = _files(root / "images", _SUFFIXES), _files(root / "masks", (".png",))
     bare = sorted(key for key in images if key not in masks)
     if bare:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"the frame {images[bare[0]]} has no mask: expected {root / 'masks' / bare[0]}.png "
             f"({len(bare)} of {len(images)} frames have none); add the masks, or move the frames elsewhere"
         )
     orphans = sorted(key for key in masks if key not in images)
     if orphans:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"the mask {masks[orphans[0]]} has no frame: expected {root / 'images' / orphans[0]}.jpg "
             f"({len(orphans)} of {len(masks)} masks have none); add the frames, or move the masks elsewhere"
         )
@@ -123,7 +116,7 @@ def _find_samples(root: Path) -> list[Sample]:
     in_folders = {"/" in key for key in images}
     if len(in_folders) == 2:
         loose = next(images[key] for key in sorted(images) if "/" not in key)
-        raise ValueError(f"{loose} lies beside folders; a frame is either in the folder of its video or none is")
+        raise UserError(f"{loose} lies beside folders; a frame is either in the folder of its video or none is")
     samples = []
     for position, key in enumerate(sorted(images)):
         video, frame = _video_and_frame(key, position, images[key])
@@ -144,12 +137,10 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             continue
         key = require_unicode(path).relative_to(folder).with_suffix("").as_posix()
         if key in files:
-            raise ValueError(
-                f"{files[key]} and {path} have the same name, so their mask would be the same; rename one"
-            )
+            raise UserError(f"{files[key]} and {path} have the same name, so their mask would be the same; rename one")
         files[key] = path
     if not files:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} holds no file ending in {' or '.join(suffixes)} ({others} others); {_LAYOUT}"
         )
     return files
@@ -161,7 +152,7 @@ def _video_and_frame(key: str, position: int, path: Path) -> tuple[str, int]:
         return key.split("/")[0], position if number is None else number
     match = re.fullmatch(r"(.+)_(\d+)", key)
     if not match:
-        raise ValueError(
+        raise UserError(
             f"{path}: no video can be told from this name, and frames must be split by video; name it "
             "<video>_<frame number>, or put the frames of each video into a folder of its own in images/"
         )
@@ -169,14 +160,14 @@ def _video_and_frame(key: str, position: int, path: Path) -> tuple[str, int]:
 
 
 def _split_of(videos: set[str], root: Path) -> tuple[dict[str, str], str]:
-    """The split of each video and the split protocol, see `own.split_videos`."""
+    """The split of each video and the split protocol, see `splits.split_videos`."""
     if videos <= {"train", "val", "valid", "validation", "test"}:
-        raise ValueError(
+        raise UserError(
             f"the videos in {root / 'images'} ({', '.join(sorted(videos))}) are named like splits, but the split is "
             "made here, by video: name the folders, or what comes before the last underscore, after the videos"
         )
     if len(videos) < 2:
-        raise ValueError(
+        raise UserError(
             f"{root / 'images'} holds a single video ({', '.join(videos)}), but one to train on and another to "
             "validate on are needed, as frames of one video look alike; a frame's video is its folder in images/, or "
             "else its name up to the last underscore"
@@ -193,14 +184,14 @@ def _check_ids(samples: list[Sample], counts: np.ndarray, labels: tuple[str, ...
     for sample, row in zip(samples, counts, strict=True):
         beyond = [i for i in _ids(row) if i >= len(labels)]
         if beyond:
-            raise ValueError(
-                f"{sample.mask} holds id {', '.join(map(str, beyond))}, but {root / 'classes.txt'} names "
+            raise UserError(
+                f"{sample.target} holds id {', '.join(map(str, beyond))}, but {root / 'classes.txt'} names "
                 f"{len(labels)} classes, ids 0 to {len(labels) - 1} ({IGNORE_INDEX} is ignore); add the missing names "
                 "or correct the mask"
             )
     found = _ids(counts.sum(0))
     if len(found) < 2:
-        raise ValueError(
+        raise UserError(
             f"the masks in {root / 'masks'} hold no two classes (ids found: {found or 'none'}; {IGNORE_INDEX} is "
             "ignore, not a class); a foreground drawn as 255 must be saved as 1"
         )

@@ -21,46 +21,44 @@
                                     they appear; numbered ones are "phase_0", "phase_1", ...
     D/splits.csv                    the columns video, split. May be left out: then a fifth of the videos validate
 
-Splits are by video, see `surgenet_hf.data.classification`; the fifth is chosen by the names of the videos alone.
+Splits are by video, see `surgenet_hf.data.splits`; the fifth is chosen by the names of the videos alone.
 """
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..classification import (
+from ...errors import MissingFileError, UserError
+from ..annotations import absent_note, class_id, labelled_videos, read_label_file
+from ..base import IGNORE_INDEX, MULTI, SINGLE, Sample, SurgicalData, build_splits
+from ..colors import palette
+from ..images import check_images
+from ..labels import read_classes, read_table
+from ..names import frame_number, named, number_in_name, require_distinct, require_folder, require_unicode
+from ..splits import (
     BY_NAME,
-    MULTI,
-    SINGLE,
-    ClassificationData,
-    FrameSample,
-    absent_note,
-    build_splits,
-    check_images,
-    class_id,
-    labelled_videos,
-    read_label_file,
+    SPLITS,
+    no_test_note,
     require_splits,
     split_by_name,
+    split_by_pairs,
+    split_pairs,
+    split_videos,
 )
-from ..labels import read_classes, read_table
-from ..names import check_no_overlap, frame_number, named, number_in_name, require_distinct, require_unicode
-from ..segmentation import IGNORE_INDEX, palette, require_folder
 from ..video import find_videos, frame_rate
 
-SPLITS = ("train", "validation", "test")
 _NOT_CLASSES = ("image", "video", "split", "frame", "label")
 _CSV_LAYOUT = "expected labels.csv with the columns image, video and label (or a column for each class)"
 _VIDEO_LAYOUT = "expected phases/<video>.txt with videos/<video>.mp4 or frames/<video>/000000.jpg, ..."
 
 
-def load_csv(data_dir: str | Path) -> ClassificationData:
+def load_csv(data_dir: str | Path) -> SurgicalData:
     """The data set of `labels.csv`: single-label with a column `label`, else multi-label.
 
     Raises:
-        FileNotFoundError: no labels.csv, or frames that it names and that are not there.
-        ValueError: a missing column, a target outside 0 to 1, a class that is not in classes.txt, fewer than two
+        MissingFileError: no labels.csv, or frames that it names and that are not there.
+        UserError: a missing column, a target outside 0 to 1, a class that is not in classes.txt, fewer than two
             classes or videos, a video in two splits, no frames to train on or to validate on, an unreadable frame.
     """
     root = require_folder(Path(data_dir).absolute(), _CSV_LAYOUT)
@@ -69,45 +67,51 @@ def load_csv(data_dir: str | Path) -> ClassificationData:
     single = "label" in rows[0]
     classes = tuple(column for column in rows[0] if column not in _NOT_CLASSES)
     if single == bool(classes):
-        raise ValueError(
+        raise UserError(
             f"{path} has {'both' if single else 'neither'} a column 'label' {'and' if single else 'nor'} columns for "
             f"classes ({named(classes) or 'none'}); {_CSV_LAYOUT}"
         )
     for line, row in zip(lines, rows, strict=True):
         if single and not row["label"]:
-            raise ValueError(f"{path}, line {line}: label is empty; fill it in")
+            raise UserError(f"{path}, line {line}: label is empty; fill it in")
     labels = classes or read_classes(root / "classes.txt") or tuple(sorted({row["label"] for row in rows}))
     require_distinct(labels, "class", path)
     if single and len({row["label"] for row in rows}) < 2:
-        raise ValueError(f"{path}: its column 'label' holds no two classes; there is nothing to tell apart")
+        raise UserError(f"{path}: its column 'label' holds no two classes; there is nothing to tell apart")
 
     frames = _frame_numbers(rows, lines, path)
-    split_of = _splits({row["video"]: row.get("split", "") for row in rows}, _pairs(rows), path)
-    samples: dict[str, list[FrameSample]] = {split: [] for split in SPLITS}
+    pairs = split_pairs(rows)
+    split_of = split_by_pairs(pairs, path) if pairs else split_by_name([row["video"] for row in rows], path)
+    samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for line, row, frame in zip(lines, rows, frames, strict=True):
         target = _class(row["label"], labels, path, line) if single else _targets(row, labels, path, line)
-        samples[split_of[row["video"]]].append(FrameSample(root / row["image"], target, row["video"], frame))
+        samples[split_of[row["video"]]].append(Sample(root / row["image"], target, row["video"], frame))
     require_splits(samples, ("train", "validation"), path, _CSV_LAYOUT)
     every = [sample.image for split in SPLITS for sample in samples[split]]
     missing = [image for image in every if not os.path.isfile(image)]  # Path.is_file fails for long names
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path}: {len(missing)} of {len(every)} frames are not there: {named(map(str, missing), 3)}; paths are "
             f"relative to {root}"
         )
     check_images(every)
-    kind = SINGLE if single else MULTI
     notes = [_count_note(samples)]
     if single:
-        seen = {sample.labels for sample in samples["train"]}
+        seen = {sample.target for sample in samples["train"]}
         unseen = [label for i, label in enumerate(labels) if i not in seen]
         if unseen:
             notes.append(f"No training frame has the class {', '.join(unseen)}: it cannot be learnt.")
     notes += no_test_note(samples, "D/labels.csv")
-    splits = build_splits(samples, len(labels), kind)
-    protocol = "by the column split of labels.csv" if _pairs(rows) else BY_NAME
-    return ClassificationData(
-        "csv", labels, palette(len(labels)), splits, kind, notes=tuple(notes), split_protocol=protocol
+    protocol = "by the column split of labels.csv" if pairs else BY_NAME
+    return SurgicalData(
+        "csv",
+        "image-classification",
+        labels,
+        palette(len(labels)),
+        build_splits(samples),
+        problem_type=SINGLE if single else MULTI,
+        notes=tuple(notes),
+        split_protocol=protocol,
     )
 
 
@@ -116,7 +120,7 @@ def load_videos(
     cache_dir: str | Path | None = None,
     max_side: int | None = None,
     labels_per_second: float | None = None,
-) -> ClassificationData:
+) -> SurgicalData:
     """The phases of whole videos, one frame per second.
 
     Args:
@@ -127,8 +131,8 @@ def load_videos(
             the video, whichever fits its length; without a video, by 1.
 
     Raises:
-        FileNotFoundError: no phases/, or a video without labels or labels without a video.
-        ValueError: a broken video, labels that cannot be read or are longer or shorter than their video by more than
+        MissingFileError: no phases/, or a video without labels or labels without a video.
+        UserError: a broken video, labels that cannot be read or are longer or shorter than their video by more than
             a second, phases that are not in classes.txt, fewer than two videos or phases, an error in splits.csv.
     """
     root = require_folder(Path(data_dir).absolute(), _VIDEO_LAYOUT)
@@ -139,12 +143,12 @@ def load_videos(
     videos = find_videos(root / "videos")
     unlabelled = [name for name, path in videos.items() if require_unicode(path).stem not in labels]
     if unlabelled:
-        raise FileNotFoundError(f"no labels for {named(unlabelled)}: expected {root / 'phases' / unlabelled[0]}.txt")
+        raise MissingFileError(f"no labels for {named(unlabelled)}: expected {root / 'phases' / unlabelled[0]}.txt")
     values = [row[0] for file in labels.values() for row in dict.fromkeys(file.values)]
     require_distinct(values, "phase", root / "phases")
     phases = read_classes(root / "classes.txt") or _phase_names(values, root / "phases")
     if len(set(values)) < 2:
-        raise ValueError(f"{root / 'phases'} holds no two phases ({named(values) or 'no labels'}); {_VIDEO_LAYOUT}")
+        raise UserError(f"{root / 'phases'} holds no two phases ({named(values) or 'no labels'}); {_VIDEO_LAYOUT}")
 
     def rates(name: str) -> Iterable[float]:
         if labels_per_second is not None:
@@ -157,7 +161,7 @@ def load_videos(
     found, notes = labelled_videos(labels, videos, frames_dir, parse, rates, max_side)
     lost = [name for name in labels if name not in found]
     if lost:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there are labels but no frames for {named(lost)}: expected {root / 'videos' / lost[0]}.mp4 or "
             f"{frames_dir / lost[0]}/000000.jpg, ...; add them, or remove the labels"
         )
@@ -165,66 +169,24 @@ def load_videos(
     samples = {split: [row for name in found if split_of[name] == split for row in found[name]] for split in SPLITS}
     require_splits(samples, ("train", "validation"), root, "name videos for both in splits.csv")
     notes = (_count_note(samples), *notes, *absent_note(found, phases), *no_test_note(samples, "D/splits.csv"))
-    splits = build_splits(samples, len(phases), SINGLE)
-    return ClassificationData(
-        "videos", phases, palette(len(phases)), splits, SINGLE, 1.0, notes, split_protocol=protocol
+    return SurgicalData(
+        "videos",
+        "phase-recognition",
+        phases,
+        palette(len(phases)),
+        build_splits(samples),
+        problem_type=SINGLE,
+        frames_per_second=1.0,
+        notes=notes,
+        split_protocol=protocol,
     )
-
-
-def split_videos(root: Path, videos: Iterable[str]) -> tuple[dict[str, str], str]:
-    """Read which split each video belongs to from `splits.csv`, or decide by name where there is no such file.
-
-    Args:
-        root: the folder of the data.
-        videos: names of its videos.
-
-    Returns:
-        {video: split}, and the split protocol in words.
-
-    Raises:
-        ValueError: a video without a row or in two splits, or a split of another name.
-    """
-    videos, table = list(videos), root / "splits.csv"
-    if not table.exists():
-        require_distinct(videos, "video", root)
-        return split_by_name(videos, root), BY_NAME
-    pairs = _pairs(row for _, row in read_table(table, ("video", "split"), "expected the columns video and split"))
-    require_distinct([*videos, *(video for video, _ in pairs)], "video", table)
-    if unassigned := [name for name in videos if name not in dict(pairs)]:
-        raise ValueError(f"{table} names no split for {named(unassigned)}; add a row for each")
-    return _splits({}, pairs, table), "by splits.csv"
-
-
-def no_test_note(samples: Mapping[str, list], where: str) -> list[str]:
-    """A note on data without a test split; `where` is the file that can define one."""
-    if samples.get("test"):
-        return []
-    return [
-        "There is no test split. Results on the validation split, which selects the checkpoint, are optimistic. To "
-        f"create one, assign some videos to the split test in {where} (columns video, split: train, validation, test)."
-    ]
-
-
-def _pairs(rows: Iterable[dict[str, str]]) -> set[tuple[str, str]]:
-    return {(row["video"], row["split"]) for row in rows if "split" in row}
-
-
-def _splits(names: dict[str, str], pairs: set[tuple[str, str]], where: Path) -> dict[str, str]:
-    """`{video: split}`, by what the (video, split) pairs say or, if there are none, by the names of the videos."""
-    if not pairs:
-        return split_by_name(names, where)
-    for video, split in sorted(pairs):
-        if split not in SPLITS:
-            raise ValueError(f"{where}: the split of {video!r} is {split!r}; expected {', '.join(SPLITS)}")
-    check_no_overlap({split: [video for video, other in pairs if other == split] for split in SPLITS}, where)
-    return dict(pairs)
 
 
 def _frame_numbers(rows: Sequence[dict[str, str]], lines: Sequence[int], path: Path) -> list[int]:
     if "frame" in rows[0]:
         for line, row in zip(lines, rows, strict=True):
             if not row["frame"].isdecimal():
-                raise ValueError(f"{path}, line {line}: the frame number is {row['frame']!r}; expected 0, 1, 2, ...")
+                raise UserError(f"{path}, line {line}: the frame number is {row['frame']!r}; expected 0, 1, 2, ...")
         return [frame_number(row["frame"], f"{path}, line {line}") for line, row in zip(lines, rows, strict=True)]
     numbers = [number_in_name(Path(row["image"])) for row in rows]
     return list(range(len(rows))) if None in numbers else numbers
@@ -232,7 +194,7 @@ def _frame_numbers(rows: Sequence[dict[str, str]], lines: Sequence[int], path: P
 
 def _class(label: str, labels: Sequence[str], path: Path, line: int) -> int:
     if label not in labels:
-        raise ValueError(f"{path}, line {line}: {label!r} is not in classes.txt ({named(labels)})")
+        raise UserError(f"{path}, line {line}: {label!r} is not in classes.txt ({named(labels)})")
     return labels.index(label)
 
 
@@ -242,9 +204,9 @@ def _targets(row: dict[str, str], labels: tuple[str, ...], path: Path, line: int
         try:
             targets.append(float(row[label]))
         except ValueError as error:
-            raise ValueError(f"{path}, line {line}: {label} is {row[label]!r}; expected a number") from error
+            raise UserError(f"{path}, line {line}: {label} is {row[label]!r}; expected a number") from error
         if not (math.isfinite(targets[-1]) and 0 <= targets[-1] <= 1):
-            raise ValueError(f"{path}, line {line}: {label} is {row[label]}; expected a target from 0 to 1")
+            raise UserError(f"{path}, line {line}: {label} is {row[label]}; expected a target from 0 to 1")
     return tuple(targets)
 
 
@@ -253,13 +215,13 @@ def _phase_names(values: list[str], where: Path) -> tuple[str, ...]:
     if numbered == {True}:
         largest = max(values, key=lambda value: frame_number(value, where))
         if int(largest) >= IGNORE_INDEX:
-            raise ValueError(f"{where}: found the phase {largest}; expected numbers from 0 to {IGNORE_INDEX - 1}")
+            raise UserError(f"{where}: found the phase {largest}; expected numbers from 0 to {IGNORE_INDEX - 1}")
         return tuple(f"phase_{i}" for i in range(1 + int(largest)))
     if len(numbered) == 2:
-        raise ValueError(f"{where}: phases are by name or by number, found both ({named(dict.fromkeys(values))})")
+        raise UserError(f"{where}: phases are by name or by number, found both ({named(dict.fromkeys(values))})")
     return tuple(dict.fromkeys(values))
 
 
-def _count_note(samples: dict[str, list[FrameSample]]) -> str:
+def _count_note(samples: dict[str, list[Sample]]) -> str:
     parts = [f"{len(rows)} of {len({row.video for row in rows})} videos ({split})" for split, rows in samples.items()]
     return f"Found frames: {', '.join(parts)}."

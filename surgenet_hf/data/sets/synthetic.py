@@ -20,8 +20,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...atomic import write_file
+from ...errors import UserError
 from ...rng import rng_for
-from ..segmentation import Sample, SegmentationData, build_splits, lookup_table
+from ..base import Sample, SurgicalData, build_splits
+from ..masks import lookup_table
 
 LABELS = ("background", "liver", "gallbladder", "fat", "instrument")
 COLORS = ((127, 127, 127), (213, 94, 0), (0, 158, 115), (240, 228, 66), (86, 180, 233))
@@ -38,7 +40,7 @@ def load(
     frames_per_video: int = 12,
     size: tuple[int, int] = (144, 192),
     seed: int = 0,
-) -> SegmentationData:
+) -> SurgicalData:
     """Synthetic data: the first four fifths of the videos train, the others (at least one) validate.
 
     Args:
@@ -51,10 +53,10 @@ def load(
         seed: another seed, other videos.
 
     Raises:
-        ValueError: fewer videos, frames or pixels than that.
+        UserError: fewer videos, frames or pixels than that.
     """
     if num_videos < 2 or frames_per_video < 1 or min(size) < 32:
-        raise ValueError(
+        raise UserError(
             f"num_videos={num_videos}, frames_per_video={frames_per_video}, size={size}: at least 2 videos (one "
             "trains, one validates), 1 frame and 32 pixels a side are needed"
         )
@@ -72,8 +74,9 @@ def load(
         split = "train" if video < first_validation else "validation"
         splits[split].append(_sample(root, seed, video, frame, size))
     table = lookup_table({i: i for i in range(len(LABELS))})
-    return SegmentationData(
+    return SurgicalData(
         "synthetic",
+        "semantic-segmentation",
         LABELS,
         COLORS,
         build_splits(splits, table),

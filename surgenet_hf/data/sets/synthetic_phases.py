@@ -26,9 +26,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ...atomic import write_file
+from ...errors import UserError
 from ...rng import rng_for
-from ..classification import SINGLE, ClassificationData, FrameSample, build_splits
-from ..segmentation import palette
+from ..base import SINGLE, Sample, SurgicalData, build_splits
+from ..colors import palette
 from .synthetic import (
     NOTE,
     Grid,
@@ -99,7 +100,7 @@ def load(
     length: tuple[int, int] = (60, 120),
     size: tuple[int, int] = (64, 96),
     seed: int = 0,
-) -> ClassificationData:
+) -> SurgicalData:
     """Synthetic phase videos: about five eighths train, the others validate and test in halves.
 
     Args:
@@ -111,10 +112,10 @@ def load(
         seed: another seed, other videos.
 
     Raises:
-        ValueError: fewer videos, frames or pixels than that.
+        UserError: fewer videos, frames or pixels than that.
     """
     if num_videos < 3 or not 21 <= length[0] <= length[1] or min(size) < 32:
-        raise ValueError(
+        raise UserError(
             f"num_videos={num_videos}, length={length}, size={size}: at least 3 videos (to train, validate and test), "
             "21 frames, the shorter length first, and 32 pixels a side are needed"
         )
@@ -128,20 +129,20 @@ def load(
     held_out = max(2, round(num_videos * 3 / 8))
     first_validation, first_test = num_videos - held_out, num_videos - held_out // 2
     plans = [plan(seed, video, length) for video in range(num_videos)]
-    samples: dict[str, list[FrameSample]] = {"train": [], "validation": [], "test": []}
+    samples: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
     with tqdm(desc="Drawing synthetic phase videos", total=sum(map(len, plans)), unit="frame") as bar:
         for video, steps in enumerate(plans):
             split = "train" if video < first_validation else "validation" if video < first_test else "test"
             samples[split] += _video(root, seed, video, steps, size, bar)
-    splits = build_splits(samples, len(PHASES), SINGLE)
-    return ClassificationData(
+    return SurgicalData(
         "synthetic-phases",
+        "phase-recognition",
         PHASES,
         palette(len(PHASES)),
-        splits,
-        SINGLE,
-        1.0,
-        (NOTE,),
+        build_splits(samples),
+        problem_type=SINGLE,
+        frames_per_second=1.0,
+        notes=(NOTE,),
         videos_are_public=True,
         split_protocol="by video number, the last three eighths validate and test in halves",
     )
@@ -149,7 +150,7 @@ def load(
 
 def _video(
     root: Path | None, seed: int, video: int, steps: list[tuple[int, View]], size: tuple[int, int], bar: tqdm
-) -> Iterator[FrameSample]:
+) -> Iterator[Sample]:
     name = f"video{video:02d}"
     if root is not None:
         (root / "frames" / name).mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,7 @@ def _video(
             else:
                 write_file(image, encoded)
         bar.update()
-        yield FrameSample(image, phase, name, frame)
+        yield Sample(image, phase, name, frame)
 
 
 def plan(seed: int, video: int, length: tuple[int, int]) -> list[tuple[int, View]]:

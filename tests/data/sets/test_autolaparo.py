@@ -1,6 +1,6 @@
 import pytest
 
-from surgenet_hf.data import load_classification
+from surgenet_hf.data import load_data
 from surgenet_hf.data.sets import autolaparo
 from tests.data.videos import second_of, write_video
 
@@ -25,7 +25,7 @@ def _labels_of(data, split="train"):
 
 
 def test_phases(root):
-    data = load_classification("autolaparo", root)
+    data = load_data("autolaparo", root)
     assert data.problem_type == "single_label_classification"
     assert data.labels[6] == "Washing"
     assert data.frames_per_second == 1
@@ -59,25 +59,25 @@ def test_the_published_split():
 )
 def test_other_ways_to_write_labels(root, style):
     _labels(root, 1, (1, 2, 2, 7), **style)
-    assert _labels_of(load_classification("autolaparo", root)) == [0, 1, 1, 6]
+    assert _labels_of(load_data("autolaparo", root)) == [0, 1, 1, 6]
 
 
 def test_labels_for_every_frame_are_recognised(root):
     _labels(root, 1, [1] * 25 + [2] * 50 + [7] * 25)
-    assert _labels_of(load_classification("autolaparo", root)) == [0, 1, 1, 6]
+    assert _labels_of(load_data("autolaparo", root)) == [0, 1, 1, 6]
 
 
 def test_labels_of_another_video(root):
     _labels(root, 1, [1] * 12)
     with pytest.raises(ValueError, match=r"label_01\.txt labels 12 s .*there are 4 frames"):
-        load_classification("autolaparo", root)
+        load_data("autolaparo", root)
 
 
 @pytest.mark.parametrize("phase", ["0", "8", "Cutting"])
 def test_a_phase_that_is_none(root, phase):
     _labels(root, 1, (1, 2, phase, 7))
     with pytest.raises(ValueError, match=rf"label_01\.txt: '{phase}' is no class; .*or a number from 1 to 7"):
-        load_classification("autolaparo", root)
+        load_data("autolaparo", root)
 
 
 def test_a_video_without_labels(root):
@@ -85,4 +85,4 @@ def test_a_video_without_labels(root):
     with pytest.raises(
         FileNotFoundError, match=r"video 11 has no labels: expected .*label_11\.txt.*autolaparo\.github"
     ):
-        load_classification("autolaparo", root)
+        load_data("autolaparo", root)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import load_classification, video
+from surgenet_hf.data import load_data, video
 from surgenet_hf.data.sets import cholec80
 from tests.data.videos import second_of, write_video
 
@@ -43,7 +43,7 @@ def _column(split, name):
 
 
 def test_phases(root):
-    data = load_classification("cholec80-phase", root)
+    data = load_data("cholec80-phase", root)
     assert data.name == "cholec80-phase"
     assert data.videos_are_public
     assert data.problem_type == "single_label_classification"
@@ -68,7 +68,7 @@ def test_phases(root):
 
 
 def test_tools(root):
-    data = load_classification("cholec80-tools", root)
+    data = load_data("cholec80-tools", root)
     assert data.problem_type == "multi_label_classification"
     assert data.labels[2] == "Hook"
     assert len(data.notes) == 1
@@ -88,7 +88,7 @@ def test_published_splits(split, sizes):
 
 
 def test_the_split_without_validation_says_so(root):
-    data = load_classification("cholec80-phase", root, split="40/40")
+    data = load_data("cholec80-phase", root, split_protocol="40/40")
     assert set(data.splits) == {"train", "test"}
     assert set(_column(data.splits["train"], "video")) == {"video01", "video02", "video33"}
     assert "no validation videos" in data.notes[-1]
@@ -97,18 +97,18 @@ def test_the_split_without_validation_says_so(root):
 
 def test_a_random_split_is_refused_with_the_reason(root):
     with pytest.raises(ValueError, match=r"'random'.*32/8/40.*by video: neighbouring frames look alike"):
-        load_classification("cholec80-phase", root, split="random")
+        load_data("cholec80-phase", root, split_protocol="random")
 
 
 def test_the_second_call_does_not_decode_again(root, monkeypatch):
-    first = load_classification("cholec80-phase", root)
+    first = load_data("cholec80-phase", root)
     monkeypatch.setattr(video, "_sample", None)
-    again = load_classification("cholec80-phase", root)
+    again = load_data("cholec80-phase", root)
     assert _column(again.splits["train"], "labels") == _column(first.splits["train"], "labels")
 
 
 def test_frames_elsewhere_and_smaller(root, tmp_path):
-    data = load_classification("cholec80-phase", root, cache_dir=tmp_path / "cache", max_side=24)
+    data = load_data("cholec80-phase", root, cache_dir=tmp_path / "cache", max_side=24)
     assert data.splits["train"][0]["image"].size == (24, 16)
     assert not (root / "frames").exists()
     assert len(list((tmp_path / "cache" / "video33").glob("*.jpg"))) == 6
@@ -122,7 +122,7 @@ def test_frames_extracted_by_other_means(root):
             for i in range(1, 7):
                 Image.new("RGB", (10, 8), (10 * i, 0, 0)).save(folder / f"{path.stem}_{i:06d}.png")
         path.unlink()
-    data = load_classification("cholec80-phase", root)
+    data = load_data("cholec80-phase", root)
     assert _column(data.splits["train"], "frame") == [0, 1, 2, 3, 4, 5] * 2
     assert np.asarray(data.splits["train"][3]["image"])[0, 0, 0] == 40
 
@@ -131,7 +131,7 @@ def test_frames_extracted_by_other_means(root):
 def test_a_second_more_or_less_is_cut_off_with_a_note(root, frames, rows):
     write_video(root / "videos" / "video01.mp4", frames)
     _phase_file(root, 1, 6, (0, 1, 2, 3, 4, 5), rows)
-    data = load_classification("cholec80-phase", root)
+    data = load_data("cholec80-phase", root)
     number = min(6, -(-frames // 25))
     assert _column(data.splits["train"], "labels")[:number] == list(range(number))
     assert _column(data.splits["train"], "video").count("video01") == number
@@ -146,25 +146,25 @@ def test_a_greater_difference_is_an_error_with_both_numbers(root, frames, rows):
     _phase_file(root, 2, 6, (1, 2), rows)
     seconds, images = -(-(150 + rows) // 25), -(-frames // 25)
     with pytest.raises(ValueError, match=rf"video02-phase\.txt labels {seconds} s .*there are {images} frames at 1"):
-        load_classification("cholec80-phase", root)
+        load_data("cholec80-phase", root)
 
 
 def test_a_video_without_annotation(root):
     (root / "phase_annotations" / "video33-phase.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"video33 has no annotation: expected .*video33-phase\.txt.*camma"):
-        load_classification("cholec80-phase", root)
-    assert load_classification("cholec80-tools", root).splits["validation"].num_rows == 6
+        load_data("cholec80-phase", root)
+    assert load_data("cholec80-tools", root).splits["validation"].num_rows == 6
 
 
 def test_an_annotation_without_video_is_a_missing_video(root):
     _phase_file(root, 3, 6, (0, 1))
-    assert "Missing: video03" in load_classification("cholec80-phase", root).notes[0]
+    assert "Missing: video03" in load_data("cholec80-phase", root).notes[0]
 
 
 def test_nothing_to_validate_on(root):
     (root / "videos" / "video33.mp4").unlink()
     with pytest.raises(ValueError, match="no frames for the split 'validation'"):
-        load_classification("cholec80-phase", root)
+        load_data("cholec80-phase", root)
 
 
 def test_annotations_that_cannot_be_read(root):
@@ -172,20 +172,20 @@ def test_annotations_that_cannot_be_read(root):
     content = path.read_text()
     path.write_text(content.replace("ClippingCutting", "Clipping"))
     with pytest.raises(ValueError, match=r"video01-phase\.txt: 'Clipping' is no class; expected one of Preparation"):
-        load_classification("cholec80-phase", root)
+        load_data("cholec80-phase", root)
     path.write_text(content.replace("\n70\t", "\n71\t"))
     with pytest.raises(ValueError, match=r"video01-phase\.txt, line 72: frame 71 follows 69"):
-        load_classification("cholec80-phase", root)
+        load_data("cholec80-phase", root)
     _tool_file(root, 1, [(1, 0, 2, 0, 0, 0, 0)] * 6)
     with pytest.raises(ValueError, match=r"video01-tool\.txt: the presence of a tool is 0 or 1"):
-        load_classification("cholec80-tools", root)
+        load_data("cholec80-tools", root)
 
 
 def test_folders_that_are_not_the_data(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"Expected the official Cholec80 layout.*request it at http.*Found: .* is empty"
     ):
-        load_classification("cholec80-phase", tmp_path)
+        load_data("cholec80-phase", tmp_path)
     (tmp_path / "videos").mkdir()
     with pytest.raises(FileNotFoundError, match=r"phase_annotations does not exist .*holds videos"):
-        load_classification("cholec80-phase", tmp_path)
+        load_data("cholec80-phase", tmp_path)

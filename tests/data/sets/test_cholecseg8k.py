@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.data import load_data
 from surgenet_hf.data.sets import cholecseg8k
 
 SIZE = (12, 8)  # width, height: smaller than the real 854x480, which a note says
@@ -56,7 +56,7 @@ def test_layout_and_endovit_split(root):
 
 
 def test_another_split_is_called_custom(root):
-    data = cholecseg8k.load(root, split={"train": [1], "validation": [9]})
+    data = cholecseg8k.load(root, split_protocol={"train": [1], "validation": [9]})
     assert data.split_protocol == "custom, by video number"
 
 
@@ -80,7 +80,7 @@ def test_every_code_has_its_class(root):
 
 def test_groups_of_endovit(root):
     _frame(root, 52, 160, 160, values=(31, 32, 23, 24, 25, 33, 5, 22, 0, 255, 13, 50))
-    data = load_segmentation("cholecseg8k-8", root)
+    data = load_data("cholecseg8k-8", root)
     assert (data.name, data.background_id) == ("cholecseg8k-8", 0)
     names = [data.labels[i] if i < 255 else None for i in data.splits["validation"][0]["mask"][0]]
     assert names[:2] == ["instruments"] * 2
@@ -92,7 +92,7 @@ def test_groups_of_endovit(root):
 def test_nine_classes_of_the_surgenet_group(root):
     _frame(root, 52, 160, 160, values=cholecseg8k.CODES[:12])
     _frame(root, 12, 15750, 15751, values=(*cholecseg8k.CODES[12:], 255, 0))
-    data = load_segmentation("cholecseg8k-9", root)
+    data = load_data("cholecseg8k-9", root)
     assert data.splits["validation"][0]["mask"][0].tolist() == [0, 1, 2, 3, 4, 5, 6, 255, 255, 7, 8, 255]
     assert data.splits["test"][0]["mask"][0, :4].tolist() == [255, 255, 255, 0]
     assert (data.name, data.background_id) == ("cholecseg8k-9", 0)
@@ -167,13 +167,13 @@ def test_a_complete_set_is_called_so(root, monkeypatch):
     monkeypatch.setattr(cholecseg8k, "FRAMES_PER_CLIP", 80)
     monkeypatch.setattr(cholecseg8k, "WIDTH", SIZE[0])
     monkeypatch.setattr(cholecseg8k, "HEIGHT", SIZE[1])
-    data = cholecseg8k.load(root, split={"train": [1, 9], "validation": [52], "test": [12]})
+    data = cholecseg8k.load(root, split_protocol={"train": [1, 9], "validation": [52], "test": [12]})
     assert data.notes[0] == "Found all 84 frames of 4 clips and 4 videos (82 train, 1 validation, 1 test)."
     assert not any("pixels" in note for note in data.notes)
 
 
 def test_own_split(root):
-    data = cholecseg8k.load(root, split={"train": [9], "validation": [12]})
+    data = cholecseg8k.load(root, split_protocol={"train": [9], "validation": [12]})
     assert set(data.splits) == {"train", "validation"}
     assert [row["video"] for row in data.splits["train"]] == ["video09"] * 2
     assert [row["video"] for row in data.splits["validation"]] == ["video12"]
@@ -195,7 +195,7 @@ def test_own_split(root):
 )
 def test_splits_that_will_not_do(root, split, message):
     with pytest.raises(ValueError, match=message):
-        cholecseg8k.load(root, split=split)
+        cholecseg8k.load(root, split_protocol=split)
 
 
 def test_other_numbers_of_classes(root):

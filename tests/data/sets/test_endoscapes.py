@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.data import load_data
 from surgenet_hf.data.sets import endoscapes
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "endoscapes"
@@ -47,7 +47,7 @@ def root(tmp_path):
 
 
 def test_layout(root):
-    data = load_segmentation("endoscapes", root)
+    data = load_data("endoscapes", root)
     assert data.name == "endoscapes"
     assert data.videos_are_public
     assert data.split_protocol == "official (train 1-120, validation 121-161, test 162-201)"
@@ -70,13 +70,13 @@ def test_a_set_without_test_frames_has_no_test_split(root):
     (root / "test" / "201_1.jpg").unlink()
     (root / "test").rmdir()
     (root / "semseg" / "201_1.png").unlink()
-    assert set(load_segmentation("endoscapes", root).splits) == {"train", "validation"}
+    assert set(load_data("endoscapes", root).splits) == {"train", "validation"}
 
 
 def test_stray_ids_are_ignored_and_counted(root):
     _mask(root, "121_1", (0, 7, 7, 6))
     _mask(root, "10_9", (0, 7, 200, 6))
-    data = load_segmentation("endoscapes", root)
+    data = load_data("endoscapes", root)
     assert data.splits["validation"][0]["mask"][0, :4].tolist() == [0, 255, 255, 6]
     assert data.splits["train"][1]["mask"][0, :4].tolist() == [0, 255, 255, 6]
     assert data.notes[1:] == (
@@ -88,13 +88,13 @@ def test_stray_ids_are_ignored_and_counted(root):
 def test_single_channel_masks_are_read_too(root):
     path = root / "semseg" / "4_100.png"
     Image.open(path).convert("L").save(path)
-    assert load_segmentation("endoscapes", root).splits["train"][0]["mask"][0, :4].tolist() == [0, 1, 6, 255]
+    assert load_data("endoscapes", root).splits["train"][0]["mask"][0, :4].tolist() == [0, 1, 6, 255]
 
 
 def test_links_unpacked_as_text_do_no_harm_beside_the_frames(root):
     (root / "train_seg").mkdir()
     (root / "train_seg" / "4_100.jpg").write_text("../train/4_100.jpg")
-    row = load_segmentation("endoscapes", root).splits["train"][0]
+    row = load_data("endoscapes", root).splits["train"][0]
     assert row["image"].size == (24, 16)
 
 
@@ -103,7 +103,7 @@ def test_a_link_unpacked_as_text_is_named_when_it_is_all_there_is(root):
     (root / "train_seg" / "4_100.jpg").write_text("../train/4_100.jpg")
     (root / "train" / "4_100.jpg").unlink()
     with pytest.raises(ValueError, match=r"train_seg.4_100\.jpg is not an image but a link.*train"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
@@ -111,71 +111,71 @@ def test_links(root):
     (root / "train_seg").mkdir()
     link = root / "train_seg" / "4_100.jpg"
     link.symlink_to("../train/4_100.jpg")
-    assert load_segmentation("endoscapes", root).splits["train"].num_rows == 3
+    assert load_data("endoscapes", root).splits["train"].num_rows == 3
     (root / "train" / "4_100.jpg").unlink()
     with pytest.raises(ValueError, match=r"train_seg.4_100\.jpg is not an image but a link"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 def test_frames_in_seg_folders_alone_will_do(root):
     (root / "train").rename(root / "train_seg")
     (root / "train_seg" / "11_1.jpg").unlink()
-    assert load_segmentation("endoscapes", root).splits["train"].num_rows == 3
+    assert load_data("endoscapes", root).splits["train"].num_rows == 3
 
 
 def test_a_frame_of_seg_without_mask(root):
     _frame(root, "val_seg", "130_7")
     with pytest.raises(FileNotFoundError, match=r"val_seg.130_7\.jpg has no mask: expected .*semseg.130_7\.png"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 def test_a_mask_without_frame(root):
     _mask(root, "130_7")
     with pytest.raises(FileNotFoundError, match=r"130_7\.png has no frame: expected .*val.130_7\.jpg"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 @pytest.mark.parametrize("stem", ["121_5", "162_1"])
 def test_a_frame_in_the_wrong_split(root, stem):
     _frame(root, "train", stem)
     with pytest.raises(ValueError, match=rf"{stem}\.jpg is in the wrong split: video {stem[:3]} belongs to"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 def test_the_same_frame_in_two_splits(root):
     _frame(root, "val", "4_100")
     with pytest.raises(ValueError, match=r"val.4_100\.jpg is in the wrong split: video 4 belongs to train"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 def test_a_video_that_does_not_exist(root):
     _frame(root, "test", "202_1")
     with pytest.raises(ValueError, match=r"202_1\.jpg.*no video 202"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 def test_a_name_that_is_none(root):
     _mask(root, "frame7")
     with pytest.raises(ValueError, match=r"frame7\.png is not named <video>_<frame>\.png"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 def test_a_mask_of_another_size(root):
     _mask(root, "10_9", size=(12, 16))
     with pytest.raises(ValueError, match=r"10_9\.png is 12x16 pixels, but its frame .*10_9\.jpg is 24x16"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 def test_a_colour_mask(root):
     Image.new("RGB", (24, 16), (10, 20, 30)).save(root / "semseg" / "10_9.png")
     with pytest.raises(ValueError, match=r"10_9\.png has color channels that differ"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 def test_an_unreadable_frame(root):
     (root / "train" / "10_9.jpg").write_bytes(b"\xff\xd8 no more")
     with pytest.raises(ValueError, match=r"10_9\.jpg cannot be read"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 def test_folders_that_are_not_the_data(tmp_path):
@@ -183,20 +183,20 @@ def test_folders_that_are_not_the_data(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"^Expected the official .*layout.*semseg does not exist .*holds endoscapes"
     ):
-        load_segmentation("endoscapes", tmp_path)
+        load_data("endoscapes", tmp_path)
     (tmp_path / "semseg").mkdir()
     with pytest.raises(FileNotFoundError, match=r"semseg is empty"):
-        load_segmentation("endoscapes", tmp_path)
+        load_data("endoscapes", tmp_path)
     (tmp_path / "semseg" / "readme.txt").write_text("")
     with pytest.raises(FileNotFoundError, match=r"semseg holds no mask"):
-        load_segmentation("endoscapes", tmp_path)
+        load_data("endoscapes", tmp_path)
 
 
 def test_nothing_to_validate_on(root):
     (root / "val" / "121_1.jpg").unlink()
     (root / "semseg" / "121_1.png").unlink()
     with pytest.raises(ValueError, match=r"no validation frame with a mask \(videos 121 to 161, val/\)"):
-        load_segmentation("endoscapes", root)
+        load_data("endoscapes", root)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the sample of real frames is not at {SHARED}")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import load_classification
+from surgenet_hf.data import load_data
 from surgenet_hf.data.sets import endoscapes_cvs
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "endoscapes"
@@ -57,7 +57,7 @@ def _to_csv(root):
 def test_layout(root, source):
     if source == "csv":
         _to_csv(root)
-    data = load_classification("endoscapes-cvs", root)
+    data = load_data("endoscapes-cvs", root)
     assert data.name == "endoscapes-cvs"
     assert data.videos_are_public
     assert data.split_protocol == "official (train 1-120, validation 121-161, test 162-201)"
@@ -87,45 +87,45 @@ def test_the_complete_set_is_recognised():
 def test_a_folder_in_the_wrong_split(root):
     _write(root, "val", {"121_1": [0, 0, 0], "4_175": [0, 0, 0]})
     with pytest.raises(ValueError, match=r"4_175\.jpg is in the wrong split: video 4 belongs to train/"):
-        load_classification("endoscapes-cvs", root)
+        load_data("endoscapes-cvs", root)
 
 
 def test_rated_frames_that_are_not_there(root):
     (root / "train" / "10_9.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 5 rated frames are not there: .*10_9\.jpg"):
-        load_classification("endoscapes-cvs", root)
+        load_data("endoscapes-cvs", root)
 
 
 def test_an_unreadable_frame(root):
     (root / "val" / "121_1.jpg").write_bytes(b"\xff\xd8 no more")
     with pytest.raises(ValueError, match=r"121_1\.jpg cannot be read"):
-        load_classification("endoscapes-cvs", root)
+        load_data("endoscapes-cvs", root)
 
 
 @pytest.mark.parametrize("targets", [[0, 2, 0], [0, 1], [0, -0.1, 0]])
 def test_ratings_that_are_none(root, targets):
     _write(root, "val", {"121_1": targets})
     with pytest.raises(ValueError, match=r"121_1\.jpg is rated .*expected three means from 0 to 1"):
-        load_classification("endoscapes-cvs", root)
+        load_data("endoscapes-cvs", root)
 
 
 def test_a_name_of_another_video(root):
     _write(root, "val", {"121_1": [0, 0, 0]}, video_id=122)
     with pytest.raises(ValueError, match=r"121_1\.jpg is named as a frame of video 122"):
-        load_classification("endoscapes-cvs", root)
+        load_data("endoscapes-cvs", root)
 
 
 @pytest.mark.parametrize("content", ["{}", "", '{"images": [{"ds": [0, 0, 0]}]}'])
 def test_annotations_that_are_none(root, content):
     (root / "val" / "annotation_ds_coco.json").write_text(content)
     with pytest.raises(ValueError, match=r"val.annotation_ds_coco\.json is not as it should be"):
-        load_classification("endoscapes-cvs", root)
+        load_data("endoscapes-cvs", root)
 
 
 def test_no_ratings_at_all(root):
     (root / "val" / "annotation_ds_coco.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"val has no annotation_ds_coco\.json, nor .*all_metadata\.csv"):
-        load_classification("endoscapes-cvs", root)
+        load_data("endoscapes-cvs", root)
 
 
 def test_nothing_to_validate_on(root):
@@ -133,12 +133,12 @@ def test_nothing_to_validate_on(root):
         path.unlink()
     (root / "val").rmdir()
     with pytest.raises(ValueError, match="no frames for the split 'validation'"):
-        load_classification("endoscapes-cvs", root)
+        load_data("endoscapes-cvs", root)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the sample of real frames is not at {SHARED}")
 def test_the_sample_of_real_frames():
-    data = load_classification("endoscapes-cvs", SHARED)
+    data = load_data("endoscapes-cvs", SHARED)
     assert {name: split.num_rows for name, split in data.splits.items()} == {"train": 343, "validation": 22}
     labels = np.stack(data.splits["train"].select_columns(["labels"])[:]["labels"])
     assert set(np.round(3 * labels).ravel()) == {0, 1, 2, 3}

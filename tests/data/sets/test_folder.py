@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.data import load_data
 from surgenet_hf.errors import UserError
 
 
@@ -32,7 +32,7 @@ def root(tmp_path):
 
 
 def test_layout(root):
-    data = load_segmentation("folder", root)
+    data = load_data("folder", root)
     assert data.name == "folder"
     assert data.split_protocol == "by video name, one fifth validates"
     assert data.labels == ("tissue", "liver", "instrument tip")
@@ -50,20 +50,20 @@ def test_layout(root):
 
 def test_the_background_is_what_the_user_declares(root):
     """Not what has id 0, nor what is called so."""
-    data = load_segmentation("folder", root)
+    data = load_data("folder", root)
     assert data.background_id is None
     assert any("all classes count as foreground" in note and "--background_class" in note for note in data.notes)
-    data = load_segmentation("folder", root, background_class="liver")
+    data = load_data("folder", root, background_class="liver")
     assert data.background_id == 1
     assert not any("foreground" in note for note in data.notes)
     with pytest.raises(UserError, match=r"no class 'spleen'.*tissue, liver, instrument tip"):
-        load_segmentation("folder", root, background_class="spleen")
-    with pytest.raises(ValueError, match="'synthetic' has no choice of background_class"):
-        load_segmentation("synthetic", background_class="liver")
+        load_data("folder", root, background_class="spleen")
+    with pytest.raises(ValueError, match="'synthetic' has no option background_class"):
+        load_data("synthetic", background_class="liver")
 
 
 def test_the_split_is_the_same_everywhere(root):
-    validation = set(load_segmentation("folder", root).splits["validation"]["video"])
+    validation = set(load_data("folder", root).splits["validation"]["video"])
     assert validation == {"e_op"}  # by SHA-256 of the names: neither numpy's nor Python's version can change it
 
 
@@ -71,20 +71,20 @@ def test_two_videos_are_enough(tmp_path):
     for video in "ab":
         _frame(tmp_path, f"{video}_1.jpg")
         _mask(tmp_path, f"{video}_1.png")
-    splits = load_segmentation("folder", tmp_path).splits
+    splits = load_data("folder", tmp_path).splits
     assert [splits[name].num_rows for name in ("train", "validation")] == [1, 1]
 
 
 def test_without_class_names_the_largest_id_counts(root):
     (root / "classes.txt").unlink()
-    data = load_segmentation("folder", root)
+    data = load_data("folder", root)
     assert data.labels == ("class_0", "class_1", "class_2")
     assert "3 classes" in data.notes[1]
 
 
 def test_a_class_that_is_never_trained_is_noted(root):
     (root / "classes.txt").write_text("tissue\nliver\ntip\nbile\n")
-    assert "No training pixel has class bile: it cannot be learnt." in load_segmentation("folder", root).notes
+    assert "No training pixel has class bile: it cannot be learnt." in load_data("folder", root).notes
 
 
 def test_sub_folders_are_videos(tmp_path):
@@ -92,7 +92,7 @@ def test_sub_folders_are_videos(tmp_path):
         for number, name in enumerate(("x.jpg", "intra op 7.png", "deep/er/y_8.jpg")):
             _frame(tmp_path, f"{video}/{name}")
             _mask(tmp_path, f"{video}/{name.rsplit('.', 1)[0]}.png", (0, number))
-    data = load_segmentation("folder", tmp_path)
+    data = load_data("folder", tmp_path)
     assert {*data.splits["train"]["video"], *data.splits["validation"]["video"]} == {"one", "two"}
     assert set(data.splits["train"]["frame"]) >= {7, 8}
     # Every frame has the mask of its own folder and name.
@@ -107,14 +107,14 @@ def test_folders_named_like_splits_are_refused(tmp_path):
         _frame(tmp_path, f"{video}/a_1.jpg")
         _mask(tmp_path, f"{video}/a_1.png")
     with pytest.raises(ValueError, match=r"\(train, val\) are named like splits"):
-        load_segmentation("folder", tmp_path)
+        load_data("folder", tmp_path)
 
 
 def test_loose_frames_beside_folders_are_refused(root):
     _frame(root, "video/1.jpg")
     _mask(root, "video/1.png")
     with pytest.raises(ValueError, match=r"a_op_10\.PNG lies beside folders"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 def test_a_single_video_is_refused(tmp_path):
@@ -122,7 +122,7 @@ def test_a_single_video_is_refused(tmp_path):
         _frame(tmp_path, f"frame_{frame}.jpg")
         _mask(tmp_path, f"frame_{frame}.png")
     with pytest.raises(ValueError, match=r"a single video \(frame\).*its folder in images/.*underscore"):
-        load_segmentation("folder", tmp_path)
+        load_data("folder", tmp_path)
 
 
 @pytest.mark.parametrize("stem", ["12", "operation", "a_left", "_7"])
@@ -130,37 +130,37 @@ def test_a_name_without_video_is_refused(root, stem):
     _frame(root, f"{stem}.jpg")
     _mask(root, f"{stem}.png")
     with pytest.raises(ValueError, match=rf"{stem}\.jpg: no video can be told.*<video>_<frame number>"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 def test_a_frame_without_mask(root):
     (root / "masks" / "c_op_2.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"c_op_2\.jpg has no mask: expected .*masks.c_op_2\.png \(1 of 10"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 def test_a_mask_without_frame(root):
     (root / "images" / "c_op_2.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"c_op_2\.png has no frame: expected .*images.c_op_2\.jpg \(1 of 10"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 def test_a_mask_of_another_size(root):
     _mask(root, "c_op_2.png", size=(24, 17))
     with pytest.raises(ValueError, match=r"c_op_2\.png is 24x17 pixels, but its frame .*c_op_2\.jpg is 24x16"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 def test_an_id_beyond_the_classes(root):
     _mask(root, "c_op_2.png", (0, 1, 9))
     with pytest.raises(ValueError, match=r"c_op_2\.png holds id 9, but .*classes\.txt names 3 classes, ids 0 to 2"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 def test_a_colour_mask(root):
     Image.new("RGB", (24, 16), (255, 0, 0)).save(root / "masks" / "c_op_2.png")
     with pytest.raises(ValueError, match=r"c_op_2\.png has color channels that differ.*must hold class ids"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 @pytest.mark.parametrize("name", ["images/c_op_2.jpg", "masks/c_op_2.png"])
@@ -168,13 +168,13 @@ def test_a_colour_mask(root):
 def test_an_unreadable_file(root, name, content):
     (root / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"c_op_2\.(jpg|png) cannot be read as an image.*replace it"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 def test_two_frames_of_one_name(root):
     _frame(root, "c_op_2.png")
     with pytest.raises(ValueError, match=r"c_op_2\.jpg and .*c_op_2\.png have the same name"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 def test_masks_of_0_and_255_are_no_two_classes(root):
@@ -182,7 +182,7 @@ def test_masks_of_0_and_255_are_no_two_classes(root):
     for path in (root / "masks").iterdir():
         _mask(root, path.name, (0, 255))
     with pytest.raises(ValueError, match=r"no two classes \(ids found: \[0\].*drawn as 255 must be saved as 1"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 @pytest.mark.parametrize(
@@ -192,37 +192,36 @@ def test_masks_of_0_and_255_are_no_two_classes(root):
 def test_a_list_of_classes_that_is_none(root, text, message):
     (root / "classes.txt").write_text(text)
     with pytest.raises(ValueError, match=rf"classes\.txt.*{message}"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 def test_class_names_in_another_encoding(root):
     (root / "classes.txt").write_bytes("tissue\nGefäß\ntip\n".encode("cp1252"))
     with pytest.raises(ValueError, match=r"classes\.txt is not UTF-8 text"):
-        load_segmentation("folder", root)
+        load_data("folder", root)
 
 
 def test_folders_that_are_missing_or_empty(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"Expected images/.*{tmp_path.name} is empty"):
-        load_segmentation("folder", tmp_path)
+        load_data("folder", tmp_path)
     (tmp_path / "frames").mkdir()
     with pytest.raises(FileNotFoundError, match=r"images does not exist .*holds frames"):
-        load_segmentation("folder", tmp_path)
+        load_data("folder", tmp_path)
     (tmp_path / "images").mkdir()
     with pytest.raises(FileNotFoundError, match=r"images is empty"):
-        load_segmentation("folder", tmp_path)
+        load_data("folder", tmp_path)
     (tmp_path / "images" / "a_1.bmp").write_bytes(b"")
     with pytest.raises(
         FileNotFoundError, match=r"images holds no file ending in \.jpg or \.jpeg or \.png \(1 others\)"
     ):
-        load_segmentation("folder", tmp_path)
+        load_data("folder", tmp_path)
 
 
 def test_splits_csv_defines_the_splits(tmp_path):
     root = next(
-        load_segmentation("synthetic", tmp_path, num_videos=4, frames_per_video=2, size=(32, 48))
-        and tmp_path.iterdir()
+        load_data("synthetic", tmp_path, num_videos=4, frames_per_video=2, size=(32, 48)) and tmp_path.iterdir()
     )
-    without = load_segmentation("folder", root)
+    without = load_data("folder", root)
     assert list(without.splits) == ["train", "validation"]
     assert any("There is no test split" in note and "D/splits.csv" in note for note in without.notes)
     videos = sorted({row for split in without.splits.values() for row in split.select_columns(["video"])[:]["video"]})
@@ -230,11 +229,11 @@ def test_splits_csv_defines_the_splits(tmp_path):
         f"{video},{split}\n" for video, split in zip(videos, ["test", "train", "validation", "train"], strict=True)
     ]
     (root / "splits.csv").write_text("video,split\n" + "".join(rows))
-    data = load_segmentation("folder", root)
+    data = load_data("folder", root)
     assert {split: len(data.splits[split]) for split in data.splits} == {"train": 4, "validation": 2, "test": 2}
     assert set(data.splits["test"].select_columns(["video"])[:]["video"]) == {videos[0]}
     assert data.split_protocol == "by splits.csv"
     assert not any("no test split" in note for note in data.notes)
     (root / "splits.csv").write_text("video,split\n" + rows[0])
     with pytest.raises(ValueError, match=r"splits\.csv names no split for"):
-        load_segmentation("folder", root)
+        load_data("folder", root)

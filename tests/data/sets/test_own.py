@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import load_classification
+from surgenet_hf.data import load_data
 from tests.data.videos import second_of, write_video
 
 
@@ -34,7 +34,7 @@ ROWS = [f"frames/{video}_{i}.jpg,{video},{'ab'[i % 2]}" for video in "pqrst" for
 
 def test_a_table_with_one_label_for_each_frame(table):
     root = table("image,video,label", ROWS)
-    data = load_classification("csv", root)
+    data = load_data("csv", root)
     assert data.split_protocol == "by video name, one fifth validates"
     assert data.name == "csv"
     assert data.problem_type == "single_label_classification"
@@ -53,7 +53,7 @@ def test_a_table_with_one_label_for_each_frame(table):
 
 
 def test_a_table_with_a_column_for_each_class(table):
-    data = load_classification("csv", table("image;video;smoke;blood", ["1.jpg;p;0;1", "2.jpg;q;0.5;0.25"]))
+    data = load_data("csv", table("image;video;smoke;blood", ["1.jpg;p;0;1", "2.jpg;q;0.5;0.25"]))
     assert data.problem_type == "multi_label_classification"
     assert data.labels == ("smoke", "blood")
     (row,) = [row for split in data.splits.values() for row in split if row["video"] == "q"]
@@ -63,7 +63,7 @@ def test_a_table_with_a_column_for_each_class(table):
 
 def test_split_and_frame_columns(table):
     rows = ["z.jpg,p,a,train,5", "y.jpg,p,b,train,3", "x.jpg,q,a,validation,0", "w.jpg,r,b,test,0"]
-    data = load_classification("csv", table("image,video,label,split,frame", rows, "utf-8-sig"))
+    data = load_data("csv", table("image,video,label,split,frame", rows, "utf-8-sig"))
     assert data.split_protocol == "by the column split of labels.csv"
     assert [split.num_rows for split in data.splits.values()] == [2, 1, 1]
     assert _column(data.splits["train"], "frame") == [3, 5]
@@ -71,7 +71,7 @@ def test_split_and_frame_columns(table):
 
 
 def test_without_any_number_the_order_of_the_rows_counts(table):
-    data = load_classification("csv", table("image,video,label", ["z.jpg,p,a", "y.jpg,p,b", "x.jpg,q,b", "w.jpg,r,a"]))
+    data = load_data("csv", table("image,video,label", ["z.jpg,p,a", "y.jpg,p,b", "x.jpg,q,b", "w.jpg,r,a"]))
     assert [row["image"].size for row in data.splits["train"]]
     labels = {row["video"]: [] for split in data.splits.values() for row in split}
     for split in data.splits.values():
@@ -83,21 +83,21 @@ def test_without_any_number_the_order_of_the_rows_counts(table):
 def test_classes_txt_gives_the_order_and_rare_classes(table):
     root = table("image,video,label", ROWS)
     (root / "classes.txt").write_text("b\na\nrare\n")
-    data = load_classification("csv", root)
+    data = load_data("csv", root)
     assert data.labels == ("b", "a", "rare")
     assert _column(data.splits["train"], "labels")[:3] == [1, 0, 1]
     assert data.notes[1] == "No training frame has the class rare: it cannot be learnt."
     (root / "classes.txt").write_text("b\n")
     with pytest.raises(ValueError, match=r"labels\.csv, line 2: 'a' is not in classes\.txt"):
-        load_classification("csv", root)
+        load_data("csv", root)
 
 
 def test_a_split_of_single_frames_is_refused_with_the_reason(table):
     rows = ["1.jpg,p,a,train", "2.jpg,p,b,validation", "3.jpg,q,a,train"]
     with pytest.raises(ValueError, match=r"'p' is in train and in validation, but splits are by video: neighbouring"):
-        load_classification("csv", table("image,video,label,split", rows))
+        load_data("csv", table("image,video,label,split", rows))
     with pytest.raises(ValueError, match=r"no column video .*splits are by video: neighbouring frames look alike"):
-        load_classification("csv", table("image,label", ["1.jpg,a", "2.jpg,b"]))
+        load_data("csv", table("image,label", ["1.jpg,a", "2.jpg,b"]))
 
 
 @pytest.mark.parametrize(
@@ -123,20 +123,20 @@ def test_a_split_of_single_frames_is_refused_with_the_reason(table):
 )
 def test_tables_that_are_none(table, header, rows, message):
     with pytest.raises(ValueError, match=message):
-        load_classification("csv", table(header, rows))
+        load_data("csv", table(header, rows))
 
 
 def test_frames_that_are_missing_or_broken(table):
     root = table("image,video,label", ROWS)
     (root / "frames" / "q_9.jpg").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"q_9\.jpg cannot be read"):
-        load_classification("csv", root)
+        load_data("csv", root)
     (root / "frames" / "q_9.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 15 frames are not there: .*q_9\.jpg"):
-        load_classification("csv", root)
+        load_data("csv", root)
     (root / "labels.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no .*labels\.csv; expected"):
-        load_classification("csv", root)
+        load_data("csv", root)
 
 
 def _phases(root, name, rows, header="Frame\tPhase", separator="\t"):
@@ -159,7 +159,7 @@ def videos(tmp_path):
 
 
 def test_videos_and_frame_folders(videos):
-    data = load_classification("videos", videos)
+    data = load_data("videos", videos)
     assert data.name == "videos"
     assert data.labels == ("first cut", "suture", "wash")  # as they appear
     assert data.frames_per_second == 1
@@ -181,28 +181,28 @@ def test_videos_and_frame_folders(videos):
 def test_numbers_for_phases(videos):
     for name in "abc":
         _phases(videos, name, [0, 0, 2, 2])
-    data = load_classification("videos", videos)
+    data = load_data("videos", videos)
     assert data.labels == ("phase_0", "phase_1", "phase_2")
     (videos / "classes.txt").write_text("a\nb\nc\nd\n")
-    data = load_classification("videos", videos)
+    data = load_data("videos", videos)
     assert data.labels == ("a", "b", "c", "d")
     assert _column(data.splits["train"], "labels")[:4] == [0, 0, 2, 2]
     _phases(videos, "b", [0, 0, 4, 4])
     with pytest.raises(
         ValueError, match=r"b\.txt: '4' is no class; expected one of a, b, c, d, or a number from 0 to 3"
     ):
-        load_classification("videos", videos)
+        load_data("videos", videos)
 
 
 def test_names_and_numbers_are_not_mixed(videos):
     _phases(videos, "b", [0, 0, 1, 1])
     with pytest.raises(ValueError, match="by name or by number, found both"):
-        load_classification("videos", videos)
+        load_data("videos", videos)
 
 
 def test_splits_csv(videos):
     (videos / "splits.csv").write_text("video,split\na,test\nb,train\nc,validation\n")
-    data = load_classification("videos", videos)
+    data = load_data("videos", videos)
     assert {name: set(_column(split, "video")) for name, split in data.splits.items()} == {
         "train": {"b"},
         "validation": {"c"},
@@ -210,17 +210,17 @@ def test_splits_csv(videos):
     }
     (videos / "splits.csv").write_text("video,split\na,test\nb,train\nc,validation\nc,train\n")
     with pytest.raises(ValueError, match=r"'c' is in train and in validation"):
-        load_classification("videos", videos)
+        load_data("videos", videos)
     (videos / "splits.csv").write_text("video,split\nb,train\nc,validation\n")
     with pytest.raises(ValueError, match=r"splits\.csv names no split for a"):
-        load_classification("videos", videos)
+        load_data("videos", videos)
 
 
 def test_labels_of_another_rate_must_be_declared(videos):
     """A frame folder does not tell the frame rate of the video that its labels count by."""
     _phases(videos, "c", ["first cut"] * 40 + ["suture"] * 40)
     with pytest.raises(ValueError, match=r"c\.txt labels 80 s .*there are 4 frames"):
-        load_classification("videos", videos)
+        load_data("videos", videos)
     for name in "ab":
         (videos / "phases" / f"{name}.txt").unlink()
     (videos / "videos" / "a.mp4").unlink()
@@ -230,21 +230,21 @@ def test_labels_of_another_rate_must_be_declared(videos):
     for i in range(4):
         _image(videos, f"frames/e/{i:06d}.jpg")
     _phases(videos, "e", ["first cut"] * 40 + ["suture"] * 40)
-    data = load_classification("videos", videos, labels_per_second=20)
+    data = load_data("videos", videos, labels_per_second=20)
     assert _column(data.splits["train"], "labels") == [0, 0, 1, 1]
 
 
 def test_labels_without_video_and_videos_without_labels(videos):
     _phases(videos, "d", ["wash"] * 4)
     with pytest.raises(FileNotFoundError, match=r"labels but no frames for d: expected .*d\.mp4 or .*d.000000\.jpg"):
-        load_classification("videos", videos)
+        load_data("videos", videos)
     (videos / "phases" / "d.txt").unlink()
     (videos / "phases" / "b.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no labels for b: expected .*b\.txt"):
-        load_classification("videos", videos)
+        load_data("videos", videos)
 
 
 def test_a_broken_video_is_named(videos):
     (videos / "videos" / "b.MOV").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"b\.MOV cannot be read"):
-        load_classification("videos", videos)
+        load_data("videos", videos)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import load_segmentation
+from surgenet_hf.data import load_data
 from surgenet_hf.data.sets import synthetic
 
 SMALL = {"num_videos": 3, "frames_per_video": 2, "size": (48, 64)}
@@ -21,7 +21,7 @@ def _same(first, second):
 
 
 def test_scene():
-    data = load_segmentation("synthetic", **SMALL)
+    data = load_data("synthetic", **SMALL)
     assert data.split_protocol == "by video number, the last fifth validates"
     assert data.background_id == data.labels.index("background")
     assert {name: split.num_rows for name, split in data.splits.items()} == {"train": 4, "validation": 2}
@@ -46,10 +46,10 @@ def test_every_class_is_drawn_and_none_fills_the_picture():
 
 
 def test_a_frame_is_a_function_of_seed_video_and_frame():
-    few = load_segmentation("synthetic", **SMALL)
-    more = load_segmentation("synthetic", num_videos=5, frames_per_video=2, size=(48, 64))
+    few = load_data("synthetic", **SMALL)
+    more = load_data("synthetic", num_videos=5, frames_per_video=2, size=(48, 64))
     assert _same(_pixels(few), _pixels(more)[:4])
-    assert not _same(_pixels(few), _pixels(load_segmentation("synthetic", seed=1, **SMALL)))
+    assert not _same(_pixels(few), _pixels(load_data("synthetic", seed=1, **SMALL)))
 
 
 def test_frames_of_a_video_resemble_each_other():
@@ -85,8 +85,8 @@ def test_colour_alone_does_not_tell_the_classes():
 
 
 def test_files_hold_the_same_as_memory_and_are_used_again(tmp_path):
-    memory = load_segmentation("synthetic", **SMALL)
-    files = load_segmentation("synthetic", tmp_path, **SMALL)
+    memory = load_data("synthetic", **SMALL)
+    files = load_data("synthetic", tmp_path, **SMALL)
     assert _same(_pixels(memory), _pixels(files))
     assert _same(_pixels(memory, "validation"), _pixels(files, "validation"))
 
@@ -95,7 +95,7 @@ def test_files_hold_the_same_as_memory_and_are_used_again(tmp_path):
     lost = next(path for path in written if path.suffix == ".jpg")
     lost.unlink()
     time.sleep(0.01)
-    again = load_segmentation("synthetic", tmp_path, **SMALL)
+    again = load_data("synthetic", tmp_path, **SMALL)
     assert _same(_pixels(memory), _pixels(again))
     changed = {path.stem for path, before in written.items() if path.stat().st_mtime_ns != before}
     assert changed == {lost.stem}
@@ -103,23 +103,23 @@ def test_files_hold_the_same_as_memory_and_are_used_again(tmp_path):
 
 
 def test_other_parameters_do_not_take_the_files(tmp_path):
-    first = load_segmentation("synthetic", tmp_path, **SMALL)
-    other = load_segmentation("synthetic", tmp_path, seed=1, **SMALL)
+    first = load_data("synthetic", tmp_path, **SMALL)
+    other = load_data("synthetic", tmp_path, seed=1, **SMALL)
     assert not _same(_pixels(first), _pixels(other))
-    large = load_segmentation("synthetic", tmp_path, **{**SMALL, "size": (64, 80)})
+    large = load_data("synthetic", tmp_path, **{**SMALL, "size": (64, 80)})
     assert large.splits["train"][0]["image"].size == (80, 64)
 
 
 def test_the_files_are_a_folder_data_set(tmp_path):
-    written = load_segmentation("synthetic", tmp_path, **SMALL)
+    written = load_data("synthetic", tmp_path, **SMALL)
     (root,) = tmp_path.iterdir()
-    data = load_segmentation("folder", root)
+    data = load_data("folder", root)
     assert data.labels == written.labels
     assert sum(split.num_rows for split in data.splits.values()) == 6
 
 
 def test_masks_are_saved_as_ids(tmp_path):
-    load_segmentation("synthetic", tmp_path, **SMALL)
+    load_data("synthetic", tmp_path, **SMALL)
     mask = Image.open(next(tmp_path.rglob("masks/*.png")))
     assert mask.mode == "L"
     assert np.asarray(mask).max() < 5
@@ -128,4 +128,4 @@ def test_masks_are_saved_as_ids(tmp_path):
 @pytest.mark.parametrize("bad", [{"num_videos": 1}, {"frames_per_video": 0}, {"size": (16, 64)}])
 def test_impossible_numbers_are_refused(bad):
     with pytest.raises(ValueError, match="needed"):
-        load_segmentation("synthetic", **{**SMALL, **bad})
+        load_data("synthetic", **{**SMALL, **bad})

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import load_classification
+from surgenet_hf.data import load_data
 from surgenet_hf.data.sets import synthetic_phases
 from surgenet_hf.data.sets.synthetic import encode_image
 from surgenet_hf.data.sets.synthetic_phases import PHASES, plan
@@ -25,7 +25,7 @@ def _same(first, second):
 
 @pytest.fixture(scope="module")
 def small():
-    return load_classification("synthetic-phases", **SMALL)
+    return load_data("synthetic-phases", **SMALL)
 
 
 def test_schema(small):
@@ -56,10 +56,10 @@ def test_default_size():
 
 def test_a_frame_is_a_function_of_seed_video_and_frame(small):
     first = _rows(small)
-    more = load_classification("synthetic-phases", **{**SMALL, "num_videos": 5})
+    more = load_data("synthetic-phases", **{**SMALL, "num_videos": 5})
     number = sum(video < "video03" for video, *_ in first)
     assert _same(first[:number], _rows(more)[:number])
-    assert not _same(first, _rows(load_classification("synthetic-phases", seed=1, **SMALL)))
+    assert not _same(first, _rows(load_data("synthetic-phases", seed=1, **SMALL)))
     synthetic_phases._tissue.cache_clear()
     _, view = plan(0, 1, SMALL["length"])[7]
     alone = encode_image(synthetic_phases.draw(0, 1, 7, view, SMALL["size"]), "JPEG", quality=95)
@@ -132,23 +132,23 @@ def test_dissections_look_alike():
 
 
 def test_files_hold_the_same_as_memory_and_are_used_again(tmp_path, small, monkeypatch):
-    files = load_classification("synthetic-phases", tmp_path, **SMALL)
+    files = load_data("synthetic-phases", tmp_path, **SMALL)
     assert _same(_rows(small), _rows(files))
     (root,) = tmp_path.iterdir()
     lost = sorted(root.rglob("*.jpg"))[5]
     lost.unlink()
     drawn, draw = [], synthetic_phases.draw
     monkeypatch.setattr(synthetic_phases, "draw", lambda *args: drawn.append(args) or draw(*args))
-    assert _same(_rows(small), _rows(load_classification("synthetic-phases", tmp_path, **SMALL)))
+    assert _same(_rows(small), _rows(load_data("synthetic-phases", tmp_path, **SMALL)))
     assert len(drawn) == 1
-    load_classification("synthetic-phases", tmp_path, **{**SMALL, "length": (24, 31)})
+    load_data("synthetic-phases", tmp_path, **{**SMALL, "length": (24, 31)})
     assert len(list(tmp_path.iterdir())) == 2  # other parameters, another folder
 
 
 def test_the_files_are_a_data_set_of_videos(tmp_path, small):
-    load_classification("synthetic-phases", tmp_path, **SMALL)
+    load_data("synthetic-phases", tmp_path, **SMALL)
     (root,) = tmp_path.iterdir()
-    data = load_classification("videos", root)
+    data = load_data("videos", root)
     assert data.labels == PHASES
     assert sorted(row[:2] for row in _rows(data)) == sorted(row[:2] for row in _rows(small))
 
@@ -156,4 +156,4 @@ def test_the_files_are_a_data_set_of_videos(tmp_path, small):
 @pytest.mark.parametrize("bad", [{"num_videos": 2}, {"length": (20, 30)}, {"length": (30, 24)}, {"size": (16, 64)}])
 def test_impossible_numbers_are_refused(bad):
     with pytest.raises(ValueError, match="needed"):
-        load_classification("synthetic-phases", **{**SMALL, **bad})
+        load_data("synthetic-phases", **{**SMALL, **bad})

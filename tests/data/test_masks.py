@@ -1,28 +1,11 @@
-import pickle
-
 import numpy as np
 import pytest
-from datasets import DatasetDict
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from surgenet_hf.data import SegmentationData, load_segmentation
-from surgenet_hf.data.segmentation import Sample, build_splits, count_values, lookup_table, palette, raw_values
-
-
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'cholec'.*synthetic, endoscapes, folder"):
-        load_segmentation("cholec")
-
-
-@pytest.mark.parametrize("name", ["endoscapes", "folder"])
-def test_a_missing_data_dir_is_an_error_of_its_own(name, tmp_path):
-    with pytest.raises(ValueError, match=f"'{name}' needs data_dir"):
-        load_segmentation(name)
-    (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"^Expected .*Found: .*nowhere does not exist .*holds elsewhere"):
-        load_segmentation(name, tmp_path / "nowhere")
-
+from surgenet_hf.data.base import Sample, build_splits
+from surgenet_hf.data.colors import palette
+from surgenet_hf.data.images import raw_values
+from surgenet_hf.data.masks import count_values, lookup_table
 
 GREY = np.zeros((8, 9), np.uint8)
 GREY[:2, :3] = [[0, 50, 255], [11, 7, 21]]
@@ -81,42 +64,7 @@ def test_a_truncated_frame_is_found_when_checking(tmp_path):
         count_values([Sample(path, tmp_path / "mask.png", "v", 0)])
 
 
-def test_colours_are_distinct():
+def test_colors_are_distinct():
     assert len(set(palette(255))) == 255
     assert palette(9)[:4] == palette(4)
     assert all(0 <= value <= 255 for color in palette(255) for value in color)
-
-
-def _collate(rows):
-    return [(row["image"].size, row["mask"].sum().item(), row["video"]) for row in rows]
-
-
-@pytest.fixture(scope="module")
-def small() -> SegmentationData:
-    return load_segmentation("synthetic", num_videos=2, frames_per_video=3, size=(32, 48))
-
-
-def test_rows_reach_the_workers_of_a_data_loader(small):
-    def collect(**options):
-        return [row for batch in DataLoader(small.splits["train"], 2, collate_fn=_collate, **options) for row in batch]
-
-    assert len(collect()) == 3
-    assert collect(num_workers=2) == collect()
-
-
-def test_the_whole_survives_pickling(small):
-    """Which workers need that are spawned and not forked (macOS, Windows)."""
-    again = pickle.loads(pickle.dumps(small))
-    assert isinstance(again.splits, DatasetDict)
-    assert (again.splits["validation"][1]["mask"] == small.splits["validation"][1]["mask"]).all()
-    assert again.labels == small.labels
-
-
-def test_columns_can_be_read_without_decoding_images(tmp_path):
-    data = load_segmentation("synthetic", tmp_path, num_videos=2, frames_per_video=3, size=(32, 48))
-    for path in tmp_path.rglob("*_*.*"):
-        path.unlink()
-    assert data.splits["validation"].select_columns(["video", "frame"])[:] == {
-        "video": ["video01"] * 3,
-        "frame": [0, 1, 2],
-    }

@@ -1,0 +1,163 @@
+"""The one schema of datasets: frames with masks or labels, split by video."""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, Image, Sequence, Value
+
+from ..errors import UserError
+from .images import DecodeFrames, read_mask, to_cell
+from .names import check_no_overlap
+
+IGNORE_INDEX = 255
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+
+
+@dataclass(frozen=True)
+class SurgicalData:
+    """Frames with masks or labels, split by video.
+
+    A row of a split is `{"image": PIL RGB image, "mask": uint8 array (H, W), "video": str, "frame": int,
+    "split": str}`. Datasets for other tasks have "labels" instead of "mask": an int (the class) for single-label data,
+    or a float32 array (num_labels,) of targets from 0 to 1 for multi-label data. Targets may be soft, such as the mean
+    of several raters. A row is decoded when it is indexed. Indexing by a column name decodes every image too;
+    `splits[...].select_columns(["video", "frame"])[:]` does not.
+
+    Attributes:
+        name: name of the dataset in `load_data`.
+        task: "semantic-segmentation", "image-classification", or "phase-recognition". Phase recognition needs one
+            class per frame and rows at a regular rate.
+        labels: names of the classes, in the order of their ids or of the array.
+        colors: RGB color (0 to 255) of each class, for figures.
+        splits: "train", "validation", and "test", where the data has them.
+        ignore_index: value in masks that marks pixels without a class.
+        background_id: class that metrics may leave out as background. None: no class is declared as background, and
+            all classes count as foreground. It is never inferred from an id or a name.
+        problem_type: "single_label_classification" or "multi_label_classification", as in a model's config. None for
+            segmentation.
+        frames_per_second: rate of the consecutive rows of a video. None: the rows are not regular.
+        notes: findings of the checks, one sentence each.
+        videos_are_public: whether the videos have the official names of a public dataset. If not, they are the user's
+            own, and `surgenet_hf.privacy` keeps their names from being published.
+        split_protocol: which videos belong to which split, as a short phrase for results files.
+    """
+
+    name: str
+    task: str
+    labels: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    splits: DatasetDict
+    _: KW_ONLY
+    ignore_index: int = IGNORE_INDEX
+    background_id: int | None = None
+    problem_type: str | None = None
+    frames_per_second: float | None = None
+    notes: tuple[str, ...] = ()
+    videos_are_public: bool = False
+    split_protocol: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One frame with its target, before it becomes a row.
+
+    Attributes:
+        image: path of the image file, or its encoded bytes.
+        target: the mask (a path or encoded bytes), a class, or a target for each label.
+        video: name of the video.
+        frame: number of the frame in the video.
+    """
+
+    image: Path | bytes
+    target: Path | bytes | int | tuple[float, ...]
+    video: str
+    frame: int
+
+
+@dataclass(frozen=True)
+class DecodeRows(DecodeFrames):
+    """Transform that decodes frames, masks, and arrays of targets.
+
+    It is a class and not a closure, so that workers can pickle it. Columns that were not selected are not decoded.
+
+    Args:
+        table: bytes of the lookup table (256,) from raw mask values to class ids. None: the rows have no masks.
+    """
+
+    table: bytes | None = None
+
+    def __call__(self, batch: dict) -> dict:
+        batch = super().__call__(batch)
+        if "mask" in batch:
+            table = np.frombuffer(self.table, np.uint8)
+            batch["mask"] = [table[read_mask(cell)] for cell in batch["mask"]]
+        if "labels" in batch:
+            batch["labels"] = [
+                np.asarray(labels, np.float32) if isinstance(labels, list) else labels for labels in batch["labels"]
+            ]
+        return batch
+
+
+def build_splits(samples: Mapping[str, list[Sample]], table: np.ndarray | None = None) -> DatasetDict:
+    """Turn `{split: samples}` into rows of the schema, without the splits that have no samples.
+
+    With labels, videos keep the order in which they first appear, and their frames are sorted by number. With masks,
+    samples keep their order.
+
+    Args:
+        samples: frames and targets by split.
+        table: uint8 (256,), the class ids of raw mask values. None: the targets are labels.
+
+    Raises:
+        UserError: a video is in two splits, two video names look the same, or two frames of a video with labels have
+            the same number.
+    """
+    check_no_overlap({split: {sample.video for sample in samples[split]} for split in samples})
+    samples = {split: rows if table is not None else _in_order(rows) for split, rows in samples.items() if rows}
+    if table is not None:
+        column, feature = "mask", Image(decode=False)  # DecodeRows decodes
+    else:
+        target = next(iter(samples.values()))[0].target
+        column = "labels"
+        feature = Value("int64") if isinstance(target, int) else Sequence(Value("float32"), length=len(target))
+    features = Features(
+        {
+            "image": Image(decode=False),
+            column: feature,
+            "video": Value("string"),
+            "frame": Value("int64"),
+            "split": Value("string"),
+        }
+    )
+    decode = DecodeRows(None if table is None else table.tobytes())
+
+    def rows(split: str) -> Dataset:
+        targets = [sample.target for sample in samples[split]]
+        columns = {
+            "image": [to_cell(sample.image) for sample in samples[split]],
+            column: targets if table is None else [to_cell(target) for target in targets],
+            "video": [sample.video for sample in samples[split]],
+            "frame": [sample.frame for sample in samples[split]],
+            "split": [split] * len(targets),
+        }
+        return Dataset.from_dict(columns, features=features).with_transform(decode)
+
+    return DatasetDict({split: rows(split) for split in samples})
+
+
+def _in_order(samples: list[Sample]) -> list[Sample]:
+    order = {video: i for i, video in enumerate(dict.fromkeys(sample.video for sample in samples))}
+    ordered = sorted(samples, key=lambda sample: (order[sample.video], sample.frame))
+    for first, second in pairwise(ordered):
+        if (first.video, first.frame) == (second.video, second.frame):
+            sources = " and ".join(
+                "bytes" if isinstance(sample.image, bytes) else str(sample.image) for sample in (first, second)
+            )
+            raise UserError(
+                f"video {first.video!r} has two frames with the number {first.frame} ({sources}); remove one, or "
+                "number them by time"
+            )
+    return ordered

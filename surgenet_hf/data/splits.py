@@ -1,0 +1,103 @@
+"""Splits by video: which videos belong to which split.
+
+Neighboring frames of a video are nearly the same picture. A model that is tested on frames between those that it was
+trained on shows how well it remembers, not how well it recognizes.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ..errors import UserError
+from .labels import read_table
+from .names import WHY_BY_VIDEO, check_no_overlap, named, require_distinct
+
+SPLITS = ("train", "validation", "test")
+BY_NAME = "by video name, one fifth validates"  # the split protocol of `split_by_name`
+
+
+def require_splits(samples: Mapping[str, list], needed: Iterable[str], where: Path, expected: str) -> None:
+    """Raise `UserError` if a split that is needed has no frames."""
+    for split in needed:
+        if not samples.get(split):
+            raise UserError(f"{where} has no frames for the split {split!r}; {expected}")
+
+
+def choose_protocol(protocols: Mapping[str, Mapping], name: str) -> Mapping:
+    """Return `protocols[name]`; the error of an unknown name also says why there are no random splits."""
+    if name not in protocols:
+        raise UserError(
+            f"unknown split protocol {name!r}; the known ones are {', '.join(protocols)}. No others: {WHY_BY_VIDEO}"
+        )
+    return protocols[name]
+
+
+def split_by_name(videos: Iterable[str], where: Path) -> dict[str, str]:
+    """Return `{video: split}`, where a fifth of the videos, at least one, validate.
+
+    The SHA-256 of a video's name decides, so the split is the same on every machine.
+
+    Raises:
+        UserError: there are fewer than two videos.
+    """
+    by_hash = sorted(set(videos), key=lambda video: hashlib.sha256(video.encode()).digest())
+    if len(by_hash) < 2:
+        raise UserError(
+            f"{where} holds a single video ({', '.join(by_hash) or 'none'}), but one to train on and another to "
+            f"validate on are needed; {WHY_BY_VIDEO}"
+        )
+    number = max(1, round(len(by_hash) / 5))
+    return {video: "validation" if i < number else "train" for i, video in enumerate(by_hash)}
+
+
+def split_videos(root: Path, videos: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Read which split each video belongs to from `splits.csv`, or decide by name where there is no such file.
+
+    Args:
+        root: folder of the data.
+        videos: names of its videos.
+
+    Returns:
+        {video: split}, and the split protocol in words.
+
+    Raises:
+        UserError: a video has no row or is in two splits, or a split has another name.
+    """
+    videos, table = list(videos), root / "splits.csv"
+    if not table.exists():
+        require_distinct(videos, "video", root)
+        return split_by_name(videos, root), BY_NAME
+    rows = read_table(table, ("video", "split"), "expected the columns video and split")
+    pairs = split_pairs(row for _, row in rows)
+    require_distinct([*videos, *(video for video, _ in pairs)], "video", table)
+    if unassigned := [name for name in videos if name not in dict(pairs)]:
+        raise UserError(f"{table} names no split for {named(unassigned)}; add a row for each")
+    return split_by_pairs(pairs, table), "by splits.csv"
+
+
+def split_pairs(rows: Iterable[dict[str, str]]) -> set[tuple[str, str]]:
+    """Return the (video, split) pairs of rows of a table; none where the rows have no column `split`."""
+    return {(row["video"], row["split"]) for row in rows if "split" in row}
+
+
+def split_by_pairs(pairs: set[tuple[str, str]], where: Path) -> dict[str, str]:
+    """Return `{video: split}` from (video, split) pairs.
+
+    Raises:
+        UserError: a split has another name, or a video is in two splits.
+    """
+    for video, split in sorted(pairs):
+        if split not in SPLITS:
+            raise UserError(f"{where}: the split of {video!r} is {split!r}; expected {', '.join(SPLITS)}")
+    check_no_overlap({split: [video for video, other in pairs if other == split] for split in SPLITS}, where)
+    return dict(pairs)
+
+
+def no_test_note(samples: Mapping[str, list], where: str) -> list[str]:
+    """Return a note on data without a test split; `where` is the file that can define one."""
+    if samples.get("test"):
+        return []
+    return [
+        "There is no test split. Results on the validation split, which selects the checkpoint, are optimistic. To "
+        f"create one, assign some videos to the split test in {where} (columns video, split: train, validation, test)."
+    ]
