@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -17,8 +16,8 @@ from huggingface_hub.hf_api import HfApi
 from PIL import Image
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
-from surgenet_hf.data import load_classification, load_segmentation
 from surgenet_hf.cli import finetune_classification
+from surgenet_hf.data import load_classification, load_data
 from surgenet_hf.evaluation.evaluate import evaluate, write_results
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.pretraining.export import describe_pretraining, export_teacher
@@ -86,7 +85,7 @@ def masks(home):
 @pytest.fixture
 def segmented(masks, home, monkeypatch):
     """A user's model with its results, as a fine-tuning leaves them, and a pretraining that names folders."""
-    data = load_segmentation("folder", masks)
+    data = load_data("folder", masks)
     evaluated = data.splits["validation"][0]["video"]
     config = tiny(num_labels=2, id2label=dict(enumerate(data.labels)))
     base = {"name": "SurgeNetXL", "source": str(home / "weights" / "teacher.pth")}
@@ -183,7 +182,7 @@ def test_a_pretraining_run(hub, client, home):
 
 
 def test_a_public_data_set_keeps_its_names(frames, tmp_path):
-    assert load_segmentation("synthetic", tmp_path, num_videos=2, frames_per_video=1, size=(32, 48)).videos_are_public
+    assert load_data("synthetic", tmp_path, num_videos=2, frames_per_video=1, size=(32, 48)).videos_are_public
     assert not load_classification("csv", frames).videos_are_public
 
 
