@@ -1,10 +1,10 @@
 from dataclasses import dataclass, field
 
 import pytest
-from surgenet_hf.finetuning.training import SurgeNetTrainingArguments
 from transformers import TrainingArguments
 
 from surgenet_hf.cli.arguments import ArgumentParser
+from surgenet_hf.finetuning.arguments import SurgeNetTrainingArguments
 
 
 @dataclass

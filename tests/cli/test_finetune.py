@@ -317,6 +317,15 @@ def test_pushed_with_our_card(hub, client, phases, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_refused_upload_says_how_to_try_again(hub, client, masks, tmp_path):
+    data = ["--dataset", "folder", "--data_dir", str(masks), "--output_dir", str(tmp_path / "o")]
+    again = rf"--model {tmp_path / 'o' / 'model'} --repo_id org/x --push$"
+    with pytest.raises(SystemExit, match=rf"(?s)^error: org/x was not published: .*403.*{again}"):
+        finetune_segmentation([*COMMON, *data, "--push_to_hub", "true", "--hub_model_id", "org/x"])
+    assert (tmp_path / "o" / "model" / "model.safetensors").exists()
+    assert (tmp_path / "o" / "results.json").exists()
+
+
 def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path):
     """A backbone without a trained head, and classes by other names."""
     SurgeNetModel(tiny()).save_pretrained(tmp_path / "backbone")

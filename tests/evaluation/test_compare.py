@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from surgenet_hf.evaluation.compare import compare, markdown_table, paired_table, rank
-from surgenet_hf.evaluation.results import HEADLINES, check_results, read_results
+from surgenet_hf.evaluation.compare import compare, rank
+from surgenet_hf.evaluation.results import check_results, read_results
 from surgenet_hf.evaluation.statistics import (
     bootstrap_interval,
     mean_draws,
@@ -16,7 +16,9 @@ from surgenet_hf.evaluation.statistics import (
     sign_flip_test,
     student_interval,
 )
+from surgenet_hf.evaluation.tables import markdown_table, paired_table
 from surgenet_hf.privacy import neutral_names, sanitize_results
+from surgenet_hf.tasks import TASKS
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
@@ -433,7 +435,7 @@ def test_a_split_that_selected_the_checkpoint_is_marked(write):
 
 
 def test_the_main_metrics_of_each_task(write):
-    everything = dict.fromkeys([name for names in HEADLINES.values() for name in names] + ["video_iou"], 0.5)
+    everything = dict.fromkeys([name for task in TASKS.values() for name in task.headlines] + ["video_iou"], 0.5)
     contents = [result(task=task, metrics=everything) for task in ("phase-recognition", "semantic-segmentation")]
     contents.append(result(task="image-classification", metrics={"mean_average_precision": 0.4, "macro_recall": 1.0}))
     comparison = compare(write(*contents))

@@ -12,8 +12,9 @@ from transformers import pipeline
 from surgenet_hf import SurgeNetConfig, SurgeNetForImageClassification
 from surgenet_hf.data import Sample, SurgicalData
 from surgenet_hf.data.base import SINGLE, build_splits
-from surgenet_hf.evaluation.evaluate import check_saved_model, evaluate, majority_class_baseline, write_results
+from surgenet_hf.evaluation.evaluate import evaluate, majority_class_baseline, write_results
 from surgenet_hf.evaluation.reporting import summary
+from surgenet_hf.evaluation.saved_model import check_saved_model
 from surgenet_hf.finetuning.segmentation import build_model
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.inference.prediction import predict_segmentation
@@ -207,7 +208,7 @@ def test_relaxed_borders_are_seconds_and_not_frames(rate, accepted, tiny_config)
 def test_what_cannot_be_evaluated_is_refused(data, model):
     with pytest.raises(ValueError, match="no split 'test'; it has train, validation"):
         evaluate(model, processor, data, split="test")
-    with pytest.raises(ValueError, match="model has 3 classes, the data set 'boxes' has 2"):
+    with pytest.raises(ValueError, match="model has 3 classes, the dataset 'boxes' has 2"):
         evaluate(model, processor, dataclasses.replace(data, labels=("a", "b")))
 
 

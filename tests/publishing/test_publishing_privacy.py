@@ -17,7 +17,7 @@ from PIL import Image
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.cli import finetune_classification
-from surgenet_hf.data import load_classification, load_data
+from surgenet_hf.data import load_data
 from surgenet_hf.evaluation.evaluate import evaluate, write_results
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.pretraining.export import describe_pretraining, export_teacher
@@ -183,7 +183,7 @@ def test_a_pretraining_run(hub, client, home):
 
 def test_a_public_data_set_keeps_its_names(frames, tmp_path):
     assert load_data("synthetic", tmp_path, num_videos=2, frames_per_video=1, size=(32, 48)).videos_are_public
-    assert not load_classification("csv", frames).videos_are_public
+    assert not load_data("csv", frames).videos_are_public
 
 
 @pytest.mark.parametrize("repo_type", ["model", "space"])

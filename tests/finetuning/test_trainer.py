@@ -9,15 +9,10 @@ from surgenet_hf import SurgeNetConfig, SurgeNetForSemanticSegmentation
 from surgenet_hf.checkpointing import write_record
 from surgenet_hf.data.sets.synthetic import load as load_synthetic
 from surgenet_hf.errors import UserError
+from surgenet_hf.finetuning.arguments import SurgeNetTrainingArguments
+from surgenet_hf.finetuning.run import stage_arguments
 from surgenet_hf.finetuning.segmentation import build_model, finetune, pixel_weights, segmentation_loss
-from surgenet_hf.finetuning.training import (
-    SurgeNetTrainingArguments,
-    balanced_weights,
-    freeze_backbone,
-    layer_groups,
-    publish_results,
-    stage_arguments,
-)
+from surgenet_hf.finetuning.trainer import balanced_weights, freeze_backbone, layer_groups
 
 TINY = SurgeNetConfig(
     depths=[1, 1, 2, 1],
@@ -127,17 +122,6 @@ def test_the_best_checkpoint_is_the_tasks(data, tmp_path):
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert trainer.state.best_metric == evaluations[best]
     assert trainer.evaluate()["eval_pooled_dice"] == evaluations[best]
-
-
-def test_a_refused_upload_says_how_to_try_again(data, tmp_path, hub, client):
-    model, processor = build_model(TINY, data, 32)
-    args = arguments(tmp_path, max_steps=1, hub_model_id="org/x")
-    trainer = finetune(model, processor, data, args)
-    again = rf"--model {tmp_path / 'model'} --repo_id org/x --push$"
-    with pytest.raises(SystemExit, match=rf"(?s)^error: org/x was not published: .*403.*{again}"):
-        publish_results(trainer, processor, data, "validation", push=True)
-    assert (tmp_path / "model" / "model.safetensors").exists()
-    assert (tmp_path / "results.json").exists()
 
 
 def test_losses():
