@@ -16,10 +16,20 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from .base import Sample, SurgicalData
+    from .custom import from_datasets
 
-__all__ = ["DATASETS", "Sample", "SurgicalData", "class_colors", "dataset_names", "load_data", "registered"]
+__all__ = [
+    "DATASETS",
+    "Sample",
+    "SurgicalData",
+    "class_colors",
+    "dataset_names",
+    "from_datasets",
+    "load_data",
+    "registered",
+]
 
-_LAZY = {"Sample": ".base", "SurgicalData": ".base"}
+_LAZY = {"Sample": ".base", "SurgicalData": ".base", "from_datasets": ".custom"}
 
 
 @dataclass(frozen=True)

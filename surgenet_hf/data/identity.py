@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable
 
+import numpy as np
 from datasets import Dataset
 
 SAMPLES = 1000  # contents that are read: seconds at most, even from a network disk
@@ -28,7 +29,8 @@ def data_identity(data) -> dict[str, dict]:
     """What a resumed run must find again: {split: {"frames", "videos", "labels", "files", "contents"}}.
 
     `labels` hashes videos, frame numbers, and labels; `files` hashes the sizes of all frames and masks; `contents`
-    hashes a sample of them (see `content_digest`). Moving or copying the data changes nothing.
+    hashes a sample of them (see `content_digest`). Moving or copying the data changes nothing. Splits that are torch
+    datasets have `names` (videos and frame numbers) instead of `labels` and `files`; their `contents` include labels.
 
     Args:
         data: `SurgicalData`.
@@ -38,8 +40,12 @@ def data_identity(data) -> dict[str, dict]:
 
 def frames_key(split: Dataset, rows: range) -> str:
     """Identify frames by name, size, and modification time (or by their bytes); 16 hexadecimal digits."""
-    cells = split.with_format("arrow").select(rows)[:]["image"].to_pylist()
     digest = hashlib.sha256()
+    if not isinstance(split, Dataset):  # the frames of a torch dataset have no files
+        for i in rows:
+            digest.update(hashlib.sha256(split[i]["image"].tobytes()).digest())
+        return digest.hexdigest()[:16]
+    cells = split.with_format("arrow").select(rows)[:]["image"].to_pylist()
     for cell in cells:
         if cell["bytes"] is not None:
             key = hashlib.sha256(cell["bytes"]).hexdigest()
@@ -50,7 +56,21 @@ def frames_key(split: Dataset, rows: range) -> str:
     return digest.hexdigest()[:16]
 
 
-def _split_identity(rows: Dataset) -> dict:
+def _split_identity(rows) -> dict:
+    if not isinstance(rows, Dataset):  # of a torch dataset, whose items are read to see their labels
+
+        def read_row(index: int) -> bytes:
+            row = rows[index]
+            target = row["mask"] if "mask" in row else np.asarray(row["labels"])
+            return row["image"].tobytes() + target.tobytes()
+
+        known = rows.select_columns(["video", "frame"])[:]
+        return {
+            "frames": len(rows),
+            "videos": len(set(known["video"])),
+            "names": digest(known),
+            "contents": content_digest(read_row, len(rows)),
+        }
     table = rows.with_format("arrow")[:]
     files = [cell for name in ("image", "mask") if name in table.column_names for cell in table[name].to_pylist()]
     sizes = [os.path.getsize(cell["path"]) if cell["bytes"] is None else len(cell["bytes"]) for cell in files]

@@ -195,6 +195,12 @@ def open_frame(content: bytes) -> Image.Image:
         UserError: not an image, or one that cannot be used as a frame.
     """
     image = open_image(content)
+    require_frame(image)
+    return image
+
+
+def require_frame(image: Image.Image) -> None:
+    """Raise `UserError` if an image cannot be used as a frame."""
     if min(image.size) < MIN_SIDE:
         raise UserError(
             f"has {image.width}x{image.height} pixels; a frame needs at least {MIN_SIDE} on each side: remove it or "
@@ -209,7 +215,6 @@ def open_frame(content: bytes) -> Image.Image:
             f"has more than 8 bits per channel (mode {image.mode}); expected 8: scale its values to 0 to 255 and save "
             "it with 8 bits"
         )
-    return image
 
 
 def decode_frame(image: Image.Image, upright: bool = True) -> Image.Image:

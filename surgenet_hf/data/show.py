@@ -41,7 +41,7 @@ def show(data: SurgicalData, split: str = "train", num_frames: int = 8, seed: in
 def choose_frames(dataset: Dataset, num_frames: int, seed: int) -> list[int]:
     """Indices of frames: videos in random order give one random frame each, again and again until there are enough."""
     frames: dict[str, list[int]] = {}
-    for i, video in enumerate(dataset.select_columns("video")[:]["video"]):
+    for i, video in enumerate(dataset.select_columns(["video"])[:]["video"]):
         frames.setdefault(video, []).append(i)
     draws = rng_for(seed, 0, len(dataset))
     videos = [draws.permutation(frames[video]) for video in frames]
