@@ -59,7 +59,7 @@ def test_errors(arguments, message):
 
 
 def test_split_that_is_not_there(frames):
-    with pytest.raises(SystemExit, match="error: the data set 'folder' has no split 'test'; it has train, validation"):
+    with pytest.raises(SystemExit, match="error: the dataset 'folder' has no split 'test'; it has train, validation"):
         script.main(["--dataset", "folder", "--data_dir", str(frames), "--split", "test"])
 
 
