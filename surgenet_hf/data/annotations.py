@@ -1,15 +1,15 @@
 """Label files of whole videos, such as phases or tools, and how they are matched with the frames."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
 from .base import Sample
+from .frame_folders import find_frames
 from .labels import read_lines
 from .names import frame_number, named
-from .video import find_frames
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class LabelFile:
     """A text file with labels for the frames of one video: every frame, or every `step`-th.
 
     Attributes:
-        frames: numbers of the labelled frames, evenly spaced.
+        frames: numbers of the labeled frames, evenly spaced.
         values: the other columns of each row, as text.
     """
 
@@ -30,11 +30,11 @@ class LabelFile:
         return self.frames[1] - self.frames[0] if len(self.frames) > 1 else 1
 
     def count(self, labels_per_second: float) -> int:
-        """How many frames at 1 per second have a label, if frame numbers advance by `labels_per_second`."""
+        """Return how many frames at 1 per second have a label, if frame numbers advance by `labels_per_second`."""
         return math.ceil(len(self.frames) * self.step / labels_per_second - 1e-6)
 
     def row(self, second: int, labels_per_second: float) -> tuple[str, ...]:
-        """The values in force at a time."""
+        """Return the values that apply at a time."""
         return self.values[int(second * labels_per_second / self.step + 1e-6)]
 
 
@@ -73,7 +73,7 @@ def read_label_file(path: Path, num_values: int = 1) -> LabelFile:
 def match_labels(
     labels: LabelFile, num_frames: int, labels_per_second: Iterable[float]
 ) -> tuple[list[tuple[str, ...]], str | None]:
-    """The values for each second of a video of `num_frames` frames (1 per second), and a note if lengths differ.
+    """Return the values for each second of a video with `num_frames` frames, and a note if lengths differ.
 
     One second more or less is cut off at the end: videos and labels are rounded differently. `labels_per_second` are
     the rates that the frame numbers may have; the one that fits best is taken.
@@ -82,20 +82,20 @@ def match_labels(
         UserError: the lengths differ by more than a second.
     """
     rate = min(labels_per_second, key=lambda rate: abs(math.log(labels.count(rate) / num_frames)))
-    labelled = labels.count(rate)
-    if abs(labelled - num_frames) > 1:
+    labeled = labels.count(rate)
+    if abs(labeled - num_frames) > 1:
         raise UserError(
-            f"{labels.path} labels {labelled} s ({len(labels.frames)} rows, frame numbers at {rate:g} per second), "
+            f"{labels.path} labels {labeled} s ({len(labels.frames)} rows, frame numbers at {rate:g} per second), "
             f"but there are {num_frames} frames at 1 per second: the video and its labels must be of the same length, "
             "to a second; one of them belongs to another video or is incomplete"
         )
-    common = min(labelled, num_frames)
-    note = None if labelled == num_frames else f"{num_frames} s of video but {labelled} s of labels"
+    common = min(labeled, num_frames)
+    note = None if labeled == num_frames else f"{num_frames} s of video but {labeled} s of labels"
     return [labels.row(second, rate) for second in range(common)], note
 
 
 def class_id(value: str, labels: tuple[str, ...], first: int, path: Path) -> int:
-    """A class by its name, or by its number if counting starts with `first`."""
+    """Return a class by its name, or by its number if counting starts with `first`."""
     if value in labels:
         return labels.index(value)
     if value.isdecimal() and first <= frame_number(value, path) < first + len(labels):
@@ -106,7 +106,7 @@ def class_id(value: str, labels: tuple[str, ...], first: int, path: Path) -> int
     )
 
 
-def labelled_videos(
+def labeled_videos(
     labels: Mapping[str, LabelFile],
     videos: Mapping[str, Path],
     frames_dir: Path,
@@ -114,7 +114,7 @@ def labelled_videos(
     rates: Callable[[str], Iterable[float]],
     max_side: int | None,
 ) -> tuple[dict[str, list[Sample]], list[str]]:
-    """The labelled frames, one per second, of each video that has frames or a file to extract them from; and notes.
+    """Return the labeled frames, one per second, of each video that has frames or a file, and notes.
 
     Args:
         labels, videos: the label file and the video file of each name.
@@ -136,8 +136,20 @@ def labelled_videos(
     return samples, [f"The last second was left out, as lengths differ: {named(cut)}."] if cut else []
 
 
+def count_note(samples: Mapping[str, list[Sample]], videos: Collection[str]) -> str:
+    """Return a note on how many of the videos of a dataset were found."""
+    frames = sum(map(len, samples.values()))
+    missing = [name for name in videos if name not in samples]
+    if not missing:
+        return f"Found all {len(videos)} videos, {frames} frames at 1 per second."
+    return (
+        f"Found {len(samples)} of {len(videos)} videos, {frames} frames at 1 per second; results are not those of the "
+        f"full set. Missing: {named(missing)}."
+    )
+
+
 def absent_note(samples: Mapping[str, list[Sample]], labels: tuple[str, ...]) -> list[str]:
-    """A note on the videos in which some class of single-label data never appears."""
+    """Return a note on the videos in which some class of single-label data never appears."""
     absent = []
     for video, rows in samples.items():
         present = {row.target for row in rows}

@@ -114,9 +114,9 @@ def read_mask(source: Source, name: str | None = None) -> np.ndarray:
 
 
 def raw_values(mask: Image.Image) -> np.ndarray:
-    """Raw values (H, W), uint8, of a mask: grey, palette index, or the common value of three equal channels.
+    """Return the raw values (H, W), uint8, of a mask: gray, palette index, or the value of three equal channels.
 
-    Alpha is not looked at.
+    Alpha is ignored.
 
     Raises:
         UserError: the channels differ, or a value is above 255.
@@ -142,7 +142,7 @@ def check_images(paths: list[Path]) -> None:
 
 
 class DecodeFrames:
-    """Transform of a data set that decodes the column "image"; a class, so that workers can pickle it."""
+    """Transform of a dataset that decodes the column "image"; a class, so that workers can pickle it."""
 
     def __call__(self, batch: dict) -> dict:
         if "image" in batch:  # not after select_columns without it

@@ -4,7 +4,7 @@ import csv
 import io
 from pathlib import Path
 
-from ..errors import MissingFileError, UserError
+from ..errors import MissingFileError, UnavailableError, UserError
 from .base import IGNORE_INDEX
 from .names import WHY_BY_VIDEO, named, require_distinct
 
@@ -18,6 +18,10 @@ def read_text(path: Path) -> str:
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"there is no {path}; check the path") from error
+    except OSError as error:
+        raise UnavailableError(f"{path} cannot be read ({error}); check its permissions") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     if "\0" in text:

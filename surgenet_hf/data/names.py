@@ -9,8 +9,8 @@ from pathlib import Path
 from ..errors import MissingFileError, UserError
 
 WHY_BY_VIDEO = (
-    "splits are by video: neighbouring frames look alike, so a split of single frames would measure memory, "
-    "and its figures cannot be compared with any others"
+    "splits are by video: neighboring frames look alike, so a split of single frames would measure memory, "
+    "and its results cannot be compared with any others"
 )
 
 # Invisible characters outside the categories of control and format characters (Default_Ignorable_Code_Point).
@@ -79,9 +79,9 @@ def number_in_name(path: Path) -> int | None:
     return frame_number(digits[0], path) if digits else None
 
 
-def named(items: Iterable[str], most: int = 8) -> str:
+def named(items: Iterable, most: int = 8) -> str:
     """Join the first of the items, for a message."""
-    items = list(items)
+    items = list(map(str, items))
     return ", ".join(items[:most]) + (f", ... ({len(items)} in all)" if len(items) > most else "")
 
 

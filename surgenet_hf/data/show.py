@@ -1,4 +1,4 @@
-"""A look at a data set: some of its frames with their labels, before anything is trained on them."""
+"""A figure of some frames of a dataset with their labels, to check the data before training."""
 
 import textwrap
 
@@ -7,7 +7,7 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 
 from ..errors import UserError
-from ..figures.overlays import _legend_patch, _write_ids, paint
+from ..figures.overlays import legend_patch, paint, write_ids
 from ..rng import rng_for
 from .base import SINGLE, SurgicalData
 
@@ -26,10 +26,10 @@ def show(data: SurgicalData, split: str = "train", num_frames: int = 8, seed: in
     They are drawn in the order of the data, and all of them where there are no more than `num_frames`.
 
     Raises:
-        UserError: a split that the data does not have, or fewer frames than one.
+        UserError: the data has no such split, or `num_frames` is less than one.
     """
     if split not in data.splits:
-        raise UserError(f"the data set {data.name!r} has no split {split!r}; it has {', '.join(data.splits)}")
+        raise UserError(f"the dataset {data.name!r} has no split {split!r}; it has {', '.join(data.splits)}")
     if num_frames < 1:
         raise UserError(f"num_frames={num_frames}: draw at least one frame")
     dataset = data.splits[split]
@@ -39,7 +39,7 @@ def show(data: SurgicalData, split: str = "train", num_frames: int = 8, seed: in
 
 
 def choose_frames(dataset: Dataset, num_frames: int, seed: int) -> list[int]:
-    """Indices of frames: videos in random order give one random frame each, again and again until there are enough."""
+    """Choose indices of frames: in each round, every video gives one random frame, until there are enough."""
     frames: dict[str, list[int]] = {}
     for i, video in enumerate(dataset.select_columns(["video"])[:]["video"]):
         frames.setdefault(video, []).append(i)
@@ -59,14 +59,14 @@ def _show_masks(data: SurgicalData, rows: list[dict], title: str) -> Figure:
         present |= set(np.unique(class_map).tolist())
         overlay = paint(frame, class_map, data.labels, data.colors, data.ignore_index)
         cells += [(frame, _title(row), None), (overlay, "", class_map)]
-    patches = [_legend_patch(i, data.labels, data.colors, data.ignore_index) for i in sorted(present)]
+    patches = [legend_patch(i, data.labels, data.colors, data.ignore_index) for i in sorted(present)]
     columns = min(COLUMNS, len(cells))
     figure, grid = _grid([frame for frame, *_ in cells], title, below=0, legend=-(-len(patches) // columns))
     for axes, (frame, text, class_map) in zip(grid, cells, strict=True):
         axes.imshow(frame, aspect="auto")
         axes.set_title(text, fontsize=9, loc="left", color="0.25", pad=3)
         if class_map is not None:
-            _write_ids(axes, class_map, data.ignore_index)
+            write_ids(axes, class_map, data.ignore_index)
     figure.legend(handles=patches, loc="lower center", ncols=min(columns, len(patches)), frameon=False, fontsize=10)
     return figure
 
@@ -89,7 +89,7 @@ def _show_labels(data: SurgicalData, rows: list[dict], title: str) -> Figure:
 
 
 def _label_lines(data: SurgicalData, labels) -> list[str]:
-    """What is written below a frame: the class, or the targets, in lines that fit."""
+    """Return the text below a frame: the class, or the targets, in lines that fit."""
     if data.problem_type == SINGLE:
         return [data.labels[int(labels)]]
     targets = [f"{name}: {value:.2g}".replace(" ", "\u00a0") for name, value in zip(data.labels, labels, strict=True)]
@@ -105,7 +105,7 @@ def _shrunk(image):
 
 
 def _grid(frames: list[np.ndarray], title: str, below: int, legend: int) -> tuple[Figure, list]:
-    """A figure and axes for the frames: a line above each, `below` lines below, and `legend` lines at the bottom."""
+    """Return a figure and axes for the frames: a line above each, `below` lines below it, `legend` lines last."""
     columns = max(2, min(COLUMNS, len(frames)))  # one alone would leave no room for the title
     rows = [frames[i : i + columns] for i in range(0, len(frames), columns)]
     heights = [WIDTH * max(frame.shape[0] / frame.shape[1] for frame in row) for row in rows]

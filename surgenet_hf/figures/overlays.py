@@ -82,9 +82,9 @@ def segmentation_figure(
             picture = frame if class_map is None else paint(frame, class_map, labels, colors, ignore_index)
             axes.imshow(picture, aspect="auto", interpolation="none" if frame.shape[1] > 400 else "nearest")
             if class_map is not None:
-                _write_ids(axes, class_map, ignore_index)
+                write_ids(axes, class_map, ignore_index)
 
-    patches = [_legend_patch(i, labels, colors, ignore_index) for i in present]
+    patches = [legend_patch(i, labels, colors, ignore_index) for i in present]
     figure.legend(
         handles=patches,
         loc="lower center",
@@ -133,7 +133,7 @@ def _borders(class_map: np.ndarray) -> np.ndarray:
     return border
 
 
-def _write_ids(axes, class_map: np.ndarray, ignore_index: int) -> None:
+def write_ids(axes, class_map: np.ndarray, ignore_index: int) -> None:
     """Write each class's id where the class is thickest."""
     stride = max(1, max(class_map.shape) // 128)  # a coarse map is enough to find the place
     coarse = class_map[::stride, ::stride]
@@ -155,7 +155,7 @@ def thickest(region: np.ndarray) -> tuple[int, int]:
     return int(rows[len(rows) // 2]), int(columns[len(rows) // 2])
 
 
-def _legend_patch(i: int, labels: Sequence[str], colors: Sequence[tuple[int, int, int]], ignore_index: int) -> Patch:
+def legend_patch(i: int, labels: Sequence[str], colors: Sequence[tuple[int, int, int]], ignore_index: int) -> Patch:
     if i == ignore_index:
         return Patch(facecolor=np.divide(IGNORED, 255), edgecolor="0.3", label="no class (ignored)")
     color = "none" if labels[i].lower() == NOT_PAINTED else np.divide(colors[i], 255)

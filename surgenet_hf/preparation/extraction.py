@@ -1,4 +1,4 @@
-"""The first half of `surgenet_hf.preparation.shards`: which videos there are, and their frames, many videos at a time.
+"""The first stage of `surgenet_hf.preparation.shards`: the videos and their frames, many videos at a time.
 
 The frames of a video go into `<id>.frames`, JPEG after JPEG, then what they are into `<id>.json`: a video that has the
 latter is done. A decoder gets one thread: that is as fast where videos are many, and a picture that FFmpeg has to
@@ -29,10 +29,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..atomic import atomic_write
+from ..data.frame_folders import writing
 from ..data.names import printable
-from ..data.video import JPEG_QUALITY, VIDEO_SUFFIXES, _seconds, iter_frames
-from ..errors import MissingFileError, UserError
-from .frame_list import iter_listed_frames
+from ..data.video import JPEG_QUALITY, VIDEO_SUFFIXES, iter_frames, iter_listed_frames, video_seconds
+from ..errors import MissingFileError, UnavailableError, UserError
 
 THUMBNAIL = (32, 32)
 NOTHING = {"sampled": 0, "black": 0, "duplicate": 0, "error": None, "missing": [], "frames": []}
@@ -46,10 +46,10 @@ class FrameOptions:
     max_side: int = field(default=0, metadata={"help": "Shrink frames whose longer side is above this; 0: never."})
     jpeg_quality: int = field(default=JPEG_QUALITY, metadata={"help": "1 to 95."})
     drop_black: bool = field(default=False, metadata={"help": "Leave out black frames."})
-    black_threshold: float = field(default=10.0, metadata={"help": "Black: a mean grey below this, of 255."})
+    black_threshold: float = field(default=10.0, metadata={"help": "Black: a mean gray below this, of 255."})
     drop_duplicates: bool = field(default=False, metadata={"help": "Leave out frames like the last one kept."})
     duplicate_threshold: float = field(
-        default=1.0, metadata={"help": "Alike: a mean difference below this, in grey levels of 32x32 thumbnails."}
+        default=1.0, metadata={"help": "Alike: a mean difference below this, in gray levels of 32x32 thumbnails."}
     )
     frames_per_shard: int = field(default=10_000, metadata={"help": "The most a shard holds (some 1 GB at 480p)."})
     shard_format: str = field(default="tar", metadata={"help": "WebDataset tar, or zip.", "choices": ["tar", "zip"]})
@@ -88,7 +88,7 @@ class Video:
 
 
 def scan_videos(videos_dir: Path) -> list[Video]:
-    """All videos below a folder, by their suffixes, sorted by procedure and path; what is hidden is passed over.
+    """Find all videos below a folder, by their suffixes, sorted by procedure and path. Hidden files are left out.
 
     Links are followed; a folder that is reached in two ways is taken once.
 
@@ -97,10 +97,10 @@ def scan_videos(videos_dir: Path) -> list[Video]:
         UserError: it holds no video.
     """
     if not videos_dir.is_dir():
-        raise MissingFileError(f"there is no folder {videos_dir}")
+        raise MissingFileError(f"there is no folder {videos_dir}; check the path")
 
     def refuse(error: OSError):
-        raise error
+        raise UnavailableError(f"{error.filename} cannot be read ({error}); check its permissions") from error
 
     others, found, seen = Counter(), [], set()
     for folder, folders, names in os.walk(videos_dir, onerror=refuse, followlinks=True):
@@ -137,14 +137,14 @@ def extract_parts(videos: list[Video], parts: Path, options: FrameOptions, num_w
     """Write the part of each video that is not done yet; those that could not be read are tried again.
 
     Raises:
-        OSError: a part could not be written.
-        RuntimeError: a worker process died.
+        UnavailableError: a part cannot be written.
+        UserError: a worker process died.
     """
     todo = [video for video in videos if not _is_done(video, parts)]
     if not todo:
         return
     # the longest first, so that no worker is left alone with one at the end
-    seconds = {video.id: _seconds(video.path) for video in tqdm(todo, desc="Reading headers")}
+    seconds = {video.id: video_seconds(video.path) for video in tqdm(todo, desc="Reading headers")}
     todo.sort(key=lambda video: -seconds[video.id])
     total = sum(
         round(seconds[video.id] * options.frames_per_second) if video.wanted is None else len(video.wanted)
@@ -164,7 +164,7 @@ def extract_parts(videos: list[Video], parts: Path, options: FrameOptions, num_w
                     bar.set_postfix(videos_left=len(pending))
         except BrokenProcessPool as error:
             at_work = [video.name for video in todo if list(parts.glob(f".{video.id}.*"))]
-            raise RuntimeError(
+            raise UserError(
                 "a worker process died. Out of memory? Then start again with fewer --num_workers. If that does not "
                 f"help, one of these crashes the decoder and must go: {', '.join(at_work)}"
             ) from error
@@ -176,8 +176,8 @@ def extract_parts(videos: list[Video], parts: Path, options: FrameOptions, num_w
 
 @contextmanager
 def new_file(path: Path, parts: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name, and is on the disk, only when it is whole; till then it lies in `parts`."""
-    with atomic_write(path, parts, durable=True) as temporary, open(temporary, "wb") as file:
+    """Open a file in `parts` for writing, which is moved to `path` when the block ends without an error."""
+    with writing(path), atomic_write(path, parts, durable=True) as temporary, open(temporary, "wb") as file:
         yield file
 
 
@@ -228,7 +228,9 @@ def _extract(video: Video, parts: Path, options: FrameOptions) -> None:
     try:
         with new_file(parts / f"{video.id}.frames", parts) as file:
             record |= _write_frames(video, file, options)
-    except (ValueError, FileNotFoundError) as error:
+    except UnavailableError:  # the disk, not the video
+        raise
+    except UserError as error:
         record |= {"error": printable(str(error)), "missing": video.wanted or []}
     write_json(parts / f"{video.id}.json", parts, record)
 

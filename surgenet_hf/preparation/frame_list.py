@@ -13,11 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from ..data.names import frame_number
-from ..data.video import _av, _picture, _size, _stream
-from ..errors import UserError
+from ..errors import MissingFileError, UserError
 
 _LINE = re.compile(r"(?:(?:^|.*/)(?P<procedure>[^/]+)/Batch\d+/|.*/|)(?P<video>[^/]+)_frame_(?P<n>\d+)_Sample\d+\.jpg")
 
@@ -51,6 +48,8 @@ class FrameList:
     def __init__(self, path: str | Path):
         self.frames: dict[str, dict[str | None, set[int]]] = {}
         self.malformed: list[str] = []
+        if not Path(path).is_file():
+            raise MissingFileError(f"there is no frame list {path}; check the path")
         with open(path, encoding="utf-8-sig") as lines:
             for number, line in enumerate(map(str.strip, _decoded(lines, path)), start=1):
                 if not line:
@@ -86,39 +85,3 @@ class FrameList:
                 lines = {key: lines[key] for key in (procedure, None) if key in lines}
             matched.append(lines)
         return matched
-
-
-def iter_listed_frames(
-    path: str | Path, numbers: Iterable[int], max_side: int | None = None, threads: int = 0
-) -> Iterator[tuple[int, float | None, Image.Image]]:
-    """Yield (n, second, upright RGB picture) of the wanted numbers n that the video has, in ascending order.
-
-    `second` is the picture's time stamp after that of the first one, None if it has none. Decoding ends with the last
-    number that is wanted.
-
-    Raises:
-        MissingFileError: there is no such file.
-        UserError: not a video, or one that cannot be decoded as far as its end or the last number.
-    """
-    path, wanted = Path(path), set(numbers)
-    last = max(wanted, default=-1)
-    _size(path)
-    av = _av()
-    index, start = -1, None
-    try:
-        with av.open(str(path)) as container:
-            stream = _stream(container, path)
-            stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-            step = max(1, int(stream.average_rate or 0))
-            for index, frame in enumerate(container.decode(stream)):
-                start = frame.time if index == 0 else start
-                n = index // step
-                if index % step == 0 and n in wanted:
-                    second = None if start is None or frame.time is None else frame.time - start
-                    yield n, second, _picture(frame, max_side)
-                if n >= last:
-                    break
-    except av.FFmpegError as error:
-        raise UserError(f"{path} cannot be read beyond picture {index} ({error}); replace or repair it") from error
-    if index < 0:
-        raise UserError(f"{path} holds not a single frame; replace it")

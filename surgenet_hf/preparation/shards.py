@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from ..data.frame_folders import writing
 from ..errors import UserError
 from .extraction import NOTHING, FrameOptions, Video, extract_parts, new_file, scan_videos, write_json
 from .frame_list import FrameList, listed_name
@@ -55,7 +56,7 @@ def prepare_frames(
     frame_list: str | Path | None = None,
     num_workers: int = 0,
 ) -> dict:
-    """Write frames of all videos below a folder to shards `<procedure>-<number>.<tar|zip>`; what `report.json` says.
+    """Write frames of all videos below a folder to shards `<procedure>-<number>.<tar|zip>`, and return the report.
 
     A video's procedure is the first folder below `videos_dir` on the way to it (`<procedure>/<video>.mp4`,
     `<procedure>/<video>/<file>.mp4`), or `videos_dir`'s own name if there is none. `output_dir` also gets
@@ -75,10 +76,9 @@ def prepare_frames(
 
     Raises:
         MissingFileError: no such folder or list.
-        UserError: no video, not a single frame, a list that matches nothing, or an `output_dir` that holds files
-            from elsewhere, of other videos or made with other settings.
-        OSError: what was to be written could not be; no half file is left.
-        RuntimeError: another run is at work in `output_dir`, or a worker process died.
+        UserError: there is no video or not a single frame, the list matches nothing, `output_dir` holds other files or
+            shards of other videos or settings, another run is at work in it, or a worker process died.
+        UnavailableError: a file cannot be written; no half file is left.
     """
     if num_workers < 0:
         raise UserError(f"num_workers must be at least 0 (one for each core), got {num_workers}")
@@ -89,8 +89,8 @@ def prepare_frames(
     if frame_list is not None:
         if options.frames_per_second != 1:
             raise UserError("a frame list takes frames by their numbers; leave frames_per_second at 1")
-        settings["frame_list"] = hashlib.sha256(Path(frame_list).read_bytes()).hexdigest()
         listed = FrameList(frame_list)
+        settings["frame_list"] = hashlib.sha256(Path(frame_list).read_bytes()).hexdigest()
         videos = _restrict(videos, listed)
     if (output_dir / REPORT).exists():
         report = _read(output_dir / REPORT)
@@ -100,14 +100,15 @@ def prepare_frames(
         return report
     if output_dir.is_dir() and not parts.exists() and any(output_dir.iterdir()):
         raise UserError(f"{output_dir} holds files from elsewhere; give a new folder")
-    parts.mkdir(parents=True, exist_ok=True)
+    with writing(parts):
+        parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / ".lock", timeout=10):
             if (output_dir / REPORT).exists():  # while this run waited, another one came to its end
                 return prepare_frames(videos_dir, output_dir, options, frame_list, num_workers)
             report = _prepare(videos, output_dir, options, settings, listed, num_workers)
     except Timeout as error:
-        raise RuntimeError(f"another run is at work in {output_dir}; wait for its end") from error
+        raise UserError(f"another run is at work in {output_dir}; wait for its end") from error
     shutil.rmtree(parts)
     return report
 

@@ -4,7 +4,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from surgenet_hf.preparation.frame_list import FrameList, iter_listed_frames, listed_name
+from surgenet_hf.data.video import iter_listed_frames
+from surgenet_hf.preparation.frame_list import FrameList, listed_name
 from surgenet_hf.preparation.shards import FrameOptions, prepare_frames
 from tests.data.videos import av, write_video
 from tests.preparation.test_shards import read_index

@@ -23,6 +23,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
+from surgenet_hf.errors import UserError
 from surgenet_hf.preparation import extraction, shards
 from surgenet_hf.preparation.extraction import FrameOptions, scan_videos
 from surgenet_hf.preparation.shards import prepare_frames
@@ -301,7 +302,7 @@ def test_nothing_but_broken_videos_is_an_error_and_they_may_be_repaired(tmp_path
 
 def test_a_worker_that_dies_is_named(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "iter_frames", lambda path, *_, **__: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(RuntimeError, match=r"a worker process died.*one of these crashes the decoder.*/\w+\.m"):
+    with pytest.raises(UserError, match=r"a worker process died.*one of these crashes the decoder.*/\w+\.m"):
         prepare_frames(videos, tmp_path / "out")
 
 
@@ -376,14 +377,14 @@ def test_what_is_refused(videos, prepared, tmp_path):
     assert [len(source) for source in open_sources(FrameArguments(said[1:3], said[4:]))] == [14, 1]
     with pytest.raises(ValueError, match=r"num_workers must be at least 0 \(one for each core\), got -1"):
         prepare_frames(videos, tmp_path / "out", num_workers=-1)
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(UserError):
         prepare_frames(videos, tmp_path / "texts" / "a.txt" / "out")
 
 
 def test_two_runs_do_not_share_a_folder(videos, tmp_path, monkeypatch):
     (tmp_path / "parts").mkdir()
     monkeypatch.setattr(shards, "FileLock", lambda path, timeout: FileLock(path, timeout=0.1))
-    with FileLock(tmp_path / "parts" / ".lock"), pytest.raises(RuntimeError, match="another run is at work"):
+    with FileLock(tmp_path / "parts" / ".lock"), pytest.raises(UserError, match="another run is at work"):
         prepare_frames(videos, tmp_path)
 
 

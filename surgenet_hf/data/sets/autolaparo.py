@@ -2,28 +2,30 @@
 
 Citation: Wang et al., "AutoLaparo: A New Dataset of Integrated Multi-tasks for Image-guided Surgical Automation in
 Laparoscopic Hysterectomy", MICCAI 2022, arXiv 2208.02049.
-Licence: the terms that come with it, on request; for research.
+License: terms that come with the data, on request; for research.
 Request: https://autolaparo.github.io
 
 Layout of the official archive, as far as it is read here:
 
     videos/NN.mp4               01 to 21, 25 frames per second
     labels/label_NN.txt         tab-separated, header "Frame Phase", a row for every second, from 1; phases 1 to 7
-    frames/NN/000000.jpg, ...   one per second; extracted at the first call, or by other means before
+    frames/NN/000000.jpg, ...   one per second; extracted at the first call, unless they were extracted by other means
 
-Labels with a row for every frame of the video are recognised by their length. Phases: those in `PHASES`, 1 to 7 in
-the files, 0 to 6 here. Split: videos 1 to 10 train, 11 to 14 validation, 15 to 21 test.
+Labels with a row for every frame of the video are recognized by their length.
+
+Classes: the phases are `PHASES`, 1 to 7 in the files, 0 to 6 here.
+Splits: videos 1 to 10 train, 11 to 14 validation, 15 to 21 test.
 """
 
 from pathlib import Path
 
 from ...errors import MissingFileError
-from ..annotations import absent_note, class_id, labelled_videos, read_label_file
+from ..annotations import absent_note, class_id, count_note, labeled_videos, read_label_file
 from ..base import SINGLE, SurgicalData, build_splits
 from ..colors import palette
-from ..names import named, require_folder
+from ..frame_folders import find_videos
+from ..names import require_folder
 from ..splits import require_splits
-from ..video import find_videos
 
 PHASES = (
     "Preparation",
@@ -45,7 +47,7 @@ _LAYOUT = (
 
 
 def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: int | None = None) -> SurgicalData:
-    """AutoLaparo from a folder in the official layout; a subset of its videos will do, and `notes` says so.
+    """Load AutoLaparo from a folder in the official layout. If it holds only some videos, `notes` says so.
 
     Args:
         data_dir: the folder with videos/ and labels/.
@@ -74,20 +76,12 @@ def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: in
     def parse(values: tuple[str, ...], path: Path) -> int:
         return class_id(values[0], PHASES, 1, path)
 
-    samples, notes = labelled_videos(labels, videos, frames_dir, parse, lambda name: (1, 25), max_side)
+    samples, notes = labeled_videos(labels, videos, frames_dir, parse, lambda name: (1, 25), max_side)
     by_split = {split: [row for name in names for row in samples.get(name, [])] for split, names in SPLITS.items()}
     require_splits(by_split, ("train", "validation"), root, _LAYOUT)
 
-    frames = sum(map(len, samples.values()))
-    missing = [name for name in VIDEOS if name not in samples]
-    found = f"Found all {len(VIDEOS)} videos, {frames} frames at 1 per second."
-    if missing:
-        found = (
-            f"Found {len(samples)} of {len(VIDEOS)} videos, {frames} frames at 1 per second; figures are not those of "
-            f"the full set. Missing: {named(missing)}."
-        )
     splits = build_splits(by_split)
-    notes = (found, *notes, *absent_note(samples, PHASES))
+    notes = (count_note(samples, VIDEOS), *notes, *absent_note(samples, PHASES))
     return SurgicalData(
         "autolaparo",
         "phase-recognition",

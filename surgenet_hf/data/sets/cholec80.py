@@ -2,7 +2,7 @@
 
 Citation: Twinanda et al., "EndoNet: A Deep Architecture for Recognition Tasks on Laparoscopic Videos", IEEE
 Transactions on Medical Imaging 36(1), 2017, arXiv 1602.03012. Made by CAMMA, University of Strasbourg.
-Licence: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
+License: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
 Request: https://camma.unistra.fr/datasets
 
 Layout of the official archive, as far as it is read here:
@@ -10,28 +10,28 @@ Layout of the official archive, as far as it is read here:
     videos/videoNN.mp4                      01 to 80, 25 frames per second
     phase_annotations/videoNN-phase.txt     tab-separated, header "Frame Phase", a row for every frame, from 0
     tool_annotations/videoNN-tool.txt       header "Frame Grasper Bipolar ...", a row for every 25th frame, 0 or 1
-    frames/videoNN/000000.jpg, ...          one per second; extracted at the first call (some 20 GB in full size),
-                                            or by other means before
+    frames/videoNN/000000.jpg, ...          one per second; extracted at the first call (about 20 GB in full size),
+                                            unless they were extracted by other means
 
-Phases: those in `PHASES`, in their usual order. Some videos lack one (13 has no Preparation), and the last three can
-change places: phases do not always ascend. Tools: those in `TOOLS`, any number at a time.
+Classes: the phases are `PHASES`, in their usual order. Some videos lack a phase (13 has no Preparation), and the last
+three can change places, so phases do not always ascend. The tools are `TOOLS`; any number can be present.
 
 Splits, as named in Funke et al. 2023, "Metrics Matter in Surgical Phase Recognition" (arXiv 2305.13961):
 
-    32/8/40     train 1-32, validation 33-40, test 41-80 (the default: comparable with 40/40, and a validation set)
+    32/8/40     train 1-32, validation 33-40, test 41-80 (default: comparable with 40/40, with a validation split)
     40/8/32     train 1-40, validation 41-48, test 49-80
-    40/40       train 1-40, test 41-80: there is nothing to choose a checkpoint by but the training videos
+    40/40       train 1-40, test 41-80 (without a validation split, so nothing can select a checkpoint)
 """
 
 from pathlib import Path
 
 from ...errors import MissingFileError, UserError
-from ..annotations import absent_note, class_id, labelled_videos, read_label_file
-from ..base import MULTI, SINGLE, Sample, SurgicalData, build_splits
+from ..annotations import absent_note, class_id, count_note, labeled_videos, read_label_file
+from ..base import MULTI, SINGLE, SurgicalData, build_splits
 from ..colors import palette
-from ..names import named, require_folder
+from ..frame_folders import find_videos
+from ..names import require_folder
 from ..splits import choose_protocol, require_splits
-from ..video import find_videos
 
 PHASES = (
     "Preparation",
@@ -69,7 +69,7 @@ def load(
     cache_dir: str | Path | None = None,
     max_side: int | None = None,
 ) -> SurgicalData:
-    """Cholec80 from a folder in the official layout; a subset of its videos will do, and `notes` says so.
+    """Load Cholec80 from a folder in the official layout. If it holds only some videos, `notes` says so.
 
     Args:
         data_dir: the folder with videos/ and the annotations.
@@ -102,11 +102,11 @@ def load(
         elif name in videos or (frames_dir / name).is_dir():
             raise MissingFileError(f"{name} has no annotation: expected {path}; {_LAYOUT}")
     parse = _phase if task == "phase" else _tools
-    samples, notes = labelled_videos(labels, videos, frames_dir, parse, lambda name: (FRAME_RATE,), max_side)
+    samples, notes = labeled_videos(labels, videos, frames_dir, parse, lambda name: (FRAME_RATE,), max_side)
 
     by_split = {part: [row for name in names for row in samples.get(name, [])] for part, names in videos_of.items()}
     require_splits(by_split, [part for part in videos_of if part != "test"], root, _LAYOUT)
-    notes = [*_count_notes(samples), *notes]
+    notes = [count_note(samples, VIDEOS), *notes]
     if task == "phase":
         notes += absent_note(samples, PHASES)
     if "validation" not in videos_of:
@@ -137,14 +137,3 @@ def _tools(values: tuple[str, ...], path: Path) -> tuple[float, ...]:
     if not set(values) <= {"0", "1"}:
         raise UserError(f"{path}: the presence of a tool is 0 or 1, found {' '.join(values)}")
     return tuple(map(float, values))
-
-
-def _count_notes(samples: dict[str, list[Sample]]) -> list[str]:
-    frames = sum(map(len, samples.values()))
-    missing = [name for name in VIDEOS if name not in samples]
-    if not missing:
-        return [f"Found all {len(VIDEOS)} videos, {frames} frames at 1 per second."]
-    return [
-        f"Found {len(samples)} of {len(VIDEOS)} videos, {frames} frames at 1 per second; figures are not those of the "
-        f"full set. Missing: {named(missing)}."
-    ]

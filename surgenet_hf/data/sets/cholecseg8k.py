@@ -1,32 +1,33 @@
-"""CholecSeg8k: laparoscopic cholecystectomy, clips of 80 consecutive frames with every pixel labelled.
+"""CholecSeg8k: laparoscopic cholecystectomy, clips of 80 consecutive frames with a class for every pixel.
 
 Citation: Hong et al., "CholecSeg8k: A Semantic Segmentation Dataset for Laparoscopic Cholecystectomy Based on
-Cholec80", arXiv 2012.12453. Made at National Taiwan University, from 17 videos of Cholec80.
-Licence: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
+Cholec80", arXiv 2012.12453. National Taiwan University made it from 17 videos of Cholec80.
+License: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
 Download: https://www.kaggle.com/datasets/newslab/cholecseg8k
 
-Layout, as far as it is read here; 17 videos, 101 clips, 8,080 frames of 854x480:
+Layout, as far as it is read here (17 videos, 101 clips, 8,080 frames of 854x480):
 
-    video01/video01_00080/              a clip by its first frame, here frames 80 to 159
-        frame_80_endo.png               the frame
-        frame_80_endo_watershed_mask.png    a grey code for each class, in each of three equal channels
+    video01/video01_00080/                      a clip, named by its first frame, here frames 80 to 159
+        frame_80_endo.png                       the frame
+        frame_80_endo_watershed_mask.png        a gray code for each class, in each of three equal channels
 
-(`_endo_color_mask.png` and `_endo_mask.png`, a picture for people and the annotation tool's own, are not read.)
+`_endo_color_mask.png` and `_endo_mask.png`, a colored mask and that of the annotation tool, are not read.
 
-Classes: the 13 of `LABELS`, whose codes are `CODES`; 255 (a border of one pixel) and 0 (faults of the annotation) are
-no label. Eight groups of them, `GROUPED_LABELS`, are those of EndoViT (Batić et al., 2024), which speaks of nine as it
-counts the ignored pixels too: https://github.com/DominikBatic/EndoViT, datasets/CholecSeg8k/utils.
+Classes: the 13 of `LABELS`, whose codes are `CODES`. 255 (a border of one pixel) and 0 (faults of the annotation) are
+ignored. `KEPT_LABELS` are the 9 classes of the SurgeNet group. `GROUPED_LABELS` are the 8 groups of EndoViT (Batić et
+al., 2024), which counts nine because it includes the ignored pixels:
+https://github.com/DominikBatic/EndoViT, datasets/CholecSeg8k/utils.
 
-Background, as `background_id`: class 0, black background, in all three class lists. It is what lies outside the
-endoscope's picture. The SurgeNet group's averages and ATLAS-bench leave it out.
+Background, as `background_id`: class 0, black background, in all three class lists. It is the area outside the
+endoscope's image. The SurgeNet group's averages and ATLAS-bench leave it out.
 
-There is no official split. "endovit" is EndoViT's, by video; its code names as the origin the paper "Analysis of
+Splits: there is no official one. "endovit" is EndoViT's, by video. Its code names as the origin the paper "Analysis of
 Current Deep Learning Networks for Semantic Segmentation of Anatomical Structures in Laparoscopic Surgery".
 
-The videos are of Cholec80, which the pretraining of most SurgeNet backbones contains: figures need a note of that.
+Overlap: the videos are from Cholec80, which the pretraining of most SurgeNet backbones includes. Results need a note.
 
-Known quirks: four masks (frames 1216 of video18, 858 of video35, 865 and 926 of video37) were corrected later and
-saved with transparency. What is transparent there is no label, as in EndoViT.
+Known issues: four masks (frames 1216 of video18, 858 of video35, 865 and 926 of video37) were corrected later and
+saved with transparency. Transparent pixels are ignored, as in EndoViT.
 """
 
 import io
@@ -42,7 +43,7 @@ from ...errors import MissingFileError, UserError
 from ..base import IGNORE_INDEX, Sample, SurgicalData, build_splits
 from ..images import raw_values, read_upright
 from ..masks import count_values, lookup_table
-from ..names import frame_number, require_folder
+from ..names import frame_number, named, require_folder
 
 SOURCE = "https://www.kaggle.com/datasets/newslab/cholecseg8k (free, with a Kaggle account; 3 GB)"
 
@@ -76,7 +77,7 @@ COLORS = (
     (0, 50, 128),
     (111, 74, 0),
 )
-CODES = (50, 11, 21, 13, 12, 31, 23, 24, 25, 32, 22, 33, 5)  # the grey value of each of LABELS
+CODES = (50, 11, 21, 13, 12, 31, 23, 24, 25, 32, 22, 33, 5)  # the gray value of each of LABELS
 NO_LABEL = (0, 255)
 
 # The 9 classes of the SurgeNet group (SurgeNetDINO): blood, cystic duct, hepatic vein and liver ligament are ignored.
@@ -124,7 +125,7 @@ _LAYOUT = (
 def load(
     data_dir: str | Path, classes: int = 13, split_protocol: str | Mapping[str, Iterable[int]] = "endovit"
 ) -> SurgicalData:
-    """CholecSeg8k from its folder; a subset of it will do, and `notes` says so.
+    """Load CholecSeg8k from its folder. If it holds only some clips, `notes` says so.
 
     Args:
         data_dir: the folder that holds video01/, video09/, ...
@@ -239,7 +240,7 @@ def _find_frames(folder: Path) -> dict[int, tuple[Path, Path]]:
 
 
 def _read(samples: list[Sample]) -> tuple[list[str], np.ndarray]:
-    """Names of the frames and the pixels of each grey value; masks with transparency are laid on white, in place."""
+    """Names of the frames and the pixels of each gray value; transparent masks are put on white, in place."""
     counts = count_values(samples)
     for i, sample in enumerate(samples):
         if _is_rgba(sample.target):
@@ -248,7 +249,7 @@ def _read(samples: list[Sample]) -> tuple[list[str], np.ndarray]:
 
 
 def _is_rgba(path: Path) -> bool:
-    """Whether a PNG has colour type 6, as its header says."""
+    """Whether a PNG has color type 6, as its header says."""
     with path.open("rb") as file:
         return file.read(26)[25:] == b"\x06"
 
@@ -271,7 +272,7 @@ def _clip_notes(clips: dict, split_of: dict[int, str], numbers: dict[str, int]) 
     else:
         notes = [
             f"Found {total} of {NUM_FRAMES} frames, {len(clips)} of {NUM_CLIPS} clips and {len(videos)} of "
-            f"{len(VIDEOS)} videos ({used}): figures are not those of the full set."
+            f"{len(VIDEOS)} videos ({used}): results are not those of the full set."
         ]
     if missing := [f"video{video:02d} ({split_of[video]})" for video in sorted(split_of.keys() - videos)]:
         notes.append(f"Not there: {', '.join(missing)}.")
@@ -282,7 +283,7 @@ def _clip_notes(clips: dict, split_of: dict[int, str], numbers: dict[str, int]) 
         if expected == set(frames):
             continue
         missing, extra = sorted(expected - frames.keys()), sorted(frames.keys() - expected)
-        odd = [f"not there {_some(missing)}"] * bool(missing) + [f"not expected {_some(extra)}"] * bool(extra)
+        odd = [f"not there {named(missing, 3)}"] * bool(missing) + [f"not expected {named(extra, 3)}"] * bool(extra)
         notes.append(
             f"Clip video{video:02d}_{start:05d} has {len(frames)} frames; a clip has {FRAMES_PER_CLIP}, this one "
             f"frames {start} to {start + FRAMES_PER_CLIP - 1}: {'; '.join(odd)}."
@@ -297,13 +298,9 @@ def _pixel_notes(read: list[tuple[list[str], np.ndarray]]) -> list[str]:
     for code in sorted(set(range(256)) - {*CODES, *NO_LABEL}):
         if masks := [name for name, row in zip(names, counts, strict=True) if row[code]]:
             notes.append(
-                f"Grey {code} is the code of no class, it counts as ignore: {counts[:, code].sum()} px in "
-                f"{len(masks)} mask(s) ({_some(masks)})."
+                f"Gray {code} is the code of no class, it counts as ignore: {counts[:, code].sum()} px in "
+                f"{len(masks)} mask(s) ({named(masks, 3)})."
             )
     if other := [name for name, row in zip(names, counts, strict=True) if row.sum() != WIDTH * HEIGHT]:
-        notes.append(f"{len(other)} frame(s) are not of {WIDTH}x{HEIGHT} pixels ({_some(other)}).")
+        notes.append(f"{len(other)} frame(s) are not of {WIDTH}x{HEIGHT} pixels ({named(other, 3)}).")
     return notes
-
-
-def _some(items: list) -> str:
-    return ", ".join(map(str, items[:3])) + (", ..." if len(items) > 3 else "")

@@ -38,7 +38,7 @@ from ..base import IGNORE_INDEX, Sample, SurgicalData, build_splits
 from ..colors import palette
 from ..images import frame_size, read_mask
 from ..masks import count_values, lookup_table
-from ..names import frame_number, require_folder
+from ..names import frame_number, named, require_folder
 
 SOURCE = "figshare article 21702600 (doi 10.1038/s41597-022-01719-2, free)"
 
@@ -158,7 +158,7 @@ def _from_multi(folder: Path) -> tuple[DatasetDict, list[str]]:
     ]
     notes = []
     if bare := [images[key] for key in sorted(images) if not masks[key]]:
-        notes.append(f"{len(bare)} frame(s) have no mask at all and are left out ({_some(bare)}).")
+        notes.append(f"{len(bare)} frame(s) have no mask at all and are left out ({_named(bare)}).")
     for column, what in ((1, "are in the masks of two structures"), (2, "are neither black nor white")):
         if odd := [images[key] for key, row in zip(keys, combined, strict=True) if row[column]]:
             notes.append(_odd_note(what, sum(row[column] for row in combined), odd))
@@ -217,15 +217,14 @@ def _count_note(splits: DatasetDict) -> str:
     note += f"{len(operations)} operations"
     if frames < MIN_FRAMES or len(operations) < MIN_OPERATIONS:
         return (
-            f"{note}: a whole subset has over {MIN_FRAMES} of {MIN_OPERATIONS} or more, figures are not those of one."
+            f"{note}: a whole subset has over {MIN_FRAMES} of {MIN_OPERATIONS} or more, results are not those of one."
         )
     return f"{note}."
 
 
 def _odd_note(what: str, pixels: int, paths: list[Path]) -> str:
-    return f"{pixels} px {what}, they count as ignore ({len(paths)} frame(s): {_some(paths)})."
+    return f"{pixels} px {what}, they count as ignore ({len(paths)} frame(s): {_named(paths)})."
 
 
-def _some(items: list) -> str:
-    names = [f"{item.parent.name}/{item.name}" if isinstance(item, Path) else str(item) for item in items[:3]]
-    return ", ".join(names) + (", ..." if len(items) > 3 else "")
+def _named(paths: list[Path]) -> str:
+    return named((f"{path.parent.name}/{path.name}" for path in paths), 3)

@@ -1,8 +1,8 @@
-"""Endoscapes-Seg50: laparoscopic cholecystectomy, frames with pixel labels of the structures around Calot's triangle.
+"""Endoscapes-Seg50: laparoscopic cholecystectomy, frames with masks of the structures around Calot's triangle.
 
 Citation: Murali et al., "The Endoscapes Dataset for Surgical Scene Segmentation, Object Detection, and Critical View
 of Safety Assessment: Official Splits and Benchmark", arXiv 2312.12429. Made by CAMMA, University of Strasbourg.
-Licence: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
+License: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
 Download: https://github.com/CAMMA-public/Endoscapes
 
 Layout of the official Endoscapes2023 archive, as far as it is read here:
@@ -11,13 +11,14 @@ Layout of the official Endoscapes2023 archive, as far as it is read here:
     train_seg/ val_seg/ test_seg/   links to the frames that have masks
     semseg/                         <video>_<frame>.png, 854x480, the class id in each of three equal channels
 
-Classes: 0 background (`background_id`), 1 cystic plate, 2 hepatocystic triangle, 3 cystic artery, 4 cystic duct, 5
-gallbladder, 6 tool; 255 is no label. Split: videos 1 to 120 train, 121 to 161 validation, 162 to 201 test. Seg50 has
-493 frames, 30 s apart, of 30, 10 and 10 videos.
+Classes: 0 background (`background_id`), 1 cystic plate, 2 hepatocystic triangle, 3 cystic artery, 4 cystic duct,
+5 gallbladder, 6 tool; 255 is ignored.
+Splits: videos 1 to 120 train, 121 to 161 validation, 162 to 201 test. Seg50 has 493 frames, 30 s apart, from 30, 10,
+and 10 videos.
 
-Known quirks: the links of `*_seg` turn into text files of some 20 bytes where an unpacker cannot make links (Windows),
-so frames are taken from train/, val/ and test/ where they are there; one public mask, 153_32700, has pixels of an id
-7 that means nothing. Such ids count as ignore, and `notes` says how many there were.
+Known issues: the links of `*_seg` become text files of about 20 bytes where an unpacker cannot make links (Windows).
+Frames are therefore taken from train/, val/, and test/ if they are there. One public mask, 153_32700, has pixels of an
+undefined id 7. Undefined ids are ignored, and `notes` counts them.
 """
 
 import re
@@ -29,7 +30,7 @@ import numpy as np
 from ...errors import MissingFileError, UserError
 from ..base import IGNORE_INDEX, Sample, SurgicalData, build_splits
 from ..masks import count_values, lookup_table
-from ..names import frame_number, require_folder
+from ..names import frame_number, named, require_folder
 
 LABELS = (
     "background",
@@ -62,7 +63,7 @@ _LAYOUT = (
 
 
 def load(data_dir: str | Path) -> SurgicalData:
-    """Endoscapes-Seg50 from a folder in the official layout; a subset of it will do, and `notes` says so.
+    """Load Endoscapes-Seg50 from a folder in the official layout. If it holds only some frames, `notes` says so.
 
     Raises:
         MissingFileError: a missing or empty folder; a mask without its frame, a frame of `*_seg` without its mask.
@@ -171,8 +172,8 @@ def _count_note(numbers: dict[str, int]) -> str:
     if total == NUM_FRAMES:
         return f"Found all {NUM_FRAMES} official frames ({split})."
     if total < NUM_FRAMES:
-        return f"Found {total} of the official {NUM_FRAMES} frames ({split}): figures are not those of the full set."
-    return f"Found {total} frames ({split}), but the official set has {NUM_FRAMES}: figures are not those of that set."
+        return f"Found {total} of the official {NUM_FRAMES} frames ({split}): results are not those of the full set."
+    return f"Found {total} frames ({split}), but the official set has {NUM_FRAMES}: results are not those of that set."
 
 
 def _stray_notes(samples: list[Sample], counts: np.ndarray) -> list[str]:
@@ -180,9 +181,9 @@ def _stray_notes(samples: list[Sample], counts: np.ndarray) -> list[str]:
     for stray in range(len(LABELS), IGNORE_INDEX):
         masks = [sample.target.name for sample, row in zip(samples, counts, strict=True) if row[stray]]
         if masks:
-            named = ", ".join(masks[:3]) + (", ..." if len(masks) > 3 else "")
             pixels = counts[:, stray].sum()
             notes.append(
-                f"Id {stray} is no class, it counts as ignore: {pixels} px in {len(masks)} mask(s) ({named})."
+                f"Id {stray} is no class, it counts as ignore: {pixels} px in {len(masks)} mask(s) "
+                f"({named(masks, 3)})."
             )
     return notes

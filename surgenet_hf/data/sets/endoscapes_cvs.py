@@ -1,6 +1,6 @@
 """Endoscapes-CVS201: frames of laparoscopic cholecystectomy, rated for the critical view of safety (CVS).
 
-Citation, licence, download and split: as in `endoscapes` (Murali et al., arXiv 2312.12429, CC BY-NC-SA 4.0,
+Citation, license, download, and splits: as in `endoscapes` (Murali et al., arXiv 2312.12429, CC BY-NC-SA 4.0,
 https://github.com/CAMMA-public/Endoscapes).
 
 Layout of the official Endoscapes2023 archive, as far as it is read here:
@@ -12,10 +12,10 @@ Layout of the official Endoscapes2023 archive, as far as it is read here:
     all_metadata.csv                            the same (vid, frame, avg_cvs, is_ds_keyframe); read where a folder has
                                                 no annotation_ds_coco.json
 
-Criteria, each judged by three surgeons: C1, two and only two structures enter the gallbladder; C2, the hepatocystic
-triangle is cleared of fat and fibrous tissue; C3, the lower third of the gallbladder is dissected off the cystic
-plate. Targets are the raters' means (0, 1/3, 2/3 or 1); a criterion counts as met at 0.5 or more. CVS201 has 11,090
-rated frames of 201 videos, 5 s apart, of which 6,960 train.
+Classes: three criteria, each judged by three surgeons. C1: two and only two structures enter the gallbladder. C2: the
+hepatocystic triangle is cleared of fat and fibrous tissue. C3: the lower third of the gallbladder is dissected off the
+cystic plate. Targets are the raters' means (0, 1/3, 2/3, or 1); a criterion counts as met at 0.5 or more. CVS201 has
+11,090 rated frames of 201 videos, 5 s apart, of which 6,960 train.
 """
 
 import json
@@ -43,7 +43,7 @@ _LAYOUT = (
 
 
 def load(data_dir: str | Path) -> SurgicalData:
-    """Endoscapes-CVS201 from a folder in the official layout; a subset of it will do, and `notes` says so.
+    """Load Endoscapes-CVS201 from a folder in the official layout. If it holds only some frames, `notes` says so.
 
     Raises:
         MissingFileError: a missing or empty folder, no ratings, a rated frame that is not there.
@@ -143,7 +143,7 @@ def _count_note(samples: dict[str, list[Sample]]) -> str:
         return f"Found all {NUM_FRAMES} official frames ({counts})."
     return (
         f"Found {total} frames ({counts}), the official set has {NUM_FRAMES}, {NUM_TRAIN_FRAMES} of them to train "
-        "on: figures are not those of that set."
+        "on: results are not those of that set."
     )
 
 

@@ -1,19 +1,20 @@
 """Your own frames and masks, from a folder.
 
-    D/images/<video>_<frame>.jpg   or   D/images/<video>/<any name>.jpg     (jpg, jpeg or png)
+Layout:
+
+    D/images/<video>_<frame>.jpg   or   D/images/<video>/<any name>.jpg     (jpg, jpeg, or png)
     D/masks/<video>_<frame>.png    or   D/masks/<video>/<the same name>.png
-    D/classes.txt                  one class name a line; the first line names id 0. May be left out
-    D/splits.csv                   the columns video and split (train, validation, test). May be left out
+    D/classes.txt                  one class name per line; the first line names id 0. Optional
+    D/splits.csv                   the columns video and split (train, validation, test). Optional
 
-A mask has the size of its frame and holds class ids: 0, 1, 2, ... and 255 where there is no label; in one channel, or
-in three equal ones. Without classes.txt the classes are 0 to the largest id in any mask, "class_0", "class_1", ...
+Classes: a mask has the size of its frame and holds class ids, 0, 1, 2, ..., and 255 where there is no label. It has
+one channel, or three equal ones. Without classes.txt the classes are "class_0", "class_1", ... up to the largest id in
+any mask. No class is taken for the background, whatever its id or name, so all classes count as foreground in metrics.
+Declare the background with `background_class`, on the command line `--background_class NAME`.
 
-No class is taken for the background, whatever its id or name: metrics over foreground classes then count all classes.
-Name the background class with `background_class`, on the command line `--background_class NAME`.
-
-Frames of one video look alike, so a split of single frames would measure memory. Videos are split instead. Without
-splits.csv, a fifth of them, at least one, validate, and there is no test split. Which ones is a function of the
-video's name (SHA-256), the same on every machine.
+Splits: videos are split, not frames, because frames of one video look alike. Without splits.csv, a fifth of the
+videos, at least one, validate, and there is no test split. The SHA-256 of a video's name decides, the same on every
+machine.
 """
 
 import re
@@ -34,7 +35,7 @@ _LAYOUT = "expected images/<video>_<frame>.jpg (or images/<video>/<frame>.jpg) a
 
 
 def load(data_dir: str | Path, background_class: str | None = None) -> SurgicalData:
-    """Load the data set of a folder.
+    """Load the dataset of a folder.
 
     Args:
         data_dir: the folder D.
@@ -44,7 +45,7 @@ def load(data_dir: str | Path, background_class: str | None = None) -> SurgicalD
         UserError: there is no class of the name `background_class`.
         MissingFileError: a missing or empty folder, a frame without mask, a mask without frame.
         UserError: names from which no video can be told, fewer than two videos, two frames of one name, an unreadable
-            file, a mask of another size, with colours instead of ids or with ids beyond the classes, a `classes.txt`
+            file, a mask of another size, with colors instead of ids or with ids beyond the classes, a `classes.txt`
             with gaps, doubles or another encoding than UTF-8, fewer than two classes in use.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
@@ -82,7 +83,7 @@ def load(data_dir: str | Path, background_class: str | None = None) -> SurgicalD
             "--background_class NAME."
         )
     if unseen:
-        notes.append(f"No training pixel has class {', '.join(labels[i] for i in unseen)}: it cannot be learnt.")
+        notes.append(f"No training pixel has class {', '.join(labels[i] for i in unseen)}: it cannot be learned.")
     notes += no_test_note(splits, "D/splits.csv")
     table = lookup_table({i: i for i in range(len(labels))})
     return SurgicalData(
@@ -116,7 +117,9 @@ def _find_samples(root: Path) -> list[Sample]:
     in_folders = {"/" in key for key in images}
     if len(in_folders) == 2:
         loose = next(images[key] for key in sorted(images) if "/" not in key)
-        raise UserError(f"{loose} lies beside folders; a frame is either in the folder of its video or none is")
+        raise UserError(
+            f"{loose} is not in a folder, but others are; a frame is either in the folder of its video or none is"
+        )
     samples = []
     for position, key in enumerate(sorted(images)):
         video, frame = _video_and_frame(key, position, images[key])

@@ -1,27 +1,27 @@
 """Your own frames or videos with labels.
 
-`load_csv`: any classification, from a table.
+`load_csv` reads any classification from a table:
 
     D/labels.csv        with the columns
                             image       path of the frame, relative to D
-                            video       the video that it is from
-                            label       its class by name; or, instead of this column, one column for each class, with
+                            video       name of its video
+                            label       name of its class. Instead of this column, one column for each class, with
                                         targets from 0 to 1 (several may apply)
-                            frame       its number in the video; may be left out: then the number at the end of the
-                                        image's name, or else the order of the rows
-                            split       train, validation or test; may be left out: then a fifth of the videos validate
-    D/classes.txt       for the column `label`: one class a line, in the order of ids. Or else by alphabet
+                            frame       its number in the video. Optional: else the number at the end of the image's
+                                        name, or the order of the rows
+                            split       train, validation, or test. Optional: else a fifth of the videos validate
+    D/classes.txt       for the column `label`: one class per line, in the order of ids. Optional: else alphabetical
 
-`load_videos`: phases of whole videos.
+`load_videos` reads the phases of whole videos:
 
     D/videos/<video>.mp4            or   D/frames/<video>/000000.jpg, ..., one per second
-    D/phases/<video>.txt            "Frame Phase", separated by tabs or commas, header or none: a row for every
-                                    frame of the video or for every second; phases by name, or by number from 0
-    D/classes.txt                   one phase a line, in their usual order. May be left out: then in the order in which
-                                    they appear; numbered ones are "phase_0", "phase_1", ...
-    D/splits.csv                    the columns video, split. May be left out: then a fifth of the videos validate
+    D/phases/<video>.txt            "Frame Phase", separated by tabs or commas, with or without a header: a row for
+                                    every frame of the video or for every second; phases by name, or by number from 0
+    D/classes.txt                   one phase per line, in their usual order. Optional: else in the order in which they
+                                    appear; numbered phases are "phase_0", "phase_1", ...
+    D/splits.csv                    the columns video and split. Optional: else a fifth of the videos validate
 
-Splits are by video, see `surgenet_hf.data.splits`; the fifth is chosen by the names of the videos alone.
+Splits are by video, see `surgenet_hf.data.splits`. The names of the videos alone decide which fifth validates.
 """
 
 import math
@@ -30,9 +30,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...errors import MissingFileError, UserError
-from ..annotations import absent_note, class_id, labelled_videos, read_label_file
+from ..annotations import absent_note, class_id, labeled_videos, read_label_file
 from ..base import IGNORE_INDEX, MULTI, SINGLE, Sample, SurgicalData, build_splits
 from ..colors import palette
+from ..frame_folders import find_videos
 from ..images import check_images
 from ..labels import read_classes, read_table
 from ..names import frame_number, named, number_in_name, require_distinct, require_folder, require_unicode
@@ -46,7 +47,7 @@ from ..splits import (
     split_pairs,
     split_videos,
 )
-from ..video import find_videos, frame_rate
+from ..video import frame_rate
 
 _NOT_CLASSES = ("image", "video", "split", "frame", "label")
 _CSV_LAYOUT = "expected labels.csv with the columns image, video and label (or a column for each class)"
@@ -54,7 +55,7 @@ _VIDEO_LAYOUT = "expected phases/<video>.txt with videos/<video>.mp4 or frames/<
 
 
 def load_csv(data_dir: str | Path) -> SurgicalData:
-    """The data set of `labels.csv`: single-label with a column `label`, else multi-label.
+    """Load the dataset of `labels.csv`: single-label with a column `label`, else multi-label.
 
     Raises:
         MissingFileError: no labels.csv, or frames that it names and that are not there.
@@ -100,7 +101,7 @@ def load_csv(data_dir: str | Path) -> SurgicalData:
         seen = {sample.target for sample in samples["train"]}
         unseen = [label for i, label in enumerate(labels) if i not in seen]
         if unseen:
-            notes.append(f"No training frame has the class {', '.join(unseen)}: it cannot be learnt.")
+            notes.append(f"No training frame has the class {', '.join(unseen)}: it cannot be learned.")
     notes += no_test_note(samples, "D/labels.csv")
     protocol = "by the column split of labels.csv" if pairs else BY_NAME
     return SurgicalData(
@@ -121,7 +122,7 @@ def load_videos(
     max_side: int | None = None,
     labels_per_second: float | None = None,
 ) -> SurgicalData:
-    """The phases of whole videos, one frame per second.
+    """Load the phases of whole videos, one frame per second.
 
     Args:
         data_dir: the folder with phases/ and videos/ or frames/.
@@ -141,9 +142,9 @@ def load_videos(
     labels = {require_unicode(path).stem: read_label_file(path) for path in files}
     frames_dir = Path(cache_dir).absolute() if cache_dir is not None else root / "frames"
     videos = find_videos(root / "videos")
-    unlabelled = [name for name, path in videos.items() if require_unicode(path).stem not in labels]
-    if unlabelled:
-        raise MissingFileError(f"no labels for {named(unlabelled)}: expected {root / 'phases' / unlabelled[0]}.txt")
+    unlabeled = [name for name, path in videos.items() if require_unicode(path).stem not in labels]
+    if unlabeled:
+        raise MissingFileError(f"no labels for {named(unlabeled)}: expected {root / 'phases' / unlabeled[0]}.txt")
     values = [row[0] for file in labels.values() for row in dict.fromkeys(file.values)]
     require_distinct(values, "phase", root / "phases")
     phases = read_classes(root / "classes.txt") or _phase_names(values, root / "phases")
@@ -158,7 +159,7 @@ def load_videos(
     def parse(row: tuple[str, ...], path: Path) -> int:
         return class_id(row[0], phases, 0, path)
 
-    found, notes = labelled_videos(labels, videos, frames_dir, parse, rates, max_side)
+    found, notes = labeled_videos(labels, videos, frames_dir, parse, rates, max_side)
     lost = [name for name in labels if name not in found]
     if lost:
         raise MissingFileError(

@@ -1,12 +1,11 @@
-"""Procedural scenes that look a little like laparoscopy, with masks: something to run on when there is no data.
+"""Procedural scenes that resemble laparoscopy, with masks, for trying out an installation, a script, or a test.
 
-These pictures are drawn by the code below. They serve to try out an installation, a script or a test; no result on
-them says anything about surgery, nor about which weights are better.
+A program draws these images. No result on them says anything about surgery, nor about which weights are better.
 
 A scene has wet tissue with folds and vessels, a liver, a gallbladder, lobes of fat, and instruments that come in from
-the border; over it lie blood, smoke, highlights, the light's fall-off and sometimes the rim of the endoscope. Hues,
-light and shapes change from video to video, so that colour alone does not tell the classes; within a video the camera
-and the instruments move slowly. Every frame is a function of (seed, video, frame).
+the border. Blood, smoke, highlights, the fall-off of the light, and sometimes the rim of the endoscope cover parts of
+it. Hues, light, and shapes change from video to video, so color alone does not tell the classes. Within a video the
+camera and the instruments move slowly. Every frame is a function of (seed, video, frame).
 """
 
 import io
@@ -41,7 +40,7 @@ def load(
     size: tuple[int, int] = (144, 192),
     seed: int = 0,
 ) -> SurgicalData:
-    """Synthetic data: the first four fifths of the videos train, the others (at least one) validate.
+    """Draw synthetic data: the first four fifths of the videos train, the others (at least one) validate.
 
     Args:
         data_dir: where to write `synthetic-.../images/*.jpg` and `masks/*.png`, in the layout that
@@ -113,8 +112,8 @@ def encode_image(array: np.ndarray, file_format: str, **options) -> bytes:
 class Grid:
     """What all layers share: pixel coordinates on screen and on the tissue, in units of the picture's height."""
 
-    x: np.ndarray  # (H, W), 0 in the centre, to the right
-    y: np.ndarray  # (H, W), 0 in the centre, downwards
+    x: np.ndarray  # (H, W), 0 in the center, to the right
+    y: np.ndarray  # (H, W), 0 in the center, downwards
     u: np.ndarray  # the same on the tissue, which the camera glides over
     v: np.ndarray
     pixel: float  # the width of a pixel
@@ -122,7 +121,7 @@ class Grid:
 
 def draw(seed: int, video: int, frame: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """One frame: the image (H, W, 3) and the mask of class ids (H, W), both uint8."""
-    look = rng_for(seed, video, 0)  # what a video keeps; drawn anew, in the same order, for each of its frames
+    look = rng_for(seed, video, 0)  # what a video keeps; drawn again, in the same order, for each of its frames
     here = rng_for(seed, video, 1 + frame)  # what a frame has for itself
     grid = _grid(look, frame, size)
 
@@ -184,13 +183,13 @@ def smooth_step(value: np.ndarray, width: float) -> np.ndarray:
 
 
 def mix_colors(a, b, share: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3) from a to b."""
+    """Colors (H, W, 3) from a to b."""
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     return a + (b - a) * share[..., None]
 
 
 def tone_curve(rng: np.random.Generator, color: tuple[float, float, float], spread: float) -> np.ndarray:
-    """A variant of a colour (0 to 1), other in brightness and in hue."""
+    """A variant of a color (0 to 1), other in brightness and in hue."""
     return np.clip(np.array(color) * rng.uniform(1 - spread, 1 + spread) * rng.uniform(0.9, 1.1, 3), 0, 1).astype(
         np.float32
     )
@@ -210,7 +209,7 @@ def draw_background(look: np.random.Generator, grid: Grid) -> tuple[np.ndarray, 
 def draw_organs(
     look: np.random.Generator, grid: Grid, frame: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield (class, signed distance (negative inside), colours, height) from back to front."""
+    """Yield (class, signed distance (negative inside), colors, height) from back to front."""
     u, v = grid.u, grid.v
     # The liver comes from above, left or right; `along` and `across` are coordinates on its edge.
     angle = math.pi / 2 + look.uniform(-0.9, 0.9)
@@ -287,7 +286,7 @@ def shade_image(look: np.random.Generator, grid: Grid, image: np.ndarray, height
 
 
 def _instruments(look: np.random.Generator, grid: Grid, frame: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (signed distance, colours) of one or two instruments: a shaft from the border, and a tip of two jaws."""
+    """Yield (signed distance, colors) of one or two instruments: a shaft from the border, and a tip of two jaws."""
     side = look.uniform(0, 2 * np.pi)
     for number in range(look.integers(1, 3)):
         bearing = side + number * look.uniform(1.6, 3.2)

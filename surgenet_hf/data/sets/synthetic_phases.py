@@ -1,19 +1,18 @@
-"""Synthetic videos with phases: something to run phase recognition on when there is no data.
+"""Synthetic videos with phases, for trying out phase recognition without data.
 
-The pictures are drawn by a program, from the same pieces as those of `synthetic`. They serve to try out an
-installation, a script or a test; no result on them says anything about surgery, nor about which weights are better.
+A program draws the images, with the same parts as `synthetic`. No result on them says anything about surgery, nor
+about which weights are better.
 
-A video passes through up to seven phases, which follow those of Cholec80 but in about a minute and a half: durations
-are log-normal, some phases are skipped at times, and the last three can change places. What is in view depends on the
-phase, yet a single frame is often not enough to tell it:
+A video passes through up to seven phases, which follow those of Cholec80 but last about a minute and a half in all.
+Durations are log-normal, some phases are skipped at times, and the last three can change places. What is visible
+depends on the phase, but a single frame is often not enough to tell it:
 
-- calot dissection and gallbladder dissection look exactly alike, but for clips that show now and then in the second;
-  which one it is, is known from whether there has been clipping;
-- in every phase there are glimpses of bare tissue and a grasper, the same in all, and of what belongs to the phase
-  before or after.
+- Calot dissection and gallbladder dissection look exactly alike, except for clips that are sometimes visible in the
+  second. Which one it is follows from whether there has been clipping.
+- Every phase has glimpses of bare tissue and a grasper, the same in all phases, and of the phase before or after.
 
-So a frame classifier, however good, gets about two thirds of the frames right, and a model that remembers what came
-before can get far more. Every frame is a function of (seed, video, frame) and of the range of lengths.
+So a frame classifier, however good, gets about two thirds of the frames right. A model that remembers the earlier
+frames can get far more. Every frame is a function of (seed, video, frame) and of the range of lengths.
 """
 
 import functools
@@ -85,7 +84,7 @@ _VIEWS = (
     View(tool="irrigator", blood=True),
     View(bag=True, tool="trocar"),
 )
-# colours of shaft and tip, and half the width
+# colors of shaft and tip, and half the width
 _TOOLS = {
     "hook": ((0.08, 0.08, 0.1), (0.95, 0.75, 0.15), 0.055),
     "clipper": ((0.1, 0.25, 0.75), (0.45, 0.55, 0.8), 0.08),
@@ -101,7 +100,7 @@ def load(
     size: tuple[int, int] = (64, 96),
     seed: int = 0,
 ) -> SurgicalData:
-    """Synthetic phase videos: about five eighths train, the others validate and test in halves.
+    """Draw synthetic phase videos: about five eighths train, the others validate and test in halves.
 
     Args:
         data_dir: where to write `synthetic-phases-.../frames/`, `phases/` and `classes.txt`, in the layout that
@@ -248,7 +247,7 @@ def _tissue(seed: int, video: int, size: tuple[int, int], gallbladder: bool) -> 
 def _things(
     look: np.random.Generator, here: np.random.Generator, grid: Grid, frame: int, view: View
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (signed distance, colour) of bag, clips and instruments, from back to front."""
+    """Yield (signed distance, color) of bag, clips and instruments, from back to front."""
     side = look.uniform(0, 2 * np.pi) + here.uniform(-0.5, 0.5)
     cloth, metal = tone_curve(look, (0.8, 0.86, 0.8), 0.06), tone_curve(look, (0.72, 0.73, 0.76), 0.1)
     motion = np.sin(frame * look.uniform(0.2, 0.5, 4) + look.uniform(0, 2 * np.pi, 4)) + here.uniform(-0.8, 0.8, 4)

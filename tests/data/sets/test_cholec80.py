@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgenet_hf.data import load_data, video
+from surgenet_hf.data import frame_folders, load_data
 from surgenet_hf.data.sets import cholec80
 from tests.data.videos import second_of, write_video
 
@@ -61,7 +61,7 @@ def test_phases(root):
     assert row["image"].size == (48, 32)
     assert second_of(row["image"]) == 2
     found, absent = data.notes
-    assert found.startswith("Found 4 of 80 videos, 24 frames at 1 per second; figures are not those of the full set.")
+    assert found.startswith("Found 4 of 80 videos, 24 frames at 1 per second; results are not those of the full set.")
     assert "Missing: video03, video04, " in found
     assert "video02 (Preparation)" in absent
     assert "video01 (GallbladderRetraction)" in absent
@@ -96,13 +96,13 @@ def test_the_split_without_validation_says_so(root):
 
 
 def test_a_random_split_is_refused_with_the_reason(root):
-    with pytest.raises(ValueError, match=r"'random'.*32/8/40.*by video: neighbouring frames look alike"):
+    with pytest.raises(ValueError, match=r"'random'.*32/8/40.*by video: neighboring frames look alike"):
         load_data("cholec80-phase", root, split_protocol="random")
 
 
 def test_the_second_call_does_not_decode_again(root, monkeypatch):
     first = load_data("cholec80-phase", root)
-    monkeypatch.setattr(video, "_sample", None)
+    monkeypatch.setattr(frame_folders, "sample_video", None)
     again = load_data("cholec80-phase", root)
     assert _column(again.splits["train"], "labels") == _column(first.splits["train"], "labels")
 

@@ -132,7 +132,7 @@ def test_what_the_notes_say(root):
     _frame(root, 9, 0, 10, values=(50, 77, 77, 11))
     notes = cholecseg8k.load(root).notes
     assert notes[0] == (
-        "Found 84 of 8080 frames, 4 of 101 clips and 4 of 17 videos (82 train, 1 validation, 1 test): figures are not "
+        "Found 84 of 8080 frames, 4 of 101 clips and 4 of 17 videos (82 train, 1 validation, 1 test): results are not "
         "those of the full set."
     )
     assert notes[1].startswith("Not there: video17 (validation), video18 (train), ")
@@ -140,9 +140,9 @@ def test_what_the_notes_say(root):
         "Clip video01_00080 has 80 frames; a clip has 80, this one frames 80 to 159: not there 85; not expected 240."
     ) in notes
     assert (
-        "Clip video09_00000 has 2 frames; a clip has 80, this one frames 0 to 79: not there 0, 1, 3, ...."
+        "Clip video09_00000 has 2 frames; a clip has 80, this one frames 0 to 79: not there 0, 1, 3, ... (78 in all)."
     ) in notes
-    assert "Grey 77 is the code of no class, it counts as ignore: 2 px in 1 mask(s) (video09 frame 10)." in notes
+    assert "Gray 77 is the code of no class, it counts as ignore: 2 px in 1 mask(s) (video09 frame 10)." in notes
     assert notes[-1].startswith("84 frame(s) are not of 854x480 pixels (video01 frame 80, ")
 
 

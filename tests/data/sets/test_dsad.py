@@ -59,7 +59,7 @@ def test_multi_organ_folder(root):
     assert names == ["stomach"] * 3 + ["background"] * 2 + ["abdominal wall"] + ["background"] * 6
     assert data.notes == (
         "Found 5 frames (3 train, 1 validation, 1 test) of 4 operations: a whole subset has over 1000 of 20 or more, "
-        "figures are not those of one.",
+        "results are not those of one.",
     )
 
 

@@ -62,7 +62,7 @@ def test_layout(root):
     assert row["image"].size == (24, 16)
     assert row["mask"][0, :5].tolist() == [0, 1, 6, 255, 0]
     assert data.notes == (
-        "Found 5 of the official 493 frames (3 train, 1 validation, 1 test): figures are not those of the full set.",
+        "Found 5 of the official 493 frames (3 train, 1 validation, 1 test): results are not those of the full set.",
     )
 
 

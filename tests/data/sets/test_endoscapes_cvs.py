@@ -81,7 +81,7 @@ def test_the_complete_set_is_recognised():
     assert endoscapes_cvs._count_note(rows).startswith("Found all 11090 official frames (6960 train")
     rows["train"].append(None)
     rows["test"].pop()
-    assert "figures are not those" in endoscapes_cvs._count_note(rows)
+    assert "results are not those" in endoscapes_cvs._count_note(rows)
 
 
 def test_a_folder_in_the_wrong_split(root):

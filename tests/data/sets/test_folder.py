@@ -84,7 +84,7 @@ def test_without_class_names_the_largest_id_counts(root):
 
 def test_a_class_that_is_never_trained_is_noted(root):
     (root / "classes.txt").write_text("tissue\nliver\ntip\nbile\n")
-    assert "No training pixel has class bile: it cannot be learnt." in load_data("folder", root).notes
+    assert "No training pixel has class bile: it cannot be learned." in load_data("folder", root).notes
 
 
 def test_sub_folders_are_videos(tmp_path):
@@ -113,7 +113,7 @@ def test_folders_named_like_splits_are_refused(tmp_path):
 def test_loose_frames_beside_folders_are_refused(root):
     _frame(root, "video/1.jpg")
     _mask(root, "video/1.png")
-    with pytest.raises(ValueError, match=r"a_op_10\.PNG lies beside folders"):
+    with pytest.raises(ValueError, match=r"a_op_10\.PNG is not in a folder, but other"):
         load_data("folder", root)
 
 

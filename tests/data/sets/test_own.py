@@ -86,7 +86,7 @@ def test_classes_txt_gives_the_order_and_rare_classes(table):
     data = load_data("csv", root)
     assert data.labels == ("b", "a", "rare")
     assert _column(data.splits["train"], "labels")[:3] == [1, 0, 1]
-    assert data.notes[1] == "No training frame has the class rare: it cannot be learnt."
+    assert data.notes[1] == "No training frame has the class rare: it cannot be learned."
     (root / "classes.txt").write_text("b\n")
     with pytest.raises(ValueError, match=r"labels\.csv, line 2: 'a' is not in classes\.txt"):
         load_data("csv", root)
@@ -94,9 +94,9 @@ def test_classes_txt_gives_the_order_and_rare_classes(table):
 
 def test_a_split_of_single_frames_is_refused_with_the_reason(table):
     rows = ["1.jpg,p,a,train", "2.jpg,p,b,validation", "3.jpg,q,a,train"]
-    with pytest.raises(ValueError, match=r"'p' is in train and in validation, but splits are by video: neighbouring"):
+    with pytest.raises(ValueError, match=r"'p' is in train and in validation, but splits are by video: neighboring"):
         load_data("csv", table("image,video,label,split", rows))
-    with pytest.raises(ValueError, match=r"no column video .*splits are by video: neighbouring frames look alike"):
+    with pytest.raises(ValueError, match=r"no column video .*splits are by video: neighboring frames look alike"):
         load_data("csv", table("image,label", ["1.jpg,a", "2.jpg,b"]))
 
 

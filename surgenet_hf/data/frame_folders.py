@@ -1,0 +1,243 @@
+"""Folders with the frames of videos: extraction once, and the frames of each video in the order of time."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from ..atomic import atomic_write, write_file
+from ..errors import UnavailableError, UserError
+from .names import number_in_name
+from .video import JPEG_QUALITY, VIDEO_SUFFIXES, require_video, sample_video, to_picture, video_seconds
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+MARKER = "extraction.json"
+
+
+def extract_frames(
+    video_path: str | Path,
+    out_dir: str | Path,
+    frames_per_second: float = 1.0,
+    max_side: int | None = None,
+    progress: tqdm | None = None,
+) -> list[Path]:
+    """Write the frames of a video to `out_dir/000000.jpg`, ... (JPEG of quality 95), and return their paths.
+
+    Files are written atomically, and `extraction.json` records when all are written. An extraction that was killed
+    continues, and one that is complete does nothing.
+
+    Args:
+        video_path, frames_per_second, max_side: as in `iter_frames`.
+        out_dir: a folder for this video alone.
+        progress: a bar to move by one for each frame.
+
+    Raises:
+        MissingFileError: there is no such video.
+        UserError: the video is broken (the frames before that are kept), or `out_dir` holds frames of another source,
+            size, or rate, or frames that this function has not written.
+        UnavailableError: a file cannot be written.
+    """
+    video_path, out_dir = Path(video_path), Path(out_dir)
+    settings = {
+        "video": video_path.name,
+        "bytes": require_video(video_path).stat().st_size,
+        "frames_per_second": frames_per_second,
+        "max_side": max_side,
+        "jpeg_quality": JPEG_QUALITY,
+    }
+    marker = _read_marker(out_dir)
+    there = _images(out_dir)
+    if marker is None and there:
+        raise UserError(f"{out_dir} holds frames from elsewhere ({there[0].name}, ...); give another folder")
+    differing = [key for key in settings if marker is not None and marker.get(key) != settings[key]]
+    if differing:
+        raise UserError(
+            f"{out_dir} holds frames extracted with {', '.join(f'{key}={marker.get(key)!r}' for key in differing)}, "
+            f"now it is {', '.join(f'{key}={settings[key]!r}' for key in differing)}; remove that folder to extract "
+            "them again, or give another one"
+        )
+    if is_complete(out_dir):
+        return there
+
+    _write_marker(out_dir, {**settings, "frames": None})
+    paths = []
+    try:
+        for index, frame in sample_video(video_path, frames_per_second):
+            paths.append(out_dir / f"{index:06d}.jpg")
+            if not paths[-1].exists():
+                _save(to_picture(frame, max_side), paths[-1])
+            if progress is not None:
+                progress.update()
+    except UnavailableError:
+        raise
+    except UserError as error:
+        raise UserError(f"{error}; the {len(paths)} frames before that are in {out_dir}") from error
+    _write_marker(out_dir, {**settings, "frames": len(paths)})
+    return paths
+
+
+def extract_videos(
+    videos: Mapping[str, Path], out_dir: Path, frames_per_second: float = 1.0, max_side: int | None = None
+) -> None:
+    """Extract the frames of several videos into `out_dir/<name>/`, as many at a time as there are processor cores.
+
+    All are tried before the first error, whose message names the others, is raised.
+    """
+    if not videos:
+        return
+    seconds = sum(video_seconds(path) for path in videos.values())
+    errors = []
+    with (
+        tqdm(desc=f"Extracting frames of {len(videos)} videos", total=round(seconds * frames_per_second)) as bar,
+        ThreadPool(min(8, os.cpu_count() or 1, len(videos))) as pool,
+    ):
+
+        def extract(name: str) -> Exception | None:
+            try:
+                extract_frames(videos[name], out_dir / name, frames_per_second, max_side, bar)
+            except UnavailableError:  # nothing more can be written
+                raise
+            except UserError as error:
+                return error
+
+        # FFmpeg and JPEG work outside Python's lock, so threads run side by side.
+        errors = [error for error in pool.imap(extract, videos) if error is not None]
+    if errors:
+        others = "".join(f"\nalso: {error}" for error in errors[1:])
+        raise type(errors[0])(f"{errors[0]}{others}") from errors[0]
+
+
+def find_frames(
+    names: list[str], videos: Mapping[str, Path], frames_dir: Path, max_side: int | None = None
+) -> dict[str, list[Path]]:
+    """Return the frames of each video, one per second: those in `frames_dir/<name>/`, or else extracted to it.
+
+    Frames that were extracted by other means are taken as they are, in the order of the number at the end of their
+    names; the numbers must be evenly spaced. Names with neither frames nor video are left out.
+
+    Args:
+        names: the videos that are looked for, in the order of the result.
+        videos: the files of those that have one.
+
+    Raises:
+        UserError: a broken video, a gap in the numbers of frames, an empty file, an extraction that was not finished
+            and whose video is gone.
+    """
+    todo = {}
+    for name in names:
+        folder = frames_dir / name
+        if _read_marker(folder) is None and _images(folder):
+            continue  # extracted by other means
+        if name in videos:
+            todo[name] = videos[name]
+        elif _read_marker(folder) is not None and not is_complete(folder):
+            raise UserError(f"{folder}: the extraction was not finished and its video is not there; put it back")
+    unfinished = {name: path for name, path in todo.items() if not _is_done(path, frames_dir / name, max_side)}
+    extract_videos(unfinished, frames_dir, max_side=max_side)
+    found = {name: _images(frames_dir / name) for name in names}
+    for name, paths in found.items():
+        if paths and _read_marker(frames_dir / name) is None:
+            _check_numbers(paths)
+    return {name: paths for name, paths in found.items() if paths}
+
+
+def find_videos(folder: Path) -> dict[str, Path]:
+    """Return the videos in a folder by their names without suffix; none if there is no such folder."""
+    videos: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in videos:
+            raise UserError(f"{videos[path.stem]} and {path} have the same name; rename or remove one")
+        videos[path.stem] = path
+    return videos
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether `extract_frames` has written all frames of a video to this folder, and all are still in it."""
+    marker = _read_marker(folder)
+    return marker is not None and marker["frames"] == len(_images(folder))
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with writing(path), atomic_write(path) as temporary:
+        image.save(temporary, "JPEG", quality=JPEG_QUALITY)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn errors of the file system in the block into `UnavailableError`, with the name of what is written."""
+    try:
+        yield
+    except UserError:  # of what is read to be written
+        raise
+    except OSError as error:
+        raise UnavailableError(
+            f"{path} cannot be written ({error}); check the free space and the permissions of its folder"
+        ) from error
+
+
+def _write_marker(folder: Path, content: dict) -> None:
+    with writing(folder / MARKER):
+        write_file(folder / MARKER, json.dumps(content).encode())
+
+
+def _read_marker(folder: Path) -> dict | None:
+    path = folder / MARKER
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); remove its folder, so that the frames are extracted again"
+        ) from error
+
+
+def _is_done(video: Path, folder: Path, max_side: int | None) -> bool:
+    """Return whether nothing is left to do, so that no progress bar is needed."""
+    marker = _read_marker(folder)
+    same = (
+        marker is not None
+        and marker["bytes"] == require_video(video).stat().st_size
+        and marker["max_side"] == max_side
+    )
+    return same and is_complete(folder)
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the frames of a folder, in the order of the number at the end of their names."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    names = [name for name in names if name.lower().endswith(FRAME_SUFFIXES)]
+    return [folder / name for _, name in sorted((_number(folder / name), name) for name in names)]
+
+
+def _number(path: Path) -> int:
+    number = number_in_name(path)
+    if number is None:
+        raise UserError(f"{path}: a frame's name must end in its number, as 000012.jpg does")
+    return number
+
+
+def _check_numbers(paths: list[Path]) -> None:
+    numbers = [_number(path) for path in paths]
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    for path, number, following in zip(paths, numbers, numbers[1:], strict=False):
+        if following - number != step or step < 1:
+            raise UserError(
+                f"{path.parent}: after frame {path.name} comes {following}, but its frames are {step} apart; one "
+                "picture for each second is needed, or labels would shift: extract them again"
+            )
+    if numbers[0] not in (0, 1, step):
+        raise UserError(f"{paths[0]}: the first frame must have number 0, 1 or {step}; extract the frames again")
+    for path in paths:
+        if not path.stat().st_size:
+            raise UserError(f"{path} is empty; extract the frames again")
