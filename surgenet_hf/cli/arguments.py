@@ -21,7 +21,11 @@ from ..privacy import mask_tokens
 
 CONFIG_FILE = "run.yaml"  # the resolved options, in the output folder of a command
 # options of the previous version, which still work for one version
-RENAMED = {"--config_name": "--backbone", "--data_split": "--split_protocol"}
+RENAMED = {
+    "--config_name": "--backbone",
+    "--data_split": "--split_protocol",
+    "--max_bad_fraction": "--max_unreadable_fraction",
+}
 BACKGROUND_HELP = "Name of the background class of the dataset `folder`. Default: all classes are foreground."
 NO_TOKEN = "an access token cannot be given as an option, which would be recorded; use `hf auth login` or HF_TOKEN"
 

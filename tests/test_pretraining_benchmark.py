@@ -7,8 +7,8 @@ import time
 
 import pytest
 from PIL import Image
-
 from surgenet_hf.pretraining.benchmark import Benchmark, busy_shares, take_turns
+
 from tests.cli import load_script
 
 SMALL = "--backbone tiny --batch_size 2 --rounds 1 --out_dim 32 --frame_size 160 120 --local_crops_number 1"
