@@ -1,7 +1,11 @@
-"""How fast pretraining is, and against the original loop: everything by turns in one run, so that ratios hold.
+"""Measure DINO pretraining on this machine, part by part, and against the original loop in a checkout.
 
-The original is facebookresearch/dino, in a checkout that the user has (`original_loop`). Its network is that of a
-checkout of TimJaspers0801/SurgeNet, or else ours.
+python benchmarks/pretraining.py --batch_size 4
+python benchmarks/pretraining.py --batch_size 64 --dataloader_num_workers 16 --channels_last --torch_compile \\
+    --dino_repo dino --surgenet_repo SurgeNet
+
+All candidates take turns in one process, so that they meet the same noise. The original is facebookresearch/dino in a
+checkout, see `original_dino`. Its network is that of a checkout of TimJaspers0801/SurgeNet, or else ours.
 """
 
 import io
@@ -15,65 +19,65 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from original_dino import OriginalLoop, original_modules, single_process
 from PIL import Image
 
-from ..checkpoints.catalog import STATISTICS
-from ..configuration_surgenet import BACKBONES
-from ..data.sets import synthetic
-from ..fast_gradients import speed_up
-from ..modeling_surgenet import SurgeNetModel
-from ..models import resolve_model
-from ..rng import rng_for
-from .dino.method import DinoConfig, DinoModel, build_optimizer, build_schedules, compute_loss, training_step
-from .frames.crops import CropConfig, crop_frame, draw_crops, normalize
-from .frames.device_crops import crop_batch
-from .frames.loader import Feed
-from .frames.ordering import collate, unpack_images
-from .frames.sources import FrameArguments
-from .original_loop import OriginalLoop, original_modules, single_process
+from surgenet_hf.checkpoints.catalog import STATISTICS
+from surgenet_hf.cli.arguments import ArgumentParser, command
+from surgenet_hf.configuration_surgenet import BACKBONES
+from surgenet_hf.data.sets import synthetic
+from surgenet_hf.errors import MissingFileError, UserError
+from surgenet_hf.pretraining.arguments import CropConfig, DinoConfig, FrameArguments, PretrainingArguments
+from surgenet_hf.pretraining.dino.method import build_optimizer, build_schedules, training_step
+from surgenet_hf.pretraining.frames.crops import crop_frame, draw_crops
+from surgenet_hf.pretraining.frames.device_crops import crop_batch
+from surgenet_hf.pretraining.frames.loader import PretrainingLoader, split_batch
+from surgenet_hf.pretraining.frames.ordering import collate, unpack_images
+from surgenet_hf.pretraining.start import build_model
+from surgenet_hf.rng import rng_for
 
-PARTS = ("decode", "crops", "forward_backward", "step", "end_to_end")
+PARTS = ("decode", "crops", "step", "end_to_end")
 PREFETCH = 2  # batches that each worker of a DataLoader has begun or holds ready
-
-
-@dataclass
-class BenchmarkArguments:
-    """What is measured."""
-
-    parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Of {', '.join(PARTS)}."})
-    backbone: str = field(default="caformer_s18", metadata={"help": "Network.", "choices": [*BACKBONES, "tiny"]})
-    batch_size: int = field(default=4, metadata={"help": "Frames in a step."})
-    rounds: int = field(default=5, metadata={"help": "Turns of each candidate; end to end with workers: 2, longer."})
-    out_dim: int = field(default=65_536, metadata={"help": "Prototypes of the head."})
-    frame_size: list[int] = field(default_factory=lambda: [1280, 720], metadata={"help": "Width and height."})
-    data_dir: str | None = field(default=None, metadata={"help": "JPEG frames; left out: synthetic scenes."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "For the end to end part."})
-    torch_compile: bool = field(default=False, metadata={"help": "Measure ours compiled, too."})
-    channels_last: bool = field(default=False, metadata={"help": "Measure ours in this memory format, too."})
-    dino_repo: str | None = field(default=None, metadata={"help": "A checkout of facebookresearch/dino."})
-    surgenet_repo: str | None = field(default=None, metadata={"help": "A checkout of TimJaspers0801/SurgeNet."})
-
-    def __post_init__(self):
-        if unknown := set(self.parts) - set(PARTS):
-            raise ValueError(f"unknown parts {sorted(unknown)}; there are {', '.join(PARTS)}")
-        if self.surgenet_repo and not self.dino_repo:
-            raise ValueError("--surgenet_repo is for the original loop only: give --dino_repo, too")
-        if self.surgenet_repo and self.backbone != "caformer_s18":
-            raise ValueError("the original's network is compared for caformer_s18 only: leave out --surgenet_repo")
-        for name, module in (("dino_repo", "main_dino.py"), ("surgenet_repo", "metaformer.py")):
-            folder = getattr(self, name)
-            if folder and not Path(folder, module).is_file():
-                raise FileNotFoundError(f"--{name} {folder} holds no {module}: give the folder of a checkout")
-
 
 Candidates = dict[str, Callable[[], None]]
 
 
-def run_benchmark(args: BenchmarkArguments, crop_config: CropConfig) -> dict[str, dict[str, float]]:
-    """Measure and print; the median seconds a frame of each candidate of each part."""
+@dataclass
+class BenchmarkArguments:
+    """Parts and sizes of the measurement."""
+
+    parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Parts: {', '.join(PARTS)}."})
+    backbone: str = field(default="caformer_s18", metadata={"help": "Network.", "choices": [*BACKBONES, "tiny"]})
+    batch_size: int = field(default=4, metadata={"help": "Frames in a step."})
+    rounds: int = field(default=5, metadata={"help": "Turns of each candidate. End to end with workers: at most 2."})
+    out_dim: int = field(default=65_536, metadata={"help": "Prototypes of the head."})
+    frame_size: list[int] = field(default_factory=lambda: [1280, 720], metadata={"help": "Width and height."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of JPEG frames. Default: synthetic scenes."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Workers in the end-to-end part."})
+    torch_compile: bool = field(default=False, metadata={"help": "Our step, also compiled."})
+    channels_last: bool = field(default=False, metadata={"help": "Our step, also in channels-last memory format."})
+    dino_repo: str | None = field(default=None, metadata={"help": "Checkout of facebookresearch/dino."})
+    surgenet_repo: str | None = field(default=None, metadata={"help": "Checkout of TimJaspers0801/SurgeNet."})
+
+    def __post_init__(self):
+        if unknown := set(self.parts) - set(PARTS):
+            raise UserError(f"unknown --parts {' '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
+        if self.surgenet_repo and not (self.dino_repo and self.backbone == "caformer_s18"):
+            raise UserError("--surgenet_repo needs --dino_repo, and the backbone caformer_s18")
+        for name, module in (("dino_repo", "main_dino.py"), ("surgenet_repo", "metaformer.py")):
+            folder = getattr(self, name)
+            if folder and not Path(folder, module).is_file():
+                raise MissingFileError(f"--{name} {folder} holds no {module}: give the folder of a checkout")
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    args, crop_config = ArgumentParser(
+        (BenchmarkArguments, CropConfig), description=__doc__
+    ).parse_args_into_dataclasses(argv)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, batches of {args.batch_size}")
-    results = {}
     torch.backends.cudnn.benchmark = True  # as both loops have it
     with (
         tempfile.TemporaryDirectory() as temporary,
@@ -81,41 +85,13 @@ def run_benchmark(args: BenchmarkArguments, crop_config: CropConfig) -> dict[str
         original_modules(args.dino_repo, args.surgenet_repo) as modules,
     ):
         original = OriginalLoop(modules, args.backbone, args.out_dim, crop_config, device) if modules else None
-        bench = Benchmark(args, crop_config, device, original, _frames(args, Path(temporary)))
+        benchmark = Benchmark(args, crop_config, device, original, _frames(args, Path(temporary)))
         for part in args.parts:
-            if part == "end_to_end":
-                results[part] = bench.end_to_end()
-            else:
-                results[part] = take_turns(getattr(bench, part)(), args.rounds, args.batch_size, bench.wait)
-            print(table(part, results[part]), flush=True)
-    if device.type != "cpu" and {"step", "end_to_end"} <= results.keys():
-        print(busy_shares(results["step"], results["end_to_end"]))
-    return results
-
-
-def take_turns(
-    candidates: Candidates, rounds: int, frames: int, wait: Callable[[], None] = lambda: None
-) -> dict[str, float]:
-    """Median seconds a frame of each; every candidate has its turn in each round, so that all meet the same noise.
-
-    Args:
-        rounds: that count, after one that does not.
-        frames: on which a candidate works in a turn.
-        wait: for the device, at the end of a turn.
-    """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(rounds + 1):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            run()
-            wait()
-            if turn:
-                times[name].append((time.perf_counter() - start) / frames)
-    return {name: statistics.median(values) for name, values in times.items()}
+            print(table(part, getattr(benchmark, part)()), flush=True)
 
 
 def table(part: str, seconds: dict[str, float]) -> str:
-    """Milliseconds a frame, frames per second, and the speed relative to the first row."""
+    """Format milliseconds per frame, frames per second, and the speed relative to the first row."""
     first = next(iter(seconds.values()))
     width = max(map(len, seconds))
     lines = [f"\n{part.replace('_', ' ')}: {'ms a frame':>{width + 12 - len(part)}}   frames/s   speed"]
@@ -123,18 +99,12 @@ def table(part: str, seconds: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def busy_shares(step: dict[str, float], end_to_end: dict[str, float]) -> str:
-    """For how much of the time from the files on the device is in the step; what crops take on it comes on top."""
-    shares = [f"{name} {step[name] / seconds:.0%}" for name, seconds in end_to_end.items()]
-    return f"\nDevice busy with the step, of the time end to end: {'; '.join(shares)}"
-
-
 class Benchmark:
-    """Candidates for each part but the last. Each is called once a turn, and works on one batch.
+    """Parts of the measurement. Each returns the median seconds per frame of its candidates.
 
     Args:
-        original: to compare with; None: there is no checkout.
-        paths: of JPEG frames, at least a batch.
+        original: the original loop, or None.
+        paths: JPEG frames, at least a batch.
     """
 
     def __init__(
@@ -152,165 +122,144 @@ class Benchmark:
         self.ahead = PREFETCH * args.dataloader_num_workers
         self.frames_per_loader = (6 * self.ahead + 2) * args.batch_size  # it does not end within a turn
 
-    def wait(self) -> None:
-        """For the device to end what it was given."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
-
-    def decode(self) -> Candidates:
-        """A batch of JPEGs, in full and as far as the crops need."""
-        feed = self._feed(on_device=True)
+    def decode(self) -> dict[str, float]:
+        """Measure a batch of JPEGs, at full size and as far as the crops need."""
+        loader = self._loader(on_device=True)
 
         def in_full():
             for content in self.contents:
                 np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
-        return {"in full (original)": in_full, "reduced, with draws": lambda: self._samples(feed)}
+        return self._take_turns({"full size (original)": in_full, "reduced, with draws": lambda: self._batch(loader)})
 
-    def crops(self) -> Candidates:
-        """The crops of a batch of decoded frames."""
+    def crops(self) -> dict[str, float]:
+        """Measure the crops of a batch of decoded frames."""
         images = [Image.open(io.BytesIO(content)).convert("RGB") for content in self.contents]
 
         def in_workers():
             self.turn += 1
             for i, image in enumerate(images):
-                crops = draw_crops(image.size, self.crop_config, rng_for(0, self.turn, i))
-                crop_frame(image, crops, self.crop_config)
+                crop_frame(image, draw_crops(image.size, self.crop_config, rng_for(0, self.turn, i)), self.crop_config)
 
         candidates = {"workers": in_workers}
         if self.original:
             transform = self.original.transform()
             candidates = {"original": lambda: [transform(image) for image in images], **candidates}
-        batch = self._samples(self._feed(on_device=True))
+        batch = self._batch(self._loader(on_device=True))
         pixels = batch["pixels"].to(self.device)
         candidates[f"batched on {self.device.type}"] = lambda: crop_batch(
             unpack_images(pixels, batch["sizes"]), batch["crops"], self.crop_config
         )
-        return candidates
+        return self._take_turns(candidates)
 
-    def forward_backward(self) -> Candidates:
-        """Loss and gradients of ours, without the optimiser."""
+    def step(self) -> dict[str, float]:
+        """Measure a whole step on crops that are on the device."""
         crops = self._random_crops()
-
-        def of(half: bool):
-            model = self._model(half)
-
-            def run():
-                with self._autocast(half):
-                    loss = compute_loss(model, crops, 0.04).loss
-                loss.backward()
-                model.zero_grad(set_to_none=True)
-
-            return run
-
-        return {"float32": of(False), "bf16 autocast": of(True)}
-
-    def step(self) -> Candidates:
-        """A whole step on crops that are there."""
-        crops = self._random_crops()
-        steps = self._all_steps()
-        return {name: lambda step=step: step(crops) for name, step in steps.items()}
+        return self._take_turns({name: lambda step=step: step(crops) for name, step in self.steps().items()})
 
     def end_to_end(self) -> dict[str, float]:
-        """Median seconds a frame from JPEG files through workers and crops to the end of the step.
+        """Measure from JPEG files through workers and crops to the end of the step.
 
-        The workers of a candidate live in its turns only: else they would load ahead in those of others, who would pay
-        for it. First the batches pass that they may have ready while the first step takes long, then four times as
-        many are timed; so at most a quarter of what is timed was loaded before, and none where loading is what bounds.
+        The workers of a candidate exist only in its turns. Otherwise they would load ahead in those of others. First,
+        the batches that may be ready after a long first step are used up; then four times as many are timed. So at
+        most a quarter of the timed batches was loaded before, and none if loading is the bottleneck.
         """
-        steps, times = self._all_steps(), {}
+        steps, times = self.steps(), {}
         for step in steps.values():
-            step(self._random_crops())  # what the first one allocates and compiles gives workers no head start
+            step(self._random_crops())  # allocation and compilation give workers no head start
         for _ in range(min(self.args.rounds, 2) if self.ahead else self.args.rounds):
             for name, step in steps.items():
                 with closing(self._batches("original" in name)) as batches:
                     for _ in range(self.ahead + 1):
                         step(next(batches))
-                    self.wait()
+                    self._wait()
                     start, timed = time.perf_counter(), max(1, 4 * self.ahead)
                     for _ in range(timed):
                         step(next(batches))
-                    self.wait()
+                    self._wait()
                     seconds = time.perf_counter() - start
                     times.setdefault(name, []).append(seconds / timed / self.args.batch_size)
         return {name: statistics.median(values) for name, values in times.items()}
 
-    def _all_steps(self) -> dict[str, Callable]:
+    def steps(self) -> dict[str, Callable[[list[torch.Tensor]], None]]:
+        """Return the steps to compare, functions of the crops."""
         steps = {}
         if self.original:
             steps |= {"original, float32": self.original.step(False), "original, autocast": self.original.step(True)}
-        steps |= {"ours, float32": self._our_step(False), "ours, bf16": self._our_step(True)}
+        steps |= {"ours, float32": self._our_step(), "ours, bf16": self._our_step(bf16=True)}
         if self.args.channels_last:
-            steps["ours, bf16, channels last"] = self._our_step(True, channels_last=True)
+            steps["ours, bf16, channels last"] = self._our_step(bf16=True, channels_last=True)
         if self.args.torch_compile:
-            steps["ours, bf16, compiled"] = self._our_step(True, compiled=True)
+            steps["ours, bf16, compiled"] = self._our_step(bf16=True, torch_compile=True)
         return steps
 
-    def _model(self, half: bool) -> DinoModel:
-        torch.manual_seed(0)
-        backbone = SurgeNetModel(resolve_model(None, self.args.backbone))
-        model = DinoModel(backbone, DinoConfig(out_dim=self.args.out_dim)).to(self.device)
-        if self.device.type == "cpu":
-            speed_up(model, half)
-        return model
-
-    def _autocast(self, half: bool):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
-
-    def _our_step(self, half: bool, channels_last: bool = False, compiled: bool = False) -> Callable:
-        model = self._model(half)
-        if channels_last:
-            model.to(memory_format=torch.channels_last)
-        if compiled:
-            model.student.backbone.compile(dynamic=False)
-            model.teacher.backbone.compile(dynamic=False)
-        optimizer = build_optimizer(model.student)
-        schedules = build_schedules(model.config, 1000, self.args.batch_size)
+    def _our_step(self, **options) -> Callable[[list[torch.Tensor]], None]:
+        args = PretrainingArguments("unused", backbone=self.args.backbone, **options)
+        model = build_model(args, DinoConfig(out_dim=self.args.out_dim), self.device)
+        optimizer, schedules = (
+            build_optimizer(model.student),
+            build_schedules(model.config, 1000, self.args.batch_size),
+        )
+        layout = torch.channels_last if args.channels_last else torch.preserve_format
 
         def step(crops: list[torch.Tensor]):
-            if channels_last:
-                crops = [crop.contiguous(memory_format=torch.channels_last) for crop in crops]
-            autocast = lambda: self._autocast(half)  # noqa: E731
-            training_step(model, optimizer, schedules, [crops], 5000, autocast=autocast)
+            crops = [crop.contiguous(memory_format=layout) for crop in crops]
+            training_step(
+                model,
+                optimizer,
+                schedules,
+                [crops],
+                5000,
+                autocast=lambda: torch.autocast(self.device.type, torch.bfloat16, enabled=args.bf16),
+            )
 
         return step
 
     def _random_crops(self) -> list[torch.Tensor]:
-        sizes, batch = self.crop_config.sizes, self.args.batch_size
-        return [torch.randn(batch, 3, size, size, device=self.device) for size in sizes]
+        return [torch.randn(self.args.batch_size, 3, n, n, device=self.device) for n in self.crop_config.sizes]
 
-    def _feed(self, on_device: bool) -> Feed:
-        args = FrameArguments(dataset=["folder"], data_dir=[str(self.paths[0].parent)])
-        args.frames_per_epoch = self.frames_per_loader
-        return Feed(args, self.crop_config, 0, self.args.batch_size, on_device=on_device)
+    def _loader(self, on_device: bool, **options) -> PretrainingLoader:
+        args = FrameArguments(["folder"], [str(self.paths[0].parent)], frames_per_epoch=self.frames_per_loader)
+        return PretrainingLoader(args, self.crop_config, 0, self.args.batch_size, on_device=on_device, **options)
 
-    def _samples(self, feed: Feed) -> dict:
+    def _batch(self, loader: PretrainingLoader) -> dict:
         self.turn += 1
-        return collate([feed.dataset[(self.turn, i, i)] for i in range(self.args.batch_size)])
+        return collate([loader.dataset[(self.turn, i, i)] for i in range(self.args.batch_size)])
 
     def _batches(self, original: bool) -> Iterator[list[torch.Tensor]]:
-        workers = self.args.dataloader_num_workers
+        workers, size = self.args.dataloader_num_workers, self.args.batch_size
         if original:
-            yield from self.original.batches(self.paths, self.frames_per_loader, self.args.batch_size, workers)
+            yield from self.original.batches(self.paths, self.frames_per_loader, size, workers)
             return
-        on_device = self.device.type != "cpu"
         mean, std = (torch.tensor(x, device=self.device) for x in STATISTICS["surgenet"])
-        feed = self._feed(on_device)
-        for _, batch in feed.steps(0, feed.steps_per_epoch, workers, pin_memory=self.device.type == "cuda"):
-            if on_device:
-                images = unpack_images(batch["pixels"].to(self.device, non_blocking=True), batch["sizes"])
-                crops = crop_batch(images, batch["crops"], self.crop_config)
-            else:
-                crops = batch["crops"]
-            yield normalize(crops, mean, std)
+        on_gpu = self.device.type == "cuda"
+        loader = self._loader(self.device.type != "cpu", num_workers=workers, pin_memory=on_gpu)
+        for _, batch in loader.steps(0, loader.steps_per_epoch):
+            yield from split_batch(batch, size, self.crop_config, self.device, mean, std)
+
+    def _take_turns(self, candidates: Candidates) -> dict[str, float]:
+        """Measure every candidate in each round, after one round that does not count."""
+        times: dict[str, list[float]] = {name: [] for name in candidates}
+        for turn in range(self.args.rounds + 1):
+            for name, run in candidates.items():
+                start = time.perf_counter()
+                run()
+                self._wait()
+                if turn:
+                    times[name].append((time.perf_counter() - start) / self.args.batch_size)
+        return {name: statistics.median(values) for name, values in times.items()}
+
+    def _wait(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
 
 def _frames(args: BenchmarkArguments, folder: Path) -> list[Path]:
-    """JPEG frames: the user's, or synthetic scenes drawn to `folder`; at least a batch."""
+    """Return JPEG frames, at least a batch: the user's, or synthetic scenes that are drawn to `folder`."""
     if args.data_dir:
         paths = sorted(Path(args.data_dir).glob("*.jpg"))
         if len(paths) < args.batch_size:
-            raise ValueError(f"{args.data_dir} holds {len(paths)} *.jpg, a batch has {args.batch_size}")
+            raise UserError(f"{args.data_dir} holds {len(paths)} *.jpg, but a batch needs {args.batch_size}")
         return paths
     width, height = args.frame_size
     drawn = [synthetic.encode_image(synthetic.draw(0, i, 0, (height, width))[0], "JPEG", quality=90) for i in range(8)]
@@ -318,3 +267,7 @@ def _frames(args: BenchmarkArguments, folder: Path) -> list[Path]:
     for i, path in enumerate(paths):
         path.write_bytes(drawn[i % len(drawn)])
     return paths
+
+
+if __name__ == "__main__":
+    main()

@@ -32,18 +32,14 @@ from ..checkpoints.catalog import STATISTICS
 from ..checkpoints.facebook_dino import DinoCheckpoint, save_dino_checkpoint
 from ..distributed import any_process, gather
 from ..errors import UserError
-from ..fast_gradients import speed_up
 from ..rng import rng_for
 from .arguments import SMALL, CropConfig, DinoConfig, FrameArguments, PretrainingArguments, options_of
 from .dino.collapse import Monitor
-from .dino.method import DinoModel, StepResult, build_optimizer, build_schedules, training_step
-from .frames.crops import normalize
-from .frames.device_crops import crop_batch
-from .frames.loader import PretrainingLoader
-from .frames.ordering import unpack_images
+from .dino.method import StepResult, build_optimizer, build_schedules, training_step
+from .frames.loader import PretrainingLoader, split_batch
 from .outputs import Outputs, load_knn_data
 from .plan import Plan
-from .start import as_dino_training, build_backbone, load_start
+from .start import as_dino_training, build_model, load_start
 from .state import register_model, save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -166,17 +162,7 @@ class Pretraining:
     def _build(self) -> None:
         """Build model and optimizer, prepared by Accelerate, and load their start."""
         args = self.args
-        torch.manual_seed(args.seed)  # all processes start with the same weights
-        self.model = DinoModel(build_backbone(args, self.resume), self.dino).to(self.device)
-        if args.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        if args.gradient_checkpointing:
-            self.model.student.backbone.gradient_checkpointing_enable()
-        if args.torch_compile:
-            self.model.student.backbone.compile(dynamic=False)  # once for each size of crops
-            self.model.teacher.backbone.compile(dynamic=False)
-        if self.device.type == "cpu":
-            speed_up(self.model, half=args.bf16)
+        self.model = build_model(args, self.dino, self.device, self.resume)
         torch.backends.cudnn.benchmark = True  # shapes stay the same
         self.student, self.optimizer = self.accelerator.prepare(
             self.model.student, build_optimizer(self.model.student)
@@ -273,16 +259,9 @@ class Pretraining:
     def _forward_passes(self, batch: dict, step: int) -> Iterator[list[torch.Tensor]]:
         """Yield the normalized crops of each forward pass on the device, and set the seed of drop path before each."""
         args = self.args
-        images = []
-        if self.crop_on_device:
-            images = unpack_images(batch["pixels"].to(self.device, non_blocking=True), batch["sizes"])
-        for number in range(args.gradient_accumulation_steps):
-            part = slice(number * args.per_device_train_batch_size, (number + 1) * args.per_device_train_batch_size)
-            if self.crop_on_device:
-                crops = crop_batch(images[part], batch["crops"][part], self.crop_config)
-            else:
-                crops = [crop[part].to(self.device, non_blocking=True) for crop in batch["crops"]]
-            crops = normalize(crops, *self.normalization)
+        size = args.per_device_train_batch_size
+        parts = split_batch(batch, size, self.crop_config, self.device, *self.normalization)
+        for number, crops in enumerate(parts):
             if args.channels_last:
                 crops = [crop.contiguous(memory_format=torch.channels_last) for crop in crops]
             index = PROCESS_DRAWS + self.accelerator.process_index * args.gradient_accumulation_steps + number

@@ -14,9 +14,10 @@ from ..checkpoints.conversion import choose_statistics
 from ..checkpoints.facebook_dino import DinoCheckpoint, DinoTraining, backbone_config, load_dino_checkpoint
 from ..configuration_surgenet import SurgeNetConfig
 from ..errors import UnavailableError, UserError
+from ..fast_gradients import speed_up
 from ..modeling_surgenet import SurgeNetModel
 from ..models import resolve_model
-from .arguments import PretrainingArguments
+from .arguments import DinoConfig, PretrainingArguments
 from .dino.method import DinoModel
 from .plan import Plan
 
@@ -72,6 +73,27 @@ def build_backbone(args: PretrainingArguments, resume: Path | DinoCheckpoint | N
     config = copy.deepcopy(config)
     config.drop_path_rate = args.drop_path_rate
     return SurgeNetModel(config)
+
+
+def build_model(
+    args: PretrainingArguments,
+    dino: DinoConfig,
+    device: torch.device,
+    resume: Path | DinoCheckpoint | None = None,
+) -> DinoModel:
+    """Build student and teacher on the device, with the memory format and compilation of the arguments."""
+    torch.manual_seed(args.seed)  # all processes start with the same weights
+    model = DinoModel(build_backbone(args, resume), dino).to(device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.gradient_checkpointing:
+        model.student.backbone.gradient_checkpointing_enable()
+    if args.torch_compile:
+        model.student.backbone.compile(dynamic=False)  # once for each size of crops
+        model.teacher.backbone.compile(dynamic=False)
+    if device.type == "cpu":
+        speed_up(model, half=args.bf16)
+    return model
 
 
 def _compare_backbones(asked: SurgeNetConfig, found: SurgeNetConfig) -> None:

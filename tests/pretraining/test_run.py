@@ -18,6 +18,7 @@ from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.cli.pretrain import main
 from surgenet_hf.pretraining import outputs
 from surgenet_hf.pretraining import run as training
+from surgenet_hf.pretraining.frames import loader
 from tests.pretraining.running import (
     NUM_FRAMES,
     NUM_STEPS,
@@ -101,13 +102,13 @@ def test_ways_to_save_time_or_memory(frames, whole_run, tmp_path, options):
 
 def break_steps(monkeypatch, steps: range) -> None:
     """Make the pixels of these steps NaN."""
-    normalize, calls = training.normalize, itertools.count()
+    normalize, calls = loader.normalize, itertools.count()
 
     def normalize_or_break(*args):
         factor = torch.nan if next(calls) in steps else 1
         return [crop * factor for crop in normalize(*args)]
 
-    monkeypatch.setattr(training, "normalize", normalize_or_break)
+    monkeypatch.setattr(loader, "normalize", normalize_or_break)
 
 
 def test_step_with_nan_is_left_out(frames, tmp_path, monkeypatch):
@@ -268,7 +269,7 @@ def test_trackers_get_what_the_log_gets(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "find_trackers", lambda names: [Tracker(logged)])
     pretrain(frames, tmp_path, "--max_steps 4")
     assert [logged[step]["loss"] for step in range(1, 5)] == losses(tmp_path)
-    assert "teacher_entropy" in logged[3]
+    assert "teacher_entropy" in logged[4]
 
 
 class Tracker(GeneralTracker):

@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 from ...data.identity import content_digest
 from ..arguments import CropConfig, FrameArguments
-from .ordering import BatchLoader, EpochOrder, FrameDataset, FrameSampler
+from .crops import normalize
+from .device_crops import crop_batch
+from .ordering import BatchLoader, EpochOrder, FrameDataset, FrameSampler, unpack_images
 from .sources import open_sources
 from .streaming import StreamLoader, open_stream
 
@@ -83,3 +87,28 @@ class PretrainingLoader:
             for batch in islice(self.loader, stop - start):
                 yield start, batch
                 start += 1
+
+
+def split_batch(
+    batch: dict, size: int, config: CropConfig, device: torch.device, mean: torch.Tensor, std: torch.Tensor
+) -> Iterator[list[torch.Tensor]]:
+    """Yield the normalized crops of each forward pass on the device. They are made there if the workers did not.
+
+    Args:
+        batch: see `ordering.collate`.
+        size: frames in a forward pass.
+        mean, std: of the three channels at values from 0 to 1.
+
+    Yields:
+        N tensors (size, 3, h, w), the global crops first.
+    """
+    on_device = "pixels" in batch
+    if on_device:
+        images = unpack_images(batch["pixels"].to(device, non_blocking=True), batch["sizes"])
+    for start in range(0, len(batch["crops"] if on_device else batch["crops"][0]), size):
+        part = slice(start, start + size)
+        if on_device:
+            crops = crop_batch(images[part], batch["crops"][part], config)
+        else:
+            crops = [crop[part].to(device, non_blocking=True) for crop in batch["crops"]]
+        yield normalize(crops, mean, std)

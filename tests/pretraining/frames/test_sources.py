@@ -234,7 +234,7 @@ def test_tables_say_which_columns_and_splits_they_have(tmp_path):
         open_source("parquet", str(tmp_path), image_column="video")
     with pytest.raises(ValueError, match=r"cannot be read: .*validation"):
         open_source(str(tmp_path), split="validation")
-    with pytest.raises(FileNotFoundError, match="'no/such' is no data set"):
+    with pytest.raises(FileNotFoundError, match="'no/such' cannot be found"):
         open_source("no/such")
 
 
