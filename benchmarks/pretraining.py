@@ -196,10 +196,8 @@ class Benchmark:
     def _our_step(self, **options) -> Callable[[list[torch.Tensor]], None]:
         args = PretrainingArguments("unused", backbone=self.args.backbone, **options)
         model = build_model(args, DinoConfig(out_dim=self.args.out_dim), self.device)
-        optimizer, schedules = (
-            build_optimizer(model.student),
-            build_schedules(model.config, 1000, self.args.batch_size),
-        )
+        optimizer = build_optimizer(model.student)
+        schedules = build_schedules(model.config, 1000, self.args.batch_size)
         layout = torch.channels_last if args.channels_last else torch.preserve_format
 
         def step(crops: list[torch.Tensor]):

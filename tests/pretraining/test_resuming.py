@@ -1,5 +1,6 @@
 """Runs that were killed, stopped or finished, and full DINO checkpoints, go on."""
 
+import json
 import os
 import random
 import shutil
@@ -155,6 +156,15 @@ def test_damaged_checkpoint_and_one_of_other_sizes_are_refused(frames, whole_run
         with pytest.raises(SystemExit, match=f"{name} is damaged"):
             pretrain(frames, tmp_path / "run", f"--resume_from_checkpoint {cut} --extend_epochs 1")
     assert not (tmp_path / "run").exists()
+
+
+def test_checkpoint_of_an_earlier_version_is_refused(frames, whole_run, tmp_path):
+    checkpoint = shutil.copytree(whole_run / "checkpoint-12", tmp_path / "run" / "checkpoint-12")
+    record = json.loads((checkpoint / "run.json").read_text())
+    record["start"]["statistics"] = record["start"].pop("normalization")
+    (checkpoint / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match=r"was written by an earlier version .*--model_name_or_path"):
+        pretrain(frames, tmp_path / "run", "--resume_from_checkpoint true")
 
 
 def test_finished_run_of_another_folder_leaves_its_model(frames, whole_run, tmp_path):

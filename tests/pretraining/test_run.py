@@ -259,6 +259,25 @@ def test_folder_without_a_single_good_frame(tmp_path, workers):
         pretrain(broken, tmp_path / "run", f"--dataloader_num_workers {workers}")
 
 
+def test_a_bug_keeps_its_traceback(frames, tmp_path, monkeypatch):
+    """A ValueError that is not a UserError is no mistake of the user."""
+
+    def fail(*args, **kwargs):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(training, "training_step", fail)
+    with pytest.raises(ValueError, match="a bug") as found:
+        pretrain(frames, tmp_path)
+    assert found.traceback[-1].name == "fail"
+
+
+def test_the_options_are_saved_and_can_be_given_again(frames, tmp_path, caplog):
+    pretrain(frames, tmp_path / "run", "--max_steps 1 --max_bad_fraction 0.5")
+    assert "--max_bad_fraction is now called --max_unreadable_fraction" in caplog.text
+    main(["--config", str(tmp_path / "run" / "run.yaml"), "--output_dir", str(tmp_path / "again")])
+    assert losses(tmp_path / "again") == losses(tmp_path / "run")
+
+
 def test_tracker_that_is_not_there(frames, tmp_path):
     with pytest.raises(SystemExit, match="--report_to nothing: not installed, or unknown to Accelerate"):
         pretrain(frames, tmp_path / "run", "--report_to nothing")
