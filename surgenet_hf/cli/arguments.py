@@ -22,7 +22,11 @@ from ..privacy import NO_TOKEN, mask_tokens
 
 CONFIG_FILE = "run.yaml"  # the resolved options, in the output folder of a command
 # options of the previous version, which still work for one version
-RENAMED = {"--config_name": "--backbone", "--data_split": "--split_protocol"}
+RENAMED = {
+    "--config_name": "--backbone",
+    "--data_split": "--split_protocol",
+    "--max_bad_fraction": "--max_unreadable_fraction",
+}
 
 logger = logging.getLogger(__name__)
 

@@ -1,18 +1,19 @@
-"""How good are embeddings, without training anything on them: k nearest neighbours on a labelled set.
+"""k-nearest-neighbor evaluation of embeddings on a labeled dataset, without training.
 
-Weighted k-NN as in DINO (Caron et al. 2021, after Wu et al. 2018): each frame of the train split votes for its labels
-with exp(cosine similarity / temperature), and the k most similar ones count.
+Weighted k-NN as in DINO (Caron et al. 2021, after Wu et al. 2018): the k most similar frames of the train split vote
+for their labels with weights exp(cosine similarity / temperature).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import distributed
 from torch.nn import functional as F
 
 from ..data import SurgicalData
 from ..data.base import SINGLE
+from ..distributed import gather, process_state
+from ..errors import UserError
 from ..inference.embeddings import predict_embeddings, spread
 from ..metrics import MultiLabelMetric
 
@@ -20,7 +21,7 @@ NUM_QUERIES = 1024  # at a time: bounds the matrix of similarities
 
 
 @dataclass
-class LabelledEmbeddings:
+class LabeledEmbeddings:
     """Embeddings float32 (N, C), targets from 0 to 1 float32 (N, num_labels), and the video of each of N frames."""
 
     embeddings: torch.Tensor
@@ -37,36 +38,35 @@ def knn_accuracy(
     batch_size: int = 32,
     max_frames: int | None = None,
 ) -> dict[str, float]:
-    """What the frames of the validation split (else test) are, by a vote of their neighbours in the train split.
+    """Classify the frames of the validation split (else test) by a vote of their neighbors in the train split.
 
-    With classes, the accuracy; with several labels at once, the mean average precision of the votes, where a target
-    of 0.5 and more is positive. Of a data set for segmentation the labels are which classes a frame shows. Labels
-    that all frames have, or none, are left out. Frames of the query's own video have no vote.
+    The metric is the accuracy for classes. For several labels in a frame it is the mean average precision of the
+    votes, where a target of 0.5 or more is positive. For segmentation, the labels are the classes that a frame shows.
+    Labels that all frames or no frames have are omitted. Frames of the query's own video have no vote.
 
-    In a run of several processes all of them call this; each embeds a part of the frames, all return the same.
+    In a run of several processes, all must call this. Each embeds a part of the frames, and all return the same.
 
     Args:
         model: a `SurgeNetModel`; its mode is restored.
         processor: its image processor.
-        k: neighbours that vote; all of the train split, if it has fewer.
-        temperature: of the votes.
-        batch_size: frames that the model sees at a time.
-        max_frames: at most so many frames of each of the two splits, evenly spread; None: all.
+        k: number of neighbors that vote. If the train split has fewer frames, all of them vote.
+        temperature: temperature of the votes.
+        batch_size: frames in a batch.
+        max_frames: largest number of frames of each of the two splits, evenly spread. None: all.
 
     Returns:
-        {"knn_accuracy" or "knn_mean_average_precision": from 0 to 1, "knn_chance": the same of who does not look},
-        which is the share of the train split's commonest class, or the mean share of positive frames.
+        {"knn_accuracy" or "knn_mean_average_precision": from 0 to 1, "knn_chance": the same without looking}. Chance
+        is the share of the train split's most common class, or the mean share of positive frames.
 
     Raises:
-        ValueError: k, temperature or max_frames is not positive, a split is missing, nothing differs between its
-            frames, or an embedding is not finite.
+        UserError: a split is missing, all of its frames have the same labels, or an embedding is not finite.
     """
     for name, value in (("k", k), ("temperature", temperature), ("max_frames", max_frames)):
         if value is not None and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
     queried = next((split for split in ("validation", "test") if split in data.splits), None)
     if queried is None or "train" not in data.splits:
-        raise ValueError(
+        raise UserError(
             f"k-NN needs the split train and validation or test; {data.name!r} has {', '.join(data.splits)}"
         )
     memory, queries = (_embed(model, processor, data, split, batch_size, max_frames) for split in ("train", queried))
@@ -81,7 +81,9 @@ def knn_accuracy(
     positive = truths >= 0.5
     varied = positive.any(0) & ~positive.all(0)
     if not varied.any():
-        raise ValueError(f"all frames of {data.name!r}, {queried}, have the same labels: k-NN cannot tell anything")
+        raise UserError(
+            f"all frames of {data.name!r}, {queried}, have the same labels: choose another labeled dataset"
+        )
     metric = MultiLabelMetric(int(varied.sum()))
     metric.add(votes[:, varied].cpu().numpy(), truths[:, varied].cpu().numpy(), queries.videos.tolist())
     return {
@@ -90,11 +92,11 @@ def knn_accuracy(
     }
 
 
-def vote(memory: LabelledEmbeddings, queries: LabelledEmbeddings, k: int, temperature: float) -> torch.Tensor:
-    """Targets (N, num_labels) of the queries: the weighted mean of those of their k neighbours, from 0 to 1.
+def vote(memory: LabeledEmbeddings, queries: LabeledEmbeddings, k: int, temperature: float) -> torch.Tensor:
+    """Return targets (N, num_labels) of the queries, from 0 to 1: the weighted mean of those of their k neighbors.
 
     Raises:
-        ValueError: all of the memory is of the same video as a query.
+        UserError: all of the memory is of the same video as a query.
     """
     keys = F.normalize(memory.embeddings, dim=1).T
     # strings do not go to the device; numbers do
@@ -107,8 +109,10 @@ def vote(memory: LabelledEmbeddings, queries: LabelledEmbeddings, k: int, temper
         similarities = similarities.masked_fill(videos[:, None] == memory_videos, -torch.inf)
         nearest, indices = similarities.topk(min(k, len(memory.videos)), dim=1)
         if nearest[:, 0].isneginf().any():
-            raise ValueError("all frames that could vote are of the same video as the frame that is asked for")
-        weights = F.softmax(nearest / temperature, dim=1)  # exp(similarity / temperature), normalised
+            raise UserError(
+                "all frames that could vote are of the same video as the query: use a dataset of several videos"
+            )
+        weights = F.softmax(nearest / temperature, dim=1)  # exp(similarity / temperature), normalized
         votes.append((weights[..., None] * memory.targets[indices]).sum(1))
     return torch.cat(votes).clamp(max=1)  # sums of weights are 1 up to rounding
 
@@ -117,29 +121,27 @@ def _is_single_label(data: SurgicalData) -> bool:
     return data.problem_type == SINGLE
 
 
-def _embed(model, processor, data, split: str, batch_size: int, max_frames: int | None) -> LabelledEmbeddings:
-    """Embeddings and targets of a split on the model's device; its frames are shared out among the processes."""
+def _embed(model, processor, data, split: str, batch_size: int, max_frames: int | None) -> LabeledEmbeddings:
+    """Compute embeddings and targets of a split on the model's device. Each process embeds a part of the frames."""
     rows = data.splits[split]
     indices = spread(len(rows), len(rows) if max_frames is None else min(len(rows), max_frames))
-    rank, world_size = 0, 1
-    if distributed.is_available() and distributed.is_initialized():
-        rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    found = []
-    for row, embedding in predict_embeddings(model, processor, rows, batch_size, indices[rank::world_size].tolist()):
-        found.append((embedding, frame_targets(data, row), row["video"]))
-    if world_size > 1:
-        parts = [None] * world_size
-        distributed.all_gather_object(parts, found)
-        found = [each for part in parts for each in part]
+    process = process_state()
+    own = indices[process.process_index :: process.num_processes].tolist()
+    found = gather(
+        [
+            (embedding, frame_targets(data, row), row["video"])
+            for row, embedding in predict_embeddings(model, processor, rows, batch_size, own)
+        ]
+    )
     embeddings, labels, videos = zip(*found, strict=True)
     embeddings = torch.from_numpy(np.stack(embeddings)).to(model.device)
     if not embeddings.isfinite().all():
-        raise ValueError(f"embeddings of {data.name!r}, {split}, are not finite: the model's weights are broken")
-    return LabelledEmbeddings(embeddings, torch.from_numpy(np.stack(labels)).to(model.device), np.array(videos))
+        raise UserError(f"embeddings of {data.name!r}, {split}, are not finite: use other weights")
+    return LabeledEmbeddings(embeddings, torch.from_numpy(np.stack(labels)).to(model.device), np.array(videos))
 
 
 def frame_targets(data: SurgicalData, row: dict) -> np.ndarray:
-    """Targets of a frame, float32 (num_labels,): its class, its labels, or the classes that its mask shows."""
+    """Return targets float32 (num_labels,) of a frame: its class, its labels, or the classes in its mask."""
     if data.task == "semantic-segmentation":
         return (np.bincount(row["mask"].ravel(), minlength=256)[: len(data.labels)] > 0).astype(np.float32)
     if _is_single_label(data):

@@ -1,19 +1,35 @@
-"""The command line of a pretraining run, and where its defaults come from."""
+"""Arguments of a pretraining run, and the defaults that presets and checkpoints imply.
 
-from dataclasses import asdict, dataclass, field, fields, replace
+The command line imports this module for `--help`, so it imports neither training code nor `datasets`.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from ..checkpointing import read_record, resume_point
-from ..checkpoints.facebook_dino import DinoCheckpoint, read_dino_checkpoint
-from ..cli.arguments import ArgumentParser
+from ..checkpoints.facebook_dino import (
+    HEAD_SETTINGS,
+    DinoCheckpoint,
+    head_settings,
+    read_dino_checkpoint,
+    read_setting,
+)
 from ..configuration_surgenet import BACKBONES
-from .dino.method import SMALL, DinoConfig
-from .frames.crops import CropConfig
-from .frames.sources import FrameArguments
-from .original import crop_settings, dino_settings
+from ..errors import UserError
 
+NUM_GLOBAL_CROPS = 2  # the teacher sees these, the first of each sample; the student sees all
+IN_FOLDERS = ("folder", "shards", "parquet")  # the kinds of dataset that need a data_dir
+# For a few thousand frames: fewer prototypes, a faster teacher, a longer warm-up, and a sharper teacher. With a
+# temperature of 0.04 the outputs drifted to uniform ones (343 frames, small CAFormer, momentum 0.99 and 0.996).
+SMALL = {
+    "out_dim": 4096,
+    "momentum_teacher": 0.99,
+    "warmup_epochs": 20,
+    "warmup_teacher_temp": 0.02,
+    "teacher_temp": 0.02,
+}
 PRESETS = {"surgenet": {}, "small": SMALL}
-# of `PretrainingArguments`, what the losses of a run depend on
+# options of `PretrainingArguments` that the losses of a run depend on
 RECORDED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -25,88 +41,99 @@ RECORDED = (
     "crop_on",
 )
 
+_MAX_EPOCHS = 100_000  # schedules hold values of every step; 100 times as long as published trainings
+# Far more than recipes use (10 local crops, 518 pixels); every frame of a batch is held at these sizes.
+_MAX_LOCAL_CROPS = 100
+_MAX_SIZE = 4096
+
 
 def _option(default, help: str, **metadata):
     return field(default=default, metadata={"help": help, **metadata})
 
 
+def _check_at_least(arguments, minimum: int, *names: str) -> None:
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < minimum:
+            limit = "not be negative" if minimum == 0 else f"be at least {minimum}"
+            raise UserError(f"--{name} must {limit}, got {value}")
+
+
 @dataclass
 class PretrainingArguments:
-    """What is trained, how, and what it leaves; names as in TrainingArguments."""
+    """Weights, hardware, and outputs of a run. The names are those of TrainingArguments."""
 
-    output_dir: str = _option("", "Folder for checkpoints, the model, the log and figures.")
+    output_dir: str = _option("", "Folder for checkpoints, the model, the log, and figures.")
     model_name_or_path: str | None = _option(
-        None, "Weights to start student and teacher from: a published checkpoint, a Hub repository, or a folder."
+        None, "Start weights of student and teacher: a published checkpoint, a Hub repository, or a folder."
     )
     backbone: str | None = _option(
-        None, "Start this backbone from random weights; excludes --model_name_or_path.",
-        choices=[*BACKBONES, "tiny"], aliases=["--config_name"],
+        None, "Backbone with random start weights. Excludes --model_name_or_path. Default: caformer_s18.",
+        choices=[*BACKBONES, "tiny"],
     )  # fmt: skip
     resume_from_checkpoint: str | None = _option(
-        None, "true: the last checkpoint in output_dir; or a checkpoint's folder, or a full DINO checkpoint (.pth)."
+        None,
+        "Checkpoint to resume from: true for the last one in output_dir, a checkpoint folder, or a full DINO "
+        "checkpoint (.pth) of the original code.",
     )
     extend_epochs: int | None = _option(
-        None, "Keep weights and moments of the checkpoint, and restart all schedules over this many more epochs."
+        None, "Number of epochs of new schedules, which start from the weights and moments of the checkpoint."
     )
-    preset: str = _option("surgenet", "Defaults of the method: the authors' recipe, or for small data sets.",
-                          choices=list(PRESETS))  # fmt: skip
+    preset: str = _option(
+        "surgenet", "Defaults of the method: surgenet is the authors' recipe, small is for a few thousand frames.",
+        choices=list(PRESETS),
+    )  # fmt: skip
     normalization: str = _option(
-        "auto", "Image statistics; auto: those of the start weights, else SurgeNet's.",
+        "auto", "Channel mean and standard deviation of frames. auto: those of the start weights, else SurgeNet's.",
         choices=["auto", "surgenet", "imagenet"],
     )  # fmt: skip
-    drop_path_rate: float = _option(0.1, "Stochastic depth of the student; the teacher has none.")
+    drop_path_rate: float = _option(0.1, "Stochastic depth of the student. The teacher has none.")
     per_device_train_batch_size: int = _option(64, "Frames of each process in one forward pass.")
-    gradient_accumulation_steps: int = _option(1, "Forward passes whose gradients are added up in one step.")
-    max_steps: int = _option(-1, "Stop after so many steps; the schedules stay those of all epochs.")
-    seed: int = _option(0, "Seed of weights, frame order, crops and drop path.")
+    gradient_accumulation_steps: int = _option(1, "Forward passes in one optimizer step.")
+    max_steps: int = _option(-1, "Steps after which the run ends. The schedules still cover all epochs. -1: all.")
+    seed: int = _option(0, "Seed of weights, frame order, crops, and drop path.")
     bf16: bool = _option(False, "Autocast to bfloat16.")
-    fp16: bool = _option(False, "Autocast to float16, with loss scaling.")
-    gradient_checkpointing: bool = _option(False, "Trade time for memory.")
-    torch_compile: bool = _option(False, "Compile the backbones.")
-    channels_last: bool = _option(False, "Memory format of weights and crops.")
+    fp16: bool = _option(False, "Autocast to float16 with loss scaling.")
+    gradient_checkpointing: bool = _option(False, "Recomputation of activations, which saves memory and costs time.")
+    torch_compile: bool = _option(False, "Compilation of the backbones.")
+    channels_last: bool = _option(False, "Channels-last memory format of weights and crops.")
     crop_on: str = _option(
-        "auto", "Where crops are made; auto: in the workers on a CPU, on the device otherwise.",
+        "auto", "Where crops are made. auto: in the workers on a CPU, on the device otherwise.",
         choices=["auto", "workers", "device"],
     )  # fmt: skip
     dataloader_num_workers: int = _option(0, "Processes that read frames, for each training process.")
     logging_steps: int = _option(10, "Steps between entries of the log.")
-    monitor_steps: int = _option(50, "Steps between looks for a collapse.")
-    ignore_collapse: bool = _option(False, "Warn of a collapse, and go on.")
-    save_steps: int = _option(1000, "Steps between checkpoints; there is one at the end of each epoch, too.")
-    save_total_limit: int = _option(2, "Checkpoints kept.")
-    export_dino_checkpoint: bool = _option(False, "At the end, write the authors' full format, too.")
-    knn_dataset: str | None = _option(None, "Labelled data set, to report k-NN accuracy on.")
-    knn_data_dir: str | None = _option(None, "Its folder.")
-    knn_epochs: int = _option(1, "Epochs between two looks at it.")
+    ignore_collapse: bool = _option(False, "Warning at a collapse, instead of the end of the run.")
+    save_steps: int = _option(1000, "Steps between checkpoints. There is also one at the end of each epoch.")
+    save_total_limit: int = _option(2, "Number of checkpoints that are kept.")
+    export_dino_checkpoint: bool = _option(False, "At the end, a full DINO checkpoint (.pth) of the original format.")
+    knn_dataset: str | None = _option(None, "Labeled dataset for k-NN metrics after each epoch.")
+    knn_data_dir: str | None = _option(None, "Folder of the labeled dataset.")
     report_to: list[str] = field(
-        default_factory=lambda: ["none"], metadata={"help": "Trackers: tensorboard, wandb, ..., all or none."}
+        default_factory=lambda: ["none"], metadata={"help": "Trackers: tensorboard, wandb, ..., all, or none."}
     )
-    push_to_hub: bool = _option(False, "Publish the teacher at the end.")
-    hub_model_id: str | None = _option(None, "Repository to publish to; default: the name of output_dir.")
-    hub_private_repo: bool = _option(False, "Make that repository private.")
+    push_to_hub: bool = _option(False, "Upload of the teacher at the end.")
+    hub_model_id: str | None = _option(None, "Repository of the upload. Default: the name of output_dir.")
+    hub_private_repo: bool = _option(False, "Private repository.")
 
     def __post_init__(self):
         if not self.output_dir:
-            raise ValueError("--output_dir is missing")
+            raise UserError("--output_dir is missing")
         if self.bf16 and self.fp16:
-            raise ValueError("--bf16 and --fp16 exclude each other")
+            raise UserError("--bf16 and --fp16 exclude each other")
         if self.model_name_or_path and self.backbone:
-            raise ValueError("--model_name_or_path and --backbone exclude each other: start weights have their own")
+            raise UserError("--model_name_or_path and --backbone exclude each other: start weights have their own")
         if self.extend_epochs is not None and (self.extend_epochs < 1 or not self.resume_from_checkpoint):
-            raise ValueError("--extend_epochs needs at least 1 epoch, and --resume_from_checkpoint")
-        for name in ("seed", "dataloader_num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}")
+            raise UserError("--extend_epochs needs at least 1 epoch, and --resume_from_checkpoint")
         if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"--drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
+            raise UserError(f"--drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
         if self.max_steps == 0:
-            raise ValueError("--max_steps must be at least 1, or -1 for all")
+            raise UserError("--max_steps must be at least 1, or -1 for all")
         if Path(self.output_dir).is_file():
-            raise ValueError(f"--output_dir {self.output_dir} is a file, a folder was expected")
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "monitor_steps",
-                     "save_steps", "save_total_limit", "knn_epochs"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+            raise UserError(f"--output_dir {self.output_dir} is a file, a folder was expected")
+        _check_at_least(self, 0, "seed", "dataloader_num_workers")
+        _check_at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps",
+                        "save_steps", "save_total_limit")  # fmt: skip
 
     @property
     def step_batch_size(self) -> int:
@@ -118,46 +145,248 @@ class PretrainingArguments:
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
 
 
-def parse_arguments(
-    argv: list[str] | None = None,
-) -> tuple[PretrainingArguments, FrameArguments, CropConfig, DinoConfig, Path | DinoCheckpoint | None]:
-    """The arguments, and what to resume from: a folder, the content of a full DINO checkpoint, or None.
+@dataclass
+class FrameArguments:
+    """Frames to train on."""
 
-    Options that are not given are those of the preset; in a resumed run those of the checkpoint.
+    dataset: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "One or several datasets: folder (images below data_dir), shards (zip and tar), parquet, "
+            "synthetic, or what datasets.load_dataset takes, a name on the Hub (name:config) or a local path."
+        },
+    )
+    data_dir: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folders of the datasets: one for each, or for each folder, shards, and parquet; or one for all."
+        },
+    )
+    dataset_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "Share of each dataset in an epoch, in any unit. Default: every frame of all of them once."},
+    )
+    dataset_split: str = _option("train", "Split of parquet files and Hub datasets.")
+    image_column: str | None = _option(
+        None,
+        "Column with the frames, if a dataset has several. For shards: suffix of the images, for example jpg.",
+    )
+    streaming: bool = _option(
+        False, "Sequential reading through a shuffle buffer. To resume, all frames of the epoch are read again."
+    )
+    shuffle_buffer: int = _option(1000, "Frames in the shuffle buffer of each worker.")
+    frames_per_epoch: int | None = _option(
+        None, "Number of frames in an epoch. Default: all. Required with --streaming."
+    )
+    max_unreadable_fraction: float = _option(
+        0.01, "Share of frames that may be unreadable. The run ends when there are more."
+    )
+
+    def __post_init__(self):
+        if not self.dataset:
+            raise UserError("--dataset is missing")
+        if self.dataset_weights is not None:
+            if len(self.dataset_weights) != len(self.dataset):
+                raise UserError(f"{len(self.dataset_weights)} --dataset_weights for {len(self.dataset)} datasets")
+            if not all(0 < weight < float("inf") for weight in self.dataset_weights):
+                raise UserError(f"--dataset_weights must be positive, got {self.dataset_weights}")
+        if not 0 <= self.max_unreadable_fraction <= 1:
+            raise UserError(f"--max_unreadable_fraction must be in [0, 1], got {self.max_unreadable_fraction}")
+        _check_at_least(self, 1, "frames_per_epoch", "shuffle_buffer")
+        if self.streaming and self.frames_per_epoch is None:
+            raise UserError("--streaming needs --frames_per_epoch: the number of frames of a stream is unknown")
+        if self.streaming and len(self.dataset) > 1 and self.dataset_weights is None:
+            raise UserError("--streaming of several datasets needs --dataset_weights: their sizes are unknown")
+        self.data_dirs()
+
+    def data_dirs(self) -> list[str | None]:
+        """Return the folder of each dataset, or None where it has none."""
+        given = self.data_dir or []
+        if len(given) == len(self.dataset):
+            return list(given)
+        in_folders = [dataset in IN_FOLDERS for dataset in self.dataset]
+        needed = sum(in_folders)
+        if len(given) not in {needed, min(needed, 1)}:
+            raise UserError(
+                f"{len(given)} --data_dir for {len(self.dataset)} datasets, of which {needed} are in a folder: give "
+                "one for each dataset, or for each that is in a folder, or one that these share"
+            )
+        folders = iter(given * needed if len(given) == 1 else given)
+        return [next(folders) if needs else None for needs in in_folders]
+
+
+@dataclass
+class CropConfig:
+    """Number, sizes, and scales of the crops, by the names of the original. There are always two global crops.
+
+    Raises:
+        UserError: a size or number outside its limits, or a scale that is not two shares 0 < min <= max <= 1.
     """
-    parser = ArgumentParser((PretrainingArguments, FrameArguments, CropConfig, DinoConfig))
-    given, _ = parser.parse_known_args(argv)  # first, what the defaults of the rest come from
-    defaults = dict(PRESETS.get(given.preset, {}))
-    resume = resume_point(Path(given.output_dir), given.resume_from_checkpoint) if given.output_dir else None
-    if resume is not None and resume.is_file():
+
+    global_crops_scale: list[float] = field(
+        default_factory=lambda: [0.4, 1.0],
+        metadata={"help": "Smallest and largest share of the frame's area that a global crop covers."},
+    )
+    local_crops_scale: list[float] = field(
+        default_factory=lambda: [0.05, 0.4],
+        metadata={"help": "Smallest and largest share of the frame's area that a local crop covers."},
+    )
+    local_crops_number: int = _option(8, "Local crops of each frame. 0: global crops only.")
+    global_crops_size: int = _option(224, "Side of the two global crops, in pixels.")
+    local_crops_size: int = _option(96, "Side of the local crops, in pixels.")
+
+    def __post_init__(self):
+        for name in ("global_crops_scale", "local_crops_scale"):
+            scale = getattr(self, name)
+            numbers = len(scale) == 2 and all(isinstance(share, int | float) for share in scale)
+            if not numbers or not 0 < scale[0] <= scale[1] <= 1:
+                raise UserError(f"{name} must be two shares of the area, 0 < min <= max <= 1, got {list(scale)}")
+        for name in ("global_crops_size", "local_crops_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1 pixel, got {getattr(self, name)}")
+            if getattr(self, name) > _MAX_SIZE:
+                raise UserError(f"{name} must be at most {_MAX_SIZE:,} pixels, got {getattr(self, name):,}")
+        if self.local_crops_number < 0:
+            raise UserError(f"local_crops_number must not be negative, got {self.local_crops_number}")
+        if self.local_crops_number > _MAX_LOCAL_CROPS:
+            raise UserError(f"local_crops_number must be at most {_MAX_LOCAL_CROPS}, got {self.local_crops_number:,}")
+
+    @property
+    def sizes(self) -> list[int]:
+        """Side of each crop in pixels, the global crops first."""
+        return [self.global_crops_size] * NUM_GLOBAL_CROPS + [self.local_crops_size] * self.local_crops_number
+
+
+@dataclass
+class DinoConfig:
+    """Hyperparameters of the method, by the names of the original. The defaults are SurgeNet's recipe."""
+
+    epochs: int = _option(50, "Length of all schedules, in epochs.", aliases=["--num_train_epochs"])
+    lr: float = _option(
+        5e-4,
+        "Learning rate after the warm-up for 256 frames in a step. It scales linearly with the total batch size.",
+        aliases=["--learning_rate"],
+    )
+    min_lr: float = _option(1e-6, "Learning rate at the end.")
+    warmup_epochs: int = _option(10, "Warm-up of the learning rate from 0, in epochs.")
+    weight_decay: float = _option(0.04, "Weight decay at the start, of all parameters but biases and vectors.")
+    weight_decay_end: float = _option(0.4, "Weight decay at the end.")
+    clip_grad: float = _option(3.0, "Largest L2 norm of the gradient of each single parameter. 0: no clipping.")
+    freeze_last_layer: int = _option(1, "Epochs in which the last layer of the head is frozen.")
+    momentum_teacher: float = _option(0.996, "Momentum of the teacher's moving average at the start. It rises to 1.")
+    warmup_teacher_temp: float = _option(0.04, "Temperature of the teacher at the start.")
+    teacher_temp: float = _option(0.04, "Temperature of the teacher after its warm-up.")
+    warmup_teacher_temp_epochs: int = _option(0, "Warm-up of the teacher's temperature, in epochs.")
+    student_temp: float = _option(0.1, "Temperature of the student.")
+    center_momentum: float = _option(0.9, "Momentum of the running mean of the teacher's logits.")
+    out_dim: int = _option(65_536, "Prototypes of the head.")
+    hidden_dim: int = _option(2048, "Width of the head's hidden layers.")
+    bottleneck_dim: int = _option(256, "Width of the head's output before the prototypes.")
+    head_layers: int = _option(3, "Layers of the head's MLP.")
+    use_bn_in_head: bool = _option(False, "Batch normalization in the head.")
+    norm_last_layer: bool = _option(True, "Fixed norm of 1 of each prototype, which is more stable.")
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not abs(value) <= 1e9:  # also refuses NaN, and integers that no float can hold
+                raise UserError(f"{name} must be finite and at most 1e9, got {value}")
+        for name in ("warmup_teacher_temp", "teacher_temp", "student_temp", "epochs", "out_dim"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "freeze_last_layer"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("momentum_teacher", "center_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.epochs > _MAX_EPOCHS:
+            raise UserError(f"epochs must be at most {_MAX_EPOCHS:,}, got {self.epochs:,}")
+        for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
+            if not 0 <= getattr(self, name) <= self.epochs:
+                raise UserError(f"{name} must be in [0, epochs], got {getattr(self, name)} of {self.epochs} epochs")
+
+
+def implied_defaults(
+    output_dir: str,
+    preset: str = "surgenet",
+    resume_from_checkpoint: str | None = None,
+    extend_epochs: int | None = None,
+) -> tuple[dict, Path | DinoCheckpoint | None]:
+    """Return the defaults that a preset and a checkpoint imply, and what the run resumes from.
+
+    Options that a user does not give have these defaults: those of the preset, and in a resumed run those of the
+    checkpoint.
+
+    Returns:
+        Options by name; and a checkpoint folder, the content of a full DINO checkpoint, or None.
+
+    Raises:
+        UserError: a checkpoint that does not exist or is damaged.
+    """
+    defaults = dict(PRESETS[preset])
+    resume = resume_point(Path(output_dir), resume_from_checkpoint) if output_dir else None
+    if resume is None:
+        if extend_epochs is not None and resume_from_checkpoint:
+            raise UserError(
+                f"--extend_epochs: there is no checkpoint in {output_dir} to resume from; name one with "
+                "--resume_from_checkpoint PATH"
+            )
+    elif resume.is_file():
         resume = read_dino_checkpoint(resume)
         defaults |= dino_settings(resume) | crop_settings(resume)
         if "drop_path_rate" in resume.args:
-            defaults["drop_path_rate"] = resume.args["drop_path_rate"]
-    elif resume is not None:
-        defaults |= read_record(resume)["options"]
-    if given.extend_epochs is not None and not _is_in(resume, given.output_dir):
+            defaults["drop_path_rate"] = read_setting(resume, "drop_path_rate", int, float)
+    else:
+        known = {option.name for kind in (CropConfig, DinoConfig, PretrainingArguments) for option in fields(kind)}
+        recorded = read_record(resume).get("options", {})
+        defaults |= {name: value for name, value in recorded.items() if name in known}
+    own = isinstance(resume, Path) and resume.resolve().parent == Path(output_dir).resolve()
+    if extend_epochs is not None and not own:
         # the recipe's warm-up is for a whole run, and could be all of this one
-        defaults |= {"epochs": given.extend_epochs, "warmup_epochs": given.extend_epochs // 10}
-        defaults["warmup_teacher_temp_epochs"] = 0
-    known = {option.name for config in (CropConfig, DinoConfig, PretrainingArguments) for option in fields(config)}
-    parser.set_defaults(**{name: value for name, value in defaults.items() if name in known})
-    args, frames, crops, dino = parser.parse_args_into_dataclasses(argv)
-    if args.extend_epochs is not None:
-        if resume is None:
-            raise ValueError(
-                f"--extend_epochs: there is no checkpoint in {args.output_dir} to go on from; name one with "
-                "--resume_from_checkpoint PATH"
-            )
-        dino = replace(dino, epochs=args.extend_epochs)
-    return args, frames, crops, dino, resume
+        defaults |= {"epochs": extend_epochs, "warmup_epochs": extend_epochs // 10, "warmup_teacher_temp_epochs": 0}
+    return defaults, resume
 
 
-def _is_in(resume: Path | DinoCheckpoint | None, output_dir: str) -> bool:
-    """Whether a checkpoint is one of the run in `output_dir`, which then goes on as it was."""
-    return isinstance(resume, Path) and resume.resolve().parent == Path(output_dir).resolve()
+def dino_settings(checkpoint: DinoCheckpoint) -> dict:
+    """Return the settings of `DinoConfig` in a full DINO checkpoint: the head's from its tensors, others from `args`.
+
+    Raises:
+        UserError: a setting of another type or outside its limits, or a head whose layers do not fit one another.
+    """
+    # the command line may still replace the default warm-up, which can be longer than the file's epochs
+    settings = _read_settings(checkpoint, DinoConfig) | head_settings(checkpoint)
+    return _check_settings(checkpoint, DinoConfig, settings, warmup_epochs=0)
+
+
+def crop_settings(checkpoint: DinoCheckpoint) -> dict:
+    """Return the settings of `CropConfig` in the `args` of a full DINO checkpoint.
+
+    Raises:
+        UserError: a setting of another type or outside its limits.
+    """
+    return _check_settings(checkpoint, CropConfig, _read_settings(checkpoint, CropConfig))
+
+
+def _read_settings(checkpoint: DinoCheckpoint, config: type) -> dict:
+    types = {int: (int,), bool: (bool,), float: (int, float), list[float]: (list, tuple)}
+    settings = {
+        option.name: read_setting(checkpoint, option.name, *types[option.type])
+        for option in fields(config)
+        if option.name in checkpoint.args and option.name not in HEAD_SETTINGS
+    }
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+
+
+def _check_settings(checkpoint: DinoCheckpoint, config: type, settings: dict, **defaults) -> dict:
+    try:
+        config(**defaults | settings)
+    except UserError as error:
+        raise UserError(
+            f"{checkpoint.path}: in its args, {error}. The file may be damaged; download it again"
+        ) from error
+    return settings
 
 
 def options_of(args: PretrainingArguments, crops: CropConfig, dino: DinoConfig) -> dict:
-    """What a checkpoint records, and a run that goes on from it keeps."""
+    """Return the options that a checkpoint records and that a resumed run must keep."""
     return {**asdict(crops), **asdict(dino), **{name: getattr(args, name) for name in RECORDED}}

@@ -1,4 +1,4 @@
-"""The log of a run as JSON lines."""
+"""Log of a run as JSON lines."""
 
 import json
 import math
@@ -11,9 +11,9 @@ class History:
     """Entries {"step", ...} of `history.jsonl`, in the order of steps.
 
     Args:
-        folder: where it lies; it is made.
-        step: the run goes on after this step: later entries, of a run that was killed, are dropped.
-        write: whether to write at all; of several processes one does.
+        folder: folder of the file. It is created if it does not exist.
+        step: step after which the run resumes. Later entries, of a run that was killed, are deleted.
+        write: whether this process writes the file; one of several does.
     """
 
     def __init__(self, folder: Path, step: int, write: bool = True):
@@ -29,7 +29,7 @@ class History:
                 temporary.write_text("".join(map(_line, self.entries)), encoding="utf-8")
 
     def add(self, entry: dict) -> None:
-        """Append an entry; what is not finite becomes null."""
+        """Append an entry. Values that are not finite become null."""
         entry = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
         self.entries.append(entry)
         if self.write:

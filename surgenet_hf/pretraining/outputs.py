@@ -1,24 +1,24 @@
-"""What a run leaves beside its checkpoints: k-NN figures, curves, the teacher as a model, the original's format."""
+"""Outputs of a run beside its checkpoints: k-NN metrics, curves, and the teacher as a model."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 from ..data import load_data
 from ..evaluation.probes import knn_accuracy
 from ..figures import save_figure
 from ..figures.pretraining import pretraining_figure
 from ..image_processing import build_image_processor
-from ..publishing.repositories import push_model
+from ..modeling_surgenet import SurgeNetModel
 from .export import export_teacher
-from .original import save_dino_checkpoint
+from .history import History
+from .plan import Plan
+from .start import Start
 
-if TYPE_CHECKING:
-    from .run import Pretraining
-
-KNN_FRAMES = 5000  # of each split at most: more change the figure little and cost minutes an epoch
+KNN_FRAMES = 5000  # of each split at most: more hardly change the metrics and cost minutes in each epoch
 
 
 def load_knn_data(name: str | None, data_dir: str | None):
-    """The labelled data set that k-NN is measured on, or None.
+    """Load the labeled dataset of the k-NN metrics, or return None.
 
     Raises:
         UserError: there is no such dataset, or it is not as expected.
@@ -26,52 +26,72 @@ def load_knn_data(name: str | None, data_dir: str | None):
     return None if name is None else load_data(name, data_dir)
 
 
-def finish_epoch(run: "Pretraining", done: int) -> None:
-    """k-NN of the teacher on the labelled set, the teacher as a model folder, and the curves; all processes call it.
-
-    `best_model` is the teacher that k-NN liked best so far: on small sets, long training can make features worse.
+class Outputs:
+    """Writer of `history.jsonl`, `model`, `best_model`, and `pretraining.png`.
 
     Args:
-        done: number of steps done; 0 gives the figures of the start weights.
+        output_dir: folder of the run.
+        plan, start: of the run.
+        image_size: image size of the processor.
+        knn_dataset, knn_data: labeled dataset and its name, or None.
+        write: whether this process writes files; one of several does.
+        write_card: writes the card of a model folder, see `export_teacher`.
     """
-    teacher, epochs, found = run.model.teacher.backbone, run.epochs(done), {}
-    processor = build_image_processor(run.start.statistics, run.crop_config.global_crops_size)
-    if run.knn_data is not None and (epochs % run.args.knn_epochs == 0 or done == run.last_step):
-        with run.accelerator.autocast():
-            found = knn_accuracy(teacher, processor, run.knn_data, max_frames=KNN_FRAMES)
-        run.history.add({"step": done, "epoch": epochs, **found})
-        run.accelerator.log(found, step=done)
-        if run.is_main:
-            run.progress.write(f"epoch {epochs}: " + ", ".join(f"{k} {value:.3f}" for k, value in found.items()))
-    if run.is_main and done:
-        figures = {"data set": run.args.knn_dataset, **found} if found else None
-        for folder in ["model", "best_model"] if found and _is_best(run.history.entries, found) else ["model"]:
-            export_teacher(teacher, run.output_dir / folder, run.provenance(done), processor, run.recipe(), figures)
-        if run.history.entries:  # else a finished run of another folder
-            figure = pretraining_figure(run.history.entries, run.output_dir.name)
-            save_figure(figure, run.output_dir / "pretraining.png", dpi=120)
 
+    def __init__(
+        self,
+        output_dir: Path,
+        plan: Plan,
+        start: Start,
+        image_size: int,
+        knn_dataset: str | None = None,
+        knn_data=None,
+        write: bool = True,
+        write_card: Callable[[Path], str] | None = None,
+    ):
+        self.output_dir, self.plan, self.start = output_dir, plan, start
+        self.processor = build_image_processor(start.normalization, image_size)
+        self.knn_dataset, self.knn_data = knn_dataset, knn_data
+        self.write, self.write_card = write, write_card
+        self.history = History(output_dir, start.step, write)
 
-def _is_best(entries: list[dict], found: dict[str, float]) -> bool:
-    """Whether the k-NN figure just found is the best of the history, which holds it already."""
-    (name,) = (name for name in found if name != "knn_chance")
-    return found[name] >= max(entry[name] for entry in entries if name in entry)
+    def finish_epoch(self, teacher: SurgeNetModel, step: int) -> dict[str, float]:
+        """Measure k-NN, and write the teacher as a model folder and the curves. All processes must call it.
 
+        `best_model` is the teacher with the best k-NN metric so far: on small datasets, long training can make the
+        features worse.
 
-def finish_run(run: "Pretraining") -> None:
-    """The original's format and the upload, where they are asked for."""
-    args = run.args
-    if not run.is_main:
-        return
-    print(f"The teacher is in {run.output_dir / 'model'}")
-    if args.export_dino_checkpoint:
-        done = max(run.last_step, run.start.step)  # --max_steps may lie behind
-        epoch = done // run.steps_per_epoch
-        path = run.output_dir / f"checkpoint{epoch:04}.pth"
-        optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
-        save_dino_checkpoint(path, run.model, optimizer, epoch, run.options, run.provenance(done))
-        print(f"In the original's format: {path}")
-    if args.push_to_hub:
-        model, name = run.output_dir / "model", run.output_dir.name
-        repo_id = push_model(model, args.hub_model_id, args.hub_private_repo, name)
-        print(f"Published {repo_id}")
+        Args:
+            teacher: backbone of the teacher.
+            step: number of completed steps. With 0, only the k-NN of the start weights is measured.
+
+        Returns:
+            The k-NN metrics; empty without a labeled dataset.
+        """
+        metrics = {}
+        if self.knn_data is not None:
+            metrics = knn_accuracy(teacher, self.processor, self.knn_data, max_frames=KNN_FRAMES)
+            self.history.add({"step": step, "epoch": self.plan.epochs_after(step), **metrics})
+        if self.write and step:
+            for name in ["model", "best_model"] if self._is_best(metrics) else ["model"]:
+                self._export(teacher, self.output_dir / name, step, metrics)
+            if self.history.entries:  # not for a finished run of another folder
+                figure = pretraining_figure(self.history.entries, self.output_dir.name)
+                save_figure(figure, self.output_dir / "pretraining.png", dpi=120)
+        return metrics
+
+    def pretraining(self, step: int) -> dict:
+        """Return `config.pretraining` of the teacher after a number of steps."""
+        return self.plan.describe_pretraining(self.start.pretraining, step, self.start.normalization)
+
+    def _export(self, teacher: SurgeNetModel, folder: Path, step: int, metrics: dict[str, float]) -> None:
+        recipe = {"total_batch_size": self.plan.total_batch_size, **self.plan.options}
+        knn = {"dataset": self.knn_dataset, **metrics} if metrics else None
+        export_teacher(teacher, folder, self.pretraining(step), self.processor, recipe, knn, self.write_card)
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        """Whether k-NN metrics, which the history already holds, are its best."""
+        if not metrics:
+            return False
+        (name,) = (name for name in metrics if name != "knn_chance")
+        return metrics[name] >= max(entry[name] for entry in self.history.entries if name in entry)

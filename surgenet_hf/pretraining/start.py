@@ -1,54 +1,53 @@
-"""Where a run starts: random weights, published ones, its own checkpoint, or a full DINO checkpoint of the authors."""
+"""Start of a run: random or published weights, its own checkpoint, or a full DINO checkpoint of the original."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from ..checkpointing import compare_records, read_record
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..checkpoints.conversion import choose_statistics
-from ..checkpoints.facebook_dino import DinoCheckpoint, backbone_config
+from ..checkpoints.facebook_dino import DinoCheckpoint, DinoTraining, backbone_config, load_dino_checkpoint
 from ..configuration_surgenet import SurgeNetConfig
+from ..errors import UnavailableError, UserError
+from ..fast_gradients import speed_up
 from ..modeling_surgenet import SurgeNetModel
 from ..models import resolve_model
-from .arguments import PretrainingArguments
-from .original import load_dino_checkpoint
-
-if TYPE_CHECKING:
-    from .run import Pretraining
+from .arguments import DinoConfig, PretrainingArguments
+from .dino.method import DinoModel
+from .plan import Plan
 
 DEFAULT_BACKBONE = "caformer_s18"
 
 
 @dataclass
 class Start:
-    """The beginning of a run.
+    """Beginning of a run.
 
     Attributes:
-        step: number of optimiser steps done.
-        pretraining: what is known of the start weights, as in `config.pretraining`.
-        statistics: of the images, "surgenet" or "imagenet".
-        counts: of what a resumed run has counted.
-        notes: what was taken from where, to be printed.
+        step: number of completed optimizer steps.
+        pretraining: origin of the start weights, as in `config.pretraining`.
+        normalization: "surgenet" or "imagenet".
+        counts: counts of a resumed run: `frames_read`, `unreadable_frames`, `skipped_steps`.
+        notes: messages about what was loaded.
     """
 
     step: int = 0
     pretraining: dict | None = None
-    statistics: str = "surgenet"
+    normalization: str = "surgenet"
     counts: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def build_backbone(args: PretrainingArguments, resume: Path | DinoCheckpoint | None) -> SurgeNetModel:
-    """The student's backbone: with its start weights, or, where a checkpoint will set them, of the right sizes.
+    """Build the student's backbone, with its start weights, or of the sizes of the checkpoint that will set them.
 
     Raises:
-        OSError: damaged start weights.
-        ValueError: another backbone is asked for than the checkpoint has.
+        UserError: start weights that are damaged or have no embedding, or another backbone than the checkpoint's.
     """
     if isinstance(resume, DinoCheckpoint):
         config = backbone_config(resume)
@@ -63,10 +62,12 @@ def build_backbone(args: PretrainingArguments, resume: Path | DinoCheckpoint | N
         try:
             return SurgeNetModel.from_pretrained(config, drop_path_rate=args.drop_path_rate)
         except SafetensorError as error:
-            raise OSError(f"the weights in {config} cannot be read ({error}): copy or download them again") from error
+            raise UnavailableError(
+                f"the weights in {config} cannot be read ({error}): copy or download them again"
+            ) from error
         except ValueError as error:
-            raise ValueError(
-                f"{error} A model that was fine-tuned for segmentation has no embedding to go on with: start from the "
+            raise UserError(
+                f"{error} A model that was fine-tuned for segmentation has no trained embedding: start from the "
                 "backbone that it was fine-tuned from"
             ) from error
     config = copy.deepcopy(config)
@@ -74,102 +75,150 @@ def build_backbone(args: PretrainingArguments, resume: Path | DinoCheckpoint | N
     return SurgeNetModel(config)
 
 
+def build_model(
+    args: PretrainingArguments,
+    dino: DinoConfig,
+    device: torch.device,
+    resume: Path | DinoCheckpoint | None = None,
+) -> DinoModel:
+    """Build student and teacher on the device, with the memory format and compilation of the arguments."""
+    torch.manual_seed(args.seed)  # all processes start with the same weights
+    model = DinoModel(build_backbone(args, resume), dino).to(device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.gradient_checkpointing:
+        model.student.backbone.gradient_checkpointing_enable()
+    if args.torch_compile:
+        model.student.backbone.compile(dynamic=False)  # once for each size of crops
+        model.teacher.backbone.compile(dynamic=False)
+    if device.type == "cpu":
+        speed_up(model, half=args.bf16)
+    return model
+
+
 def _compare_backbones(asked: SurgeNetConfig, found: SurgeNetConfig) -> None:
     if any(getattr(asked, name) != getattr(found, name) for name in ("backbone", "depths", "hidden_sizes")):
-        raise ValueError(
+        raise UserError(
             f"--resume_from_checkpoint holds a {found.backbone} of widths {list(found.hidden_sizes)}, --backbone asks "
-            f"for a {asked.backbone} of widths {list(asked.hidden_sizes)}: leave out one of the two"
+            f"for a {asked.backbone} of widths {list(asked.hidden_sizes)}: omit one of the two"
         )
 
 
-def load_start(run: "Pretraining", resume: Path | DinoCheckpoint | None) -> Start:
-    """Set the run's weights and optimiser to where it starts.
+def load_start(
+    args: PretrainingArguments,
+    plan: Plan,
+    model: DinoModel,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    resume: Path | DinoCheckpoint | None,
+) -> Start:
+    """Set weights and optimizer to the start of the run.
+
+    Args:
+        optimizer: as Accelerate wraps it.
+        accelerator: loads the run's own checkpoints.
+        resume: see `arguments.implied_defaults`.
 
     Raises:
-        ValueError: a checkpoint that does not fit the run, or at the end of its schedules.
+        UserError: a checkpoint that does not fit the run, or at the end of its schedules.
     """
+    inner = getattr(optimizer, "optimizer", optimizer)
     if isinstance(resume, DinoCheckpoint):
-        start = _load_original(run, resume)
+        start = _load_original(args, plan, as_dino_training(model, inner), resume)
     elif resume is not None:
-        start = _load_own(run, resume)
+        start = _load_own(args, plan, accelerator, resume)
     else:
-        config = run.model.student.backbone.config
-        name = run.args.model_name_or_path
+        config = model.student.backbone.config
+        name = args.model_name_or_path
         start = Start(pretraining=config.pretraining if name else {"name": RANDOM_WEIGHTS})
         start.notes.append(f"Student and teacher start from {name or f'random weights ({config.backbone})'}.")
-        if (run.args.resume_from_checkpoint or "").lower() == "true":
-            start.notes.append(f"There is no checkpoint in {run.output_dir} yet.")
-    _align_moments(run.optimizer)
-    if run.args.normalization != "auto":
-        start.statistics = run.args.normalization
-    elif resume is None and (start.pretraining or {}).get("statistics"):
-        start.statistics = start.pretraining["statistics"]
-    if isinstance(resume, DinoCheckpoint) and start.step >= len(run.schedules.lr):
-        raise ValueError(
-            f"the checkpoint is at the end of its {run.dino.epochs} epochs; lay new schedules with --extend_epochs N, "
-            "in another --output_dir"
-        )
+        start.normalization = start.pretraining.get("statistics", "surgenet") if start.pretraining else "surgenet"
+        if (args.resume_from_checkpoint or "").lower() == "true":
+            start.notes.append(f"There is no checkpoint in {args.output_dir} yet.")
+    _align_moments(optimizer)
+    if args.normalization != "auto":
+        start.normalization = args.normalization
     return start
 
 
-def _align_moments(optimizer) -> None:
-    """Lay the loaded moments out as their weights, e.g. channels last: the fused AdamW takes that for granted."""
+def as_dino_training(model: DinoModel, optimizer: torch.optim.Optimizer | None = None) -> DinoTraining:
+    """Return the parts of a model that a full DINO checkpoint holds."""
+    sizes = model.student.backbone.config.to_dict() | asdict(model.config)
+    return DinoTraining(
+        model.student, model.teacher, model.loss.center, model.student.original_names(), optimizer, sizes
+    )
+
+
+def _align_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give the loaded moments the memory format of their weights, which the fused AdamW requires."""
     for parameter, state in optimizer.state.items():
         for name in {"exp_avg", "exp_avg_sq"} & state.keys():
             state[name] = torch.empty_like(parameter).copy_(state[name])
 
 
-def _load_original(run: "Pretraining", checkpoint: DinoCheckpoint) -> Start:
-    optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
-    report = load_dino_checkpoint(checkpoint, run.model, optimizer)
-    extended = run.args.extend_epochs is not None
-    statistics, reason = choose_statistics(
-        checkpoint.backbone, run.model.student.backbone.config, run.args.normalization
+def _load_original(
+    args: PretrainingArguments, plan: Plan, training: DinoTraining, checkpoint: DinoCheckpoint
+) -> Start:
+    report = load_dino_checkpoint(checkpoint, training)
+    extended = args.extend_epochs is not None
+    normalization, reason = choose_statistics(
+        checkpoint.backbone, training.student.backbone.config, args.normalization
     )
     start = Start(
-        step=0 if extended else checkpoint.epoch * run.steps_per_epoch,
+        step=0 if extended else checkpoint.epoch * plan.steps_per_epoch,
         pretraining=checkpoint.pretraining,
-        statistics=statistics,
-        notes=[str(report), f"Image statistics: {statistics} ({reason})."],
+        normalization=normalization,
+        notes=[str(report), f"Normalization: {normalization} ({reason})."],
     )
     if extended:
-        start.notes.append(f"Schedules are laid anew over {run.dino.epochs} epochs.")
+        start.notes.append(f"New schedules over {plan.epochs} epochs.")
+    elif start.step >= plan.num_steps:
+        raise UserError(
+            f"the checkpoint is at the end of its {plan.epochs} epochs; start new schedules with --extend_epochs N, "
+            "in another --output_dir"
+        )
     return start
 
 
-def _load_own(run: "Pretraining", folder: Path) -> Start:
-    """From a checkpoint of this package: its run goes on; or, extended, its weights and moments begin another."""
+def _load_own(args: PretrainingArguments, plan: Plan, accelerator: Accelerator, folder: Path) -> Start:
+    """Resume from a checkpoint of this package; or, with `--extend_epochs`, use it as the start of another run."""
     record = read_record(folder)
-    own = folder.resolve().parent == run.output_dir.resolve()
-    extended = run.args.extend_epochs is not None and not own
+    if "normalization" not in record["start"]:
+        raise UserError(
+            f"{folder} was written by an earlier version of surgenet_hf, from which runs cannot be resumed. Start a "
+            "new run from its weights with --model_name_or_path OUTPUT_DIR/model"
+        )
+    own = folder.resolve().parent == Path(args.output_dir).resolve()
+    extended = args.extend_epochs is not None and not own
     if not extended:
         compare_records(
             record["options"] | {"frames": record["frames"]},
-            run.options | {"frames": run.feed.description},
+            plan.options | {"frames": plan.frames},
             folder,
             "Give the same options and data. Or start new schedules with --extend_epochs N "
             "--resume_from_checkpoint CHECKPOINT in another --output_dir",
         )
     try:
-        run.accelerator.load_state(str(folder))
+        accelerator.load_state(str(folder))
     except (RuntimeError, SafetensorError) as error:  # `resume_point` has verified the files
-        raise ValueError(f"{folder} is of a network of other sizes: {error}") from error
+        raise UserError(f"{folder} is of a network of other sizes: {error}") from error
     start = Start(
-        pretraining=record["start"]["pretraining"], statistics=record["start"]["statistics"], counts=record["counts"]
+        pretraining=record["start"]["pretraining"],
+        normalization=record["start"]["normalization"],
+        counts=record["counts"],
     )
     if extended:
         start.counts = {}
         start.pretraining = record["pretraining"]
-        start.notes.append(f"Weights and moments of {folder}; schedules are laid anew over {run.dino.epochs} epochs.")
+        start.notes.append(f"Weights and moments of {folder}. New schedules over {plan.epochs} epochs.")
         return start
     start.step = record["step"]
-    start.notes.append(f"Going on from {folder}, after step {record['step']}.")
-    processes = run.accelerator.num_processes
-    if processes != record["num_processes"]:
+    start.notes.append(f"Resuming from {folder}, after step {record['step']}.")
+    if plan.num_processes != record["num_processes"]:
         epoch = record["step"] // record["steps_per_epoch"]
-        start.step = epoch * run.steps_per_epoch
+        start.step = epoch * plan.steps_per_epoch
         start.notes.append(
-            f"It was written by {record['num_processes']} processes, these are {processes}: going on from the start "
-            f"of epoch {epoch}, now step {start.step}, with the weights of the checkpoint."
+            f"It was written by {record['num_processes']} processes, now there are {plan.num_processes}: resuming at "
+            f"the start of epoch {epoch}, now step {start.step}, with the weights of the checkpoint."
         )
     return start

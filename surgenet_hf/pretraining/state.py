@@ -1,4 +1,4 @@
-"""Saving of pretraining checkpoints: Accelerate states with the record of the run."""
+"""Checkpoints of a pretraining run: Accelerate states with the record of the run."""
 
 import os
 import shutil
@@ -15,13 +15,14 @@ from ..checkpointing import (
     list_checkpoints,
     write_record,
 )
+from ..errors import UnavailableError
 from .dino.method import DinoModel
 
 WEIGHTS = "model.safetensors"
 
 
-def register_model(accelerator: Accelerator, model: DinoModel):
-    """Let Accelerate save and load student, teacher and centre as one file, whatever wraps the student."""
+def register_model(accelerator: Accelerator, model: DinoModel) -> None:
+    """Let Accelerate save and load student, teacher, and center as one file, whatever wraps the student."""
 
     def save(models, weights, output_dir):
         weights.clear()  # of the wrapped student: its names depend on the number of processes
@@ -46,7 +47,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, recor
         record: written to the checkpoint by `checkpointing.write_record`.
 
     Raises:
-        OSError: the checkpoint could not be written, e.g. to a full disk. Earlier ones are unchanged.
+        UnavailableError: the checkpoint could not be written, e.g. to a full disk. Earlier ones are unchanged.
     """
     folder, temporary = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}"
     if accelerator.is_main_process:
@@ -62,9 +63,9 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, recor
     except (OSError, RuntimeError, SafetensorError) as error:  # full disks come as any of them
         shutil.rmtree(temporary, ignore_errors=True)
         last = [None, *list_checkpoints(output_dir)][-1]
-        raise OSError(
-            f"{folder} could not be written ({error}). The last whole checkpoint is {last or 'none'}. Make room, and "
-            "go on with --resume_from_checkpoint true"
+        raise UnavailableError(
+            f"{folder} could not be written ({error}). The last complete checkpoint is {last or 'none'}. Free some "
+            "space, and resume with --resume_from_checkpoint true"
         ) from error
     if accelerator.is_main_process:
         if folder.exists():  # of the same step, from a run that was resumed from before it

@@ -149,7 +149,7 @@ def pretrained_card(
 
     Args:
         model_dir: folder with weights, image processor and config, whose `pretraining` is that of
-            `pretraining.export.describe_pretraining`, or of a conversion.
+            `pretraining.plan.describe_pretraining`, or of a conversion.
         repo_id: of the repository that carries the card; default: the card stays in the folder.
         provenance: rows of the provenance table.
     """

@@ -1,8 +1,10 @@
+import os
 import sys
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import distributed
@@ -12,7 +14,7 @@ from surgenet_hf.data import Sample, SurgicalData
 from surgenet_hf.data.base import MULTI, SINGLE, build_splits
 from surgenet_hf.data.masks import lookup_table
 from surgenet_hf.data.sets.synthetic import encode_image
-from surgenet_hf.evaluation.probes import LabelledEmbeddings, knn_accuracy, vote
+from surgenet_hf.evaluation.probes import LabeledEmbeddings, knn_accuracy, vote
 from surgenet_hf.image_processing import build_image_processor
 
 COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
@@ -51,8 +53,8 @@ def test_votes_are_scikit_learns():
     memory, queries = rng.normal(size=(200, 8)).astype("float32"), rng.normal(size=(1500, 8)).astype("float32")
     classes = rng.integers(0, 4, 200)
     found = vote(
-        LabelledEmbeddings(torch.from_numpy(memory), torch.eye(4)[classes], np.array(["a"] * 200)),
-        LabelledEmbeddings(torch.from_numpy(queries), torch.zeros(1500, 4), np.array(["b"] * 1500)),
+        LabeledEmbeddings(torch.from_numpy(memory), torch.eye(4)[classes], np.array(["a"] * 200)),
+        LabeledEmbeddings(torch.from_numpy(queries), torch.zeros(1500, 4), np.array(["b"] * 1500)),
         k=20,
         temperature=0.07,
     )
@@ -62,14 +64,14 @@ def test_votes_are_scikit_learns():
 
 
 def test_frames_of_the_same_video_have_no_vote():
-    memory = LabelledEmbeddings(torch.tensor([[1.0, 0], [0.6, 0.8]]), torch.eye(2), np.array(["a", "b"]))
+    memory = LabeledEmbeddings(torch.tensor([[1.0, 0], [0.6, 0.8]]), torch.eye(2), np.array(["a", "b"]))
     query = torch.tensor([[1.0, 0]])
-    (own,) = vote(memory, LabelledEmbeddings(query, torch.zeros(1, 2), np.array(["a"])), 1, 0.07)
-    (other,) = vote(memory, LabelledEmbeddings(query, torch.zeros(1, 2), np.array(["c"])), 1, 0.07)
+    (own,) = vote(memory, LabeledEmbeddings(query, torch.zeros(1, 2), np.array(["a"])), 1, 0.07)
+    (other,) = vote(memory, LabeledEmbeddings(query, torch.zeros(1, 2), np.array(["c"])), 1, 0.07)
     assert (own.tolist(), other.tolist()) == ([0, 1], [1, 0])
     memory.videos[:] = "a"
     with pytest.raises(ValueError, match="same video"):
-        vote(memory, LabelledEmbeddings(query, torch.zeros(1, 2), np.array(["a"])), 1, 0.07)
+        vote(memory, LabeledEmbeddings(query, torch.zeros(1, 2), np.array(["a"])), 1, 0.07)
 
 
 def test_features_that_tell_the_classes_apart_beat_chance(model, processor):
@@ -163,6 +165,9 @@ def tiny_model() -> SurgeNetModel:
 
 def share(rank: int, rendezvous: str, output: str):
     torch.set_num_threads(1)
+    PartialState._reset_state()  # of the forked parent
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    os.environ["MASTER_PORT"] = "0"  # not used: the group exists already
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     model, seen = tiny_model(), []
     model.register_forward_hook(lambda module, inputs, outputs: seen.append(len(outputs.pooler_output)))

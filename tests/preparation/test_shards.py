@@ -27,7 +27,8 @@ from surgenet_hf.errors import UserError
 from surgenet_hf.preparation import extraction, shards
 from surgenet_hf.preparation.extraction import FrameOptions, scan_videos
 from surgenet_hf.preparation.shards import prepare_frames
-from surgenet_hf.pretraining.frames.sources import FrameArguments, open_sources
+from surgenet_hf.pretraining.arguments import FrameArguments
+from surgenet_hf.pretraining.frames.sources import open_sources
 from tests.data.videos import av, second_of, write_video
 
 

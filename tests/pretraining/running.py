@@ -1,4 +1,4 @@
-"""The pretraining script as its users run it, on a tiny network and small frames."""
+"""The pretraining command as its users run it, on a tiny network and small frames."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.cli import load_script
+from surgenet_hf.cli.pretrain import main
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_dino.py"
 
 TINY = "--backbone tiny --out_dim 64 --hidden_dim 32 --bottleneck_dim 16 --drop_path_rate 0.3"
 TINY += " --global_crops_size 48 --local_crops_size 32 --local_crops_number 1"
-SHORT = "--epochs 3 --warmup_epochs 1 --per_device_train_batch_size 4 --logging_steps 1 --monitor_steps 3 --lr 0.05"
+SHORT = "--epochs 3 --warmup_epochs 1 --per_device_train_batch_size 4 --logging_steps 1 --lr 0.05"
 NUM_FRAMES, STEPS_PER_EPOCH, NUM_STEPS = 18, 4, 12  # batches of 4: two frames of an epoch are left out
 
 
@@ -21,7 +21,7 @@ def arguments(frames: Path, output_dir: Path, more: str = "") -> list[str]:
 
 
 def pretrain(frames: Path, output_dir: Path, more: str = "") -> None:
-    load_script("pretrain_dino").main(arguments(frames, output_dir, more))
+    main(arguments(frames, output_dir, more))
 
 
 def history(output_dir: Path) -> list[dict]:

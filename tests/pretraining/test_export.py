@@ -13,9 +13,13 @@ from surgenet_hf import SurgeNetModel
 from surgenet_hf.checkpoints.catalog import RANDOM_WEIGHTS, leakage_note
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.pretraining import export
-from surgenet_hf.pretraining.dino.method import DinoConfig, DinoModel
-from surgenet_hf.pretraining.export import FILES, describe_pretraining, export_teacher
+from surgenet_hf.pretraining.arguments import DinoConfig
+from surgenet_hf.pretraining.dino.method import DinoModel
+from surgenet_hf.pretraining.export import export_teacher
+from surgenet_hf.pretraining.plan import describe_pretraining
+from surgenet_hf.publishing.cards import pretrained_card
 
+FILES = ("config.json", "preprocessor_config.json", "README.md", "model.safetensors")
 HEAD = {"out_dim": 4, "hidden_dim": 8, "bottleneck_dim": 4}
 
 
@@ -30,7 +34,14 @@ def build(tiny_config):
 
 def write(model: DinoModel, folder, epoch=1, base=None, **card):
     pretraining = describe_pretraining(base or {"name": "SurgeNetXL"}, ["mine"], epoch, frames=100)
-    export_teacher(model.teacher.backbone, folder, pretraining, build_image_processor(image_size=64), **card)
+    export_teacher(
+        model.teacher.backbone,
+        folder,
+        pretraining,
+        build_image_processor(image_size=64),
+        write_card=pretrained_card,
+        **card,
+    )
 
 
 def embedding(model, size=64) -> torch.Tensor:
@@ -166,7 +177,7 @@ def test_description():
     assert continued["base"] == start
     assert continued["statistics"] == "imagenet"
     assert describe_pretraining(None, ["a"], 1, 9)["name"] == "unknown, continued on a"
-    with pytest.raises(ValueError, match="at least one data set"):
+    with pytest.raises(ValueError, match="at least one dataset"):
         describe_pretraining(start, [], 1, 9)
 
 

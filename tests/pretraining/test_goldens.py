@@ -10,7 +10,8 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from surgenet_hf import SurgeNetConfig, SurgeNetModel
-from surgenet_hf.pretraining.dino.method import DinoConfig, DinoModel, build_optimizer, build_schedules, training_step
+from surgenet_hf.pretraining.arguments import DinoConfig
+from surgenet_hf.pretraining.dino.method import DinoModel, build_optimizer, build_schedules, training_step
 from tests.goldens import fill
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

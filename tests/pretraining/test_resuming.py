@@ -1,5 +1,6 @@
 """Runs that were killed, stopped or finished, and full DINO checkpoints, go on."""
 
+import json
 import os
 import random
 import shutil
@@ -15,11 +16,12 @@ import torch
 from transformers import AutoModel
 
 from surgenet_hf.checkpointing import lock_run
+from surgenet_hf.cli.pretrain import main, parse_arguments
 from surgenet_hf.errors import UserError
 from surgenet_hf.pretraining import run as training
-from surgenet_hf.pretraining.arguments import parse_arguments
+from surgenet_hf.pretraining import state
+from surgenet_hf.pretraining.history import History
 from tests.checkpoints.files import OriginalTraining, save_content, tiny
-from tests.cli import load_script
 from tests.pretraining.running import (
     SCRIPT,
     STEPS_PER_EPOCH,
@@ -42,19 +44,16 @@ def test_finished_run_asked_again_writes_its_model_again(frames, whole_run, tmp_
 
 KILLED = """
 import os, runpy, signal, sys
-from surgenet_hf.checkpointing import lock_run
-from surgenet_hf.errors import UserError
-from surgenet_hf.pretraining import training
-from surgenet_hf.pretraining.arguments import parse_arguments
+from surgenet_hf.pretraining.history import History
 
-step = training.training_step
+add = History.add
 
-def dying_step(*args, **kwargs):
-    if args[4] == 6:  # the seventh, in the middle of the second epoch
+def die(history, entry):
+    if entry["step"] == 7:  # in the middle of the second epoch
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(*args, **kwargs)
+    add(history, entry)
 
-training.training_step = dying_step
+History.add = die
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -76,20 +75,19 @@ def test_killed_run_goes_on_bit_for_bit(frames, whole_run, tmp_path, workers):
 
 def test_sigterm_saves_and_ends(frames, whole_run, tmp_path, monkeypatch, capsys):
     output_dir = tmp_path / "terminated"
-    step = training.training_step
+    add = History.add
 
-    def step_and_signal(*args, **kwargs):
-        result = step(*args, **kwargs)
-        if args[4] == 4:  # the fifth
+    def add_and_signal(history, entry):
+        add(history, entry)
+        if entry["step"] == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "training_step", step_and_signal)
+        patch.setattr(History, "add", add_and_signal)
         with pytest.raises(SystemExit) as ended:
             pretrain(frames, output_dir)
     assert ended.value.code == 128 + signal.SIGTERM
-    assert "after step 5: go on with --resume_from_checkpoint true" in capsys.readouterr().out
+    assert "after step 5: resume with --resume_from_checkpoint true" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     pretrain(frames, output_dir, "--resume_from_checkpoint true")
     assert_same_run(whole_run, output_dir)
@@ -97,7 +95,7 @@ def test_sigterm_saves_and_ends(frames, whole_run, tmp_path, monkeypatch, capsys
 
 def test_full_disk_leaves_the_last_checkpoint(frames, whole_run, tmp_path, monkeypatch):
     output_dir = tmp_path / "full"
-    save = training.save_checkpoint.__globals__["save_model"]
+    save = state.save_model
 
     def save_on_small_disk(model, path):
         if "checkpoint-8" in path:
@@ -106,7 +104,7 @@ def test_full_disk_leaves_the_last_checkpoint(frames, whole_run, tmp_path, monke
         save(model, path)
 
     with monkeypatch.context() as patch:
-        patch.setitem(training.save_checkpoint.__globals__, "save_model", save_on_small_disk)
+        patch.setattr(state, "save_model", save_on_small_disk)
         with pytest.raises(SystemExit, match=r"checkpoint-8 could not be written .*No space left.*checkpoint-4"):
             pretrain(frames, output_dir)
     assert [path.name for path in output_dir.glob("*checkpoint-*")] == ["checkpoint-4"]
@@ -124,7 +122,7 @@ def test_options_come_with_the_checkpoint(frames, whole_run, tmp_path):
     output_dir = tmp_path / "run"
     pretrain(frames, output_dir, "--max_steps 5")
     command = f"--dataset folder --data_dir {frames} --output-dir {output_dir} --resume-from-checkpoint true"
-    load_script("pretrain_dino").main([*command.split(), "--logging_steps", "1", "--monitor_steps", "3"])
+    main([*command.split(), "--logging_steps", "1"])
     assert_same_run(whole_run, output_dir)
 
 
@@ -160,6 +158,15 @@ def test_damaged_checkpoint_and_one_of_other_sizes_are_refused(frames, whole_run
     assert not (tmp_path / "run").exists()
 
 
+def test_checkpoint_of_an_earlier_version_is_refused(frames, whole_run, tmp_path):
+    checkpoint = shutil.copytree(whole_run / "checkpoint-12", tmp_path / "run" / "checkpoint-12")
+    record = json.loads((checkpoint / "run.json").read_text())
+    record["start"]["statistics"] = record["start"].pop("normalization")
+    (checkpoint / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match=r"was written by an earlier version .*--model_name_or_path"):
+        pretrain(frames, tmp_path / "run", "--resume_from_checkpoint true")
+
+
 def test_finished_run_of_another_folder_leaves_its_model(frames, whole_run, tmp_path):
     pretrain(frames, tmp_path, f"--resume_from_checkpoint {whole_run / 'checkpoint-12'}")
     assert type(AutoModel.from_pretrained(tmp_path / "model")).__name__ == "SurgeNetModel"
@@ -168,7 +175,7 @@ def test_finished_run_of_another_folder_leaves_its_model(frames, whole_run, tmp_
 def test_extended_run_lays_schedules_anew(frames, whole_run, tmp_path, capsys):
     more = f"--resume_from_checkpoint {whole_run / 'checkpoint-12'} --extend_epochs 2"
     pretrain(frames, tmp_path, more)
-    assert "schedules are laid anew over 2 epochs" in capsys.readouterr().out
+    assert "New schedules over 2 epochs" in capsys.readouterr().out
     entries = history(tmp_path)
     assert len(entries) == 2 * STEPS_PER_EPOCH
     assert entries[0]["lr"] == 0.0
@@ -223,9 +230,8 @@ def test_a_second_run_in_the_same_folder_is_refused(frames, tmp_path):
 
 def test_a_run_that_ended_since_the_start_is_not_overwritten(frames, whole_run, tmp_path):
     """The checkpoint to resume is chosen before the folder is locked."""
-    waiting = training.Pretraining(
-        *parse_arguments(arguments(frames, tmp_path / "run", "--resume_from_checkpoint true"))
-    )
+    _, options = parse_arguments(arguments(frames, tmp_path / "run", "--resume_from_checkpoint true"))
+    waiting = training.Pretraining(*options)
     shutil.copytree(whole_run, tmp_path / "run")
     with pytest.raises(UserError, match=r"another run has just ended in .*run: start this one again"):
         waiting.train()
@@ -259,19 +265,19 @@ def authors_file(tmp_path) -> Path:
 def go_on(frames: Path, output_dir: Path, file: Path, more: str = "") -> None:
     sizes = "--global_crops_size 48 --local_crops_size 32 --per_device_train_batch_size 4 --logging_steps 1"
     command = f"--dataset folder --data_dir {frames} --output_dir {output_dir} {sizes} {more}"
-    load_script("pretrain_dino").main([*command.split(), "--resume_from_checkpoint", str(file)])
+    main([*command.split(), "--resume_from_checkpoint", str(file)])
 
 
 def test_authors_checkpoint_goes_on_at_its_epoch(frames, authors_file, tmp_path, capsys):
     go_on(frames, tmp_path / "run", authors_file, "--export_dino_checkpoint")
     said = capsys.readouterr().out
     assert "student and teacher, backbone and head" in said
-    assert "moments of the optimiser for" in said
+    assert "moments of the optimizer for" in said
     entries = history(tmp_path / "run")
     assert [entry["step"] for entry in entries] == list(range(9, 17))  # epochs 2 and 3, of 4 steps each
     assert entries[0]["lr"] == pytest.approx(0.75 * 0.01 * 4 / 256, rel=0.01)  # a third of the cosine
     assert (tmp_path / "run" / "checkpoint0004.pth").is_file()
-    with pytest.raises(SystemExit, match=r"at the end of its 4 epochs; lay new schedules with --extend_epochs"):
+    with pytest.raises(SystemExit, match=r"at the end of its 4 epochs; start new schedules with --extend_epochs"):
         go_on(frames, tmp_path / "more", tmp_path / "run" / "checkpoint0004.pth")
     go_on(frames, tmp_path / "more", tmp_path / "run" / "checkpoint0004.pth", "--extend_epochs 2")
     assert [entry["step"] for entry in history(tmp_path / "more")] == list(range(1, 9))

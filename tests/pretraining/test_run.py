@@ -15,9 +15,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
+from surgenet_hf.cli.pretrain import main
 from surgenet_hf.pretraining import outputs
 from surgenet_hf.pretraining import run as training
-from tests.cli import load_script
+from surgenet_hf.pretraining.frames import loader
 from tests.pretraining.running import (
     NUM_FRAMES,
     NUM_STEPS,
@@ -35,8 +36,8 @@ def test_what_a_run_leaves(whole_run):
     entries = history(whole_run)
     assert [entry["step"] for entry in entries] == list(range(1, NUM_STEPS + 1))
     assert all(0 < entry["loss"] < 10 for entry in entries)
-    assert [entry["masked_steps"] for entry in entries] == [0] * NUM_STEPS
-    assert [entry["step"] for entry in entries if "teacher_entropy" in entry] == [3, 4, 6, 8, 9, 12]
+    assert [entry["skipped_steps"] for entry in entries] == [0] * NUM_STEPS
+    assert [entry["step"] for entry in entries if "teacher_entropy" in entry] == [4, 8, 12]
     assert sorted(path.name for path in whole_run.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
     assert (whole_run / "pretraining.png").read_bytes().startswith(b"\x89PNG")
 
@@ -75,8 +76,8 @@ def test_two_processes_do_what_one_does(frames, tmp_path, capfd):
 
     pretrain(frames, two, "--drop_path_rate 0 --per_device_train_batch_size 2 --resume_from_checkpoint true")
     said = capfd.readouterr().out
-    assert "It was written by 2 processes, these are 1" in said
-    assert "from the start of epoch 1, now step 9" in said  # of 9 steps an epoch
+    assert "It was written by 2 processes, now there are 1" in said
+    assert "at the start of epoch 1, now step 9" in said  # of 9 steps an epoch
 
 
 def test_accumulated_steps_are_those_of_the_whole_batch(frames, tmp_path):
@@ -101,20 +102,20 @@ def test_ways_to_save_time_or_memory(frames, whole_run, tmp_path, options):
 
 def break_steps(monkeypatch, steps: range) -> None:
     """Make the pixels of these steps NaN."""
-    normalize, calls = training.normalize, itertools.count()
+    normalize, calls = loader.normalize, itertools.count()
 
     def normalize_or_break(*args):
         factor = torch.nan if next(calls) in steps else 1
         return [crop * factor for crop in normalize(*args)]
 
-    monkeypatch.setattr(training, "normalize", normalize_or_break)
+    monkeypatch.setattr(loader, "normalize", normalize_or_break)
 
 
 def test_step_with_nan_is_left_out(frames, tmp_path, monkeypatch):
     break_steps(monkeypatch, range(5, 6))
     pretrain(frames, tmp_path)
     entries = history(tmp_path)
-    assert [entry["masked_steps"] for entry in entries] == [0] * 5 + [1] * 7
+    assert [entry["skipped_steps"] for entry in entries] == [0] * 5 + [1] * 7
     assert [entry["loss"] is None for entry in entries] == [False] * 5 + [True] + [False] * 6
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
 
@@ -128,7 +129,7 @@ def test_run_stops_when_all_is_nan(frames, tmp_path, monkeypatch):
 
 def test_collapse_stops_the_run_after_the_warm_up(frames, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(training.Monitor, "diagnose", lambda self, values: "collapsed to one point: ...")
-    with pytest.raises(SystemExit, match=r"after step 6: collapsed to one point.*--ignore_collapse"):
+    with pytest.raises(SystemExit, match=r"after step 8: collapsed to one point.*--ignore_collapse"):
         pretrain(frames, tmp_path / "stopped")
     pretrain(frames, tmp_path / "ignored", "--ignore_collapse")
     assert len(losses(tmp_path / "ignored")) == NUM_STEPS
@@ -138,12 +139,12 @@ def test_broken_frames_are_replaced_counted_and_named(frames, tmp_path):
     broken = shutil.copytree(frames, tmp_path / "frames")
     (broken / "1_007.jpg").write_bytes(b"no picture")
     pretrain(broken, tmp_path / "run")
-    assert history(tmp_path / "run")[-1]["bad_frames"] >= 2
-    assert set((tmp_path / "run" / "bad_frames.txt").read_text().split()) == {str(broken / "1_007.jpg")}
+    assert history(tmp_path / "run")[-1]["unreadable_frames"] >= 2
+    assert set((tmp_path / "run" / "unreadable_frames.txt").read_text().split()) == {str(broken / "1_007.jpg")}
     with pytest.raises(
-        SystemExit, match=r"frames could not be read, more than --max_bad_fraction 0.0: see .*bad_frames"
+        SystemExit, match=r"frames could not be read, more than --max_unreadable_fraction 0.0: see .*unreadable_frames"
     ):
-        pretrain(broken, tmp_path / "strict", "--max_bad_fraction 0")
+        pretrain(broken, tmp_path / "strict", "--max_unreadable_fraction 0")
 
 
 def test_broken_frame_whose_name_is_no_text(frames, tmp_path):
@@ -151,8 +152,8 @@ def test_broken_frame_whose_name_is_no_text(frames, tmp_path):
     name = os.fsencode(broken / "1_") + b"\xff.jpg"
     Path(os.fsdecode(name)).write_bytes(b"no picture")
     pretrain(broken, tmp_path / "run", "--max_steps 4")
-    assert set((tmp_path / "run" / "bad_frames.txt").read_bytes().splitlines()) <= {name}
-    assert (tmp_path / "run" / "bad_frames.txt").stat().st_size
+    assert set((tmp_path / "run" / "unreadable_frames.txt").read_bytes().splitlines()) <= {name}
+    assert (tmp_path / "run" / "unreadable_frames.txt").stat().st_size
 
 
 def test_more_than_8_bits_are_not_taken_for_white(frames, tmp_path):
@@ -160,7 +161,7 @@ def test_more_than_8_bits_are_not_taken_for_white(frames, tmp_path):
     Image.fromarray(np.full((64, 64), 3000, np.uint16)).save(deep / "1_007.png")
     Image.fromarray(np.full((64, 64), 0.5, np.float32)).save(deep / "1_007.tif")
     pretrain(deep, tmp_path / "run")
-    said = (tmp_path / "run" / "bad_frames.txt").read_text().split()
+    said = (tmp_path / "run" / "unreadable_frames.txt").read_text().split()
     assert set(said) == {str(deep / "1_007.png"), str(deep / "1_007.tif")}
 
 
@@ -174,15 +175,15 @@ def test_frames_of_short_epochs(frames, tmp_path, capsys):
 def test_fine_tuned_segmentation_is_no_start(frames, tmp_path, tiny_config):
     SurgeNetForSemanticSegmentation(tiny_config("caformer_s18")).save_pretrained(tmp_path / "model")
     args = [word for word in arguments(frames, tmp_path / "run") if word not in ("--backbone", "tiny")]
-    with pytest.raises(SystemExit, match="fine-tuned for segmentation has no embedding to go on with"):
-        load_script("pretrain_dino").main([*args, "--model_name_or_path", str(tmp_path / "model")])
+    with pytest.raises(SystemExit, match="fine-tuned for segmentation has no trained embedding"):
+        main([*args, "--model_name_or_path", str(tmp_path / "model")])
 
 
 def test_backbone_by_name_or_folder(frames, tmp_path, whole_run):
     start = SurgeNetModel.from_pretrained(whole_run / "model")
     more = f"--model_name_or_path {whole_run / 'model'} --max_steps 1".split()
     args = [word for word in arguments(frames, tmp_path) if word not in ("--backbone", "tiny")]
-    load_script("pretrain_dino").main([*args, *more])
+    main([*args, *more])
     # the first step has a learning rate of 0: student and teacher are still the start
     for name, tensor in start.state_dict().items():
         torch.testing.assert_close(weights(tmp_path, 1)[f"student.backbone.{name}"], tensor)
@@ -220,7 +221,7 @@ def test_small_set_gets_a_hint(frames, tmp_path, capsys):
     args = arguments(frames, tmp_path / "small", "--preset small --epochs 25 --max_steps 1")
     del args[args.index("--out_dim") : args.index("--out_dim") + 2]
     del args[args.index("--warmup_epochs") : args.index("--warmup_epochs") + 2]
-    load_script("pretrain_dino").main(args)
+    main(args)
     assert "--preset" not in capsys.readouterr().out
     assert weights(tmp_path / "small", 1)["loss.center"].shape == (1, 4096)
 
@@ -245,7 +246,7 @@ def test_cut_start_weights(frames, tmp_path, whole_run):
     os.truncate(folder / "model.safetensors", 5000)
     args = [word for word in arguments(frames, tmp_path / "run") if word not in ("--backbone", "tiny")]
     with pytest.raises(SystemExit, match=r"cannot be read .*: copy or download them again"):
-        load_script("pretrain_dino").main([*args, "--model_name_or_path", str(folder)])
+        main([*args, "--model_name_or_path", str(folder)])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -258,6 +259,25 @@ def test_folder_without_a_single_good_frame(tmp_path, workers):
         pretrain(broken, tmp_path / "run", f"--dataloader_num_workers {workers}")
 
 
+def test_a_bug_keeps_its_traceback(frames, tmp_path, monkeypatch):
+    """A ValueError that is not a UserError is no mistake of the user."""
+
+    def fail(*args, **kwargs):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(training, "training_step", fail)
+    with pytest.raises(ValueError, match="a bug") as found:
+        pretrain(frames, tmp_path)
+    assert found.traceback[-1].name == "fail"
+
+
+def test_the_options_are_saved_and_can_be_given_again(frames, tmp_path, caplog):
+    pretrain(frames, tmp_path / "run", "--max_steps 1 --max_bad_fraction 0.5")
+    assert "--max_bad_fraction is now called --max_unreadable_fraction" in caplog.text
+    main(["--config", str(tmp_path / "run" / "run.yaml"), "--output_dir", str(tmp_path / "again")])
+    assert losses(tmp_path / "again") == losses(tmp_path / "run")
+
+
 def test_tracker_that_is_not_there(frames, tmp_path):
     with pytest.raises(SystemExit, match="--report_to nothing: not installed, or unknown to Accelerate"):
         pretrain(frames, tmp_path / "run", "--report_to nothing")
@@ -268,7 +288,7 @@ def test_trackers_get_what_the_log_gets(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "find_trackers", lambda names: [Tracker(logged)])
     pretrain(frames, tmp_path, "--max_steps 4")
     assert [logged[step]["loss"] for step in range(1, 5)] == losses(tmp_path)
-    assert "teacher_entropy" in logged[3]
+    assert "teacher_entropy" in logged[4]
 
 
 class Tracker(GeneralTracker):

@@ -20,7 +20,8 @@ from surgenet_hf.cli import finetune_classification
 from surgenet_hf.data import load_data
 from surgenet_hf.evaluation.evaluate import evaluate, write_results
 from surgenet_hf.image_processing import build_image_processor
-from surgenet_hf.pretraining.export import describe_pretraining, export_teacher
+from surgenet_hf.pretraining.export import export_teacher
+from surgenet_hf.pretraining.plan import describe_pretraining
 from surgenet_hf.publishing.repositories import check_login, publish_finetuned, publish_folder, push_model
 from tests.checkpoints.files import tiny
 from tests.cli import load_script

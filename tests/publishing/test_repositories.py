@@ -16,7 +16,8 @@ from surgenet_hf.checkpoints.catalog import UPSTREAM_REPO, find_entry
 from surgenet_hf.checkpoints.conversion import save_converted, to_original_state_dict
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.models import convert_entry
-from surgenet_hf.pretraining.export import describe_pretraining, export_teacher
+from surgenet_hf.pretraining.export import export_teacher
+from surgenet_hf.pretraining.plan import describe_pretraining
 from surgenet_hf.publishing import repositories as publishing
 from surgenet_hf.publishing.repositories import compare_with_source, publish_checkpoints, publish_finetuned, push_model
 from tests.checkpoints.files import original, tiny

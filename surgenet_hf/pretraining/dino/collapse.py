@@ -18,7 +18,7 @@ from torch.nn import functional as F
 INFORMATION = 1e-3
 # Nats, entropy of the mean output: one prototype has 98 % of it.
 ONE_PROTOTYPE = 0.1
-# The mean cosine similarity of two samples is about 1 - std^2, here 0.9999. At random initialisation the std is 0.2.
+# The mean cosine similarity of two samples is about 1 - std^2, here 0.9999. At random initialization the std is 0.2.
 SAME_FEATURES = 0.01
 # Two equally strong directions have rank 2; here the second has 2 % of the first's strength.
 ONE_DIRECTION = 1.1
@@ -67,7 +67,7 @@ class Monitor:
             center_norm: L2.
             feature_std: of L2-normalised embeddings over the samples, mean over channels, times sqrt(C): 1 is
                 isotropic, 0 collapsed; NaN with one sample.
-            feature_rank: effective rank (Roy and Vetterli 2007) of the same embeddings, centred: exp of the entropy
+            feature_rank: effective rank (Roy and Vetterli 2007) of the same embeddings, centered: exp of the entropy
                 of their normalised singular values; NaN with one sample.
         """
         log_targets = F.log_softmax((teacher_logits.float() - center.float()) / teacher_temp, dim=-1)
@@ -126,12 +126,12 @@ class Monitor:
         if enough and mean_entropy < ONE_PROTOTYPE:
             return (
                 f"collapsed to one prototype: the teacher gives all samples the same sharp output ({seen}). Let the "
-                "centre follow faster (lower center_momentum), raise teacher_temp or lower lr."
+                "center follow faster (lower center_momentum), raise teacher_temp or lower lr."
             )
         if enough and mean_entropy - entropy < INFORMATION:
             return (
                 f"collapsed to one output: the teacher's output is the same for all samples ({seen}). Lower lr, warm "
-                "up for longer, or let the centre follow faster (lower center_momentum)."
+                "up for longer, or let the center follow faster (lower center_momentum)."
             )
         if enough and (std < SAME_FEATURES or rank < ONE_DIRECTION):
             return (

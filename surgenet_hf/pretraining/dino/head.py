@@ -24,7 +24,7 @@ class WeightNormLinear(nn.Module):
 
 
 class DinoHead(nn.Module):
-    """An MLP to a narrow bottleneck, L2 normalisation, and a weight-normed layer to the prototypes.
+    """An MLP to a narrow bottleneck, L2 normalization, and a weight-normed layer to the prototypes.
 
     Parameter names are those of the original head: `mlp.*`, `last_layer.weight_g`, `last_layer.weight_v`.
 

@@ -56,7 +56,7 @@ class DinoLoss(nn.Module):
 
     @torch.no_grad()
     def update_center(self, teacher_logits: torch.Tensor, keep: torch.Tensor | bool = True):
-        """Move the centre towards the mean of `teacher_logits` (T, B, K) over crops, samples and all processes.
+        """Move the center towards the mean of `teacher_logits` (T, B, K) over crops, samples and all processes.
 
         To be called after the loss of the same step, by all processes with equal B; nothing changes unless `keep`, a
         bool scalar on the device that all processes agree on.

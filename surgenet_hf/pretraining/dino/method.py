@@ -1,12 +1,11 @@
-"""DINO, self-distillation with no labels (Caron et al., ICCV 2021), of a SurgeNet backbone.
+"""DINO, self-distillation with no labels (Caron et al., ICCV 2021), for a SurgeNet backbone.
 
-One step is `training_step`; it does what the original training loop does, and waits for the device nowhere.
+`training_step` is one step of the original training loop. It never waits for the device.
 """
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -15,78 +14,14 @@ from torch import nn
 
 from ...checkpoints.conversion import parameter_map
 from ...modeling_surgenet import SurgeNetModel
+from ..arguments import NUM_GLOBAL_CROPS, DinoConfig
 from .head import DinoHead
 from .loss import DinoLoss
 from .schedules import Schedules, StepValues, cosine_schedule, scaled_learning_rate, teacher_temperatures
 
-_MAX_EPOCHS = 100_000  # schedules hold values of every step; 100 times as long as published trainings
-NUM_GLOBAL_CROPS = 2  # the teacher sees these, the first of each sample; the student sees all
-# what suits some thousand frames: fewer prototypes, a faster teacher, a longer warm-up; and a sharper teacher, since
-# with 0.04 the outputs drifted to uniform ones (343 frames, small CAFormer, momentum 0.99 and 0.996)
-SMALL = {
-    "out_dim": 4096,
-    "momentum_teacher": 0.99,
-    "warmup_epochs": 20,
-    "warmup_teacher_temp": 0.02,
-    "teacher_temp": 0.02,
-}
-
-
-def _option(default, help: str, **metadata):
-    return field(default=default, metadata={"help": help, **metadata})
-
-
-@dataclass
-class DinoConfig:
-    """Hyper-parameters of the method, by the names of the original; the defaults are SurgeNet's recipe."""
-
-    epochs: int = _option(50, "Length of all schedules.", aliases=["--num_train_epochs"])
-    lr: float = _option(
-        5e-4,
-        "Learning rate after the warm-up for 256 frames a step; scaled linearly with the total batch.",
-        aliases=["--learning_rate"],
-    )
-    min_lr: float = _option(1e-6, "Learning rate at the end.")
-    warmup_epochs: int = _option(10, "Warm-up of the learning rate, from 0.")
-    weight_decay: float = _option(0.04, "Weight decay at the start, of all but biases and vectors.")
-    weight_decay_end: float = _option(0.4, "Weight decay at the end.")
-    clip_grad: float = _option(3.0, "Largest L2 norm of the gradient of each single parameter; 0: no clipping.")
-    freeze_last_layer: int = _option(1, "Epochs in which the last layer of the head stays as it is.")
-    momentum_teacher: float = _option(0.996, "Momentum of the teacher's moving average at the start; rises to 1.")
-    warmup_teacher_temp: float = _option(0.04, "The teacher's temperature at the start.")
-    teacher_temp: float = _option(0.04, "The teacher's temperature after its warm-up.")
-    warmup_teacher_temp_epochs: int = _option(0, "Length of that warm-up.")
-    student_temp: float = _option(0.1, "The student's temperature.")
-    center_momentum: float = _option(0.9, "Of the running mean of the teacher's logits.")
-    out_dim: int = _option(65_536, "Prototypes of the head.")
-    hidden_dim: int = _option(2048, "Width of the head's hidden layers.")
-    bottleneck_dim: int = _option(256, "Width of the head's output before the prototypes.")
-    head_layers: int = _option(3, "Layers of the head's MLP.")
-    use_bn_in_head: bool = _option(False, "Batch norm in the head.")
-    norm_last_layer: bool = _option(True, "Fix the norm of each prototype to 1: more stable.")
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            if not abs(value) <= 1e9:  # also refuses NaN, and integers that no float can hold
-                raise ValueError(f"{name} must be finite and at most 1e9, got {value}")
-        for name in ("warmup_teacher_temp", "teacher_temp", "student_temp", "epochs", "out_dim"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "freeze_last_layer"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("momentum_teacher", "center_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.epochs > _MAX_EPOCHS:
-            raise ValueError(f"epochs must be at most {_MAX_EPOCHS:,}, got {self.epochs:,}")
-        for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
-            if not 0 <= getattr(self, name) <= self.epochs:
-                raise ValueError(f"{name} must be in [0, epochs], got {getattr(self, name)} of {self.epochs} epochs")
-
 
 class DinoNetwork(nn.Module):
-    """Backbone and head; the student is one, the teacher another."""
+    """Backbone and head: the student, or the teacher."""
 
     def __init__(self, backbone: SurgeNetModel, head: DinoHead):
         super().__init__()
@@ -94,7 +29,7 @@ class DinoNetwork(nn.Module):
         self.head = head
 
     def forward(self, crops: Sequence[torch.Tensor]) -> torch.Tensor:
-        """N crops of each of B samples, each (B, 3, h, w) with sizes of their own, to logits (N, B, out_dim).
+        """Compute logits (N, B, out_dim) of N crops of each of B samples, each (B, 3, h, w) and of any size.
 
         The backbone runs once for each size, the head once for all.
 
@@ -114,7 +49,7 @@ class DinoNetwork(nn.Module):
         return self.head(torch.cat(embeddings)).unflatten(0, (len(crops), -1))
 
     def original_names(self) -> dict[str, tuple[str, torch.Size]]:
-        """Our parameter names -> (name, shape) in the original DINO checkpoints: `backbone.*`, `head.*`."""
+        """Map our parameter names to (name, shape) in the original checkpoints: `backbone.*`, `head.*`."""
         names = {
             f"backbone.{ours}": (f"backbone.{name}", shape)
             for ours, (name, shape) in parameter_map(self.backbone, "original").items()
@@ -123,14 +58,14 @@ class DinoNetwork(nn.Module):
 
 
 class DinoModel(nn.Module):
-    """Student, teacher and loss.
+    """Student, teacher, and loss.
 
     The teacher starts equal to the student, has no gradients and no drop path, and follows by `update_teacher`. Both
-    stay in training mode, as in the original: a head with batch norm takes the statistics of the batch in both.
+    stay in training mode, as in the original: batch normalization in the head uses the batch in both.
 
     Args:
-        backbone: where student and teacher start; it becomes the student's. Its `config.drop_path_rate` is the
-            student's.
+        backbone: start weights of student and teacher. It becomes the student's backbone, and its
+            `config.drop_path_rate` is the student's.
     """
 
     def __init__(self, backbone: SurgeNetModel, config: DinoConfig):
@@ -156,18 +91,18 @@ class DinoModel(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float, keep: torch.Tensor):
-        """teacher <- momentum * teacher + (1 - momentum) * student, for each parameter, if `keep` (bool scalar)."""
+        """Set each parameter to momentum * teacher + (1 - momentum) * student, if `keep` (bool scalar)."""
         teacher = list(self.teacher.parameters())
         weight = keep * (1 - momentum)  # `where` would move the numbers to the device and wait for it
         torch._foreach_lerp_(teacher, list(self.student.parameters()), [weight] * len(teacher))
 
 
 def build_schedules(config: DinoConfig, steps_per_epoch: int, total_batch_size: int) -> Schedules:
-    """The schedules of a whole run.
+    """Build the schedules of a whole run.
 
     Args:
-        steps_per_epoch: number of optimiser steps.
-        total_batch_size: frames of one optimiser step, over all processes and accumulated batches.
+        steps_per_epoch: number of optimizer steps.
+        total_batch_size: frames of one optimizer step, over all processes and accumulated batches.
     """
     num_steps = config.epochs * steps_per_epoch
     warmup_steps = config.warmup_epochs * steps_per_epoch
@@ -185,10 +120,10 @@ def build_schedules(config: DinoConfig, steps_per_epoch: int, total_batch_size: 
 
 
 def parameter_groups(student: DinoNetwork) -> list[dict]:
-    """Two groups for AdamW: decayed parameters; biases and vectors (norms, scales), which are not decayed.
+    """Return two groups for AdamW: decayed parameters; biases and vectors (norms, scales), which are not decayed.
 
-    Fixed parameters are in neither. What counts as a vector is told by the shapes of the original, which decays the
-    (1, 1, 1, C) parameters of ConvNeXtV2's response normalisation.
+    Fixed parameters are in neither. The shapes of the original determine what is a vector. It decays the
+    (1, 1, 1, C) parameters of ConvNeXtV2's response normalization.
     """
     names = student.original_names()
     decayed, others = [], []
@@ -200,7 +135,7 @@ def parameter_groups(student: DinoNetwork) -> list[dict]:
 
 
 def build_optimizer(student: DinoNetwork) -> torch.optim.AdamW:
-    """AdamW over the `parameter_groups`; fused, because only that can leave out a step without asking the device."""
+    """Build AdamW over the `parameter_groups`. Only the fused one can skip a step without waiting for the device."""
     return torch.optim.AdamW(parameter_groups(student), lr=0.0, fused=True)  # the schedules set lr and weight decay
 
 
@@ -209,7 +144,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
     """Scale the gradient of each parameter down to an L2 norm of `max_norm` (0: not at all), each by itself.
 
     Returns:
-        the norms before (n,), of the n parameters that have a gradient.
+        Norms (n,) before scaling, of the n parameters that have a gradient.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
@@ -219,7 +154,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
 
 
 class Outputs(NamedTuple):
-    """The loss of this process's samples with its graph; and what it was computed of, without."""
+    """Loss of this process's samples with its graph, and its inputs without graph."""
 
     loss: torch.Tensor
     student_logits: torch.Tensor  # (S, B, K)
@@ -230,7 +165,7 @@ class Outputs(NamedTuple):
 def compute_loss(
     model: DinoModel, crops: Sequence[torch.Tensor], teacher_temp: float, student: nn.Module | None = None
 ) -> Outputs:
-    """The forward pass.
+    """Run the forward pass.
 
     Args:
         crops: N tensors (B, 3, h, w), the two global crops first.
@@ -246,10 +181,9 @@ def compute_loss(
 def apply_gradients(
     model: DinoModel, optimizer: torch.optim.Optimizer, values: StepValues, teacher_means: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """The second half of a step: clip, optimise, and let centre and teacher follow. Gradients are used up.
+    """Run the second half of a step: clip, optimize, and update center and teacher. Gradients are consumed.
 
-    Where a gradient is not finite, nothing changes. Gradients are the mean over all processes, so all agree; and
-    nobody waits for the device.
+    If a gradient is not finite, nothing changes. Gradients are the mean over all processes, so all processes agree.
 
     Args:
         optimizer: from `build_optimizer`, perhaps as Accelerate wraps it.
@@ -257,16 +191,16 @@ def apply_gradients(
         teacher_means: mean teacher logits (K,) of each of the step's batches in this process.
 
     Returns:
-        whether all gradients were finite: a bool scalar on the device.
+        Whether all gradients were finite: a bool scalar on the device.
     """
     for group, weight_decay in zip(optimizer.param_groups, (values.weight_decay, 0.0), strict=True):
         group["lr"] = values.lr
         group["weight_decay"] = weight_decay
     inner, scaler = getattr(optimizer, "optimizer", optimizer), getattr(optimizer, "scaler", None)
-    if scaler is not None:  # of fp16: what is clipped must be the gradients and not their multiples
+    if scaler is not None:  # of fp16: gradients are clipped, not their multiples
         scaler.unscale_(inner)
     finite = clip_gradients(model.student.parameters(), model.config.clip_grad).isfinite().all()
-    if values.freeze_last_layer:  # without a gradient there is no decay and no moment either
+    if values.freeze_last_layer:  # without a gradient there is neither decay nor a moment
         for parameter in model.student.head.last_layer.parameters():
             parameter.grad = None
     inner.found_inf = (~finite).float()  # a scaler has found the same
@@ -278,7 +212,7 @@ def apply_gradients(
 
 
 class StepResult(NamedTuple):
-    """All on the device: mean loss of this process's samples, whether the step was taken, and its last outputs."""
+    """Mean loss of this process's samples, whether the step was taken, and its last outputs, all on the device."""
 
     loss: torch.Tensor
     finite: torch.Tensor
@@ -296,19 +230,19 @@ def training_step(
     backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> StepResult:
-    """One step of DINO, over one batch or the accumulated gradients of several.
+    """Run one step of DINO, over one batch or the accumulated gradients of several.
 
-    With several processes, each gives the same number of samples of its own, and `student` in a
-    DistributedDataParallel wrapper. What is optimised is then the mean of their losses, that of the whole batch.
+    With several processes, each passes the same number of its own samples, and `student` in a
+    DistributedDataParallel wrapper. The loss is then the mean over the whole batch.
 
     Args:
         optimizer: from `build_optimizer`.
-        batches: crops of each batch: N tensors (B, 3, h, w), the two global crops first. Read one by one.
-        step: number of optimiser steps before this one, over all epochs.
-        num_batches: their number.
+        batches: crops of each batch: N tensors (B, 3, h, w), the two global crops first. They are read one by one.
+        step: number of optimizer steps before this one, over all epochs.
+        num_batches: number of batches.
         student: `model.student` as wrapped for distributed training; default: `model.student`.
-        backward: what computes gradients, e.g. `Accelerator.backward`.
-        autocast: a context for the forward pass, e.g. `Accelerator.autocast`.
+        backward: function that computes gradients, for example `Accelerator.backward`.
+        autocast: context of the forward pass, for example `Accelerator.autocast`.
     """
     values = schedules.at(step)
     student = model.student if student is None else student

@@ -1,11 +1,10 @@
-"""The multi-crop augmentation of DINO (Caron et al. 2021): how crops are drawn, and cut on the CPU.
+"""The multi-crop augmentation of DINO (Caron et al. 2021): random draws, and crops on the CPU.
 
-Both ways of cutting start from the same draw: `crop_frame` cuts the crops of one frame, in a worker;
-`device_augmentation.crop_batch` those of a whole batch, on a GPU.
+`crop_frame` makes the crops of one frame in a worker; `device_crops.crop_batch` those of a whole batch on a GPU. Both
+use the same draws.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -14,17 +13,17 @@ from PIL import Image, ImageFilter
 from torch import nn
 from torchvision.transforms import functional as F
 
-from ..dino.method import NUM_GLOBAL_CROPS
+from ..arguments import NUM_GLOBAL_CROPS, CropConfig
 
-# Probabilities and ranges of the original. Colours change in random order; the first global crop is always blurred,
-# the second seldom, but it alone may be solarised.
+# Probabilities and ranges of the original. Colors change in random order. The first global crop is always blurred,
+# the second rarely; only the second may be solarized.
 FLIP = 0.5
 ASPECT_RATIO = (3 / 4, 4 / 3)
 JITTER = 0.8
 JITTER_LOW, JITTER_HIGH = (0.6, 0.6, 0.8, -0.1), (1.4, 1.4, 1.2, 0.1)
 NO_JITTER = (1.0, 1.0, 1.0, 0.0)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-GREYSCALE = 0.2
+GRAYSCALE = 0.2
 BLUR_FIRST, BLUR_SECOND, BLUR_LOCAL = 1.0, 0.1, 0.5
 BLUR_SIGMA = (0.1, 2.0)
 SOLARIZE_SECOND = 0.2
@@ -32,52 +31,7 @@ SOLARIZE_THRESHOLD = 128
 
 ADJUST = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 
-# Far more than recipes use (10 local crops, 518 pixels); every frame of a batch is held at these sizes.
-_MAX_LOCAL_CROPS = 100
-_MAX_SIZE = 4096
 _TRIES = 10  # to fit a box into the frame
-
-
-@dataclass
-class CropConfig:
-    """Number, sizes and scales of the crops, by the names of the original; global crops are always two.
-
-    Raises:
-        ValueError: a size or number outside its limits, or a scale that is not two shares 0 < min <= max <= 1.
-    """
-
-    global_crops_scale: list[float] = field(
-        default_factory=lambda: [0.4, 1.0],
-        metadata={"help": "smallest and largest share of the frame's area that a global crop covers"},
-    )
-    local_crops_scale: list[float] = field(
-        default_factory=lambda: [0.05, 0.4],
-        metadata={"help": "smallest and largest share of the frame's area that a local crop covers"},
-    )
-    local_crops_number: int = field(default=8, metadata={"help": "local crops of each frame; 0: global crops only"})
-    global_crops_size: int = field(default=224, metadata={"help": "side of the two global crops, in pixels"})
-    local_crops_size: int = field(default=96, metadata={"help": "side of the local crops, in pixels"})
-
-    def __post_init__(self):
-        for name in ("global_crops_scale", "local_crops_scale"):
-            scale = getattr(self, name)
-            numbers = len(scale) == 2 and all(isinstance(share, int | float) for share in scale)
-            if not numbers or not 0 < scale[0] <= scale[1] <= 1:
-                raise ValueError(f"{name} must be two shares of the area, 0 < min <= max <= 1, got {list(scale)}")
-        for name in ("global_crops_size", "local_crops_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 pixel, got {getattr(self, name)}")
-            if getattr(self, name) > _MAX_SIZE:
-                raise ValueError(f"{name} must be at most {_MAX_SIZE:,} pixels, got {getattr(self, name):,}")
-        if self.local_crops_number < 0:
-            raise ValueError(f"local_crops_number must not be negative, got {self.local_crops_number}")
-        if self.local_crops_number > _MAX_LOCAL_CROPS:
-            raise ValueError(f"local_crops_number must be at most {_MAX_LOCAL_CROPS}, got {self.local_crops_number:,}")
-
-    @property
-    def sizes(self) -> list[int]:
-        """The side of each crop in pixels, the global crops first."""
-        return [self.global_crops_size] * NUM_GLOBAL_CROPS + [self.local_crops_size] * self.local_crops_number
 
 
 class Crops(NamedTuple):
@@ -86,8 +40,8 @@ class Crops(NamedTuple):
     boxes: np.ndarray  # (N, 4): left, top, right, bottom in pixels of the frame
     flip: np.ndarray  # (N,) bool
     order: np.ndarray  # (N, 4) int: permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE
-    factors: np.ndarray  # (N, 4): their factors, in that order; NO_JITTER where colours stay
-    grey: np.ndarray  # (N,) bool
+    factors: np.ndarray  # (N, 4): their factors, in that order; NO_JITTER where colors stay
+    gray: np.ndarray  # (N,) bool
     sigma: np.ndarray  # (N,): standard deviation of the blur in pixels of the crop; 0 where there is none
     solarize: np.ndarray  # (N,) bool
 
@@ -101,8 +55,8 @@ class Crops(NamedTuple):
         """From (..., N, 16), an array or a tensor, whatever its leading dimensions."""
         order = array[..., 5:9]
         order = order.long() if isinstance(array, torch.Tensor) else order.astype(int)
-        flip, grey, solarize = (array[..., i] > 0 for i in (4, 13, 15))
-        return cls(array[..., :4], flip, order, array[..., 9:13], grey, array[..., 14], solarize)
+        flip, gray, solarize = (array[..., i] > 0 for i in (4, 13, 15))
+        return cls(array[..., :4], flip, order, array[..., 9:13], gray, array[..., 14], solarize)
 
 
 def draw_crops(size: tuple[int, int], config: CropConfig, rng: np.random.Generator) -> Crops:
@@ -128,11 +82,11 @@ def draw_crops(size: tuple[int, int], config: CropConfig, rng: np.random.Generat
     jitter = rng.random((number, 1)) < JITTER
     order = rng.permuted(np.tile(np.arange(4), (number, 1)), axis=1)
     factors = np.where(jitter, rng.uniform(JITTER_LOW, JITTER_HIGH, (number, 4)), NO_JITTER)
-    grey = rng.random(number) < GREYSCALE
+    gray = rng.random(number) < GRAYSCALE
     blur = rng.random(number) < [BLUR_FIRST, BLUR_SECOND] + [BLUR_LOCAL] * num_local
     sigma = np.where(blur, rng.uniform(*BLUR_SIGMA, number), 0.0)
     solarize = rng.random(number) < [0.0, SOLARIZE_SECOND] + [0.0] * num_local
-    return Crops(np.concatenate(boxes), flip, order, factors, grey, sigma, solarize)
+    return Crops(np.concatenate(boxes), flip, order, factors, gray, sigma, solarize)
 
 
 def _draw_boxes(size: tuple[int, int], scale: Sequence[float], number: int, rng: np.random.Generator) -> np.ndarray:
@@ -162,7 +116,7 @@ def _draw_boxes(size: tuple[int, int], scale: Sequence[float], number: int, rng:
 def crop_frame(image: Image.Image, crops: Crops, config: CropConfig) -> list[torch.Tensor]:
     """Cut the crops of a frame, with torchvision's transforms of PIL images.
 
-    Resizing alone is torch's, which is many times as fast as PIL's and differs in few values, by one grey level (by
+    Resizing alone is torch's, which is many times as fast as PIL's and differs in few values, by one gray level (by
     two in one of 100,000 values of a crop that is enlarged).
 
     Args:
@@ -183,7 +137,7 @@ def crop_frame(image: Image.Image, crops: Crops, config: CropConfig) -> list[tor
         raise ValueError(f"boxes must lie in the frame of {image.size} pixels, got {crops.boxes.tolist()}")
     pixels = F.pil_to_tensor(image)
     return [
-        F.pil_to_tensor(_change_colours(_resize_box(image, pixels, crops.boxes[i], size), crops, i))
+        F.pil_to_tensor(_change_colors(_resize_box(image, pixels, crops.boxes[i], size), crops, i))
         for i, size in enumerate(config.sizes)
     ]
 
@@ -202,15 +156,15 @@ def _resize_box(image: Image.Image, pixels: torch.Tensor, box: np.ndarray, size:
     return Image.fromarray(resized[0].permute(1, 2, 0).numpy())
 
 
-def _change_colours(image: Image.Image, crops: Crops, i: int) -> Image.Image:
-    """What was drawn of flip, colour jitter, greyscale, blur and solarisation for crop i."""
+def _change_colors(image: Image.Image, crops: Crops, i: int) -> Image.Image:
+    """What was drawn of flip, color jitter, grayscale, blur and solarization for crop i."""
     if crops.flip[i]:
         image = F.hflip(image)
     for operation in crops.order[i]:
         factor = float(crops.factors[i, operation])
         if factor != NO_JITTER[operation]:
             image = ADJUST[operation](image, factor)
-    if crops.grey[i]:
+    if crops.gray[i]:
         image = F.to_grayscale(image, 3)
     if crops.sigma[i]:
         image = image.filter(ImageFilter.GaussianBlur(float(crops.sigma[i])))

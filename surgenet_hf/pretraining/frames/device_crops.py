@@ -1,8 +1,8 @@
-"""The crops of a whole batch, cut and changed on the device: `augmentation.crop_frame` for a GPU.
+"""The crops of a whole batch, made on the device: `crops.crop_frame` for a GPU.
 
-Everything is computed for all crops of one size at once, each with parameters of its own that stay on the device:
-resizing and blurring are products with one matrix for each crop, flips are reversed rows of that matrix, and choices
-are masks. The host waits nowhere. Values are rounded where PIL, which works on 8 bits, rounds them.
+All crops of one size are computed at once, each with its own parameters, which stay on the device. Resizing and
+blurring are products with one matrix for each crop, flips are reversed rows of that matrix, and choices are masks. The
+host never waits. Values are rounded where PIL, which works on 8 bits, rounds them.
 """
 
 import itertools
@@ -49,7 +49,7 @@ def crop_batch(images: Sequence[torch.Tensor], crops: torch.Tensor, config: Crop
         for size, group in itertools.groupby(config.sizes):
             ours = drawn[len(results) :][: len(list(group))]
             pixels = _resize_all(images, ours, size).flatten(0, 1)
-            pixels = _change_colours(pixels, Crops.from_array(ours.flatten(0, 1)))
+            pixels = _change_colors(pixels, Crops.from_array(ours.flatten(0, 1)))
             results.extend(pixels.to(torch.uint8).unflatten(0, ours.shape[:2]))
     return results
 
@@ -108,9 +108,9 @@ def bicubic_rows(start: torch.Tensor, stop: torch.Tensor, size: int, length: int
     scale = ((stop - start) / size)[:, None]
     target = torch.arange(size, device=start.device)
     target = torch.where(flip[:, None], size - 1 - target, target)
-    centre = start[:, None] + (target + 0.5) * scale
+    center = start[:, None] + (target + 0.5) * scale
     pixel = torch.arange(length, device=start.device)
-    x = (pixel + 0.5 - centre[..., None]).abs_().div_(scale.clamp(min=1)[..., None])
+    x = (pixel + 0.5 - center[..., None]).abs_().div_(scale.clamp(min=1)[..., None])
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((2.5 - 0.5 * x) * x - 4) * x + 2
     weights = torch.where(x < 1, near, far.masked_fill_(x >= 2, 0))
@@ -119,11 +119,11 @@ def bicubic_rows(start: torch.Tensor, stop: torch.Tensor, size: int, length: int
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _change_colours(pixels: torch.Tensor, crops: Crops) -> torch.Tensor:
-    """Colour jitter, greyscale, blur and solarisation of M crops: float32 (M, 3, h, w), whole numbers of 0 to 255."""
+def _change_colors(pixels: torch.Tensor, crops: Crops) -> torch.Tensor:
+    """Color jitter, grayscale, blur and solarization of M crops: float32 (M, 3, h, w), whole numbers of 0 to 255."""
     for operation in crops.order.unbind(-1):
         pixels = _jitter(pixels, operation, crops.factors.gather(1, operation[:, None])[:, 0])
-    pixels = torch.where(_each(crops.grey), luma(pixels), pixels)
+    pixels = torch.where(_each(crops.gray), luma(pixels), pixels)
     pixels = _blur(pixels.to(_product_dtype(pixels.device)), crops.sigma)
     return torch.where(_each(crops.solarize) & (pixels >= SOLARIZE_THRESHOLD), 255 - pixels, pixels)
 
@@ -136,20 +136,20 @@ def _each(values: torch.Tensor) -> torch.Tensor:
 def _jitter(pixels: torch.Tensor, operation: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """For each crop the one of the four operations (M,) that is its turn.
 
-    Brightness, contrast and saturation mix with black, the mean grey and the pixel's own grey; hue has a way of its
+    Brightness, contrast and saturation mix with black, the mean gray and the pixel's own gray; hue has a way of its
     own.
     """
     operation, factor = _each(operation), _each(factor)
-    grey = luma(pixels)
-    mean = (grey.mean(dim=(2, 3), keepdim=True) + 0.5).floor_()
-    anchor = torch.where(operation == CONTRAST, mean, grey).masked_fill_(operation == BRIGHTNESS, 0)
+    gray = luma(pixels)
+    mean = (gray.mean(dim=(2, 3), keepdim=True) + 0.5).floor_()
+    anchor = torch.where(operation == CONTRAST, mean, gray).masked_fill_(operation == BRIGHTNESS, 0)
     is_hue = operation == HUE
     moved = (anchor + factor.masked_fill(is_hue, 1) * (pixels - anchor)).clamp_(0, 255).floor_()
     return torch.where(is_hue & (factor != 0), shift_hue(pixels, factor), moved)
 
 
 def luma(pixels: torch.Tensor) -> torch.Tensor:
-    """Grey (M, 1, h, w) of RGB (M, 3, h, w) in PIL's whole numbers, which float32 computes exactly."""
+    """Gray (M, 1, h, w) of RGB (M, 3, h, w) in PIL's whole numbers, which float32 computes exactly."""
     red, green, blue = pixels.split(1, dim=1)
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536).floor_()
 

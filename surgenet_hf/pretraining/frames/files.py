@@ -1,11 +1,12 @@
 """Frames in files: folders of images, and images in zip and tar shards.
 
-All frames are listed once, when a source is opened; a file is opened when its first frame is read. Paths and offsets
-are kept in a few large arrays: 4.7 million frames take some 200 MB, which forked workers share, whereas of Python
-objects each worker would come to have its own.
+All frames are listed once, when a source is opened. A file is opened when its first frame is read. Paths and offsets
+are kept in a few large arrays: 4.7 million frames take about 200 MB, which forked workers share. With Python objects,
+each worker would end up with its own copy.
 """
 
 import hashlib
+import logging
 import os
 import struct
 import tarfile
@@ -18,11 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
-from transformers.utils import logging
 
 from ...data.video import VIDEO_SUFFIXES
+from ...distributed import is_main_process
+from ...errors import MissingFileError, UnavailableError, UserError
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SHARD_SUFFIXES = (".zip", ".tar")
@@ -33,7 +35,7 @@ _TAR, _STORED, _DEFLATED = range(3)
 
 
 class FolderSource:
-    """All images below a folder, at any depth, in the order of their paths; hidden files and folders are left out.
+    """All images below a folder, at any depth, in the order of their paths, without hidden files and folders.
 
     A shard is a folder. Links are followed.
     """
@@ -43,8 +45,8 @@ class FolderSource:
         self.name = str(data_dir)
         others: Counter = Counter()
         folders, names, counts, seen = [], [], [], set()
-        with tqdm(desc=f"Listing {root}", unit="frame", disable=_is_not_local_main()) as bar:
-            for folder, subfolders, files in os.walk(root, onerror=_reraise, followlinks=True):
+        with tqdm(desc=f"Listing {root}", unit="frame", disable=not is_main_process()) as bar:
+            for folder, subfolders, files in os.walk(root, onerror=_refuse, followlinks=True):
                 subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
                 status = os.stat(folder)
                 if (status.st_dev, status.st_ino) in seen:  # a link that leads back
@@ -59,7 +61,7 @@ class FolderSource:
                     counts.append(len(images))
                     bar.update(len(images))
         if not folders:
-            raise FileNotFoundError(f"{root} holds no image ({' '.join(IMAGE_SUFFIXES)}): {_describe(others)}")
+            raise MissingFileError(f"{root} holds no image ({' '.join(IMAGE_SUFFIXES)}): {_describe(others)}")
         unread = {suffix: n for suffix, n in others.items() if suffix in (*SHARD_SUFFIXES, ".parquet")}
         if unread:
             logger.warning(f"{root}: its images are read; {_describe(unread)}")
@@ -94,14 +96,14 @@ class _Members(NamedTuple):
 
 
 class ShardSource:
-    """The images in zip and in uncompressed tar files (WebDataset), shards and members in the order of their names.
+    """Images in zip and uncompressed tar files (WebDataset), shards and members in the order of their names.
 
-    Only the directory of each file is read at first, of a tar all headers; then a frame costs one or two reads. The
-    checksums of zip files are compared, so that no damaged frame goes unnoticed.
+    At first, only the directory of each zip and all headers of each tar are read. A frame then takes one or two reads.
+    The checksums of zip files are compared, so every damaged frame is noticed.
 
     Args:
         data_dir: a folder with shards at any depth, or one shard.
-        suffix: take only these members, for instance "jpg" where "seg.png" lies beside; None: all images.
+        suffix: suffix of the members to take, for example "jpg" if there is also "seg.png". None: all images.
     """
 
     def __init__(self, data_dir: str | Path, suffix: str | None = None):
@@ -111,7 +113,9 @@ class ShardSource:
         ending = IMAGE_SUFFIXES if suffix is None else ("." + suffix.lower().lstrip("."),)
         members = []
         total = sum(os.path.getsize(path) for path in self._paths)
-        with tqdm(desc="Indexing shards", total=total, unit="B", unit_scale=True, disable=_is_not_local_main()) as bar:
+        with tqdm(
+            desc="Indexing shards", total=total, unit="B", unit_scale=True, disable=not is_main_process()
+        ) as bar:
             for path in self._paths:
                 rows = _index_zip(path, bar) if path.lower().endswith(".zip") else _index_tar(path, bar)
                 rows = sorted(row for row in rows if _is_image(os.path.basename(row[0]), ending))
@@ -120,9 +124,9 @@ class ShardSource:
                 members.append(_Members(_Names(names), *map(np.array, numbers, dtypes)))
         counts = [len(one.names) for one in members]
         if not sum(counts):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"none of the {len(counts)} shards in {data_dir} holds an image ({' '.join(ending)}); repack them, or "
-                "name what they hold with --image_column"
+                "give the suffix of the images with --image_column"
             )
         empty = [path for path, count in zip(self._paths, counts, strict=True) if not count]
         if empty:
@@ -143,7 +147,7 @@ class ShardSource:
         if methods[index] != _TAR:
             header = file.read(30)
             if header[:4] != b"PK\3\4" or len(header) < 30:
-                raise OSError("the directory of the zip points to something else")
+                raise OSError("the directory of the zip points elsewhere")
             file.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)  # name and extra field
         content = file.read(sizes[index])
         if len(content) < sizes[index]:
@@ -166,7 +170,7 @@ class ShardSource:
 
 
 def find_files(data_dir: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files with these suffixes below a folder, sorted; or the one that is given instead of a folder."""
+    """List the files with these suffixes below a folder, sorted. A single file may be given instead of a folder."""
     path = Path(data_dir)
     if path.is_file() and path.suffix.lower() in suffixes:
         return [path]
@@ -174,7 +178,7 @@ def find_files(data_dir: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
     found = sorted(p for p in every if p.suffix.lower() in suffixes)
     if not found:
         counts = Counter(_suffix(p.name) for p in every)
-        raise FileNotFoundError(f"{path} holds no {' or '.join(suffixes)}: {_describe(counts)}")
+        raise MissingFileError(f"{path} holds no {' or '.join(suffixes)}: {_describe(counts)}")
     return found
 
 
@@ -205,7 +209,7 @@ class _Names:
 
 
 class _OpenFiles:
-    """The files that this process has open, the last used ones; after a fork, or a pickle, none."""
+    """The last used files of this process, open. After a fork or a pickle: none."""
 
     def __init__(self):
         self.process = None
@@ -230,11 +234,11 @@ def _index_zip(path: str, bar: tqdm) -> list[tuple]:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:  # ValueError: names not in UTF-8
-        raise ValueError(f"the shard {path} cannot be read ({error}); copy it again") from error
+        raise UserError(f"the shard {path} cannot be read ({error}); copy it again") from error
     for member in members:
         if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(
-                f"{path}: {member.filename} is encrypted or compressed in a rare way; zip the frames anew"
+            raise UserError(
+                f"{path}: {member.filename} is encrypted or compressed in a rare way; zip the frames again"
             )
     bar.update(os.path.getsize(path))
     return [
@@ -253,12 +257,12 @@ def _index_tar(path: str, bar: tqdm) -> list[tuple]:
                 if member.isreg():
                     rows.append((member.name, member.offset_data, member.size, _TAR, 0))
             archive.fileobj.seek(archive.offset)
-            if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes any nonsense for the end
+            if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes any other bytes for the end
                 raise tarfile.ReadError(f"no header at byte {archive.offset}")
     except (tarfile.TarError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"the shard {path} cannot be read as an uncompressed tar ({error}); copy it again, or decompress it: a "
-            "compressed one cannot be read in random order, and JPEG does not get smaller"
+            "compressed one cannot be read in random order, and does not make JPEG smaller"
         ) from error
     return rows
 
@@ -268,24 +272,24 @@ def _require(data_dir: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise FileNotFoundError(f"{path} is a file, but a folder was expected{_hint([path.suffix.lower()])}")
+        raise MissingFileError(f"{path} is a file, but a folder was expected{_hint([path.suffix.lower()])}")
     parent = next(parent for parent in path.absolute().parents if parent.is_dir())
     there = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))
-    raise FileNotFoundError(f"there is no folder {path}; {parent} holds {', '.join(there[:8]) or 'nothing'}")
+    raise MissingFileError(f"there is no folder {path}; {parent} holds {', '.join(there[:8]) or 'nothing'}")
 
 
 def _describe(counts: dict[str, int]) -> str:
     found = ", ".join(f"{n} {suffix}" for suffix, n in Counter(counts).most_common(8))
-    return f"found {found or 'nothing at all'}{_hint(counts)}"
+    return f"found {found or 'nothing'}{_hint(counts)}"
 
 
 def _hint(suffixes: Iterable[str]) -> str:
-    """What to do with files that are there instead of what was looked for."""
+    """Return what to do with files that are there instead of the expected ones."""
     hints = {
         SHARD_SUFFIXES: ".zip and .tar are read with --dataset shards",
         (".parquet",): ".parquet is read with --dataset parquet",
         IMAGE_SUFFIXES: "images are read with --dataset folder",
-        VIDEO_SUFFIXES: "videos are turned into frames by scripts/prepare_frames.py",
+        VIDEO_SUFFIXES: "`surgenet prepare-frames` turns videos into frames",
         COMPRESSED_SUFFIXES: "compressed files must be unpacked first",
     }
     return "".join(f"; {hint}" for kinds, hint in hints.items() if set(kinds) & set(suffixes))
@@ -303,10 +307,5 @@ def _index_of_group(starts: np.ndarray, index: int) -> int:
     return int(np.searchsorted(starts, index, side="right")) - 1
 
 
-def _is_not_local_main() -> bool:
-    """Whether another process of this machine shows the progress."""
-    return int(os.environ.get("LOCAL_RANK", 0)) > 0
-
-
-def _reraise(error: OSError):
-    raise error
+def _refuse(error: OSError):
+    raise UnavailableError(f"{error.filename} cannot be listed ({error.strerror}): check its permissions") from error

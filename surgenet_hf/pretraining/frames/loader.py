@@ -1,34 +1,39 @@
-"""What one process is fed with, step by step: of frames with random access or of streams, from any step on."""
+"""Batches of one process, step by step and from any step on, of frames with random access or of streams."""
 
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 from ...data.identity import content_digest
-from .crops import CropConfig
-from .ordering import BatchLoader, EpochOrder, FrameDataset, FrameSampler
-from .sources import FrameArguments, open_sources
+from ..arguments import CropConfig, FrameArguments
+from .crops import normalize
+from .device_crops import crop_batch
+from .ordering import BatchLoader, EpochOrder, FrameDataset, FrameSampler, unpack_images
+from .sources import open_sources
 from .streaming import StreamLoader, open_stream
 
 
-class Feed:
-    """The batches of this process's share of the frames.
+class PretrainingLoader:
+    """Batches of this process's part of the frames.
 
     Args:
-        args: which frames.
+        args: the frames.
         crop_config, seed, on_device: see `FrameDataset`.
         batch_size: frames of this process in a step.
-        rank, world_size: this process, and how many there are.
+        rank, world_size: index of this process, and number of processes.
+        num_workers: processes that read frames.
+        pin_memory: whether batches are in pinned memory.
 
     Attributes:
-        names: of the data sets.
-        frames_per_epoch: of all processes.
-        num_frames: how many different ones there are; None of streams.
-        steps_per_epoch: whole steps in that.
-        description: what must be the same for a resumed run, for JSON.
+        names: names of the datasets.
+        num_frames: number of different frames. For streams: frames in an epoch.
+        steps_per_epoch: number of whole steps in an epoch.
+        description: JSON values that must be the same in a resumed run.
 
     Raises:
-        FileNotFoundError, ValueError: no frames, or fewer in an epoch than in a step.
+        UserError: there are no frames, or fewer in an epoch than in a step.
     """
 
     def __init__(
@@ -40,12 +45,15 @@ class Feed:
         rank: int = 0,
         world_size: int = 1,
         on_device: bool = False,
+        num_workers: int = 0,
+        pin_memory: bool = False,
     ):
         if args.streaming:
             self.dataset = None
             self.sampler = open_stream(args, crop_config, seed, batch_size, rank, world_size, on_device)
+            self.loader = StreamLoader(self.sampler, num_workers, pin_memory)
             names, sizes, data = args.dataset, None, args.dataset
-            self.frames_per_epoch = args.frames_per_epoch
+            frames_per_epoch = args.frames_per_epoch
         else:
             sources = open_sources(args)
             sizes = [len(source) for source in sources]
@@ -54,31 +62,53 @@ class Feed:
             order = EpochOrder(sizes, args.dataset_weights, seed, args.frames_per_epoch)
             self.dataset = FrameDataset(sources, crop_config, seed, on_device)
             self.sampler = FrameSampler(order, batch_size, rank, world_size)
-            self.frames_per_epoch = len(order)
+            self.loader = BatchLoader(self.dataset, num_workers, pin_memory, batch_sampler=self.sampler)
+            frames_per_epoch = len(order)
         # the names are written into the model, where the path to a folder would identify its user
         self.names = [Path(name).resolve().name if Path(name).exists() else name for name in names]
         self.steps_per_epoch = self.sampler.num_steps
-        self.num_frames = None if sizes is None else sum(sizes)
+        self.num_frames = frames_per_epoch if sizes is None else sum(sizes)
         self.description = {
             "data": data,
             "dataset_split": args.dataset_split,
             "image_column": args.image_column,
             "sizes": sizes,
             "weights": args.dataset_weights,
-            "frames_per_epoch": self.frames_per_epoch,
+            "frames_per_epoch": frames_per_epoch,
             "shuffle_buffer": args.shuffle_buffer if args.streaming else None,
         }
+        if args.streaming:  # the frames of a stream depend on it
+            self.description["dataloader_num_workers"] = num_workers
 
-    def steps(
-        self, start: int, stop: int, num_workers: int = 0, pin_memory: bool = False
-    ) -> Iterator[tuple[int, dict]]:
-        """Number and batch (`frames.collate`) of each step from `start` to before `stop`, counted over all epochs."""
-        if self.dataset is None:
-            loader = StreamLoader(self.sampler, num_workers, pin_memory)
-        else:
-            loader = BatchLoader(self.dataset, num_workers, pin_memory, batch_sampler=self.sampler)
+    def steps(self, start: int, stop: int) -> Iterator[tuple[int, dict]]:
+        """Yield number and batch (see `ordering.collate`) of the steps from `start` to before `stop`."""
         while start < stop:
             self.sampler.set_epoch(start // self.steps_per_epoch, start % self.steps_per_epoch)
-            for batch in islice(loader, stop - start):
+            for batch in islice(self.loader, stop - start):
                 yield start, batch
                 start += 1
+
+
+def split_batch(
+    batch: dict, size: int, config: CropConfig, device: torch.device, mean: torch.Tensor, std: torch.Tensor
+) -> Iterator[list[torch.Tensor]]:
+    """Yield the normalized crops of each forward pass on the device. They are made there if the workers did not.
+
+    Args:
+        batch: see `ordering.collate`.
+        size: frames in a forward pass.
+        mean, std: of the three channels at values from 0 to 1.
+
+    Yields:
+        N tensors (size, 3, h, w), the global crops first.
+    """
+    on_device = "pixels" in batch
+    if on_device:
+        images = unpack_images(batch["pixels"].to(device, non_blocking=True), batch["sizes"])
+    for start in range(0, len(batch["crops"] if on_device else batch["crops"][0]), size):
+        part = slice(start, start + size)
+        if on_device:
+            crops = crop_batch(images[part], batch["crops"][part], config)
+        else:
+            crops = [crop[part].to(device, non_blocking=True) for crop in batch["crops"]]
+        yield normalize(crops, mean, std)

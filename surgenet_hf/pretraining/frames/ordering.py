@@ -1,11 +1,11 @@
-"""The frames of an epoch: their order, how they are decoded and cropped in workers, and the loader.
+"""The frames of an epoch: their order, decoding and cropping in workers, and batches.
 
-A frame is asked for by a key (epoch, position, index): its index among all frames of all sources, and its position in
-the order of the epoch. Its crops are drawn from `rng_for(seed, epoch, position)`, so that they are the same whatever
-worker or process makes them, and differ where one frame comes twice in an epoch.
+A frame has a key (epoch, position, index): its index among all frames of all sources, and its position in the order of
+the epoch. Its crops are drawn from `rng_for(seed, epoch, position)`. They are the same in any worker or process, and
+differ if one frame comes twice in an epoch.
 
-Workers either cut the crops, or only decode and leave the cutting to the device. For the latter a JPEG is scaled down
-while it is decoded, which is faster, as far as no crop gets fewer pixels of the frame than its own size.
+Workers either make the crops, or only decode and leave the crops to the device. In the latter case a JPEG is scaled
+down while it is decoded, which is faster, but never so far that a crop has fewer pixels of the frame than its size.
 """
 
 import os
@@ -23,30 +23,32 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...data.images import decode_frame, open_frame
+from ...errors import UnavailableError, UserError
 from ...rng import rng_for
-from .crops import CropConfig, Crops, crop_frame, draw_crops
+from ..arguments import CropConfig
+from .crops import Crops, crop_frame, draw_crops
 from .sources import FrameSource
 
-MAX_TRIES = 100  # broken frames in a row, after which the fault is not in the frames
+MAX_TRIES = 100  # unreadable frames in a row, after which the cause is not the frames
 
 Key = tuple[int, int, int]
 
 
 class EpochOrder:
-    """In which order an epoch takes the frames; a function of (seed, epoch).
+    """Order of the frames in an epoch, a function of (seed, epoch).
 
-    Unweighted, an epoch is a permutation of all frames. If `frames_per_epoch` differs from their number, epochs are
-    stretches of one endless row of such permutations: no frame comes again before all others have come. With weights
-    each source has such a row for itself, an epoch takes its share of each, and shuffles what it took.
+    Without weights, an epoch is a permutation of all frames. If `frames_per_epoch` differs from their number, epochs
+    are stretches of an endless row of such permutations: no frame is repeated before all others have come. With
+    weights, each source has its own row. An epoch takes its share of each row, and shuffles them.
 
     Args:
-        sizes: number of frames of each source; the indices of the second follow those of the first, and so on.
-        weights: shares of the sources, in any unit; rounded to whole frames by largest remainder.
-        seed: another seed, other orders.
-        frames_per_epoch: default: as many as there are.
+        sizes: number of frames of each source. The indices of the second follow those of the first, and so on.
+        weights: shares of the sources, in any unit, rounded to whole frames by largest remainder.
+        seed: seed of the order.
+        frames_per_epoch: frames in an epoch. Default: all.
 
     Raises:
-        ValueError: a source without frames, or one whose share of an epoch is less than a frame.
+        UserError: a source without frames, or one whose share of an epoch is less than a frame.
     """
 
     def __init__(
@@ -57,23 +59,23 @@ class EpochOrder:
         frames_per_epoch: int | None = None,
     ):
         if not sizes or min(sizes) < 1:
-            raise ValueError(f"each source needs at least one frame, got {list(sizes)}")
+            raise UserError(f"each source needs at least one frame, got {list(sizes)}")
         self.seed = seed
         self._length = frames_per_epoch or sum(sizes)
         self._pools = [sum(sizes)] if weights is None else list(sizes)
         self._shares = [self._length] if weights is None else _largest_remainder(weights, self._length)
         if len(self._pools) != len(self._shares) or min(self._shares) < 1:
-            raise ValueError(
+            raise UserError(
                 f"weights {list(weights)} for sources of {list(sizes)} frames: each source needs a weight, and at "
                 f"least one of the {self._length} frames of an epoch; they would get {self._shares}"
             )
 
     def __len__(self) -> int:
-        """Number of frames of an epoch."""
+        """Number of frames in an epoch."""
         return self._length
 
     def order(self, epoch: int) -> np.ndarray:
-        """The indices of the frames, int64 (len(self),)."""
+        """Return the indices of the frames, int64 (len(self),)."""
         starts = accumulate(self._pools, initial=0)
         parts = [
             start + self._stretch(pool, epoch * share, (epoch + 1) * share)
@@ -85,7 +87,7 @@ class EpochOrder:
         return rng_for(self.seed, epoch, self._length + len(parts)).permutation(np.concatenate(parts))
 
     def _stretch(self, pool: int, start: int, stop: int) -> np.ndarray:
-        """Items start to stop of the endless row of permutations of a pool."""
+        """Return items start to stop of the endless row of permutations of a pool."""
         size = self._pools[pool]
         first = start // size
         rows = [
@@ -96,24 +98,24 @@ class EpochOrder:
 
 
 class FrameSampler(Sampler[list[Key]]):
-    """The batches of one process: of each `batch_size * world_size` frames of the order those from rank * batch_size.
+    """Batches of one process: from each `batch_size * world_size` frames of the order, those from rank * batch_size.
 
-    The frames at the end of an epoch that are too few for a step of all processes are left out; another epoch, with
-    another order, leaves out others.
+    The frames at the end of an epoch that are too few for a step of all processes are omitted. Another epoch has
+    another order, and omits others.
 
     Args:
-        order: of the epochs.
+        order: order of the frames in each epoch.
         batch_size: frames of this process in a step.
-        rank, world_size: this process, and how many there are.
+        rank, world_size: index of this process, and number of processes.
 
     Raises:
-        ValueError: an epoch has fewer frames than one step.
+        UserError: an epoch has fewer frames than one step.
     """
 
     def __init__(self, order: EpochOrder, batch_size: int, rank: int = 0, world_size: int = 1):
         self.num_steps = len(order) // (batch_size * world_size)
         if self.num_steps == 0:
-            raise ValueError(
+            raise UserError(
                 f"an epoch has {len(order)} frames, but one step of {world_size} processes takes {batch_size} x "
                 f"{world_size}: lower the batch size"
             )
@@ -121,7 +123,7 @@ class FrameSampler(Sampler[list[Key]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """What is iterated next: an epoch, from a step on."""
+        """Choose the epoch, and its step, at which the next iteration begins."""
         if not 0 <= start_step <= self.num_steps:
             raise ValueError(f"an epoch has steps 0 to {self.num_steps - 1}, cannot start at {start_step}")
         self.epoch, self.start_step = epoch, start_step
@@ -139,13 +141,13 @@ class FrameSampler(Sampler[list[Key]]):
 
 
 class FrameDataset(Dataset):
-    """Samples by key, see `build_sample`. A frame that cannot be decoded is replaced by the next of its shard.
+    """Samples by key, see `build_sample`. A frame that cannot be decoded is replaced by the next one of its shard.
 
     Args:
-        sources: whose frames are numbered one after the other.
-        crop_config: number, sizes and scales of the crops.
-        seed: of the crops.
-        on_device: leave the cutting of crops to the device.
+        sources: sources whose frames are numbered one after the other.
+        crop_config: number, sizes, and scales of the crops.
+        seed: seed of the crops.
+        on_device: whether crops are made on the device.
     """
 
     def __init__(self, sources: Sequence[FrameSource], crop_config: CropConfig, seed: int, on_device: bool = False):
@@ -171,23 +173,23 @@ def build_sample(
     draw: tuple[int, int, int],
     on_device: bool,
 ) -> dict:
-    """The sample of the first frame that can be decoded.
+    """Build the sample of the first frame that can be decoded.
 
     Args:
-        frames: what tells its name, and what reads its bytes, of the frame that is meant and of its substitutes.
-        config: of the crops.
-        draw: the (seed, epoch, index) that they are drawn from.
-        on_device: leave the cutting of crops to the device.
+        frames: two functions for the requested frame and each of its substitutes: one returns its name, one its bytes.
+        config: number, sizes, and scales of the crops.
+        draw: (seed, epoch, index) of the random draws.
+        on_device: whether crops are made on the device.
 
     Returns:
         "crops": N uint8 tensors (3, size, size), or `Crops.to_array()`, (N, 16), in pixels of "image";
         "image": if on_device, uint8 (H, W, 3);
-        "bad": the names of frames that could not be decoded.
+        "unreadable": names of frames that could not be decoded.
 
     Raises:
-        OSError: not one of them can be decoded.
+        UnavailableError: none of them can be decoded.
     """
-    bad: list[str] = []
+    unreadable: list[str] = []
     reason = None
     for name, read in frames:
         try:
@@ -199,26 +201,26 @@ def build_sample(
             # as the original, without applying the orientation tag
             image = _undamaged(decode_frame, image, False)
         except _DamagedError as error:
-            bad.append(name())
+            unreadable.append(name())
             reason = error
             continue
         if on_device:
-            return {"image": np.asarray(image), "crops": crops.to_array(), "bad": bad}
-        return {"crops": crop_frame(image, crops, config), "bad": bad}
-    raise OSError(
-        f"{len(bad)} frames one after the other cannot be decoded, from {bad[0]} to {bad[-1]} ({reason}): is the disk "
-        "still there? Else replace this folder or file, or leave it out"
+            return {"image": np.asarray(image), "crops": crops.to_array(), "unreadable": unreadable}
+        return {"crops": crop_frame(image, crops, config), "unreadable": unreadable}
+    raise UnavailableError(
+        f"{len(unreadable)} frames one after the other cannot be decoded, from {unreadable[0]} to {unreadable[-1]} "
+        f"({reason}): check that the disk is mounted, or replace or remove this folder or file"
     )
 
 
 def reduce_decoding(image: Image.Image, crops: Crops, config: CropConfig) -> int:
-    """Have a JPEG decoded at 1/1, 1/2, 1/4 or 1/8 of its sides, the smallest at which each crop keeps its pixels.
+    """Choose to decode a JPEG at 1/1, 1/2, 1/4, or 1/8 of its sides, the smallest that is large enough for each crop.
 
-    Each box then still has as many pixels as its crop, on both sides. A frame with a box that is too small for this at
-    full size is decoded in full, as is everything that is no JPEG.
+    Each box then still has at least as many pixels as its crop, on both sides. Other formats, and frames with a box
+    smaller than its crop, are decoded at full size.
 
     Returns:
-        by what the sides are divided; the sides of the picture are rounded up, scale boxes by this.
+        Divisor of the sides, and of the boxes. The sides of the image are rounded up.
     """
     sides = crops.boxes[:, 2:] - crops.boxes[:, :2]
     most = (sides / np.array(config.sizes)[:, None]).min()
@@ -230,38 +232,39 @@ def reduce_decoding(image: Image.Image, crops: Crops, config: CropConfig) -> int
 
 
 def collate(samples: list[dict]) -> dict:
-    """Samples to a batch.
+    """Combine samples to a batch.
 
     Returns:
-        "crops": N uint8 tensors (B, 3, size, size), or, where the device is to cut them, float32 (B, N, 16);
-        "pixels", "sizes": in that case, see `unpack_images`: one tensor for all frames goes through shared memory and
+        "crops": N uint8 tensors (B, 3, size, size), or, if the device makes the crops, float32 (B, N, 16);
+        "pixels", "sizes": in that case, see `unpack_images`. One tensor for all frames goes through shared memory and
         to the device at once;
-        "bad": names of frames that could not be decoded.
+        "unreadable": names of frames that could not be decoded.
     """
-    bad = [name for sample in samples for name in sample["bad"]]
+    unreadable = [name for sample in samples for name in sample["unreadable"]]
     crops = [sample["crops"] for sample in samples]
     if "image" not in samples[0]:
-        return {"crops": [torch.stack(same) for same in zip(*crops, strict=True)], "bad": bad}
+        return {"crops": [torch.stack(same) for same in zip(*crops, strict=True)], "unreadable": unreadable}
     images = [sample["image"] for sample in samples]
     return {
         "pixels": torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])),
         "sizes": [image.shape[:2] for image in images],
         "crops": torch.from_numpy(np.stack(crops)),
-        "bad": bad,
+        "unreadable": unreadable,
     }
 
 
 def unpack_images(pixels: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-    """The frames of a batch, B views (3, H, W) into `pixels`, uint8 on any device; `sizes` are their (H, W)."""
+    """Return the frames of a batch: B views (3, H, W) of `pixels`, uint8 on any device. `sizes` are their (H, W)."""
     parts = pixels.split([3 * height * width for height, width in sizes])
     return [part.view(*size, 3).permute(2, 0, 1) for part, size in zip(parts, sizes, strict=True)]
 
 
 class BatchLoader(DataLoader):
-    """The batches of one process. Not to be prepared by accelerate: the sampler gives this process its part already.
+    """Batches of one process. Accelerate must not prepare it: the sampler already returns this process's part.
 
-    Workers live through all epochs, hold two batches each in shared memory, and obey a SIGTERM of the training process
-    alone: job schedulers send it to all processes, but the training process needs its workers to finish the step.
+    Workers live through all epochs, hold two batches each in shared memory, and end only on a SIGTERM from the
+    training process. Job schedulers send it to all processes, but the training process needs its workers to finish the
+    step.
     """
 
     def __init__(self, dataset: Dataset, num_workers: int = 0, pin_memory: bool = False, **options):
@@ -272,7 +275,7 @@ class BatchLoader(DataLoader):
             collate_fn=collate,
             persistent_workers=num_workers > 0,
             worker_init_fn=_obey_parent_alone,
-            # a loader without one draws from torch's global generator, and a resumed run would draw other numbers
+            # without one, a loader draws from torch's global generator, and a resumed run would draw other numbers
             generator=torch.Generator(),
             **options,
         )
@@ -302,7 +305,7 @@ def _wait_for_parent() -> None:
 
 
 class _DamagedError(Exception):
-    """A frame cannot be read or decoded."""
+    """A frame that cannot be read or decoded."""
 
 
 def _open(read: Callable[[], bytes]) -> Image.Image:
@@ -310,10 +313,10 @@ def _open(read: Callable[[], bytes]) -> Image.Image:
 
 
 def _undamaged(function: Callable, *args):
-    """What the function returns. Only what touches the file runs in here: other errors must not pass for damage."""
+    """Call a function that only reads or decodes the file: its errors mean a damaged frame."""
     try:
         return function(*args)
-    except (OSError, ValueError) as error:  # of the disk, and of `images` about the content
+    except (OSError, ValueError) as error:  # of the disk, and of `data.images` about the content
         raise _DamagedError(str(error)) from error
 
 

@@ -1,14 +1,16 @@
-"""Frames of a stream: data sets that are read from beginning to end, through a shuffle buffer.
+"""Frames of a stream: datasets that are read from beginning to end, through a shuffle buffer.
 
-For data that cannot be read in random order, such as on the Hub. A stream has no indices, so three things differ from
-`frames`: how well frames are mixed depends on the buffer; which frames come, and in which order, depends on the number
-of processes and of workers; and to start at step k, all frames before it are read again, without being decoded.
+This is for data without random access, such as on the Hub. It differs from `ordering` in three ways. The buffer
+determines how well frames are mixed. The frames and their order depend on the number of processes and workers. And to
+start at step k, all frames before it are read again, without being decoded. `IterableDataset.state_dict` of `datasets`
+would not read them again, but it loses the content of the shuffle buffer, so a resumed run would get other frames.
 
-Steps have the same positions as in `frames`, of which crops are drawn, and all processes have the same number of them.
-Worker w of W prepares the steps w, w + W, w + 2W, ..., from its own part of the stream, which begins again when it
-ends: an epoch has every frame once if its length is that of the stream and parts and steps can be shared out evenly.
+Steps have the same positions as in `ordering`, from which crops are drawn, and all processes have the same number of
+steps. Worker w of W prepares the steps w, w + W, w + 2W, ... from its own part of the stream, which begins again when
+it ends. An epoch has every frame once if its length is that of the stream, and parts and steps are of equal size.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,34 +21,34 @@ from datasets import Image, interleave_datasets
 from datasets import IterableDataset as Stream
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
-from transformers.utils import logging
 
 from ...data.images import read_cell
+from ...errors import UserError
 from ...rng import rng_for
-from .crops import CropConfig
+from ..arguments import CropConfig, FrameArguments
 from .ordering import MAX_TRIES, BatchLoader, build_sample
-from .sources import FrameArguments, find_image_column, load_table
+from .sources import find_image_column, load_table
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _COLUMN = "image"
 
 
 class FrameStream(IterableDataset):
-    """Samples of a stream, as `FrameDataset` gives them, for one process; begins again when the stream ends early.
+    """Samples of a stream for one process, as those of `FrameDataset`. The stream begins again when it ends early.
 
-    A frame that cannot be decoded is replaced by the one that follows, which comes in its own turn, too.
+    A frame that cannot be decoded is replaced by the next one, which also comes in its own turn.
 
     Args:
         stream: rows with the images in the column "image".
         crop_config, seed, on_device: see `FrameDataset`.
-        frames_per_epoch: of all processes.
+        frames_per_epoch: frames in an epoch of all processes.
         batch_size: frames of this process in a step.
-        rank, world_size: this process, and how many there are.
-        shuffle_buffer: frames among which the next is drawn, in each worker.
+        rank, world_size: index of this process, and number of processes.
+        shuffle_buffer: frames in the shuffle buffer of each worker.
 
     Raises:
-        ValueError: an epoch has fewer frames than one step.
+        UserError: an epoch has fewer frames than one step.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class FrameStream(IterableDataset):
     ):
         self.num_steps = frames_per_epoch // (batch_size * world_size)
         if self.num_steps == 0:
-            raise ValueError(
+            raise UserError(
                 f"an epoch has {frames_per_epoch} frames, but one step of {world_size} processes takes {batch_size} x "
                 f"{world_size}: lower the batch size or raise --frames_per_epoch"
             )
@@ -74,12 +76,12 @@ class FrameStream(IterableDataset):
         self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """What is iterated next: an epoch, from a step on."""
+        """Choose the epoch, and its step, at which the next iteration begins."""
         if not 0 <= start_step <= self.num_steps:
             raise ValueError(f"an epoch has steps 0 to {self.num_steps - 1}, cannot start at {start_step}")
         if start_step:
             logger.warning(
-                f"A stream has no random access: the frames of {start_step} steps are read again, though not decoded."
+                f"A stream has no random access: the frames of {start_step} steps are read again, not decoded."
             )
         self._start.copy_(torch.tensor([epoch, start_step]))
 
@@ -89,11 +91,11 @@ class FrameStream(IterableDataset):
 
     @property
     def num_parts(self) -> int:
-        """Into how many parts the stream of this process can be divided: more workers have nothing to do."""
+        """Number of parts of this process's stream. More workers than parts have nothing to do."""
         return split_dataset_by_node(self.stream, self.rank, self.world_size).num_shards
 
     def __iter__(self) -> Iterator[dict]:
-        """The samples of this worker's steps, from the round (a step of each worker) that holds the first one on."""
+        """Yield the samples of this worker's steps, from the round (a step of each worker) of the first one on."""
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         epoch, start_step = self._start.tolist()
@@ -108,7 +110,7 @@ class FrameStream(IterableDataset):
                 ahead.popleft()
 
     def _rows(self, epoch: int) -> Iterator[tuple]:
-        """What tells the name, and what reads the bytes, of each frame for this worker, endlessly."""
+        """Yield two functions for each frame of this worker, endlessly: one returns its name, one its bytes."""
         for times in count():
             # positions of frames are below frames_per_epoch: no other draw has these indices
             seed = int(rng_for(self.seed, epoch, self.frames_per_epoch + times).integers(2**63))
@@ -117,8 +119,8 @@ class FrameStream(IterableDataset):
             for number, row in enumerate(split_dataset_by_node(shuffled, self.rank, self.world_size)):
                 yield partial(_name, row[_COLUMN], number), partial(read_cell, row[_COLUMN])
             if number < 0:
-                raise ValueError(
-                    f"the stream has not a single frame for a worker of process {self.rank}: use fewer workers or "
+                raise UserError(
+                    f"the stream has no frame for a worker of process {self.rank}: use fewer workers or "
                     "processes, or more shards"
                 )
 
@@ -132,17 +134,17 @@ def open_stream(
     world_size: int = 1,
     on_device: bool = False,
 ) -> FrameStream:
-    """The stream of the data sets: parquet files, tar shards, or what `datasets.load_dataset` can stream.
+    """Open the stream of the datasets: parquet files, tar shards, or what `datasets.load_dataset` can stream.
 
-    Several data sets are mixed by their weights; one that ends early begins again, until all have ended.
+    Several datasets are mixed by their weights. One that ends early begins again, until all have ended.
 
     Raises:
-        FileNotFoundError, ValueError: as `sources.open_source`; a data set that is better read without streaming.
+        UserError: as `sources.open_source`; or a dataset that is better read without streaming.
     """
     streams = []
     for dataset, data_dir in zip(args.dataset, args.data_dirs(), strict=True):
         if dataset == "folder" or dataset.startswith("synthetic"):
-            raise ValueError(f"--dataset {dataset} can be read in random order: leave out --streaming")
+            raise UserError(f"--dataset {dataset} can be read in random order: leave out --streaming")
         name = "webdataset" if dataset == "shards" else dataset
         stream = load_table(name, data_dir, args.dataset_split, streaming=True)
         column = find_image_column(dataset, stream.features, args.image_column)
@@ -164,7 +166,7 @@ def open_stream(
 
 
 def mix_streams(streams: list[Stream], weights: Sequence[float] | None, seed: int) -> Stream:
-    """One stream that draws from each by its weight."""
+    """Return one stream that draws from each by its weight."""
     if len(streams) == 1:
         return streams[0]
     shares = [weight / sum(weights) for weight in weights]
@@ -172,14 +174,16 @@ def mix_streams(streams: list[Stream], weights: Sequence[float] | None, seed: in
 
 
 class StreamLoader:
-    """The batches of one process, from `stream.start_step` on.
+    """Batches of one process, from `stream.start_step` on.
 
-    At most as many workers as the stream has parts. Workers live through all epochs.
+    There are at most as many workers as the stream has parts. Workers live through all epochs.
     """
 
     def __init__(self, stream: FrameStream, num_workers: int = 0, pin_memory: bool = False):
         if num_workers > stream.num_parts:
-            logger.warning(f"The stream has {stream.num_parts} parts: {num_workers} workers would be too many for it.")
+            logger.warning(
+                f"The stream has {stream.num_parts} parts: only as many of the {num_workers} workers are used."
+            )
         num_workers = min(num_workers, stream.num_parts)
         self.stream, self.num_workers = stream, num_workers
         self.loader = BatchLoader(stream, num_workers, pin_memory, batch_size=stream.batch_size)
@@ -193,7 +197,7 @@ class StreamLoader:
 
 
 def _peek(rows: Iterator, ahead: deque) -> Iterator:
-    """The rows from the current one on, without taking them."""
+    """Yield the rows from the current one on, without taking them."""
     for i in count():
         if i == len(ahead):
             ahead.append(next(rows))

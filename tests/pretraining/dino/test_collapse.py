@@ -7,9 +7,10 @@ from torch import distributed
 from torch.nn import functional as F
 
 from surgenet_hf import SurgeNetModel
+from surgenet_hf.pretraining.arguments import DinoConfig
 from surgenet_hf.pretraining.dino.collapse import PATIENCE, Monitor
 from surgenet_hf.pretraining.dino.loss import DinoLoss
-from surgenet_hf.pretraining.dino.method import DinoConfig, DinoModel, build_optimizer, build_schedules, training_step
+from surgenet_hf.pretraining.dino.method import DinoModel, build_optimizer, build_schedules, training_step
 
 S, T, B, K, C = 5, 2, 12, 32, 20
 TEMPS = {"student_temp": 0.1, "teacher_temp": 0.04}

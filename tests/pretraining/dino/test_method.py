@@ -9,9 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgenet_hf import SurgeNetModel
 from surgenet_hf.checkpoints.conversion import parameter_map
+from surgenet_hf.pretraining.arguments import SMALL, DinoConfig
 from surgenet_hf.pretraining.dino.method import (
-    SMALL,
-    DinoConfig,
     DinoModel,
     apply_gradients,
     build_optimizer,

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from surgenet_hf.pretraining.dino.method import DinoConfig, build_schedules
+from surgenet_hf.pretraining.arguments import DinoConfig
+from surgenet_hf.pretraining.dino.method import build_schedules
 from surgenet_hf.pretraining.dino.schedules import cosine_schedule, scaled_learning_rate, teacher_temperatures
 
 

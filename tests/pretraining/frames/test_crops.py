@@ -9,8 +9,9 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as F
 from transformers import HfArgumentParser
 
+from surgenet_hf.pretraining.arguments import CropConfig
 from surgenet_hf.pretraining.frames import crops as augmentation
-from surgenet_hf.pretraining.frames.crops import CropConfig, Crops, crop_frame, draw_crops, normalize
+from surgenet_hf.pretraining.frames.crops import Crops, crop_frame, draw_crops, normalize
 
 MANY = 3000
 SIDE = 48
@@ -117,7 +118,7 @@ def test_changes_are_drawn_with_the_original_probabilities():
     config = many_crops()
     local = Crops(*(x[2:] for x in draw_crops((64, 64), config, np.random.default_rng(0))))
     jitter = (local.factors != augmentation.NO_JITTER).any(axis=1)
-    for chosen, probability in [(local.flip, 0.5), (jitter, 0.8), (local.grey, 0.2), (local.sigma > 0, 0.5)]:
+    for chosen, probability in [(local.flip, 0.5), (jitter, 0.8), (local.gray, 0.2), (local.sigma > 0, 0.5)]:
         assert stats.binomtest(int(chosen.sum()), MANY, probability).pvalue > 0.005
     assert not local.solarize.any()
     assert stats.kstest(local.sigma[local.sigma > 0], stats.uniform(0.1, 1.9).cdf).pvalue > 0.005
@@ -146,7 +147,7 @@ def test_global_crops_are_blurred_and_solarised_as_the_original():
 def test_choices_are_independent_of_each_other():
     drawn = draw_crops((640, 480), many_crops(), np.random.default_rng(0))
     jitter = drawn.factors[:, 0] != 1
-    columns = [drawn.boxes[:, 0], drawn.flip, jitter, drawn.order[:, 0], drawn.grey, drawn.sigma > 0]
+    columns = [drawn.boxes[:, 0], drawn.flip, jitter, drawn.order[:, 0], drawn.gray, drawn.sigma > 0]
     correlations = np.corrcoef(np.stack(columns)[:, 2:])[~np.eye(len(columns), dtype=bool)]
     assert np.abs(correlations).max() < 4 / np.sqrt(MANY)
 
@@ -215,7 +216,7 @@ CHANGES = {
     "contrast": ({"factors": np.array([[1, 0.62, 1, 0]] * 2)}, lambda x: F.adjust_contrast(x, 0.62)),
     "saturation": ({"factors": np.array([[1, 1, 1.19, 0]] * 2)}, lambda x: F.adjust_saturation(x, 1.19)),
     "hue": ({"factors": np.array([[1, 1, 1, -0.07]] * 2)}, lambda x: F.adjust_hue(x, -0.07)),
-    "grey": ({"grey": np.array([True, False])}, lambda x: F.to_grayscale(x, 3)),
+    "gray": ({"gray": np.array([True, False])}, lambda x: F.to_grayscale(x, 3)),
     "blur": ({"sigma": np.array([1.3, 0])}, lambda x: x.filter(ImageFilter.GaussianBlur(1.3))),
     "solarize": ({"solarize": np.array([True, False])}, lambda x: F.solarize(x, 128)),
 }

@@ -5,9 +5,10 @@ from PIL import Image, ImageFilter
 from torch._subclasses import FakeTensorMode
 from torchvision.transforms import functional as F
 
+from surgenet_hf.pretraining.arguments import CropConfig
 from surgenet_hf.pretraining.frames import crops as augmentation
 from surgenet_hf.pretraining.frames import device_crops as device_augmentation
-from surgenet_hf.pretraining.frames.crops import CropConfig, Crops, crop_frame, draw_crops
+from surgenet_hf.pretraining.frames.crops import Crops, crop_frame, draw_crops
 from surgenet_hf.pretraining.frames.device_crops import crop_batch
 
 CONFIG = CropConfig(global_crops_size=64, local_crops_size=33, local_crops_number=4)
@@ -65,12 +66,12 @@ CHANGES = {
     "contrast": lambda x: jittered(x, augmentation.CONTRAST),
     "saturation": lambda x: jittered(x, augmentation.SATURATION),
     "hue": lambda x: jittered(x, augmentation.HUE),
-    "grey": lambda x: plain(x)._replace(grey=ALL),
+    "gray": lambda x: plain(x)._replace(gray=ALL),
     "blur": lambda x: plain(x)._replace(sigma=np.array([0.1, 0.47, 0.83, 1.21, 1.64, 2.0])),
     "solarize": lambda x: plain(x)._replace(solarize=ALL),
     "all": lambda x: x,
 }
-# Largest difference in grey levels: 2 for `crop_frame`'s way of resizing, which brightness and contrast multiply by up
+# Largest difference in gray levels: 2 for `crop_frame`'s way of resizing, which brightness and contrast multiply by up
 # to 1.4. Hue more: PIL keeps hue and saturation in 8 bits, and one step of hue is 6 levels of a pure colour.
 LARGEST = {"brightness": 3, "contrast": 3, "hue": 6, "all": 8}
 
@@ -122,7 +123,7 @@ def test_blurs_of_all_strengths_are_those_of_pil():
 
 def test_hue_of_every_kind_of_colour_is_that_of_pil():
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    pixels[:64] = pixels[:64, :, :1]  # greys
+    pixels[:64] = pixels[:64, :, :1]  # grays
     pixels[64:96] = np.where(pixels[64:96] > 127, 255, 0)  # the corners of the cube
     frame = Image.fromarray(pixels)
     for factor in (-0.5, -0.1, -0.0039, 0.002, 0.06, 0.1):

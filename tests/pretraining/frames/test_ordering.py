@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from surgenet_hf.pretraining.arguments import CropConfig
 from surgenet_hf.pretraining.frames import ordering as frames
-from surgenet_hf.pretraining.frames.crops import CropConfig, Crops, crop_frame, draw_crops
+from surgenet_hf.pretraining.frames.crops import Crops, crop_frame, draw_crops
 from surgenet_hf.pretraining.frames.device_crops import crop_batch
 from surgenet_hf.pretraining.frames.ordering import (
     BatchLoader,
@@ -48,8 +49,8 @@ def numbers(batch: dict) -> list[int]:
 
 def assert_same(a: dict, b: dict):
     assert a.keys() == b.keys()
-    assert a["bad"] == b["bad"]
-    for key in a.keys() - {"bad"}:
+    assert a["unreadable"] == b["unreadable"]
+    for key in a.keys() - {"unreadable"}:
         left, right = ([x[key]] if isinstance(x[key], torch.Tensor) else x[key] for x in (a, b))
         for one, other in zip(left, right, strict=True):
             assert torch.equal(torch.as_tensor(one), torch.as_tensor(other)), key
@@ -222,15 +223,15 @@ class TestBrokenFrames:
         (folder / "a" / "2.jpg").unlink() if content is None else (folder / "a" / "2.jpg").write_bytes(content)
         dataset = FrameDataset([source], CONFIG, 0, on_device)
         batch = collate([dataset[0, 5, 2]])
-        assert batch["bad"] == [str(folder / "a" / "2.jpg")]
-        assert_same({**batch, "bad": []}, collate([dataset[0, 5, 3]]))
+        assert batch["unreadable"] == [str(folder / "a" / "2.jpg")]
+        assert_same({**batch, "unreadable": []}, collate([dataset[0, 5, 3]]))
 
     def test_a_tiny_frame_is_broken(self, folder):
         buffer = io.BytesIO()
         Image.new("RGB", (64, 7)).save(buffer, "PNG")
         (folder / "a" / "5.jpg").write_bytes(buffer.getvalue())
         sample = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)[0, 0, 5]
-        assert sample["bad"] == [str(folder / "a" / "5.jpg")]
+        assert sample["unreadable"] == [str(folder / "a" / "5.jpg")]
         assert number_of(torch.tensor(sample["image"])) == 0  # after the last comes the first, not folder b
 
     def test_a_frame_of_too_many_pixels_is_broken(self, folder):
@@ -241,7 +242,7 @@ class TestBrokenFrames:
         content = png.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + png.getvalue()[33:]
         (folder / "a" / "5.jpg").write_bytes(content)
         sample = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)[0, 0, 5]
-        assert sample["bad"] == [str(folder / "a" / "5.jpg")]
+        assert sample["unreadable"] == [str(folder / "a" / "5.jpg")]
 
     def test_orientation_tags_are_not_applied(self, folder):
         """As in the original code."""
@@ -255,7 +256,7 @@ class TestBrokenFrames:
         dataset = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)
         loader = BatchLoader(dataset, 2, batch_sampler=FrameSampler(EpochOrder([8]), 4))
         batches = list(loader)
-        assert [name for batch in batches for name in batch["bad"]] == [str(folder / "b" / "7.jpg")]
+        assert [name for batch in batches for name in batch["unreadable"]] == [str(folder / "b" / "7.jpg")]
         assert sorted(number for batch in batches for number in numbers(batch)) == [0, 1, 2, 3, 4, 5, 6, 6]
 
     def test_a_shard_without_any_whole_frame(self, folder, monkeypatch):
@@ -282,7 +283,7 @@ def test_frames_of_any_mode_become_rgb(tmp_path, mode):
     image.save(tmp_path / ("1.tif" if mode == "CMYK" else "1.png"))
     for on_device in (False, True):
         sample = FrameDataset([open_source("folder", str(tmp_path))], CONFIG, 0, on_device)[0, 0, 0]
-        assert sample["bad"] == []
+        assert sample["unreadable"] == []
 
 
 def scene(width: int, height: int, file_format: str) -> bytes:

@@ -6,7 +6,8 @@ import zipfile
 import pytest
 from transformers import HfArgumentParser
 
-from surgenet_hf.pretraining.frames.sources import FrameArguments, open_source, open_sources
+from surgenet_hf.pretraining.arguments import FrameArguments
+from surgenet_hf.pretraining.frames.sources import open_source, open_sources
 from tests.pretraining import pictures
 
 FRAMES = {f"video{i // 4}/{i:02d}.jpg": pictures.encode(i) for i in range(10)}
@@ -199,7 +200,7 @@ def later_version(root):
 @pytest.mark.parametrize(
     ("dataset", "make", "message"),
     [
-        ("folder", empty, "holds no image .*found nothing at all"),
+        ("folder", empty, "holds no image .*found nothing"),
         ("folder", nothing, "there is no folder .* holds dataset"),
         ("folder", zip_inside, "found 1 .zip; .*--dataset shards"),
         ("shards", images, "found 10 .jpg; .*--dataset folder"),
@@ -233,7 +234,7 @@ def test_tables_say_which_columns_and_splits_they_have(tmp_path):
         open_source("parquet", str(tmp_path), image_column="video")
     with pytest.raises(ValueError, match=r"cannot be read: .*validation"):
         open_source(str(tmp_path), split="validation")
-    with pytest.raises(FileNotFoundError, match="'no/such' is no data set"):
+    with pytest.raises(FileNotFoundError, match="'no/such' cannot be found"):
         open_source("no/such")
 
 
@@ -274,14 +275,14 @@ def test_folders_belong_to_data_sets_in_their_order(tmp_path):
     ("arguments", "message"),
     [
         ("", "--dataset is missing"),
-        ("--dataset folder folder folder --data_dir a b", "2 --data_dir for 3 data sets, of which 3"),
-        ("--dataset folder", "0 --data_dir for 1 data sets"),
-        ("--dataset a b --data_dir c", "1 --data_dir for 2 data sets, of which 0"),
+        ("--dataset folder folder folder --data_dir a b", "2 --data_dir for 3 datasets, of which 3"),
+        ("--dataset folder", "0 --data_dir for 1 datasets"),
+        ("--dataset a b --data_dir c", "1 --data_dir for 2 datasets, of which 0"),
         ("--dataset a b --dataset_weights 1", "1 --dataset_weights for 2"),
         ("--dataset a --dataset_weights 0", "must be positive"),
         ("--dataset a --streaming", "needs --frames_per_epoch"),
         ("--dataset a b --streaming --frames_per_epoch 9", "needs --dataset_weights"),
-        ("--dataset a --max_bad_fraction 2", r"in \[0, 1\]"),
+        ("--dataset a --max_unreadable_fraction 2", r"in \[0, 1\]"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments, message):

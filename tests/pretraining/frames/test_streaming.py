@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from surgenet_hf.pretraining.frames.crops import CropConfig
-from surgenet_hf.pretraining.frames.loader import Feed
+from surgenet_hf.pretraining.arguments import CropConfig, FrameArguments
+from surgenet_hf.pretraining.frames.loader import PretrainingLoader
 from surgenet_hf.pretraining.frames.ordering import FrameDataset, collate, unpack_images
-from surgenet_hf.pretraining.frames.sources import FrameArguments, open_source
+from surgenet_hf.pretraining.frames.sources import open_source
 from surgenet_hf.pretraining.frames.streaming import StreamLoader, open_stream
 from tests.pretraining import pictures
 from tests.pretraining.frames.test_ordering import assert_same, numbers
@@ -68,7 +68,7 @@ def test_a_pass_of_two_processes_of_two_workers_has_every_frame_once(parquet, tm
 def test_a_local_folder_is_named_by_its_last_part(parquet):
     """The names go into the model and its card; the path would identify the user."""
     args = FrameArguments([parquet], streaming=True, frames_per_epoch=24, shuffle_buffer=8)
-    assert Feed(args, CONFIG, seed=0, batch_size=4).names == ["data"]
+    assert PretrainingLoader(args, CONFIG, seed=0, batch_size=4).names == ["data"]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -118,7 +118,7 @@ def test_broken_frames_are_replaced_by_the_next_and_named(tmp_path):
         pictures.write_parquet(tmp_path / "broken" / f"{i}.parquet", part(12 * i, 12 * i + 12, content))
     stream = open_stream(arguments(str(tmp_path / "broken")), CONFIG, 0, 4, on_device=True)
     whole = list(StreamLoader(stream, num_workers=2))
-    bad = [name for batch in whole for name in batch["bad"]]
+    bad = [name for batch in whole for name in batch["unreadable"]]
     assert set(bad) == {"03.jpg", "04.jpg"}
     seen = [number for batch in whole for number in numbers(batch)]
     assert len(seen) == 24

@@ -1,4 +1,4 @@
-"""The loop of facebookresearch/dino, for `benchmark`: parts of a checkout that the user has, called in its order."""
+"""Loop of facebookresearch/dino for `pretraining.py`: it calls parts of a checkout in their order."""
 
 import importlib
 import sys
@@ -13,17 +13,18 @@ from PIL import Image
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from ..modeling_surgenet import SurgeNetModel
-from ..models import resolve_model
-from .frames.crops import CropConfig
+from surgenet_hf.errors import UserError
+from surgenet_hf.modeling_surgenet import SurgeNetModel
+from surgenet_hf.models import resolve_model
+from surgenet_hf.pretraining.arguments import CropConfig
 
 
 class OriginalLoop:
-    """Crops, batches and steps as the original makes them.
+    """Crops, batches, and steps of the original.
 
     Args:
         modules: see `original_modules`.
-        backbone: the network where no checkout of SurgeNet has one.
+        backbone: network, unless a checkout of SurgeNet has one.
         out_dim: prototypes of the head.
     """
 
@@ -39,10 +40,12 @@ class OriginalLoop:
         self.crop_config, self.device = crop_config, device
 
     def transform(self) -> Callable:
-        """PIL image -> crops."""
+        """Return the transform of a PIL image to crops."""
         config = self.crop_config
         if (config.global_crops_size, config.local_crops_size) != (224, 96):
-            raise ValueError("the original's crops are 224 and 96 pixels: leave out --global_crops_size and the other")
+            raise UserError(
+                "the original's crops have 224 and 96 pixels: omit --global_crops_size and --local_crops_size"
+            )
         return self.modules["main_dino"].DataAugmentationDINO(
             config.global_crops_scale, config.local_crops_scale, config.local_crops_number
         )
@@ -50,7 +53,7 @@ class OriginalLoop:
     def batches(
         self, paths: list[Path], num_frames: int, batch_size: int, num_workers: int
     ) -> Iterator[list[torch.Tensor]]:
-        """Crops of so many frames, shuffled, in one epoch: the short ones of few frames would start workers anew."""
+        """Yield the crops of shuffled frames in one epoch: short epochs of few frames would start new workers."""
         frames = _Frames(paths, self.transform())
         yield from DataLoader(
             frames,
@@ -61,7 +64,7 @@ class OriginalLoop:
         )
 
     def step(self, half: bool) -> Callable[[list[torch.Tensor]], None]:
-        """The body of the original's `train_one_epoch`."""
+        """Return the body of the original's `train_one_epoch`."""
         main_dino, utils = self.modules["main_dino"], self.modules["utils"]
 
         def network():
@@ -103,7 +106,7 @@ class OriginalLoop:
 
 
 class _Pooled(nn.Module):
-    """Our backbone as the original's wrapper wants one."""
+    """Our backbone as the original's wrapper expects one."""
 
     def __init__(self, backbone: SurgeNetModel):
         super().__init__()
@@ -129,8 +132,8 @@ class _Frames(Dataset):
 
 @contextmanager
 def single_process(device: torch.device):
-    """The original reduces its centre over processes, so that it needs a group, be it of one."""
-    backend = "nccl" if device.type == "cuda" else "gloo"  # which on a GPU would wait for the device in each step
+    """Form a group of one process: the original reduces its center over processes."""
+    backend = "nccl" if device.type == "cuda" else "gloo"  # gloo would wait for a GPU in each step
     with tempfile.TemporaryDirectory() as folder:
         distributed.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
         try:
@@ -141,7 +144,7 @@ def single_process(device: torch.device):
 
 @contextmanager
 def original_modules(dino_repo: str | None, surgenet_repo: str | None) -> Iterator[dict[str, ModuleType]]:
-    """`main_dino` and `utils` of facebookresearch/dino and perhaps SurgeNet's `metaformer`; {} without a checkout."""
+    """Import `main_dino` and `utils` of facebookresearch/dino, and SurgeNet's `metaformer`; {} without a checkout."""
     folders = {"main_dino": dino_repo, "utils": dino_repo, "metaformer": surgenet_repo}
     before = list(sys.path)
     try:

@@ -9,22 +9,32 @@ import torch
 
 from surgenet_hf import SurgeNetModel
 from surgenet_hf.checkpoints.conversion import choose_statistics, to_original_state_dict
-from surgenet_hf.checkpoints.facebook_dino import backbone_config, read_dino_checkpoint
+from surgenet_hf.checkpoints.facebook_dino import (
+    backbone_config,
+    load_dino_checkpoint,
+    read_dino_checkpoint,
+    save_dino_checkpoint,
+)
 from surgenet_hf.checkpoints.reading import file_sha256
 from surgenet_hf.configuration_surgenet import BACKBONES
-from surgenet_hf.pretraining.dino.method import DinoConfig, DinoModel, parameter_groups
-from surgenet_hf.pretraining.original import crop_settings, dino_settings, load_dino_checkpoint, save_dino_checkpoint
+from surgenet_hf.pretraining.arguments import DinoConfig, crop_settings, dino_settings
+from surgenet_hf.pretraining.dino.method import DinoModel, parameter_groups
+from surgenet_hf.pretraining.start import as_dino_training
 from tests.checkpoints.files import GOLDENS, OriginalTraining, save_content, tiny
 
 ARGS = {"lr": 5e-4, "epochs": 50, "warmup_epochs": 10}
 
 
 def build(path) -> tuple[DinoModel, torch.optim.Optimizer]:
-    """A fresh model and optimiser of the file's sizes, from nothing but the file."""
+    """A fresh model and optimizer of the file's sizes, from nothing but the file."""
     checkpoint = read_dino_checkpoint(path)
     torch.manual_seed(1)
     model = DinoModel(SurgeNetModel(backbone_config(checkpoint)), DinoConfig(**dino_settings(checkpoint)))
     return model, torch.optim.AdamW(parameter_groups(model.student))
+
+
+def load(path, model: DinoModel, optimizer=None):
+    return load_dino_checkpoint(read_dino_checkpoint(path), as_dino_training(model, optimizer))
 
 
 def step(model: DinoModel, optimizer, gradients: dict[str, torch.Tensor]):
@@ -63,13 +73,13 @@ def test_one_more_step_is_the_originals(backbone, norm_last_layer, batch_norm, t
     content = save(training, tmp_path / "full.pth")
     model, optimizer = build(tmp_path / "full.pth")
     assert model.config.norm_last_layer is norm_last_layer
-    report = load_dino_checkpoint(tmp_path / "full.pth", model, optimizer)
+    report = load(tmp_path / "full.pth", model, optimizer)
 
     assert_equal_networks(model.student, training.student)
     assert_equal_networks(model.teacher, content["teacher"])
     assert torch.equal(model.loss.center, content["dino_loss"]["center"])
     assert report.epoch == 3
-    assert report.left_out == []
+    assert report.omitted == []
     steps = {name: optimizer.state[parameter]["step"].item() for name, parameter in trained(model).items()}
     assert set(steps.values()) == {2, 3}
     assert {name for name, count in steps.items() if count == 2} == {n for n in steps if "last_layer" in n}
@@ -91,9 +101,9 @@ def test_frozen_last_layer_has_no_moments_yet(backbone, norm_last_layer, tmp_pat
         training.step(training.gradients(i, frozen=True))
     save(training, tmp_path / "full.pth")
     model, optimizer = build(tmp_path / "full.pth")
-    report = load_dino_checkpoint(tmp_path / "full.pth", model, optimizer)
+    report = load(tmp_path / "full.pth", model, optimizer)
     assert model.student.head.last_layer.weight_v not in optimizer.state
-    (phrase,) = report.left_out
+    (phrase,) = report.omitted
     assert "head.last_layer.weight_v" in phrase
     assert ("weight_g" in phrase) is not norm_last_layer
     gradients = training.gradients(2)
@@ -103,12 +113,12 @@ def test_frozen_last_layer_has_no_moments_yet(backbone, norm_last_layer, tmp_pat
 
 
 def test_moments_of_before_are_gone(training, tmp_path):
-    """The optimiser that a file is loaded into may have taken steps."""
+    """The optimizer that a file is loaded into may have taken steps."""
     training.step(training.gradients(0, frozen=True))
     save(training, tmp_path / "full.pth")
     model, optimizer = build(tmp_path / "full.pth")
     step(model, optimizer, training.gradients(5))
-    load_dino_checkpoint(tmp_path / "full.pth", model, optimizer)
+    load(tmp_path / "full.pth", model, optimizer)
     assert model.student.head.last_layer.weight_v not in optimizer.state
     assert all(state["step"] == 1 for state in optimizer.state.values())
 
@@ -121,8 +131,8 @@ def test_what_we_write_is_what_the_original_wrote(backbone, norm_last_layer, bat
         training.step(training.gradients(i, frozen=i == 0))
     content = save(training, tmp_path / "full.pth", numpy1=False)
     model, optimizer = build(tmp_path / "full.pth")
-    load_dino_checkpoint(tmp_path / "full.pth", model, optimizer)
-    save_dino_checkpoint(tmp_path / "new" / "ours.pth", model, optimizer, 3, ARGS)
+    load(tmp_path / "full.pth", model, optimizer)
+    save_dino_checkpoint(tmp_path / "new" / "ours.pth", as_dino_training(model, optimizer), 3, ARGS)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["ours.pth"]
     with torch.serialization.safe_globals([argparse.Namespace]):
         ours = torch.load(tmp_path / "new" / "ours.pth")
@@ -165,7 +175,9 @@ def test_order_of_the_published_depths(golden, tmp_path):
     config = tiny(backbone, activation="star_relu" if backbone != golden else None)
     config.depths = BACKBONES[backbone]["depths"]
     model = DinoModel(SurgeNetModel(config), DinoConfig(out_dim=4, hidden_dim=4, bottleneck_dim=4))
-    save_dino_checkpoint(tmp_path / "full.pth", model, torch.optim.AdamW(parameter_groups(model.student)), 0, {})
+    save_dino_checkpoint(
+        tmp_path / "full.pth", as_dino_training(model, torch.optim.AdamW(parameter_groups(model.student))), 0, {}
+    )
     checkpoint = read_dino_checkpoint(tmp_path / "full.pth")
     names = [name.removeprefix("backbone.") for name in checkpoint.student if name.startswith("backbone.")]
     assert names == [name for name in manifest if not name.startswith("head.")]
@@ -218,7 +230,7 @@ def test_provenance_travels(tmp_path):
     model = DinoModel(SurgeNetModel(tiny()), DinoConfig(out_dim=4, hidden_dim=4, bottleneck_dim=4))
     pretraining = {"name": "ImageNet1k, continued on ours", "data": ["ours"], "statistics": "imagenet"}
     optimizer = torch.optim.AdamW(parameter_groups(model.student))
-    save_dino_checkpoint(tmp_path / "full.pth", model, optimizer, 2, {}, pretraining)
+    save_dino_checkpoint(tmp_path / "full.pth", as_dino_training(model, optimizer), 2, {}, pretraining, "imagenet")
     checkpoint = read_dino_checkpoint(tmp_path / "full.pth")
     config = backbone_config(checkpoint)
     assert config.pretraining == pretraining
@@ -233,7 +245,7 @@ def test_any_arguments_can_be_read_again(tmp_path):
     model = DinoModel(SurgeNetModel(tiny()), DinoConfig(out_dim=4, hidden_dim=4, bottleneck_dim=4))
     optimizer = torch.optim.AdamW(parameter_groups(model.student), lr=np.float64(0.1))
     args = {"output_dir": tmp_path, "kind": Odd("steps"), "sizes": (1, np.int64(2)), "seed": None}
-    save_dino_checkpoint(tmp_path / "full.pth", model, optimizer, 0, argparse.Namespace(**args))
+    save_dino_checkpoint(tmp_path / "full.pth", as_dino_training(model, optimizer), 0, args)
     found = read_dino_checkpoint(tmp_path / "full.pth")
     assert found.args == {"output_dir": str(tmp_path), "kind": "steps", "sizes": (1, 2), "seed": None}
 
@@ -271,10 +283,10 @@ def test_unusable_moments_are_reported(change, reason, training, tmp_path):
     change(content)
     save_content(tmp_path / "full.pth", content)
     model, optimizer = build(tmp_path / "full.pth")
-    report = load_dino_checkpoint(tmp_path / "full.pth", model, optimizer)
+    report = load(tmp_path / "full.pth", model, optimizer)
     assert_equal_networks(model.student, training.student)
     assert not optimizer.state
-    assert "fp16_scaler: not used here" in report.left_out
+    assert "fp16_scaler: not used here" in report.omitted
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(str(report))
 
@@ -286,7 +298,7 @@ def test_old_torch_counts_steps_in_integers(training, tmp_path):
         moments["step"] = int(moments["step"])
     save_content(tmp_path / "full.pth", content)
     model, optimizer = build(tmp_path / "full.pth")
-    load_dino_checkpoint(tmp_path / "full.pth", model, optimizer)
+    load(tmp_path / "full.pth", model, optimizer)
     gradients = training.gradients(1)
     training.step(gradients)
     step(model, optimizer, gradients)
@@ -298,7 +310,7 @@ def test_the_file_may_go(training, tmp_path):
     training.step(training.gradients(0))
     save(training, tmp_path / "full.pth")
     model, optimizer = build(tmp_path / "full.pth")
-    load_dino_checkpoint(tmp_path / "full.pth", model, optimizer)
+    load(tmp_path / "full.pth", model, optimizer)
     before = (tmp_path / "full.pth").read_bytes()
     step(model, optimizer, training.gradients(1))
     (tmp_path / "full.pth").write_bytes(b"\0" * len(before))
@@ -334,7 +346,7 @@ def test_what_does_not_fit_is_refused_whole(change, message, tmp_path):
     change(content)
     save_content(tmp_path / "bad.pth", content)
     with pytest.raises(ValueError, match=message + r"[\s\S]*Nothing was loaded"):
-        load_dino_checkpoint(tmp_path / "bad.pth", model, optimizer)
+        load(tmp_path / "bad.pth", model, optimizer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -349,7 +361,7 @@ def test_weights_that_are_not_finite_are_refused(value, tmp_path):
     content["student"]["module.head.mlp.0.bias"] = torch.full((16,), value, dtype=torch.float64)
     save_content(tmp_path / "bad.pth", content)
     with pytest.raises(ValueError, match=r"bad\.pth: 1 of .* NaN .* is student\.head\.mlp\.0\.bias"):
-        load_dino_checkpoint(tmp_path / "bad.pth", model)
+        load(tmp_path / "bad.pth", model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -419,14 +431,14 @@ def test_other_sizes_are_refused_with_what_to_pass(config, head, message, tmp_pa
     sizes = {"out_dim": 12, "hidden_dim": 16, "bottleneck_dim": 8, **head}
     model = DinoModel(SurgeNetModel(network), DinoConfig(**sizes))
     with pytest.raises(ValueError, match=message):
-        load_dino_checkpoint(tmp_path / "full.pth", model)
+        load(tmp_path / "full.pth", model)
 
 
 def test_other_files_are_refused(tmp_path):
     training = OriginalTraining(tiny())
     content = training.content()
     torch.save(content["teacher"], tmp_path / "teacher.pth")
-    with pytest.raises(ValueError, match=r"not a full DINO checkpoint.*convert_checkpoint"):
+    with pytest.raises(ValueError, match=r"not a full DINO checkpoint.*surgenet convert"):
         read_dino_checkpoint(tmp_path / "teacher.pth")
     del content["teacher"], content["dino_loss"]
     torch.save(content, tmp_path / "half.pth")
@@ -463,5 +475,5 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(OSError, match="No space left"):
-        save_dino_checkpoint(tmp_path / "full.pth", model, optimizer, 1, {})
+        save_dino_checkpoint(tmp_path / "full.pth", as_dino_training(model, optimizer), 1, {})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"full.pth": b"old"}

@@ -1,0 +1,76 @@
+"""Plan of a run: the plain values that its checkpoints record, and that its parts share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..checkpoints.catalog import RANDOM_WEIGHTS, pretraining_name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Length, data, and options of a run.
+
+    Attributes:
+        options: see `arguments.options_of`.
+        frames: JSON values of the frames that must be the same in a resumed run.
+        data_names: names of the datasets.
+        num_frames: number of different frames. For streams: frames in an epoch.
+        num_processes: number of training processes.
+        total_batch_size: frames in a step of all processes.
+        steps_per_epoch: number of steps in an epoch.
+        num_steps: number of steps of the schedules.
+        last_step: step after which the run ends.
+    """
+
+    options: dict
+    frames: dict
+    data_names: Sequence[str]
+    num_frames: int
+    num_processes: int
+    total_batch_size: int
+    steps_per_epoch: int
+    num_steps: int
+    last_step: int
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs of the schedules."""
+        return self.num_steps // self.steps_per_epoch
+
+    def epochs_after(self, step: int) -> int | float:
+        """Return the number of epochs after a number of steps, to two digits."""
+        return round(step / self.steps_per_epoch, 2) if step % self.steps_per_epoch else step // self.steps_per_epoch
+
+    def describe_pretraining(self, base: dict | None, step: int, normalization: str) -> dict:
+        """Return `config.pretraining` of the teacher after a number of steps; see the function of this name."""
+        return describe_pretraining(base, self.data_names, self.epochs_after(step), self.num_frames, normalization)
+
+
+def describe_pretraining(
+    base: dict | None, data: Sequence[str], epoch: int | float, frames: int, normalization: str = "surgenet"
+) -> dict:
+    """Return `config.pretraining` of a teacher: the origin of its start weights, and the data it was trained on.
+
+    Args:
+        base: `config.pretraining` of the start weights. `{"name": RANDOM_WEIGHTS}`: random ones. None: unknown.
+        data: names of the datasets, at least one.
+        epoch: number of completed epochs.
+        frames: number of different frames. For streams: frames in an epoch.
+        normalization: "surgenet" or "imagenet".
+
+    Returns:
+        `name`, which contains base and data (`checkpoints.catalog.leakage_note` reads it), `method`, `base` (None for
+        random weights), `data`, `epoch`, `frames`, and the normalization.
+    """
+    if not data:
+        raise ValueError("expected the name of at least one dataset: the name of the weights must tell their data")
+    base = {"name": "unknown"} | (base or {})
+    return {
+        "name": pretraining_name(base["name"], data),
+        "method": "DINO",
+        "base": None if base["name"] == RANDOM_WEIGHTS else base,
+        "data": list(data),
+        "epoch": epoch,
+        "frames": frames,
+        "statistics": normalization,
+    }

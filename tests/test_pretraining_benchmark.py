@@ -1,0 +1,86 @@
+"""The benchmark of pretraining runs every part; its speed is not a matter of tests."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+SMALL = "--backbone tiny --batch_size 1 --rounds 1 --out_dim 32 --frame_size 160 120 --local_crops_number 1"
+
+MAIN_DINO = """
+import torch
+from torch import nn
+from torchvision.transforms.functional import pil_to_tensor, resize
+
+class DINOHead(nn.Linear):
+    pass
+
+class DINOLoss(nn.Module):
+    def __init__(self, out_dim, ncrops, warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs, nepochs):
+        super().__init__()
+        self.ncrops = ncrops
+
+    def forward(self, student_output, teacher_output, epoch):
+        assert len(student_output) * 2 == len(teacher_output) * self.ncrops and not teacher_output.requires_grad
+        torch.distributed.all_reduce(teacher_output.mean(0))
+        return student_output.square().mean()
+
+class DataAugmentationDINO:
+    def __init__(self, global_crops_scale, local_crops_scale, local_crops_number):
+        self.sizes = [224, 224] + [96] * local_crops_number
+
+    def __call__(self, image):
+        return [pil_to_tensor(resize(image, [size, size])) / 255 for size in self.sizes]
+"""
+
+UTILS = """
+import torch
+from torch import nn
+
+class MultiCropWrapper(nn.Module):
+    def __init__(self, backbone, head):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, crops):
+        return self.head(torch.cat([self.backbone(crop) for crop in crops]))
+
+def get_params_groups(model):
+    return [{"params": list(model.parameters())}]
+
+def clip_gradients(model, clip):
+    assert model.head.weight.grad is not None
+
+def cancel_gradients_last_layer(epoch, model, freeze_last_layer):
+    pass
+"""
+
+
+@pytest.fixture
+def dino_repo(tmp_path, monkeypatch):
+    """What the benchmark takes of a checkout of facebookresearch/dino, by its names."""
+    for name, content in {"main_dino": MAIN_DINO, "utils": UTILS}.items():
+        (tmp_path / f"{name}.py").write_text(content)
+        monkeypatch.setitem(sys.modules, name, None)  # so that the test's end forgets what it imports
+        monkeypatch.delitem(sys.modules, name)
+    return str(tmp_path)
+
+
+def rows(said: str, part: str) -> list[str]:
+    """Return the names of the rows of a part's table."""
+    table = re.search(rf"\n{part}: +ms a frame .*\n((?:.+\n)+)", said)[1]
+    return re.findall(r"(.+?) +[\d.]+ +[\d.]+ +[\d.]+\n", table)
+
+
+def test_every_part_is_measured_against_the_original(dino_repo, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    importlib.import_module("pretraining").main(f"{SMALL} --channels_last --dino_repo {dino_repo}".split())
+    said = capsys.readouterr().out
+    steps = ["original, float32", "original, autocast", "ours, float32", "ours, bf16", "ours, bf16, channels last"]
+    assert rows(said, "decode") == ["full size (original)", "reduced, with draws"]
+    assert rows(said, "crops")[:2] == ["original", "workers"]
+    assert rows(said, "step") == rows(said, "end to end") == steps
