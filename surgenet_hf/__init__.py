@@ -4,8 +4,6 @@ Importing this package makes the models known to AutoConfig, AutoModel, AutoBack
 and AutoModelForSemanticSegmentation; it costs torch, transformers and timm, and nothing else.
 """
 
-__version__ = "0.1.0"
-
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -15,6 +13,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
+from ._version import __version__
 from .checkpoints.conversion import convert_checkpoint
 from .configuration_surgenet import SurgeNetConfig
 from .configuration_surgenet_phase import SurgeNetPhaseConfig
@@ -46,6 +45,7 @@ __all__ = [
     "SurgeNetForSemanticSegmentation",
     "SurgeNetModel",
     "SurgeNetPhaseConfig",
+    "__version__",
     "convert_checkpoint",
     "fetch_checkpoint",
     "image_processor_for",

@@ -79,7 +79,7 @@ class DinoCheckpoint:
     def pretraining(self) -> dict:
         """Where the weights come from, as in `SurgeNetConfig.pretraining`: what the file says, else its checksum.
 
-        The image statistics are `conversion.choose_statistics(checkpoint.backbone, config)`.
+        The normalization is `conversion.choose_normalization(checkpoint.backbone, config)`.
         """
         if isinstance(self.args.get("pretraining"), dict):  # a file of ours
             return plain(self.args["pretraining"])

@@ -2,7 +2,7 @@
 
 A results file holds
 
-    schema       "surgenet_hf.evaluation.results/2"
+    schema       "surgenet_hf.results/2"
     task         "semantic-segmentation", "image-classification" or "phase-recognition"
     model        name, type, parameters, and pretraining: the provenance of its weights, or "unknown"
     seed         of the training, or null

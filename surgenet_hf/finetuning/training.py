@@ -54,7 +54,7 @@ from ..evaluation.reporting import summary, write_figures
 from ..leakage import record_finetuning
 from ..models import resolve_model
 from ..privacy import mask_tokens
-from ..publishing.repositories import check_login, push_model
+from ..publishing.upload import check_login, push_model
 
 logger = logging.get_logger(__name__)
 

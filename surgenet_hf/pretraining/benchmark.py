@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..checkpoints.catalog import STATISTICS
+from ..checkpoints.catalog import NORMALIZATIONS
 from ..configuration_surgenet import BACKBONES
 from ..data.sets import synthetic
 from ..fast_gradients import speed_up
@@ -294,7 +294,7 @@ class Benchmark:
             yield from self.original.batches(self.paths, self.frames_per_loader, self.args.batch_size, workers)
             return
         on_device = self.device.type != "cpu"
-        mean, std = (torch.tensor(x, device=self.device) for x in STATISTICS["surgenet"])
+        mean, std = (torch.tensor(x, device=self.device) for x in NORMALIZATIONS["surgenet"])
         feed = self._feed(on_device)
         for _, batch in feed.steps(0, feed.steps_per_epoch, workers, pin_memory=self.device.type == "cuda"):
             if on_device:

@@ -47,7 +47,7 @@ def describe_pretraining(
         "data": list(data),
         "epoch": epoch,
         "frames": frames,
-        "statistics": statistics,
+        "normalization": statistics,
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..atomic import atomic_write
-from ..checkpoints.catalog import STATISTICS
+from ..checkpoints.catalog import NORMALIZATIONS
 from ..checkpoints.facebook_dino import (
     OPTIMIZER_OPTIONS,
     DinoCheckpoint,
@@ -266,7 +266,7 @@ def save_dino_checkpoint(
     args = dict(args if isinstance(args, Mapping) else vars(args))
     if pretraining is not None:
         args["pretraining"] = pretraining
-        args["data_mean"], args["data_std"] = STATISTICS[pretraining["statistics"]]
+        args["data_mean"], args["data_std"] = NORMALIZATIONS[pretraining["normalization"]]
     # with batch norm in the head the original wraps its teacher for distributed training, too
     teacher_prefix = "module." if model.config.use_bn_in_head else ""
     content = {

@@ -7,7 +7,7 @@ from ..evaluation.probes import knn_accuracy
 from ..figures import save_figure
 from ..figures.pretraining import pretraining_figure
 from ..image_processing import build_image_processor
-from ..publishing.repositories import push_model
+from ..publishing.upload import push_model
 from .export import export_teacher
 from .original import save_dino_checkpoint
 

@@ -28,11 +28,11 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..checkpointing import Termination, TrainingStopped, lock_run, resume_point
-from ..checkpoints.catalog import STATISTICS
+from ..checkpoints.catalog import NORMALIZATIONS
 from ..checkpoints.facebook_dino import DinoCheckpoint
 from ..errors import UserError
 from ..fast_gradients import speed_up
-from ..publishing.repositories import check_login
+from ..publishing.upload import check_login
 from ..rng import rng_for
 from .arguments import PretrainingArguments, options_of
 from .dino.collapse import Monitor
@@ -121,7 +121,7 @@ class Pretraining:
         self.knn_data = load_knn_data(args.knn_dataset, args.knn_data_dir)
         self.options = options_of(args, crop_config, dino)
         self._build(resume)
-        self.statistics = [torch.tensor(v, device=self.device) for v in STATISTICS[self.start.statistics]]
+        self.statistics = [torch.tensor(v, device=self.device) for v in NORMALIZATIONS[self.start.statistics]]
         self.monitor = Monitor(dino.out_dim)
         counts = self.start.counts
         self.frames_read, self.bad_frames = counts.get("frames_read", 0), counts.get("bad_frames", 0)

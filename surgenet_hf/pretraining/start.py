@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError
 
 from ..checkpointing import compare_records, read_record
-from ..checkpoints.catalog import RANDOM_WEIGHTS
-from ..checkpoints.conversion import choose_statistics
+from ..checkpoints.catalog import RANDOM_WEIGHTS, recorded_normalization
+from ..checkpoints.conversion import choose_normalization
 from ..checkpoints.facebook_dino import DinoCheckpoint, backbone_config
 from ..configuration_surgenet import SurgeNetConfig
 from ..modeling_surgenet import SurgeNetModel
@@ -102,8 +102,8 @@ def load_start(run: "Pretraining", resume: Path | DinoCheckpoint | None) -> Star
     _align_moments(run.optimizer)
     if run.args.normalization != "auto":
         start.statistics = run.args.normalization
-    elif resume is None and (start.pretraining or {}).get("statistics"):
-        start.statistics = start.pretraining["statistics"]
+    elif resume is None and (recorded := recorded_normalization(start.pretraining)):
+        start.statistics = recorded
     if isinstance(resume, DinoCheckpoint) and start.step >= len(run.schedules.lr):
         raise ValueError(
             f"the checkpoint is at the end of its {run.dino.epochs} epochs; lay new schedules with --extend_epochs N, "
@@ -123,7 +123,7 @@ def _load_original(run: "Pretraining", checkpoint: DinoCheckpoint) -> Start:
     optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
     report = load_dino_checkpoint(checkpoint, run.model, optimizer)
     extended = run.args.extend_epochs is not None
-    statistics, reason = choose_statistics(
+    statistics, reason = choose_normalization(
         checkpoint.backbone, run.model.student.backbone.config, run.args.normalization
     )
     start = Start(

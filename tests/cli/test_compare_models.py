@@ -31,7 +31,7 @@ def outputs(tmp_path_factory):
         }
         values = {name: [per_video[video][name] for video in videos] for name in scales}
         results = {
-            "schema": "surgenet_hf.evaluation.results/2",
+            "schema": "surgenet_hf.results/2",
             "task": "semantic-segmentation",
             "model": {
                 "name": f"runs/{model}-seed{seed}/model",

@@ -51,7 +51,7 @@ def result(
         intervals = {metric: vars(interval) for metric, interval in found.items() if interval}
     data = {"name": "endoscapes", "split": "test", "frames": 30, "videos": videos, "labels": ["a", "b"], "notes": []}
     return {
-        "schema": "surgenet_hf.evaluation.results/2",
+        "schema": "surgenet_hf.results/2",
         "task": task,
         "model": model,
         "seed": seed,
@@ -250,7 +250,7 @@ def test_another_split_is_another_column(write):
 
 def test_files_of_the_old_schema_are_read_but_not_compared(write):
     """Their metrics have other definitions under other names, and no values per video."""
-    old = result("old", metrics={"mean_video_dice": 0.5}) | {"schema": "surgenet_hf.evaluation.results/1"}
+    old = result("old", metrics={"mean_video_dice": 0.5}) | {"schema": "surgenet_hf.results/1"}
     results = write(old, result("new"))
     assert len(results) == 2
     with pytest.raises(ValueError, match=r"'surgenet_hf\.results/1', .*evaluate the older model again"):

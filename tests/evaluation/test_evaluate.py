@@ -100,7 +100,7 @@ def test_the_models_mode_is_restored_and_dropout_is_off(data, model, training):
 
 
 def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
-    model.config.pretraining = {"name": "SurgeNetXL", "sha256": "abc", "statistics": "surgenet"}
+    model.config.pretraining = {"name": "SurgeNetXL", "sha256": "abc", "normalization": "surgenet"}
     results = evaluate(model, processor, data).results
 
     metric = SegmentationMetric(3, background_id=0)
@@ -115,7 +115,7 @@ def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
     assert results["per_video"]["c"]["per_class"]["tool"] == pytest.approx(
         expected["per_video"]["c"]["per_class"][2], nan_ok=True
     )
-    assert results["schema"] == "surgenet_hf.evaluation.results/2"
+    assert results["schema"] == "surgenet_hf.results/2"
     definitions = results["definitions"]
     assert definitions["headline"] == "video_dice"
     assert definitions["background"].startswith("class 0, excluded")
