@@ -1,4 +1,4 @@
-"""The page of the Gradio demo. A Space runs this file, `surgenet demo` calls `run`."""
+"""The page of the Gradio demo. A Space and `surgenet demo` run this file."""
 
 import errno
 import json
@@ -330,31 +330,17 @@ def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None
         page.close(verbose=False)  # before its files go
 
 
-def run(models: list[str], port: int | None = None, share: bool = False) -> None:
-    """Serve the demo until it is interrupted.
-
-    Args:
-        models: folders or Hub ids of models that the demo offers besides the published ones.
-        port: to listen on. Default: the first free one from 7860.
-        share: create a public link through Gradio's servers.
-
-    Raises:
-        UserError: one of the models cannot be served.
-    """
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Serve the demo until it is interrupted."""
+    args = parse_arguments(argv)
     try:
-        store = ModelStore(models)
+        store = ModelStore(args.model)
     except Refused as error:
         raise UserError(error.text) from error
     if store.choices("segmentation", wait=False)[0][1] == TRAINED:
         store.start_training()  # so that the first visitor does not wait
-    serve(build(store), port, share)
-
-
-@command
-def main(argv: list[str] | None = None) -> None:
-    """Run the demo with the options of `surgenet demo`."""
-    args = parse_arguments(argv)
-    run(args.model, args.port, args.share)
+    serve(build(store), args.port, args.share)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ surgenet demo
 surgenet demo --model outputs/quickstart/model --port 7861
 """
 
+import os
 import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from ..errors import UserError
 from .arguments import ArgumentParser, command
@@ -38,17 +40,14 @@ def parse_arguments(argv: list[str] | None = None) -> DemoArguments:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Start the demo, and serve it until it is interrupted."""
-    args = parse_arguments(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parse_arguments(argv)
+    if missing := [name for name in ("av", "filelock", "gradio") if find_spec(name) is None]:
+        raise UserError(f"the demo needs {', '.join(missing)}; install them with pip install 'surgenet_hf[demo]'")
     from ..publishing.spaces import demo_folder
 
-    sys.path.insert(0, str(demo_folder()))  # the files of a Space import each other by their bare names
-    try:
-        import app
-    except ModuleNotFoundError as error:
-        if error.name not in ("av", "filelock", "gradio"):
-            raise
-        raise UserError(f"the demo needs {error.name}: pip install 'surgenet_hf[demo]'") from error
-    app.run(args.model, args.port, args.share)
+    # a new process, because libraries read the environment variables that the app sets when they are imported
+    os.execv(sys.executable, [sys.executable, str(demo_folder() / "app.py"), *argv])
 
 
 if __name__ == "__main__":
