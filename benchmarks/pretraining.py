@@ -22,7 +22,7 @@ import torch
 from original_dino import OriginalLoop, original_modules, single_process
 from PIL import Image
 
-from surgenet_hf.checkpoints.catalog import STATISTICS
+from surgenet_hf.checkpoints.catalog import NORMALIZATIONS
 from surgenet_hf.cli.arguments import ArgumentParser, command
 from surgenet_hf.configuration_surgenet import BACKBONES
 from surgenet_hf.data.sets import synthetic
@@ -229,7 +229,7 @@ class Benchmark:
         if original:
             yield from self.original.batches(self.paths, self.frames_per_loader, size, workers)
             return
-        mean, std = (torch.tensor(x, device=self.device) for x in STATISTICS["surgenet"])
+        mean, std = (torch.tensor(x, device=self.device) for x in NORMALIZATIONS["surgenet"])
         on_gpu = self.device.type == "cuda"
         loader = self._loader(self.device.type != "cpu", num_workers=workers, pin_memory=on_gpu)
         for _, batch in loader.steps(0, loader.steps_per_epoch):

@@ -1,4 +1,4 @@
-"""Render the card of every published checkpoint from the catalogue into hub_cards/.
+"""Render the card of each published checkpoint to hub_cards/.
 
 python scripts/render_cards.py
 """

@@ -1,11 +1,11 @@
-"""Image processors of SurgeNet models: build, rebuild from a config, and load them."""
+"""Image processors of SurgeNet models."""
 
 import logging
 from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, SegformerImageProcessor
 
-from .checkpoints.catalog import STATISTICS
+from .checkpoints.catalog import NORMALIZATIONS, recorded_normalization
 from .errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -20,27 +20,32 @@ def image_processor_for(
     """Build the image processor that belongs to a model, with the normalization recorded in its config.
 
     Args:
-        model: a SurgeNet model, or its config. `config.pretraining["statistics"]` names the normalization.
+        model: a SurgeNet model, or its config. `config.pretraining["normalization"]` names the normalization.
         image_size: height and width in pixels that frames are resized to.
 
     Raises:
         UserError: the config does not name a known normalization.
     """
     config = getattr(model, "config", model)
-    found = (getattr(config, "pretraining", None) or {}).get("statistics")
-    if found not in STATISTICS:
+    found = recorded_normalization(getattr(config, "pretraining", None))
+    if found not in NORMALIZATIONS:
         raise UserError(
             f"the config of {config.name_or_path or 'the model'} does not record the normalization of its weights: "
-            f'pretraining["statistics"] is {found!r}, expected one of {", ".join(STATISTICS)}. If you know it, build '
-            'the image processor with build_image_processor("surgenet") or ("imagenet") of '
-            "surgenet_hf.checkpoints.conversion, and save it in the folder of the model"
+            f'pretraining["normalization"] is {found!r}, expected one of {", ".join(NORMALIZATIONS)}. If you know it, '
+            'build the image processor with build_image_processor("surgenet") or ("imagenet") of '
+            "surgenet_hf.image_processing, and save it in the folder of the model"
         )
     return build_image_processor(found, image_size)
 
 
-def build_image_processor(statistics: str = "surgenet", image_size: int = IMAGE_SIZE) -> SegformerImageProcessor:
-    """The image processor of a SurgeNet model: RGB, resize to a square of `image_size` pixels, normalise."""
-    mean, std = STATISTICS[statistics]
+def build_image_processor(normalization: str = "surgenet", image_size: int = IMAGE_SIZE) -> SegformerImageProcessor:
+    """Build an image processor that converts to RGB, resizes to a square, and normalizes.
+
+    Args:
+        normalization: "surgenet" or "imagenet".
+        image_size: height and width in pixels that frames are resized to.
+    """
+    mean, std = NORMALIZATIONS[normalization]
     return SegformerImageProcessor(
         do_convert_rgb=True,
         size={"height": image_size, "width": image_size},
@@ -59,7 +64,7 @@ def load_image_processor(source: str | Path, image_size: int | None = None):
 
     Raises:
         UserError: the folder has no image processor, and its config does not record the normalization.
-        OSError: there is no such model.
+        OSError: the Hub has no such model or cannot be reached.
     """
     size = {} if image_size is None else {"size": {"height": image_size, "width": image_size}}
     folder = Path(source)

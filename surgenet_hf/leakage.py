@@ -1,7 +1,7 @@
 """Which videos of an evaluation trained a model, selected its checkpoint, or were in its pretraining.
 
 A model carries the record of its fine-tuning in its config: `config.finetuning` (of a phase model:
-`config.backbone_config.finetuning`) is a list with one dict for each data set that trained it:
+`config.backbone_config.finetuning`) is a list with one dict for each dataset that trained it:
 
     dataset             its name in `surgenet_hf.data`, or "unknown" for training without a record
     split_protocol      which videos belong to which split
@@ -9,7 +9,7 @@ A model carries the record of its fine-tuning in its config: `config.finetuning`
     selection_videos    ids of the videos of the split that selected the checkpoint; empty if none did
     salt                only for the user's own videos: identifies the salt of their hashes
 
-The id of a public video is "<namespace>:<video>". Data sets made from the same videos share a namespace, so
+The id of a public video is "<namespace>:<video>". Datasets made from the same videos share a namespace, so
 "cholec80:video12" is video12 of Cholec80, video12 of CholecSeg8k, and VID12 of CholecT50. The id of a user's own video
 is "own:<hash>" (`surgenet_hf.privacy.video_hashes`), so that config.json can be published.
 """
@@ -24,7 +24,7 @@ from .privacy import video_hashes
 UNKNOWN = "unknown"
 OWN = "own"
 _UNRECORDED = "unknown: which videos trained this model is not recorded"
-# the part of a data set's name before the first hyphen: the namespace of its videos, where it is another
+# the part of a dataset's name before the first hyphen: the namespace of its videos, where it is another
 _NAMESPACES = {"cholecseg8k": "cholec80", "cholect50": "cholec80"}
 _OVERLAPPING = {"cholec80", "endoscapes"}  # which videos they share is listed in camma_dataset_overlaps of CAMMA
 

@@ -1,6 +1,6 @@
-"""What may leave this machine: no token, no path beyond its last part, no name of the user's own videos.
+"""Removal of access tokens, paths, and names of the user's own videos from what is published.
 
-`results.json` and the models on this disk keep the real names. `checkpoints.publishing` passes everything through
+`results.json` and the models on this disk keep the real names. `publishing.prepare` passes everything through
 `Sanitizer` before it is uploaded.
 """
 
@@ -17,6 +17,7 @@ from huggingface_hub import constants, get_token
 from huggingface_hub.utils import WeakFileLock
 
 from .checkpoints.catalog import CATALOG, leakage_note
+from .errors import UserError
 
 MASK = "***"
 NO_TOKEN = "an access token cannot be given as an option, which would be recorded; use `hf auth login` or HF_TOKEN"
@@ -26,7 +27,7 @@ _TOKEN_BYTES = re.compile(rb"(?:hf|api_org)_(?:[A-Za-z0-9]{30,}|(?:oauth|jwt)_[\
 
 _SEPARATOR = re.compile(r"[/\\]")
 _ABSOLUTE = re.compile(r"(?<![\w.)\]])[/\\]\w")
-# a folder that is named after its user: a home folder, wherever a cluster mounts it, and ~alice
+# a folder that is named after its user: a home folder in any parent folder, and ~alice
 _HOME = re.compile(r"(?i)(.*[/\\])?(home|users)[/\\][^/\\]+[/\\]*|/root/*|~[^/\\]*[/\\]*")
 _REMOTE = re.compile(r"[\w.-]+@[\w.-]+:")  # alice@host:path
 # the form of `config.pretraining["name"]`, see `checkpoints.catalog.pretraining_name`, and what separates its parts
@@ -50,7 +51,7 @@ _SALT_BYTES = 32
 def mask_tokens(text: str) -> str:
     """Replace access tokens in a text by `MASK`: those of the Hub, HF_TOKEN, and what follows "Bearer" or --...token.
 
-    For everything that is printed, logged or recorded and may quote a command line or an answer of the Hub.
+    Used for all text that is printed, logged, or recorded and may quote a command line or an answer of the Hub.
     """
     token = os.environ.get("HF_TOKEN")
     if token:
@@ -62,14 +63,14 @@ def check_no_tokens(folder: Path) -> None:
     """Refuse a folder in which the name or the content of a file holds an access token.
 
     Raises:
-        ValueError: names the file, but does not quote the token.
+        UserError: names the file without the token.
     """
     token = get_token()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         content = name.encode() + b"\0" + path.read_bytes()
         if (token and token.encode() in content) or _TOKEN_BYTES.search(content):
-            raise ValueError(
+            raise UserError(
                 f"{mask_tokens(name)} holds an access token, and a published token can be used by anyone; remove it "
                 "from the source of this file, and replace the token at https://huggingface.co/settings/tokens"
             )
@@ -87,11 +88,10 @@ def last_part(path: str) -> str:
 class Sanitizer:
     """Removes from texts, lists and dictionaries what identifies a user or a video; numbers stay as they are.
 
-    A text that contains a path separator is taken for a path, of which only the last component is kept. So nothing
-    before the last separator survives, whatever it is.
+    A text with a path separator is treated as a path, of which only the last component is kept.
 
     Args:
-        names: {name of a video: what stands for it}. In texts, names of at least 4 characters are replaced wherever
+        names: {name of a video: its replacement}. In texts, names of at least 4 characters are replaced wherever
             they occur; shorter ones only where they are the whole text, or the last component of a path.
         kept: texts that stay as they are, such as the names of classes.
     """
@@ -111,7 +111,7 @@ class Sanitizer:
         return self.text(value) if isinstance(value, str) else value
 
     def text(self, text: str) -> str:
-        """Sanitize a text that may be a path, or a list of data sets as in the name of a pretraining."""
+        """Sanitize a text that may be a path, or a list of datasets as in the name of a pretraining."""
         if text in self.kept:
             return text
         if text in self.names:
@@ -159,7 +159,7 @@ class Sanitizer:
 def neutral_names(results: dict) -> dict[str, str]:
     """Return {name of a video: "video_001", ...} for the user's own videos, in the order of the results file.
 
-    Empty where the names are those of a public data set (`data.videos_are_public`), or neutral already.
+    Empty where the names are those of a public dataset (`data.videos_are_public`), or neutral already.
     """
     data = results["data"]
     if data.get("videos_are_public") or "video_hashes" in data:
@@ -169,7 +169,7 @@ def neutral_names(results: dict) -> dict[str, str]:
 
 
 def sanitize_results(results: dict, model_name: str, names: Mapping[str, str]) -> dict:
-    """Return results as they may be published; `names` are those of `neutral_names`, or {} to keep the videos' names.
+    """Return results that may be published; `names` are those of `neutral_names`, or {} to keep the videos' names.
 
     Notes on the user's own data list videos and frames, so they are dropped with the names. Notes that hold an
     absolute path are always dropped.
@@ -203,7 +203,7 @@ def sanitize_results(results: dict, model_name: str, names: Mapping[str, str]) -
 
 
 def _clean_leakage(results: dict, cleaned: dict, named: Sanitizer) -> str:
-    """Sanitize the sentence on leakage, whose part on pretraining quotes the names of data sets."""
+    """Sanitize the sentence on leakage, whose part on pretraining quotes the names of datasets."""
 
     def of_pretraining(part: dict) -> str:
         pretraining = part["model"].get("pretraining")
@@ -239,5 +239,7 @@ def video_hashes(videos: Iterable[str]) -> dict[str, str]:
                 file.write(secrets.token_bytes(_SALT_BYTES))
     salt = path.read_bytes()
     if len(salt) != _SALT_BYTES:
-        raise ValueError(f"{path} holds {len(salt)} bytes, expected {_SALT_BYTES}; delete it, and a new salt is made")
+        raise UserError(
+            f"{path} holds {len(salt)} bytes, expected {_SALT_BYTES}; delete it, and a new salt is generated"
+        )
     return {video: hmac.new(salt, video.encode(), hashlib.sha256).hexdigest()[:16] for video in videos}

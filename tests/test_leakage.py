@@ -218,7 +218,7 @@ def test_the_record_of_a_phase_model(config, tmp_path):
 def test_the_record_survives_as_remote_code(config, tmp_path, monkeypatch):
     """The flat files that travel with a model, without this package's registration."""
     from surgenet_hf.image_processing import build_image_processor
-    from surgenet_hf.publishing.repositories import prepare_finetuned
+    from surgenet_hf.publishing.prepare import prepare_finetuned
 
     record_finetuning(config, CHOLEC80, True)
     SurgeNetForImageClassification(config).save_pretrained(tmp_path / "model")

@@ -10,13 +10,13 @@ import sys
 
 import pytest
 import torch
-from huggingface_hub import errors
 from transformers import AutoModelForSemanticSegmentation
 
 from surgenet_hf import SurgeNetModel, load_checkpoint
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG, UPSTREAM_REPO, find_entry
 from surgenet_hf.checkpoints.conversion import to_original_state_dict
+from surgenet_hf.errors import UnavailableError
 from surgenet_hf.models import fetch_checkpoint, resolve_model
 from tests.checkpoints.files import original, save_dino, tiny
 
@@ -59,7 +59,7 @@ def test_every_checkpoint(name, upstream, teachers):
     assert all(torch.equal(back[key], teachers[name][key]) for key in back)
     entry = find_entry(name)
     assert model.config.pretraining["name"] == name
-    assert model.config.pretraining["statistics"] == entry.statistics
+    assert model.config.pretraining["normalization"] == entry.normalization
     assert model.config.activation == entry.activation
 
 
@@ -78,7 +78,7 @@ def test_heads_and_processor(upstream):
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(fetch_checkpoint("SurgeNetXL"))
-    assert list(processor.image_mean) == list(catalog.STATISTICS["surgenet"][0])
+    assert list(processor.image_mean) == list(catalog.NORMALIZATIONS["surgenet"][0])
 
 
 def test_second_load_is_from_the_cache(upstream, monkeypatch):
@@ -98,7 +98,7 @@ def test_unknown_name_asks_nothing(upstream):
 def test_wrong_checksum(upstream, teachers):
     entry = find_entry("SurgeNetXL")
     upstream.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(teachers["SurgeNet-Small"])})
-    with pytest.raises(ValueError, match=r"not the SurgeNetXL that was published.*the catalogue says"):
+    with pytest.raises(ValueError, match=r"not the SurgeNetXL that was published.*the catalog says"):
         load_checkpoint("SurgeNetXL")
 
 
@@ -143,7 +143,7 @@ def test_connection_cut_in_the_middle(upstream, teachers):
 def test_hub_errors(status, message, upstream):
     code = "RepoNotFound" if status == 404 else None
     upstream.fail("resolve", status=status, times=math.inf, code=code)
-    with pytest.raises((errors.HfHubHTTPError, errors.LocalEntryNotFoundError)) as caught:
+    with pytest.raises(UnavailableError) as caught:
         load_checkpoint("SurgeNet-RAMIE")
     chain = [str(error) for error in (caught.value, caught.value.__cause__) if error]
     assert any(message in text for text in chain)
@@ -175,7 +175,7 @@ def test_a_weight_file_is_to_be_converted(upstream, teachers, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     torch.save(teachers["SurgeNetXL"], "SurgeNetXL.pth")
     for name in ("SurgeNetXL.pth", str(tmp_path / "SurgeNetXL.pth")):
-        with pytest.raises(ValueError, match=r"convert_checkpoint\.py --checkpoint .*--resume_from_checkpoint"):
+        with pytest.raises(ValueError, match=r"surgenet convert --checkpoint .*--resume_from_checkpoint"):
             resolve_model(name)
         with pytest.raises(ValueError, match=r"is a weight file.*surgenet_hf\.convert_checkpoint\(.*output_dir="):
             load_checkpoint(name)

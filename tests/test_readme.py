@@ -18,7 +18,8 @@ from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS, find_entry
 from surgenet_hf.data import dataset_names
 from surgenet_hf.image_processing import build_image_processor
-from surgenet_hf.publishing import repositories as publishing
+from surgenet_hf.publishing import prepare
+from surgenet_hf.publishing.upload import publish_checkpoints
 from tests.checkpoints.files import original, tiny
 
 ROOT = Path(__file__).parents[1]
@@ -54,8 +55,8 @@ def test_examples(originals, hub, client, monkeypatch, tmp_path):
     checksum = hashlib.sha256(Path(entry.teacher_file).read_bytes()).hexdigest()
     entry = dataclasses.replace(entry, teacher_sha256=checksum)
     monkeypatch.setattr(catalog, "CATALOG", (entry,))
-    monkeypatch.setattr(publishing, "compare_with_source", lambda *args: None)  # timm has no tiny networks
-    (outcome,) = publishing.publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)
+    monkeypatch.setattr(prepare, "compare_with_source", lambda *args: None)  # timm has no tiny networks
+    (outcome,) = publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)
     assert outcome.error is None
     SurgeNetForSemanticSegmentation(tiny()).save_pretrained("outputs/quickstart/model")
     build_image_processor().save_pretrained("outputs/quickstart/model")

@@ -1,12 +1,5 @@
-"""The browser demo: see what SurgeNet models see in a frame or a clip.
+"""The page of the Gradio demo. A Space and `surgenet demo` run this file."""
 
-    python spaces/surgenet-demo/app.py
-    python spaces/surgenet-demo/app.py --model outputs/quickstart/model --port 7861
-
-Without network it works with a small model that it makes itself. Not a medical device.
-"""
-
-import argparse
 import errno
 import json
 import os
@@ -33,6 +26,10 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from tabs import Tabs
+
+from surgenet_hf.cli.arguments import command
+from surgenet_hf.cli.demo import parse_arguments
+from surgenet_hf.errors import UserError
 
 HERE, FILES = Path(__file__).parent, Path(os.environ["GRADIO_TEMP_DIR"])
 EXAMPLES = sorted((HERE / "examples").glob("frame_*.jpg"))
@@ -333,20 +330,16 @@ def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None
         page.close(verbose=False)  # before its files go
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", nargs="+", default=[], metavar="PATH_OR_ID", help="Folders or Hub ids of models to offer, too."
-    )
-    parser.add_argument("--port", type=int, help="Port to listen on; left out: the first free one from 7860.")
-    parser.add_argument("--share", action="store_true", help="A public link through gradio's servers, for 72 hours.")
-    args = parser.parse_args(argv)
+    """Serve the demo until it is interrupted."""
+    args = parse_arguments(argv)
     try:
         store = ModelStore(args.model)
     except Refused as error:
-        sys.exit(f"app.py: error: {error.text}")
+        raise UserError(error.text) from error
     if store.choices("segmentation", wait=False)[0][1] == TRAINED:
-        store.start_training()  # so that it is there, or nearly, when the first visitor asks
+        store.start_training()  # so that the first visitor does not wait
     serve(build(store), args.port, args.share)
 
 

@@ -16,6 +16,7 @@ from surgenet_hf.configuration_surgenet_phase import SurgeNetPhaseConfig
 from surgenet_hf.data import load_data
 from surgenet_hf.data.sets import endoscapes_cvs
 from surgenet_hf.data.sets.synthetic_phases import PHASES
+from surgenet_hf.errors import UserError
 from surgenet_hf.finetuning.segmentation import build_model, finetune
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.models import TINY
@@ -91,7 +92,7 @@ class DemoTraining(threading.Thread):
             finetune(model, processor, data, arguments, callbacks=[Report()])
         try:
             save_converted(model, processor, demo_folder())
-        except OSError:
+        except UserError:
             if not (demo_folder() / "config.json").exists():  # else another process was faster
                 raise
 

@@ -1,17 +1,19 @@
-"""The published checkpoints: one record each, and nowhere else.
+"""Records of the published checkpoints, of the data that they saw, and of their citations.
 
 Sources: the authors' repositories github.com/TimJaspers0801/SurgeNet and huggingface.co/TimJaspersTue/SurgeNetModels,
-and the papers in `CITATIONS`. Sums of frames over a subset's data sets are ours.
+and the papers in `CITATIONS`. Sums of frames over the datasets of a subset are ours.
 """
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Channel means and standard deviations of RGB in [0, 1]. SurgeNet's own were used in pretraining and stand in the full
-# checkpoints' `args.data_mean` and `args.data_std`; the authors' ATLAS code has the same numbers.
-STATISTICS = {
+from ..errors import UserError
+
+# Channel means and standard deviations of RGB in [0, 1]. SurgeNet's own were used in pretraining. The full checkpoints
+# record them as `args.data_mean` and `args.data_std`, and the authors' ATLAS code has the same numbers.
+NORMALIZATIONS = {
     "surgenet": ((0.46888983, 0.29536288, 0.28712815), (0.24689102, 0.21034359, 0.21188641)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
@@ -21,14 +23,14 @@ UPSTREAM_REPO = "TimJaspersTue/SurgeNetModels"
 
 @dataclass(frozen=True)
 class PretrainingSet:
-    """A data set that frames were taken from, at one frame a second.
+    """A dataset that frames were taken from, at one frame per second.
 
     Attributes:
-        name, procedure: of the data set; RA is robot-assisted.
-        videos: number of videos, None where it is not published.
+        name, procedure: of the dataset; RA means robot-assisted.
+        videos: number of videos, or None if it is not published.
         frames: number of frames in SurgeNetXL.
         public: whether others can get it.
-        url: of the data set or its paper.
+        url: of the dataset or its paper.
     """
 
     name: str
@@ -125,9 +127,9 @@ class CatalogEntry:
         name: as the authors write it.
         repo_name: of our repository in `NAMESPACE`.
         teacher_file, full_file: the weights, and the full DINO checkpoint (None: not published), in `upstream_repo`.
-        teacher_sha256, full_sha256: of these files, None where not known.
+        teacher_sha256, full_sha256: of these files, or None if unknown.
         backbone, activation: as in `SurgeNetConfig`.
-        statistics: key of `STATISTICS`, of the images in pretraining.
+        normalization: key of `NORMALIZATIONS`, of the images in pretraining.
         image_size: side of the global crops in pretraining, in pixels.
         epochs: of pretraining.
         pretraining_sets: what it was pretrained on.
@@ -144,7 +146,7 @@ class CatalogEntry:
     pretraining_share: float = 1.0
     backbone: str = "caformer_s18"
     activation: str | None = "relu"
-    statistics: str = "surgenet"
+    normalization: str = "surgenet"
     teacher_sha256: str | None = None
     full_sha256: str | None = None
     upstream_repo: str = UPSTREAM_REPO
@@ -244,7 +246,7 @@ CATALOG = (
         teacher_file="caformer/caformer_s18.pth",
         full_file=None,
         activation="star_relu",
-        statistics="imagenet",
+        normalization="imagenet",
         upstream_repo="sail/dl",
         epochs=None,
         licence="apache-2.0",
@@ -257,10 +259,10 @@ CATALOG = (
 
 
 def find_entry(name: str) -> CatalogEntry:
-    """The entry that a user means: spelling, case, separators, namespace and a missing "e" in SurgNet are forgiven.
+    """Return the entry of a name. Case, separators, namespace, and a missing "e" in SurgNet do not matter.
 
     Raises:
-        ValueError: no such checkpoint; the message names the nearest ones.
+        UserError: there is no such checkpoint. The message names the nearest ones.
     """
     spellings = {
         spelling: entry for entry in CATALOG for spelling in (_spelling(entry.name), _spelling(entry.repo_name))
@@ -273,18 +275,24 @@ def find_entry(name: str) -> CatalogEntry:
     suggestion = (
         f"did you mean {' or '.join(dict.fromkeys(spellings[match].name for match in near))}? " if near else ""
     )
-    raise ValueError(
+    raise UserError(
         f"no published checkpoint is called {name!r}; {suggestion}the names are {', '.join(e.name for e in CATALOG)}. "
         "Load a folder or a Hub repository with from_pretrained"
     )
 
 
 def find_by_sha256(sha256: str) -> CatalogEntry | None:
-    """The entry whose teacher or full file has this checksum, if any."""
+    """Return the entry whose teacher or full file has this checksum, or None."""
     return next((entry for entry in CATALOG if sha256 in (entry.teacher_sha256, entry.full_sha256)), None)
 
 
-# Data sets of `surgenet_hf.data` whose overlap with pretraining is known, and what cards call them.
+def recorded_normalization(pretraining: Mapping | None) -> str | None:
+    """Return the normalization in a `config.pretraining`, or None. Earlier versions recorded it as "statistics"."""
+    pretraining = pretraining or {}
+    return pretraining.get("normalization", pretraining.get("statistics"))
+
+
+# Datasets of `surgenet_hf.data` whose overlap with pretraining is known, and their titles on cards.
 _LEAKAGE_TITLES = {
     "cholec80": "Cholec80 (and its videos in CholecT50)",
     "cholecseg8k": "CholecSeg8k",
@@ -306,33 +314,33 @@ def pretraining_name(base_name: str, data_names: Sequence[str]) -> str:
 
     Args:
         base_name: of the start weights, `RANDOM_WEIGHTS` for none.
-        data_names: of the data sets that the frames came from.
+        data_names: of the datasets that the frames came from.
     """
     data = " + ".join(data_names)
     return f"{_FROM_SCRATCH}{data}" if base_name == RANDOM_WEIGHTS else f"{base_name}{_CONTINUED}{data}"
 
 
 def is_from_scratch(pretraining_name: str | None) -> bool:
-    """Whether weights stand on no others."""
+    """Return whether weights were trained from random ones."""
     return (pretraining_name or "").startswith((RANDOM_WEIGHTS, _FROM_SCRATCH))
 
 
 def base_entry(pretraining_name: str | None) -> CatalogEntry | None:
-    """The published checkpoint that weights are, or were continued from; None where they stand on none."""
+    """Return the published checkpoint that weights are, or were continued from, or None."""
     base = (pretraining_name or "").split(_CONTINUED)[0]
     return next((entry for entry in CATALOG if entry.name == base), None)
 
 
 def leakage_note(pretraining_name: str | None, data_name: str, num_videos: int | None = None) -> str | None:
-    """Say which videos of an evaluation pretraining saw (without labels), in one sentence without a period.
+    """Describe which videos of an evaluation pretraining saw (without labels), in one sentence without a period.
 
     Args:
-        pretraining_name: `config.pretraining["name"]` of the model; None where it is not recorded.
-        data_name: of the data set, e.g. "cholec80-phase".
-        num_videos: number of videos of the evaluation; None: not of one evaluation, but in general.
+        pretraining_name: `config.pretraining["name"]` of the model; None if it is not recorded.
+        data_name: of the dataset, e.g. "cholec80-phase".
+        num_videos: number of videos of the evaluation; None for a statement in general.
 
     Returns:
-        the sentence; None where pretraining saw none.
+        The sentence, or None if pretraining saw none of its videos.
     """
     if data_name.startswith("synthetic"):
         return None
@@ -346,7 +354,7 @@ def leakage_note(pretraining_name: str | None, data_name: str, num_videos: int |
 
 
 def known_leakage(entry: CatalogEntry) -> dict[str, str]:
-    """Return {data set, as cards call it: sentence of `leakage_note`} of those that pretraining saw, or may have."""
+    """Return {title of a dataset on cards: sentence of `leakage_note`} of all datasets with such a sentence."""
     notes = {title: leakage_note(entry.name, name) for name, title in _LEAKAGE_TITLES.items()}
     return {title: note for title, note in notes.items() if note}
 
@@ -355,7 +363,7 @@ def _leakage_of_published(name: str, data_name: str, num_videos: int | None) -> 
     entry = base_entry(name)
     if entry is None:
         return "unknown: where the backbone's weights come from is not recorded"
-    if entry.statistics == "imagenet":
+    if entry.normalization == "imagenet":
         return None
     name = data_name.split("-")[0]
     if name not in _LEAKAGE_TITLES:

@@ -1,4 +1,4 @@
-"""Original names <-> ours: one mapping per family, used in both directions; what does not fit is refused."""
+"""Conversion between original weight files and our models, with one mapping of names for both directions."""
 
 import copy
 import functools
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import SegformerImageProcessor
 
 from ..configuration_surgenet import SurgeNetConfig
+from ..errors import UnavailableError, UserError
 from ..image_processing import IMAGE_SIZE, image_processor_for
 from ..modeling_surgenet import (
     SurgeNetForImageClassification,
@@ -21,7 +23,7 @@ from ..modeling_surgenet import (
     SurgeNetModel,
     SurgeNetPreTrainedModel,
 )
-from .catalog import STATISTICS, find_by_sha256
+from .catalog import NORMALIZATIONS, find_by_sha256
 from .reading import CheckpointFile, check_finite, plain, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ TASKS = {
 }
 SEGMENTATION_WRAPPERS = {"caformer_s18": "metaformer.", "convnextv2_tiny": "convnext.", "pvt_v2_b2": "pvtv2."}
 
-# (pattern of our name, replacement): all that apply are applied, in this order. Heads first.
+# (pattern of our name, replacement); all that match are applied in this order, heads first
 _ORIGINAL_FPN = [
     (r"^decode_head\.classifier\.", "FPN.segmentation_head.0."),
     (r"^decode_head\.lateral\.3\.", "FPN.p5."),
@@ -79,7 +81,7 @@ _TIMM_NAMES = {
     "pvt_v2_b2": [(r"^classifier\.", "head."), (r"^encoder\.stem\.", "patch_embed."), (r"^encoder\.", "")],
 }
 _NAMINGS = {"original": _ORIGINAL_NAMES, "timm": _TIMM_NAMES}
-# the parameter by which family and naming are told
+# the parameter that identifies family and naming
 _SIGNATURES = {
     "downsample_layers.0.conv.weight": ("caformer_s18", "original"),
     "downsample_layers.0.0.weight": ("convnextv2_tiny", "original"),
@@ -88,7 +90,7 @@ _SIGNATURES = {
     "stem.0.weight": ("convnextv2_tiny", "timm"),
     "patch_embed.proj.weight": ("pvt_v2_b2", "timm"),
 }
-# heads that a file may hold and the wanted model may not have
+# heads that a file may hold although the requested model has none
 _KNOWN_HEADS = re.compile(
     r"(norm|head|head\.norm|head\.(fc\.)?(fc1|norm|fc2)|head\.fc"
     r"|FPN\.(p5|p[234]\.skip_conv|seg_blocks\.[0-3]\.block\.[0-2]\.block\.[01]|segmentation_head\.0))\.(weight|bias)"
@@ -105,18 +107,18 @@ def convert_checkpoint(
     output_dir: str | os.PathLike | None = None,
     image_size: int = IMAGE_SIZE,
 ) -> SurgeNetPreTrainedModel:
-    """Turn a weight file of the authors, of their code or of timm into one of our models, every tensor accounted for.
+    """Convert a weight file of the authors, of their code, or of timm to one of our models; every tensor is checked.
 
     The model keeps the dtype of the weights. If they have several, it gets the smallest dtype that holds all of them
     exactly, e.g. float32 for float16 and float32.
 
     Args:
         path: a teacher file, a full DINO checkpoint, or a classification or segmentation checkpoint.
-        task: "backbone", "image-classification", "semantic-segmentation", or "auto": by the head that the file holds.
+        task: "backbone", "image-classification", "semantic-segmentation", or "auto" for the head in the file.
         network: of a full DINO checkpoint, "teacher" or "student".
-        normalization: "surgenet" or "imagenet" image statistics, or "auto": see `choose_statistics`.
+        normalization: "surgenet", "imagenet", or "auto"; see `choose_normalization`.
         labels: names of the classes in the order of the head's outputs.
-        config: for a network of other than the published sizes; its family, depths and widths are then expected.
+        config: for a network of other sizes than the published ones.
         output_dir: new folder to write the model and its image processor to. Without it nothing is written, and
             `save_pretrained` of the model alone leaves a folder without an image processor.
         image_size: height and width in pixels that the written image processor resizes to.
@@ -126,9 +128,10 @@ def convert_checkpoint(
         `image_processor_for(model)` builds the image processor that belongs to it.
 
     Raises:
-        FileExistsError: `output_dir` exists and is not an empty folder.
-        FileNotFoundError: there is no such file.
-        ValueError: with all that is missing, unexpected or of another shape, or the reason why the file is refused.
+        MissingFileError: there is no such file.
+        UserError: `output_dir` exists and is not an empty folder, or the file is refused. The message gives the
+            reason, or all tensors that are missing, unexpected, or of another shape.
+        UnavailableError: `output_dir` cannot be written.
     """
     checkpoint = read_checkpoint(path, network)
     backbone, naming = _identify(checkpoint)
@@ -136,7 +139,7 @@ def convert_checkpoint(
     if config is None:
         config = SurgeNetConfig(backbone=backbone, activation=_activation(checkpoint, backbone))
     elif config.backbone != backbone:
-        raise ValueError(f"{path} holds a {backbone}, the config asks for a {config.backbone}")
+        raise UserError(f"{path} holds a {backbone}, the config asks for a {config.backbone}")
     config = copy.deepcopy(config)
     # before the labels are set: a head of any declared size would be accepted then
     check_fit(checkpoint, config, task, naming)
@@ -144,7 +147,7 @@ def convert_checkpoint(
     with torch.device("meta"):
         model = TASKS[task](config)
     model.load_state_dict(_rename(checkpoint, model, naming), strict=True, assign=True)
-    statistics, reason = choose_statistics(checkpoint, config, normalization)
+    normalization, reason = choose_normalization(checkpoint, config, normalization)
     entry = find_by_sha256(checkpoint.sha256)
     config.pretraining = {
         "name": entry.name if entry else "unknown",
@@ -152,8 +155,8 @@ def convert_checkpoint(
         "source_sha256": checkpoint.sha256,
         "network": checkpoint.network,
         "epoch": checkpoint.epoch,
-        "statistics": statistics,
-        "statistics_reason": reason,
+        "normalization": normalization,
+        "normalization_reason": reason,
     }
     model.eval()
     if output_dir is not None:
@@ -162,10 +165,10 @@ def convert_checkpoint(
 
 
 def to_original_state_dict(model: SurgeNetPreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights of one of our models as the original code names and shapes them: `convert_checkpoint` backwards.
+    """Return the weights of one of our models with the names and shapes of the original code.
 
-    The original networks then load it with `strict=True`, but for what ours do not have: the classification norm and
-    head that the original segmentation networks carry and never use.
+    The original networks load them with `strict=True`, except for the classification norm and head that the original
+    segmentation networks have and never use.
     """
     if not isinstance(model, tuple(TASKS.values())):
         raise ValueError(f"expected one of {[cls.__name__ for cls in TASKS.values()]}, got {type(model).__name__}")
@@ -179,7 +182,7 @@ def to_original_state_dict(model: SurgeNetPreTrainedModel) -> dict[str, torch.Te
 
 
 def parameter_map(model: SurgeNetPreTrainedModel, naming: str) -> dict[str, tuple[str, torch.Size]]:
-    """Our parameter names -> (name, shape) in another layout, "original" or "timm"; wrappers' prefixes left out."""
+    """Return {our parameter name: (name, shape)} in the layout "original" or "timm", without prefixes of wrappers."""
     mapping = {}
     for ours, tensor in model.state_dict().items():
         name = _translate(ours, model.config.backbone, naming)
@@ -195,7 +198,7 @@ def _translate(name: str, backbone: str, naming: str) -> str:
 
 
 def _original_shape(name: str, shape: torch.Size) -> torch.Size:
-    """CAFormer's 1x1 convolutions are linear layers in the original, ConvNeXtV2's GRN has broadcast dimensions."""
+    """Return the shape with linear layers for the 1x1 convolutions of CAFormer, and a GRN of 4 dimensions."""
     if name.endswith((".grn.gamma", ".grn.beta")):
         return torch.Size((1, 1, 1, *shape))
     if len(shape) == 4 and shape[2:] == (1, 1) and not name.startswith("FPN."):
@@ -203,32 +206,32 @@ def _original_shape(name: str, shape: torch.Size) -> torch.Size:
     return shape
 
 
-def choose_statistics(checkpoint: CheckpointFile, config: SurgeNetConfig, choice: str = "auto") -> tuple[str, str]:
-    """Which image statistics the weights expect, "surgenet" or "imagenet", and the reason.
+def choose_normalization(checkpoint: CheckpointFile, config: SurgeNetConfig, choice: str = "auto") -> tuple[str, str]:
+    """Return the normalization that the weights expect, "surgenet" or "imagenet", and the reason.
 
-    Bare tensors do not tell. "auto" takes the `args` of a full file, else the checksum of a published file, else
-    StarReLU means ImageNet, else SurgeNet's own, with a warning.
+    "auto" uses the `args` of a full DINO checkpoint, then the checksum of a published file, then ImageNet's for
+    StarReLU, and otherwise SurgeNet's own with a warning.
     """
     if choice != "auto":
-        if choice not in STATISTICS:
-            raise ValueError(f"normalization must be 'auto' or one of {sorted(STATISTICS)}, got {choice!r}")
+        if choice not in NORMALIZATIONS:
+            raise UserError(f"normalization must be 'auto' or one of {sorted(NORMALIZATIONS)}, got {choice!r}")
         return choice, "asked for"
     if "data_mean" in checkpoint.args and "data_std" in checkpoint.args:
         found = [plain(checkpoint.args["data_mean"]), plain(checkpoint.args["data_std"])]
-        for name, known in STATISTICS.items():
+        for name, known in NORMALIZATIONS.items():
             if _is_close(found, known):
                 return name, "data_mean and data_std in the checkpoint's args"
-        raise ValueError(
-            f"{checkpoint.path} was trained with mean {found[0]} and std {found[1]}, which are neither SurgeNet's nor "
-            f"ImageNet's. Convert with normalization 'surgenet' and then set image_mean and image_std of the saved "
+        raise UserError(
+            f"{checkpoint.path} was trained with mean {found[0]} and std {found[1]}, expected SurgeNet's or "
+            "ImageNet's. Convert with normalization 'surgenet', and then set image_mean and image_std of the saved "
             "image processor"
         )
     if entry := find_by_sha256(checkpoint.sha256):
-        return entry.statistics, f"checksum of the published {entry.name}"
+        return entry.normalization, f"checksum of the published {entry.name}"
     if config.activation == "star_relu":
         return "imagenet", "StarReLU: the ImageNet CAFormer"
     logger.warning(
-        f"{checkpoint.path.name} does not say which image statistics it was trained with: taking SurgeNet's. "
+        f"{checkpoint.path.name} does not record the normalization that it was trained with: using SurgeNet's. "
         "If it was trained with ImageNet's, convert it again with normalization (--normalization) imagenet."
     )
     return "surgenet", "assumed: nothing in the file tells"
@@ -237,31 +240,32 @@ def choose_statistics(checkpoint: CheckpointFile, config: SurgeNetConfig, choice
 def _is_close(found: list, known: tuple) -> bool:
     try:
         return np.shape(found) == np.shape(known) and np.allclose(np.asarray(found, dtype=float), known, atol=1e-4)
-    except (TypeError, ValueError):  # not numbers, or not as many means as standard deviations
+    except (TypeError, ValueError):  # not numbers, or fewer means than standard deviations
         return False
 
 
 def _identify(checkpoint: CheckpointFile) -> tuple[str, str]:
-    """Backbone family and naming."""
+    """Return the backbone family and the naming of the tensors."""
     if {"cls_token", "pos_embed"} & checkpoint.tensors.keys():
-        raise ValueError(
-            f"{checkpoint.path} holds a vision transformer (SurgeNet's later DINOv1 to v3 family?); this package has "
-            "CAFormer-S18, ConvNeXtV2-Tiny and PVTv2-B2"
+        raise UserError(
+            f"{checkpoint.path} holds a vision transformer, expected CAFormer-S18, ConvNeXtV2-Tiny, or PVTv2-B2. "
+            "Give a file of one of these"
         )
     for signature, family in _SIGNATURES.items():
         if signature in checkpoint.tensors:
             return family
-    raise ValueError(
-        f"{checkpoint.path} holds none of the backbones CAFormer-S18, ConvNeXtV2-Tiny and PVTv2-B2, in the original "
-        f"naming or timm's; its {len(checkpoint.tensors)} parameters begin with {sorted(checkpoint.tensors)[:5]}"
+    raise UserError(
+        f"{checkpoint.path} holds none of the backbones CAFormer-S18, ConvNeXtV2-Tiny, and PVTv2-B2 in the original "
+        f"naming or timm's; its {len(checkpoint.tensors)} parameters begin with {sorted(checkpoint.tensors)[:5]}. "
+        "Give a file of one of these"
     )
 
 
 def describe_network(checkpoint: CheckpointFile) -> dict:
-    """Backbone, activation, naming, head and number of its outputs; or the `problem`, where it is none of ours."""
+    """Return backbone, activation, naming, head, and its number of outputs, or the `problem` if it is none of ours."""
     try:
         backbone, naming = _identify(checkpoint)
-    except ValueError as error:
+    except UserError as error:
         return {"backbone": None, "problem": str(error)}
     head = _choose_task(checkpoint, "auto")
     bias = checkpoint.tensors.get(_last_bias(head, backbone, naming)) if head != "backbone" else None
@@ -282,7 +286,7 @@ def _activation(checkpoint: CheckpointFile, backbone: str) -> str | None:
 
 
 def _last_bias(task: str, backbone: str, naming: str) -> str:
-    """Name of the bias of the head's last layer: it has an element for each class."""
+    """Return the name of the bias of the last layer of the head, which has one element per class."""
     ours = "decode_head.classifier.bias"
     if task == "image-classification":
         ours = "classifier.fc2.bias" if backbone == "caformer_s18" else "classifier.bias"
@@ -291,10 +295,10 @@ def _last_bias(task: str, backbone: str, naming: str) -> str:
 
 def _choose_task(checkpoint: CheckpointFile, task: str) -> str:
     if task not in (*TASKS, "auto"):
-        raise ValueError(f"task must be 'auto' or one of {sorted(TASKS)}, got {task!r}")
+        raise UserError(f"task must be 'auto' or one of {sorted(TASKS)}, got {task!r}")
     heads = {
         "semantic-segmentation": any(name.startswith("FPN.") for name in checkpoint.tensors),
-        # a head without outputs is what the original code builds for num_classes=0
+        # for num_classes=0 the original code builds a head without outputs
         "image-classification": any(
             re.fullmatch(r"head\.(fc\.)?(fc2\.)?weight", name) and tensor.numel()
             for name, tensor in checkpoint.tensors.items()
@@ -304,9 +308,9 @@ def _choose_task(checkpoint: CheckpointFile, task: str) -> str:
     if task == "auto":
         return found
     if not heads.get(task, True):
-        raise ValueError(
-            f"{checkpoint.path} has no {task} head (it is a {found} checkpoint). Convert it as 'backbone' and load "
-            f"the result with {TASKS[task].__name__}.from_pretrained, which starts a new head and says so"
+        raise UserError(
+            f"{checkpoint.path} has no {task} head, it is a {found} checkpoint. Convert it as 'backbone', and load "
+            f"the result with {TASKS[task].__name__}.from_pretrained, which starts a new head"
         )
     return task
 
@@ -314,18 +318,18 @@ def _choose_task(checkpoint: CheckpointFile, task: str) -> str:
 def _set_labels(
     config: SurgeNetConfig, checkpoint: CheckpointFile, task: str, naming: str, labels: Sequence[str] | None
 ) -> None:
-    """Number and names of the classes, from the bias of the last layer."""
+    """Set the number and names of the classes from the bias of the last layer."""
     if task == "backbone":
         if labels is not None:
-            raise ValueError(f"labels were given, but {checkpoint.path} is read as a backbone, without a head")
+            raise UserError(f"labels were given, but {checkpoint.path} is converted without a head; omit the labels")
         return
     num_labels = len(checkpoint.tensors[_last_bias(task, config.backbone, naming)])
     if labels is None:
         config.num_labels = num_labels
     elif len(labels) != num_labels or len(set(labels)) != num_labels:
-        raise ValueError(
+        raise UserError(
             f"the head of {checkpoint.path} has {num_labels} outputs; got {len(labels)} labels, "
-            f"{len(set(labels))} of them different: {list(labels)}"
+            f"{len(set(labels))} of them different: {list(labels)}. Give one name per output"
         )
     else:
         config.id2label = dict(enumerate(labels))
@@ -338,8 +342,8 @@ def check_fit(checkpoint: CheckpointFile, config: SurgeNetConfig, task: str, nam
     The model is built without memory for its weights. The number of labels is that of the head in the file.
 
     Raises:
-        ValueError: names all tensors that are missing, unexpected, of another shape or of integers; or the first of
-            those that are not finite.
+        UserError: names all tensors that are missing, unexpected, of another shape, or of integers, or the first that
+            is not finite.
     """
     with torch.device("meta"):
         model = TASKS[task](config)
@@ -361,14 +365,14 @@ def check_fit(checkpoint: CheckpointFile, config: SurgeNetConfig, task: str, nam
     }
     if any(faults.values()):
         activation = f" with {config.activation}" if config.activation else ""
-        raise ValueError(
+        raise UserError(
             f"{checkpoint.path} is not a sound {config.backbone}{activation} ({naming} naming, task {task}):\n"
             + "".join(
                 f"- {len(names)} {fault}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}\n"
                 for fault, names in faults.items()
                 if names
             )
-            + "Nothing was converted."
+            + "Nothing was converted. Give a complete file of this network, or its config if its sizes differ."
         )
     check_finite({name: found[name] for name in wanted}, str(checkpoint.path))
 
@@ -378,25 +382,29 @@ def _rename(checkpoint: CheckpointFile, model: SurgeNetPreTrainedModel, naming: 
     mapping = parameter_map(model, naming)
     found = checkpoint.tensors
     if dropped := sorted(found.keys() - {name for name, _ in mapping.values()}):
-        logger.info(f"left out, as no part of {type(model).__name__}: {', '.join(dropped)}")
+        logger.info(f"Omitted, as {type(model).__name__} does not have them: {', '.join(dropped)}")
     dtype = functools.reduce(torch.promote_types, {found[name].dtype for name, _ in mapping.values()})
     shapes = {ours: tensor.shape for ours, tensor in model.state_dict().items()}
-    # copied: the file is memory-mapped, and may be gone before the model is
+    # copied, because the file is memory-mapped and may be deleted earlier than the model
     return {ours: found[name].reshape(shapes[ours]).to(dtype, copy=True) for ours, (name, _) in mapping.items()}
 
 
 def save_converted(model: SurgeNetPreTrainedModel, processor: SegformerImageProcessor, output_dir: str | os.PathLike):
-    """Write model and image processor to a new folder, which appears whole or not at all.
+    """Write model and image processor to a new folder. After an error there is no folder.
 
     Raises:
-        FileExistsError: `output_dir` exists and is not an empty folder.
+        UserError: `output_dir` exists and is not an empty folder.
+        UnavailableError: `output_dir` cannot be written.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} exists and is not an empty folder; choose another output_dir")
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as temporary:
-        written = Path(temporary, "model")
-        model.save_pretrained(written)
-        processor.save_pretrained(written)
-        written.replace(output_dir)
+    try:
+        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+            raise UserError(f"{output_dir} exists and is not an empty folder; choose another output_dir")
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as temporary:
+            written = Path(temporary, "model")
+            model.save_pretrained(written)
+            processor.save_pretrained(written)
+            written.replace(output_dir)
+    except (OSError, SafetensorError) as error:
+        raise UnavailableError(f"{output_dir} cannot be written: {error}. Choose another output_dir") from error

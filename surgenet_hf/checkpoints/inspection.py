@@ -1,4 +1,4 @@
-"""What a weight file holds, as a dictionary and in words."""
+"""Description of a weight file."""
 
 import os
 
@@ -8,14 +8,14 @@ from .reading import CheckpointFile, plain, read_checkpoint
 
 
 def inspect_checkpoint(path: str | os.PathLike, network: str = "teacher") -> dict:
-    """Everything that a weight file tells of itself, in types that JSON has.
+    """Describe the content of a weight file in JSON types.
 
     Args:
         path: the file.
         network: of a full DINO checkpoint, "teacher" or "student".
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`; a network of another kind is no error: `problem` names it.
+        MissingFileError, UserError: as `read_checkpoint`. For an unknown network, `problem` is set instead.
     """
     checkpoint = read_checkpoint(path, network)
     entry = find_by_sha256(checkpoint.sha256)
@@ -47,7 +47,7 @@ def inspect_checkpoint(path: str | os.PathLike, network: str = "teacher") -> dic
 
 
 def _head(checkpoint: CheckpointFile) -> dict:
-    """Sizes of the projection head: its input, hidden layers, bottleneck and output."""
+    """Return the sizes of the projection head: input, hidden layers, bottleneck, and output."""
     layers = [t.shape for name, t in checkpoint.dino_head.items() if name.startswith("mlp.") and t.dim() == 2]
     last = [t.shape[0] for name, t in checkpoint.dino_head.items() if name.startswith("last_layer.") and t.dim()]
     return {

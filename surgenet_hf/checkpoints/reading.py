@@ -1,4 +1,4 @@
-"""A weight file opened safely: what is in it, and where the network is."""
+"""Safe reading of weight files: their content, and the network in it."""
 
 import argparse
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ..errors import UserError
+from ..errors import MissingFileError, UnavailableError, UserError
 
 _NUMPY_KINDS = ("f8", "f4", "f2", "i8", "i4", "b1")
 
@@ -26,7 +26,7 @@ _NUMPY_KINDS = ("f8", "f4", "f2", "i8", "i4", "b1")
 def _numpy_dtype(kind: str, *_) -> np.dtype:
     """Return the dtype of a number; numpy.dtype itself accepts records of any size."""
     if kind not in _NUMPY_KINDS:
-        raise ValueError(f"found a numpy dtype {str(kind)[:40]!r}, expected one of {', '.join(_NUMPY_KINDS)}")
+        raise UserError(f"found a numpy dtype {str(kind)[:40]!r}, expected one of {', '.join(_NUMPY_KINDS)}")
     return np.dtype(kind, copy=True)  # a copy, because the pickle then sets its byte order
 
 
@@ -61,7 +61,7 @@ _DTYPES = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 }
-# Far more than real files have. A container that holds itself exceeds the first, shared containers the second.
+# More than real files have. A container that contains itself exceeds the first, shared containers the second.
 _MAX_DEPTH = 20
 _MAX_ITEMS = 100_000
 _NESTINGS = ("state_dict", "model_state_dict", "model")
@@ -72,18 +72,18 @@ _DINO_HEAD = re.compile(r"head\.(mlp\.(\d+\.)?|last_layer\.)")
 
 @dataclass
 class CheckpointFile:
-    """A weight file, read.
+    """Content of a weight file.
 
     Attributes:
         path: the file.
         sha256: of its bytes.
-        tensors: the network by its bare names: the wrappers of DDP, DINO (`backbone.`) and the original segmentation
-            models (`metaformer.`, ...) are gone; heads are `head.*` and `FPN.*`.
+        tensors: the network, without the prefixes of DDP, DINO (`backbone.`), and the original segmentation models
+            (`metaformer.`, ...); heads are `head.*` and `FPN.*`.
         layout: "dino" for a full DINO checkpoint, else "weights".
-        network: of a DINO checkpoint, the one that was taken: "teacher" or "student".
-        prefix: the wrappers' prefix that the names had, e.g. "module.backbone.".
-        dino_head: the projection head of a DINO checkpoint, by the names under its `head.`.
-        center: of its loss, (1, out_dim).
+        network: the one that was read from a DINO checkpoint, "teacher" or "student".
+        prefix: the removed prefix, e.g. "module.backbone.".
+        dino_head: the projection head of a DINO checkpoint, by the names after `head.`.
+        center: of its loss, shape (1, out_dim).
         args: the training command line of a DINO checkpoint.
         epoch: of a DINO checkpoint.
     """
@@ -101,24 +101,24 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> CheckpointFile:
-    """Read a `.pth` of the authors, of the original code or of timm, or a `.safetensors` file; runs no code from it.
+    """Read a `.pth` of the authors, the original code, or timm, or a `.safetensors` file, without running its code.
 
     Args:
         path: the file.
         network: which network of a full DINO checkpoint to take, "teacher" or "student".
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read (see `read_content`), or holds no (single) network.
+        MissingFileError: there is no such file.
+        UserError: the file cannot be read (see `read_content`), or does not hold exactly one network.
     """
     path = Path(path)
     if network not in ("teacher", "student"):
-        raise ValueError(f"network must be 'teacher' or 'student', got {network!r}")
+        raise UserError(f"network must be 'teacher' or 'student', got {network!r}")
     content = read_content(path)
     checkpoint = CheckpointFile(path=path, sha256=file_sha256(path), tensors={})
     if is_dino(content):
         if not isinstance(content.get(network), Mapping):
-            raise ValueError(f"{path} holds no {network}; it holds {sorted(map(str, content))}")
+            raise UserError(f"{path} holds no {network}, only {sorted(map(str, content))}; ask for the other network")
         checkpoint.layout = "dino"
         checkpoint.network = network
         checkpoint.epoch = dino_epoch(content)
@@ -126,18 +126,18 @@ def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> Checkp
         checkpoint.center = dino_center(content)
         content = content[network]
     elif network != "teacher":
-        raise ValueError(f"{path} is not a full DINO checkpoint, so it holds no {network}")
+        raise UserError(f"{path} is not a full DINO checkpoint, so it holds no {network}; omit the network")
     _unwrap(checkpoint, _unnest(content, path))
     return checkpoint
 
 
 def is_dino(content) -> bool:
-    """Whether the content of a weight file is a full DINO checkpoint."""
+    """Return whether the content of a weight file is a full DINO checkpoint."""
     return isinstance(content, Mapping) and ("student" in content or "teacher" in content)
 
 
 def dino_args(content: Mapping) -> dict:
-    """The training command line in the content of a full DINO checkpoint; empty where there is none."""
+    """Return the training command line in the content of a full DINO checkpoint, or {} if there is none."""
     return dict(vars(content["args"])) if isinstance(content.get("args"), argparse.Namespace) else {}
 
 
@@ -164,7 +164,7 @@ def _other_entries(content: Mapping) -> list:
 
 
 def plain(value):
-    """Settings of a checkpoint in types that every reader takes: numbers for numpy's and torch's, text for objects."""
+    """Convert settings of a checkpoint to plain types: arrays and tensors to numbers, other objects to text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -186,13 +186,13 @@ def validate_tensors(tensors: Sequence[tuple[str, torch.Tensor]], path: str | os
         path: the file, for the message.
 
     Raises:
-        ValueError: names how many tensors, and the first, cannot be used, and why.
+        UserError: names how many tensors cannot be used, the first of them, and the reason.
     """
     size = os.stat(path).st_size
     faults = [(name, fault) for name, tensor in tensors if (fault := _find_fault(tensor, size))]
     if faults:
         name, fault = faults[0]
-        raise ValueError(
+        raise UserError(
             f"{path}: {len(faults)} of {len(tensors)} tensors cannot be used, the first is {name}: {fault}. Save it "
             "again as a dense float tensor, e.g. tensor.to_dense().float().contiguous()"
         )
@@ -229,32 +229,36 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_content(path: str | os.PathLike):
-    """Read everything that a weight file holds, as it was saved; runs no code from it.
+    """Read the content of a weight file as it was saved, without running code from it.
 
     The tensors are on the CPU and memory-mapped. They passed `validate_tensors`, but their values are not checked.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is cut short or damaged, is no weight file, pickles objects other than weights and
+        MissingFileError: there is no such file.
+        UnavailableError: the file cannot be opened.
+        UserError: the file is cut short or damaged, is no weight file, pickles objects other than weights and
             arguments, contains itself, or has tensors that `validate_tensors` refuses. The message names the file.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; give the path of a downloaded .pth checkpoint")
-    with open(path, "rb") as file:
-        start = file.read(64)
+        raise MissingFileError(f"{path} is not a file; give the path of a downloaded .pth checkpoint")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise UnavailableError(f"{path} cannot be read: {error.strerror}. Check its permissions") from error
     if not start:
-        raise ValueError(f"{path} is empty; download it again")
+        raise UserError(f"{path} is empty; download it again")
     is_zip = start.startswith(b"PK")
     is_safetensors = path.suffix == ".safetensors"
     if not is_safetensors and not is_zip and not start.startswith((b"\x80", b"(", b"c")):
-        raise ValueError(
+        raise UserError(
             f"{path} is not a PyTorch file: its {path.stat().st_size:,} bytes begin with {start[:40]!r}. Perhaps a "
             "web page or a Git LFS pointer was saved in place of the weights; download the file itself"
         )
@@ -263,13 +267,13 @@ def read_content(path: str | os.PathLike):
     except Exception as error:  # the unpickler acts on whatever bytes a damaged file has, and can raise any exception
         unpickling = isinstance(error, pickle.UnpicklingError)
         if unpickling and (refused := re.search(r"GLOBAL (\S+)", str(error))):
-            raise ValueError(
+            raise UserError(
                 f"{path} was refused: besides weights it pickles {refused[1]}, which could run code or fill the "
                 "memory. Save its state_dict() alone, in an environment that you trust it in"
             ) from error
         # torch's own message for what it cannot unpickle suggests loading the file unsafely
         reason = "" if unpickling else f": {str(error).splitlines()[0]}" if str(error) else ""
-        raise ValueError(
+        raise UserError(
             f"{path} ({path.stat().st_size:,} bytes) is cut short or damaged; download it again "
             f"({type(error).__name__}{reason})"
         ) from error
@@ -283,9 +287,9 @@ def _load_pickle(path: Path, is_zip: bool):
         with zipfile.ZipFile(path) as archive:
             # torch would map the compressed bytes as if they were weights
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("its members are compressed, expected stored ones as torch.save writes them")
+                raise UserError("its members are compressed, expected stored ones as torch.save writes them")
             if damaged := archive.testzip():
-                raise ValueError(f"the checksum of its member {damaged} is wrong")
+                raise UserError(f"the checksum of its member {damaged} is wrong")
         # torch's own reader, because other readers can find another member under that name
         _check_pickle(io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
     else:
@@ -322,7 +326,7 @@ def _collect_tensors(content, path: Path) -> list[tuple[str, torch.Tensor]]:
     """Return every tensor of a file with its dotted name.
 
     Raises:
-        ValueError: the content contains itself, or unfolds to so much that no other function could process it.
+        UserError: the content contains itself, or is larger than any other function could process.
     """
     tensors, count, pending = [], 1, deque([("", 0, content)])
     while pending:
@@ -331,7 +335,7 @@ def _collect_tensors(content, path: Path) -> list[tuple[str, torch.Tensor]]:
             tensors.append((name, value))
             continue
         if isinstance(value, torch.TypedStorage | torch.UntypedStorage):
-            raise ValueError(f"{path}: {name} is a storage, expected a tensor; save model.state_dict()")
+            raise UserError(f"{path}: {name} is a storage, expected a tensor; save model.state_dict()")
         if isinstance(value, argparse.Namespace):
             value = vars(value)
         elif isinstance(value, list | tuple | set):
@@ -340,13 +344,13 @@ def _collect_tensors(content, path: Path) -> list[tuple[str, torch.Tensor]]:
             continue
         count += len(value)
         if depth == _MAX_DEPTH or count > _MAX_ITEMS:
-            raise ValueError(
+            raise UserError(
                 f"{path} contains itself, or is nested deeper than {_MAX_DEPTH} levels or {_MAX_ITEMS:,} items at "
                 f"{name[:80]}. Save model.state_dict() alone"
             )
         for key, item in value.items():
             if not isinstance(key, str | int):
-                raise ValueError(
+                raise UserError(
                     f"{path}: {name or 'the file'} has a key of type {type(key).__name__}, expected text. "
                     "Save model.state_dict() alone"
                 )
@@ -355,16 +359,16 @@ def _collect_tensors(content, path: Path) -> list[tuple[str, torch.Tensor]]:
 
 
 def _unnest(content, path: Path) -> dict[str, torch.Tensor]:
-    """Descend to the state dict."""
+    """Return the state dict in the content of a file."""
     while isinstance(content, Mapping):
         nesting = next((key for key in _NESTINGS if isinstance(content.get(key), Mapping)), None)
         if nesting is None:
             break
         content = content[nesting]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds no state dict but a {type(content).__name__}; save model.state_dict()")
+        raise UserError(f"{path} holds no state dict but a {type(content).__name__}; save model.state_dict()")
     if others := _other_entries(content):
-        raise ValueError(
+        raise UserError(
             f"{path} holds no state dict under a known name ({', '.join(_NESTINGS)}, teacher, student); "
             f"found {sorted(map(str, content))[:10]}, of which {sorted(map(str, others))[:5]} are not named tensors"
         )
@@ -374,10 +378,10 @@ def _unnest(content, path: Path) -> dict[str, torch.Tensor]:
 def strip_wrappers(
     tensors: dict[str, torch.Tensor], wrappers: tuple[str, ...] = _WRAPPERS, others: tuple[str, ...] = ()
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """Names without the prefixes `wrappers` that all of them have, and the prefix that is gone.
+    """Remove the prefixes `wrappers` that all names have; return the tensors and the removed prefix.
 
     Args:
-        others: names that begin so may lack the prefixes.
+        others: names that begin with these may lack the prefixes.
     """
     stripped = ""
     while wrapper := next((wrapper for wrapper in wrappers if _is_wrapped(tensors, wrapper, others)), None):
@@ -393,7 +397,7 @@ def _is_wrapped(tensors: dict[str, torch.Tensor], wrapper: str, others: tuple[st
 
 
 def _unwrap(checkpoint: CheckpointFile, tensors: dict[str, torch.Tensor]) -> None:
-    """Strip the names of wrappers, and set the DINO head apart."""
+    """Remove the prefixes of wrappers, and separate the DINO head."""
     tensors, outer = strip_wrappers(tensors)
     checkpoint.dino_head = {name.removeprefix("head."): t for name, t in tensors.items() if _DINO_HEAD.match(name)}
     tensors, inner = strip_wrappers({n: t for n, t in tensors.items() if not _DINO_HEAD.match(n)}, ("backbone.",))

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..distributed import is_main_process
     from ..pretraining.run import pretrain
     from ..publishing.cards import pretrained_card
-    from ..publishing.repositories import check_login, push_model
+    from ..publishing.upload import check_login, push_model
 
     if args.push_to_hub:
         check_login()  # a missing token shows now, not after the training

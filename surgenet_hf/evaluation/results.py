@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..errors import MissingFileError, UserError
 from ..privacy import video_hashes
 from ..tasks import TASKS
 
@@ -32,16 +33,16 @@ def read_results(paths: Iterable[str | os.PathLike]) -> dict[Path, dict]:
     """Results files: `paths` are files, or folders in which every results.json is taken; none is taken twice.
 
     Raises:
-        FileNotFoundError: a path that does not exist, or a folder without results.json.
-        ValueError: as `read_results_file`.
+        MissingFileError: a path that does not exist, or a folder without results.json.
+        UserError: as `read_results_file`.
     """
     read, seen = {}, set()
     for path in map(Path, paths):
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; give results.json files, or the folders that hold them")
+            raise MissingFileError(f"{path} does not exist; give results.json files, or the folders that hold them")
         found = sorted(path.rglob("results.json")) if path.is_dir() else [path]
         if not found:
-            raise FileNotFoundError(f"{path} holds no results.json, nor do the folders in it")
+            raise MissingFileError(f"{path} holds no results.json, nor do the folders in it")
         for file in found:
             if file.resolve() not in seen:
                 seen.add(file.resolve())
@@ -53,17 +54,17 @@ def read_results_file(path: str | os.PathLike) -> dict:
     """Read one results file and check it.
 
     Raises:
-        ValueError: the file is not JSON, has another schema, lacks a part of it, or holds a value of a wrong type or
+        UserError: the file is not JSON, has another schema, lacks a part of it, or holds a value of a wrong type or
             outside the range of its metric; names the file and the field.
     """
     path = Path(path)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not JSON, or not even text
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
     schema = results.get("schema") if isinstance(results, dict) else None
     if schema not in (SCHEMA, OLD_SCHEMA):
-        raise ValueError(f"{path} is not a results file: its schema is {schema!r}; expected {SCHEMA!r}")
+        raise UserError(f"{path} is not a results file: its schema is {schema!r}; expected {SCHEMA!r}")
     check_results(results, str(path))
     return results
 
@@ -160,27 +161,27 @@ def check_results(results: dict, source: str) -> None:
         source: what to call it in messages.
 
     Raises:
-        ValueError: names the source and the field.
+        UserError: names the source and the field.
     """
     for field, (expected, is_valid) in _FIELDS.items():
         value = _field(results, field)
         if value is not None and not is_valid(value):
-            raise ValueError(f"{source}: {field} is {_excerpt(value)}; expected {expected}")
+            raise UserError(f"{source}: {field} is {_excerpt(value)}; expected {expected}")
     videos = _field(results, "data.videos") or []
     if len(set(videos)) < len(videos):
-        raise ValueError(f"{source}: data.videos names a video twice; expected each once")
+        raise UserError(f"{source}: data.videos names a video twice; expected each once")
     if missing := [field for field in _REQUIRED if not _field(results, field)]:
-        raise ValueError(f"{source} lacks {', '.join(missing)}")
+        raise UserError(f"{source} lacks {', '.join(missing)}")
     for field, metric, value in _numbers(results):
         low, high = next(((low, high) for name, low, high in _RANGES if name.search(metric)), (-math.inf, math.inf))
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
         if value is not None and not (is_number and low - 1e-6 <= value <= high + 1e-6):
             scope = "" if low == -math.inf else f" from {low}" + ("" if high == math.inf else f" to {high}")
-            raise ValueError(f"{source}: {field} is {_excerpt(value)}; expected a number{scope}, or null")
+            raise UserError(f"{source}: {field} is {_excerpt(value)}; expected a number{scope}, or null")
     for metric in results.get("intervals") or {}:
         low, high = interval_bounds(results, metric)
         if low is not None and high is not None and low > high:
-            raise ValueError(f"{source}: intervals.{metric} is {_excerpt([low, high])}; expected [lower, upper]")
+            raise UserError(f"{source}: intervals.{metric} is {_excerpt([low, high])}; expected [lower, upper]")
 
 
 def metric_title(name: str) -> str:
@@ -246,11 +247,11 @@ def group_by_data(results: dict[Path, dict]) -> dict[tuple[str, str, str], dict[
     """The files of each (task, name of data set, split).
 
     Raises:
-        ValueError: files of different schemas, whose metrics have other definitions.
+        UserError: files of different schemas, whose metrics have other definitions.
     """
     schemas = {found["schema"]: path for path, found in results.items()}
     if len(schemas) > 1:
-        raise ValueError(
+        raise UserError(
             f"{schemas[OLD_SCHEMA]} has the schema {OLD_SCHEMA!r}, {schemas[SCHEMA]} has {SCHEMA!r}, whose metrics "
             "are defined differently: evaluate the older model again"
         )
@@ -282,7 +283,7 @@ def model_labels(results: dict[Path, dict], label_by: str) -> dict[Path, str]:
         other = first.setdefault(label, path)
         one, two = _pretraining(results[other]), _pretraining(results[path])
         if one != two:
-            raise ValueError(
+            raise UserError(
                 f"{other} and {path} are both called {label}, but started from {one or 'unknown weights'} and "
                 f"{two or 'unknown weights'}: label them by pretraining"
             )
@@ -310,7 +311,7 @@ def check_same_data(group: dict[Path, dict]) -> None:
         draws |= {len(values): path for values in (found.get("bootstrap") or {}).values()}
     if len(draws) > 1:
         counts = ", ".join(f"{count} in {path}" for count, path in draws.items())
-        raise ValueError(f"numbers of bootstrap draws differ: {counts}; evaluate again with the same number")
+        raise UserError(f"numbers of bootstrap draws differ: {counts}; evaluate again with the same number")
     (first, reference), *others = group.items()
     for path, found in others:
         for part in ("videos", "frames", "labels"):
@@ -318,7 +319,7 @@ def check_same_data(group: dict[Path, dict]) -> None:
             if part == "videos":
                 one, other = _video_identities(reference["data"], found["data"])
             if one != other:
-                raise ValueError(
+                raise UserError(
                     f"{first} and {path} are both on {found['data']['name']}, {found['data']['split']}, but differ in "
                     f"{part}: {_brief(one)} against {_brief(other)}. Only results on the same data can be compared."
                 )
@@ -345,7 +346,7 @@ def check_runs(label: str, runs: dict[Path, dict]) -> None:
         for what in ("type", "parameters"):
             one, other = reference["model"].get(what), found["model"].get(what)
             if one != other:
-                raise ValueError(
+                raise UserError(
                     f"{first} and {path} are both called {label}, but differ in {what}: {one} and {other}; {advice}"
                 )
     # a file without a seed may be of the same run as another, unless the names of their folders say otherwise
@@ -354,7 +355,7 @@ def check_runs(label: str, runs: dict[Path, dict]) -> None:
     for path, found in runs.items():
         seed = found.get("seed") if known else None, *SEED.findall(str(found["model"].get("name")))
         if seed in seen:
-            raise ValueError(
+            raise UserError(
                 f"{seen[seed]} and {path} are both called {label}, with seeds {runs[seen[seed]].get('seed')} and "
                 f"{found.get('seed')}, but runs of one model must have seeds of their own; {advice}"
             )

@@ -92,7 +92,7 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
     if isinstance(source, PreTrainedConfig):
         config = copy.deepcopy(source)
         config.update(options)
-        config.pretraining = {"name": RANDOM_WEIGHTS, "statistics": "surgenet"}
+        config.pretraining = {"name": RANDOM_WEIGHTS, "normalization": "surgenet"}
         config.finetuning = []
         model = auto_class.from_config(config, dtype=torch.float32)
         processor = build_image_processor("surgenet", image_size)

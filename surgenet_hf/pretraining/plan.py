@@ -72,5 +72,5 @@ def describe_pretraining(
         "data": list(data),
         "epoch": epoch,
         "frames": frames,
-        "statistics": normalization,
+        "normalization": normalization,
     }

@@ -28,7 +28,7 @@ from accelerate.tracking import get_available_trackers
 from tqdm.auto import tqdm
 
 from ..checkpointing import Termination, TrainingStopped, lock_run, resume_point
-from ..checkpoints.catalog import STATISTICS
+from ..checkpoints.catalog import NORMALIZATIONS
 from ..checkpoints.facebook_dino import DinoCheckpoint, save_dino_checkpoint
 from ..distributed import any_process, gather
 from ..errors import UserError
@@ -135,7 +135,7 @@ class Pretraining:
         self.schedules = build_schedules(dino, self.loader.steps_per_epoch, self.plan.total_batch_size)
         self.knn_data = load_knn_data(args.knn_dataset, args.knn_data_dir)
         self._build()
-        self.normalization = [torch.tensor(v, device=self.device) for v in STATISTICS[self.start.normalization]]
+        self.normalization = [torch.tensor(v, device=self.device) for v in NORMALIZATIONS[self.start.normalization]]
         self.monitor = Monitor(dino.out_dim)
         counts = self.start.counts
         self.frames_read, self.unreadable_frames = counts.get("frames_read", 0), counts.get("unreadable_frames", 0)

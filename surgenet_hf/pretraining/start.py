@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from ..checkpointing import compare_records, read_record
-from ..checkpoints.catalog import RANDOM_WEIGHTS
-from ..checkpoints.conversion import choose_statistics
+from ..checkpoints.catalog import RANDOM_WEIGHTS, recorded_normalization
+from ..checkpoints.conversion import choose_normalization
 from ..checkpoints.facebook_dino import DinoCheckpoint, DinoTraining, backbone_config, load_dino_checkpoint
 from ..configuration_surgenet import SurgeNetConfig
 from ..errors import UnavailableError, UserError
@@ -132,7 +132,7 @@ def load_start(
         name = args.model_name_or_path
         start = Start(pretraining=config.pretraining if name else {"name": RANDOM_WEIGHTS})
         start.notes.append(f"Student and teacher start from {name or f'random weights ({config.backbone})'}.")
-        start.normalization = start.pretraining.get("statistics", "surgenet") if start.pretraining else "surgenet"
+        start.normalization = recorded_normalization(start.pretraining) or "surgenet"
         if (args.resume_from_checkpoint or "").lower() == "true":
             start.notes.append(f"There is no checkpoint in {args.output_dir} yet.")
     _align_moments(optimizer)
@@ -161,7 +161,7 @@ def _load_original(
 ) -> Start:
     report = load_dino_checkpoint(checkpoint, training)
     extended = args.extend_epochs is not None
-    normalization, reason = choose_statistics(
+    normalization, reason = choose_normalization(
         checkpoint.backbone, training.student.backbone.config, args.normalization
     )
     start = Start(

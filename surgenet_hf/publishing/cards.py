@@ -9,7 +9,15 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoImageProcessor
 
 from .._version import __version__
-from ..checkpoints.catalog import CITATIONS, STATISTICS, CatalogEntry, base_entry, is_from_scratch, known_leakage
+from ..checkpoints.catalog import (
+    CITATIONS,
+    NORMALIZATIONS,
+    CatalogEntry,
+    base_entry,
+    is_from_scratch,
+    known_leakage,
+    recorded_normalization,
+)
 from ..configuration_surgenet import SurgeNetConfig
 from ..evaluation.results import SCHEMA, find_results, headlines, interval_bounds, metric_title, read_results_file
 from ..evaluation.statistics import MIN_VIDEOS, interval_warning
@@ -44,7 +52,7 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
     """
     repo_id = repo_id or entry.repo_id
     config = SurgeNetConfig(backbone=entry.backbone, activation=entry.activation)
-    surgical = entry.statistics == "surgenet"
+    surgical = entry.normalization == "surgenet"
     upstream = f"[{entry.upstream_repo}](https://huggingface.co/{entry.upstream_repo})"
     return _render(
         ModelCardData(
@@ -70,9 +78,9 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
         examples=_backbone_examples(repo_id),
         remote_example=_remote_example(repo_id, "AutoModel"),
         image_size=(entry.image_size, entry.image_size),
-        mean=STATISTICS[entry.statistics][0],
-        std=STATISTICS[entry.statistics][1],
-        statistics=entry.statistics,
+        mean=NORMALIZATIONS[entry.normalization][0],
+        std=NORMALIZATIONS[entry.normalization][1],
+        normalization=entry.normalization,
         config=config,
         parameters=PARAMETERS[entry.backbone] + (STAR_RELU_PARAMETERS if config.activation == "star_relu" else 0),
         dice=DICE if entry.name in IN_DICE_TABLE else None,
@@ -127,7 +135,7 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
         image_size=(processor.size["height"], processor.size["width"]),
         mean=processor.image_mean,
         std=processor.image_std,
-        statistics=pretraining.get("statistics", "unknown"),
+        normalization=recorded_normalization(pretraining),
         config=backbone,
         parameters=_count_parameters(model_dir / "model.safetensors"),
         base=_link(pretraining["name"]),
@@ -177,7 +185,7 @@ def pretrained_card(
         image_size=(processor.size["height"], processor.size["width"]),
         mean=processor.image_mean,
         std=processor.image_std,
-        statistics=pretraining.get("statistics", "unknown"),
+        normalization=recorded_normalization(pretraining),
         config=config,
         parameters=_count_parameters(model_dir / "model.safetensors"),
         base=_link(pretraining["base"]["name"]) if pretraining.get("base") else "random weights",

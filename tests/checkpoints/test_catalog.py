@@ -4,8 +4,8 @@ import pytest
 
 from surgenet_hf.checkpoints.catalog import (
     CATALOG,
+    NORMALIZATIONS,
     RANDOM_WEIGHTS,
-    STATISTICS,
     base_entry,
     find_by_sha256,
     find_entry,
@@ -58,7 +58,7 @@ def test_records_are_consistent():
         assert len({getattr(entry, attribute) for entry in CATALOG}) == len(CATALOG)
     for entry in CATALOG:
         SurgeNetConfig(backbone=entry.backbone, activation=entry.activation)
-        assert entry.statistics in STATISTICS
+        assert entry.normalization in NORMALIZATIONS
         # a full file is never taken for a teacher
         assert "teacher" in entry.teacher_file or entry.full_file is None
         for checksum in (entry.teacher_sha256, entry.full_sha256):

@@ -54,14 +54,14 @@ def test_image_processor_of_a_model(tmp_path):
         image_processor_for(model.config),
         AutoImageProcessor.from_pretrained(tmp_path / "new"),
     ):
-        assert list(processor.image_mean) == list(catalog.STATISTICS["imagenet"][0])
+        assert list(processor.image_mean) == list(catalog.NORMALIZATIONS["imagenet"][0])
         assert processor.size["height"] == 224
     loaded = SurgeNetModel.from_pretrained(tmp_path / "new")
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
-    with pytest.raises(FileExistsError, match="choose another output_dir"):
+    with pytest.raises(UserError, match="choose another output_dir"):
         convert_checkpoint(path, config=config, output_dir=tmp_path / "new")
-    for pretraining in (None, {"name": "x"}, {"statistics": "other"}):
-        with pytest.raises(UserError, match=r'pretraining\["statistics"\] is .*expected one of surgenet, imagenet'):
+    for pretraining in (None, {"name": "x"}, {"normalization": "other"}):
+        with pytest.raises(UserError, match=r'pretraining\["normalization"\] is .*expected one of surgenet, imagenet'):
             image_processor_for(SurgeNetModel(tiny(pretraining=pretraining)))
 
 
@@ -83,7 +83,7 @@ def test_timm_names(backbone, tmp_path):
 def test_dino_checkpoint_gives_the_teacher(tmp_path):
     config = tiny()
     teacher, student = original(SurgeNetModel, config, seed=1), original(SurgeNetModel, config, seed=2)
-    mean, std = catalog.STATISTICS["surgenet"]
+    mean, std = catalog.NORMALIZATIONS["surgenet"]
     args = {"data_mean": [np.float64(value) for value in mean], "data_std": list(std)}
     save_dino(tmp_path / "full.pth", teacher, student, args)
     for network, expected in (("teacher", teacher), ("student", student)):
@@ -93,7 +93,7 @@ def test_dino_checkpoint_gives_the_teacher(tmp_path):
         assert all(torch.equal(back[name], expected[name]) for name in expected)
         assert model.config.pretraining["network"] == network
         assert model.config.pretraining["epoch"] == 50
-        assert "args" in model.config.pretraining["statistics_reason"]
+        assert "args" in model.config.pretraining["normalization_reason"]
 
 
 def test_provenance_travels(tmp_path):
@@ -177,7 +177,7 @@ def test_unused_head_of_segmentation_files(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="surgenet_hf"):
         model = convert_checkpoint(save(tmp_path, tensors), config=tiny())
     assert type(model) is SurgeNetForSemanticSegmentation
-    assert "left out" in caplog.text
+    assert "Omitted" in caplog.text
     assert "head.fc1.weight" in caplog.text
     backbone = convert_checkpoint(tmp_path / "file.pth", task="backbone", config=tiny())
     assert torch.equal(backbone.layernorm.weight, classifier["norm.weight"])
@@ -192,32 +192,34 @@ def test_labels(tmp_path):
         convert_checkpoint(file, labels=["liver", "fat"], config=tiny())
 
 
-def test_statistics(tmp_path, caplog, monkeypatch):
-    def statistics(file, **kwargs):
-        return convert_checkpoint(file, **kwargs).config.pretraining["statistics"]
+def test_normalization(tmp_path, caplog, monkeypatch):
+    def normalization_of(file, **kwargs):
+        return convert_checkpoint(file, **kwargs).config.pretraining["normalization"]
 
     relu = save(tmp_path, original(SurgeNetModel, tiny()), "relu.pth")
-    assert statistics(relu, config=tiny()) == "surgenet"
-    assert caplog.text.count("does not say which image statistics") == 1
+    assert normalization_of(relu, config=tiny()) == "surgenet"
+    assert caplog.text.count("does not record the normalization") == 1
     caplog.clear()
-    assert statistics(relu, config=tiny(), normalization="imagenet") == "imagenet"
+    assert normalization_of(relu, config=tiny(), normalization="imagenet") == "imagenet"
     star = save(tmp_path, original(SurgeNetModel, tiny(activation="star_relu")), "star.pth")
-    assert statistics(star, config=tiny(activation="star_relu")) == "imagenet"
-    entry = catalog.CatalogEntry("X", "x", "x.pth", None, (), statistics="imagenet", teacher_sha256=file_sha256(relu))
+    assert normalization_of(star, config=tiny(activation="star_relu")) == "imagenet"
+    entry = catalog.CatalogEntry(
+        "X", "x", "x.pth", None, (), normalization="imagenet", teacher_sha256=file_sha256(relu)
+    )
     monkeypatch.setattr(catalog, "CATALOG", (entry,))
-    assert statistics(relu, config=tiny()) == "imagenet"
+    assert normalization_of(relu, config=tiny()) == "imagenet"
     assert not caplog.text
     teacher = original(SurgeNetModel, tiny())
     save_dino(tmp_path / "full.pth", teacher, teacher, {"data_mean": [0.5] * 3, "data_std": [0.5] * 3})
-    with pytest.raises(ValueError, match="neither SurgeNet's nor"):
-        statistics(tmp_path / "full.pth", config=tiny())
+    with pytest.raises(ValueError, match="expected SurgeNet's or"):
+        normalization_of(tmp_path / "full.pth", config=tiny())
 
 
-def test_image_processor_has_the_statistics():
+def test_image_processor_has_the_normalization():
     processor = build_image_processor("surgenet", image_size=32)
     white = np.full((20, 30, 3), 255, dtype=np.uint8)
     pixel_values = processor(white, return_tensors="pt")["pixel_values"]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in catalog.STATISTICS["surgenet"])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in catalog.NORMALIZATIONS["surgenet"])
     torch.testing.assert_close(pixel_values[0], ((1 - mean) / std).expand(3, 32, 32), atol=1e-5, rtol=0)
 
 
@@ -241,5 +243,5 @@ def test_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     save_converted(model, processor, tmp_path / "out")
-    with pytest.raises(FileExistsError, match="not an empty folder"):
+    with pytest.raises(UserError, match="not an empty folder"):
         save_converted(model, processor, tmp_path / "out")

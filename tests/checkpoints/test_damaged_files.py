@@ -347,12 +347,12 @@ def test_mixed_dtypes_become_the_smallest_that_holds_all(dtypes, expected, tmp_p
     assert torch.equal(model.layernorm.weight.double(), tensors["norm.weight"].double())
 
 
-@pytest.mark.parametrize("statistics", ["0.4", None, [], [0.4, "x", 0.2], {"a": 1}])
-def test_statistics_that_are_not_numbers(statistics, tmp_path):
+@pytest.mark.parametrize("mean", ["0.4", None, [], [0.4, "x", 0.2], {"a": 1}])
+def test_normalization_that_is_not_numbers(mean, tmp_path):
     content = dino_content()
     weights = original(SurgeNetModel, tiny())
     content["teacher"] = {f"backbone.{name}": tensor for name, tensor in weights.items()}
-    vars(content["args"]).update(data_mean=statistics, data_std=[0.2, 0.2, 0.2])
+    vars(content["args"]).update(data_mean=mean, data_std=[0.2, 0.2, 0.2])
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(ValueError, match=r"file\.pth was trained with mean"):
         convert_checkpoint(tmp_path / "file.pth", config=tiny())

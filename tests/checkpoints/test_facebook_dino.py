@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from surgenet_hf import SurgeNetModel
-from surgenet_hf.checkpoints.conversion import choose_statistics, to_original_state_dict
+from surgenet_hf.checkpoints.conversion import choose_normalization, to_original_state_dict
 from surgenet_hf.checkpoints.facebook_dino import (
     backbone_config,
     load_dino_checkpoint,
@@ -223,18 +223,18 @@ def test_all_settings_come_from_the_file(tmp_path):
     assert config.drop_path_rate == 0.1
     assert config.pretraining["name"] == "unknown"
     assert config.pretraining["source_sha256"] == file_sha256(tmp_path / "full.pth")
-    assert choose_statistics(checkpoint.backbone, config)[0] == "surgenet"
+    assert choose_normalization(checkpoint.backbone, config)[0] == "surgenet"
 
 
 def test_provenance_travels(tmp_path):
     model = DinoModel(SurgeNetModel(tiny()), DinoConfig(out_dim=4, hidden_dim=4, bottleneck_dim=4))
-    pretraining = {"name": "ImageNet1k, continued on ours", "data": ["ours"], "statistics": "imagenet"}
+    pretraining = {"name": "ImageNet1k, continued on ours", "data": ["ours"], "normalization": "imagenet"}
     optimizer = torch.optim.AdamW(parameter_groups(model.student))
     save_dino_checkpoint(tmp_path / "full.pth", as_dino_training(model, optimizer), 2, {}, pretraining, "imagenet")
     checkpoint = read_dino_checkpoint(tmp_path / "full.pth")
     config = backbone_config(checkpoint)
     assert config.pretraining == pretraining
-    assert choose_statistics(checkpoint.backbone, config)[0] == "imagenet"
+    assert choose_normalization(checkpoint.backbone, config)[0] == "imagenet"
 
 
 class Odd(str):

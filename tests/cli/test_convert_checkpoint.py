@@ -7,11 +7,10 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from surgenet_hf import SurgeNetConfig, SurgeNetForSemanticSegmentation
+from surgenet_hf.cli.convert import main
 from tests.checkpoints.files import original, tiny
-from tests.cli import load_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
-main = load_script("convert_checkpoint").main
 
 
 def test_full_size_file_as_a_user_would(tmp_path):
@@ -22,7 +21,7 @@ def test_full_size_file_as_a_user_would(tmp_path):
     (tmp_path / "classes.txt").write_text("liver\nfat\n\n")
     command = f"--checkpoint {tmp_path}/mine.pth --output_dir {tmp_path}/out --labels {tmp_path}/classes.txt"
     run = subprocess.run([sys.executable, SCRIPT, *command.split()], capture_output=True, text=True, check=True)
-    assert "does not say which image statistics" in run.stderr
+    assert "does not record the normalization" in run.stderr
     assert "SurgeNetForSemanticSegmentation" in run.stdout
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
     assert model.config.id2label == {0: "liver", 1: "fat"}

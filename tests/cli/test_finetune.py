@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from surgenet_hf import SurgeNetForImageClassification, SurgeNetModel
-from surgenet_hf.checkpoints.catalog import STATISTICS
+from surgenet_hf.checkpoints.catalog import NORMALIZATIONS
 from surgenet_hf.cli.evaluate import main as evaluate_model
 from surgenet_hf.cli.finetune_classification import main as finetune_classification
 from surgenet_hf.cli.finetune_phase import main as finetune_phase
@@ -260,12 +260,12 @@ def test_training_starts_from_a_folder_without_image_processor(masks, tmp_path, 
     """Its normalization is that of its config, or the run ends. One line names the new head, another the duration."""
     data = ["--dataset", "folder", "--data_dir", str(masks), "--image_size", "32", "--num_train_epochs", "9"]
     common = [*data, "--per_device_train_batch_size", "4", "--disable_tqdm", "true"]
-    model = SurgeNetModel(tiny(pretraining={"name": "x", "statistics": "imagenet"}))
+    model = SurgeNetModel(tiny(pretraining={"name": "x", "normalization": "imagenet"}))
     model.save_pretrained(tmp_path / "known")
     start = ["--model_name_or_path", str(tmp_path / "known"), "--output_dir", str(tmp_path / "out")]
     finetune_segmentation([*common, *start])
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out" / "model")
-    assert list(processor.image_mean) == list(STATISTICS["imagenet"][0])
+    assert list(processor.image_mean) == list(NORMALIZATIONS["imagenet"][0])
     assert processor.size["height"] == 32
     assert "Rebuilt it from config.json" in caplog.text
     assert "with random weights until it is trained: decode_head." in caplog.text

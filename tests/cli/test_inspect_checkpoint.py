@@ -8,11 +8,10 @@ import torch
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints.catalog import UPSTREAM_REPO, find_entry
+from surgenet_hf.cli.inspect import main
 from tests.checkpoints.files import original, save_dino, tiny
-from tests.cli import load_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inspect_checkpoint.py"
-main = load_script("inspect_checkpoint").main
 
 
 def test_full_dino_file(tmp_path, capsys):

@@ -71,7 +71,7 @@ def test_figures_and_embeddings(outputs, frames, model):
 
 def test_segmentation_models_have_the_spatial_mean(frames, tmp_path, capsys):
     torch.manual_seed(0)
-    model = SurgeNetForSemanticSegmentation(tiny(pretraining={"name": "x", "statistics": "imagenet"})).eval()
+    model = SurgeNetForSemanticSegmentation(tiny(pretraining={"name": "x", "normalization": "imagenet"})).eval()
     model.save_pretrained(tmp_path / "organs")  # without an image processor
     arguments = ["--dataset", "folder", "--data_dir", str(frames), "--max_frames", "6"]
     more = ["--per_device_eval_batch_size", "2", "--output_dir"]

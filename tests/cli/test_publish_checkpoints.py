@@ -7,13 +7,12 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from surgenet_hf import SurgeNetForSemanticSegmentation
-from surgenet_hf.checkpoints.catalog import STATISTICS
+from surgenet_hf.checkpoints.catalog import NORMALIZATIONS
+from surgenet_hf.cli.publish import main
 from surgenet_hf.image_processing import build_image_processor
 from tests.checkpoints.files import tiny
-from tests.cli import load_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "publish_checkpoints.py"
-main = load_script("publish_checkpoints").main
 
 
 @pytest.fixture
@@ -54,16 +53,16 @@ def test_a_dry_run_works_offline(model, tmp_path, capsys, monkeypatch):
     code, printed = run(arguments, capsys)
     assert not code, printed
     assert "prepared model.safetensors" in printed
-    assert "me/mine: not compared with the files there: the Hub cannot be reached" in printed
+    assert "me/mine: not compared with the Hub: the Hub cannot be reached" in printed
     assert "6 files prepared, not compared with the Hub" in printed
     assert "# mine" in (tmp_path / "out" / "mine" / "README.md").read_text()
     code, printed = run([*arguments, "--push"], capsys)
     assert code
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("surgenet_hf.publishing.repositories.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
+    monkeypatch.setattr("surgenet_hf.publishing.upload.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
     code, printed = run(arguments, capsys)
     assert not code, printed
-    assert "not compared with the files there: the Hub cannot be reached" in printed
+    assert "not compared with the Hub: the Hub cannot be reached" in printed
 
 
 def test_the_output_folder_of_a_run_is_published(model, tmp_path, capsys, monkeypatch):
@@ -90,11 +89,13 @@ def test_a_folder_without_image_processor_gets_that_of_its_config(model, tmp_pat
     code, printed = run(arguments, capsys)
     assert code == 1
     assert "does not record the normalization" in printed
-    SurgeNetForSemanticSegmentation(tiny(pretraining={"name": "x", "statistics": "imagenet"})).save_pretrained(model)
+    SurgeNetForSemanticSegmentation(tiny(pretraining={"name": "x", "normalization": "imagenet"})).save_pretrained(
+        model
+    )
     code, printed = run(arguments, capsys)
     assert not code
     saved = json.loads((tmp_path / "out" / "mine" / "preprocessor_config.json").read_text())
-    assert saved["image_mean"] == list(STATISTICS["imagenet"][0])
+    assert saved["image_mean"] == list(NORMALIZATIONS["imagenet"][0])
 
 
 def test_failures_show_in_table_and_exit_code(hub, client, capsys):

@@ -102,7 +102,7 @@ def test_the_models_mode_is_restored_and_dropout_is_off(data, model, training):
 
 
 def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
-    model.config.pretraining = {"name": "SurgeNetXL", "sha256": "abc", "statistics": "surgenet"}
+    model.config.pretraining = {"name": "SurgeNetXL", "sha256": "abc", "normalization": "surgenet"}
     results = evaluate(model, processor, data, command="surgenet evaluate").results
 
     metric = SegmentationMetric(3, background_id=0)

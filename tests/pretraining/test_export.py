@@ -161,7 +161,7 @@ def test_leakage_is_never_cleaner_than_before(base, data):
 
 
 def test_description():
-    scratch = describe_pretraining({"name": RANDOM_WEIGHTS, "statistics": "surgenet"}, ["a", "b"], 3, 99)
+    scratch = describe_pretraining({"name": RANDOM_WEIGHTS, "normalization": "surgenet"}, ["a", "b"], 3, 99)
     assert scratch == {
         "name": "DINO on a + b",
         "method": "DINO",
@@ -169,13 +169,13 @@ def test_description():
         "data": ["a", "b"],
         "epoch": 3,
         "frames": 99,
-        "statistics": "surgenet",
+        "normalization": "surgenet",
     }
     start = {"name": "SurgeNetXL", "source_sha256": "0" * 64}
     continued = describe_pretraining(start, ["a"], 1, 9, "imagenet")
     assert continued["name"] == "SurgeNetXL, continued on a"
     assert continued["base"] == start
-    assert continued["statistics"] == "imagenet"
+    assert continued["normalization"] == "imagenet"
     assert describe_pretraining(None, ["a"], 1, 9)["name"] == "unknown, continued on a"
     with pytest.raises(ValueError, match="at least one dataset"):
         describe_pretraining(start, [], 1, 9)

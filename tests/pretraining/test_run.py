@@ -228,7 +228,7 @@ def test_small_set_gets_a_hint(frames, tmp_path, capsys):
 
 def test_published_with_our_card(hub, client, frames, tmp_path):
     options = "--max_steps 4 --push_to_hub --hub_private_repo"
-    with pytest.raises(SystemExit, match=r"(?s)org/my-dino was not published: .*403.*publish_checkpoints.py --model"):
+    with pytest.raises(SystemExit, match=r"(?s)org/my-dino was not published: .*403.*surgenet publish --model"):
         pretrain(frames, tmp_path / "my-dino", f"{options} --hub_model_id org/my-dino")
     pretrain(frames, tmp_path / "my-dino", f"{options} --resume_from_checkpoint true")
     repo = hub.repos["maintainer/my-dino"]

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from surgenet_hf import SurgeNetConfig, SurgeNetForImageClassification, SurgeNetModel
-from surgenet_hf.checkpoints.catalog import CATALOG, STATISTICS, find_entry, leakage_note
+from surgenet_hf.checkpoints.catalog import CATALOG, NORMALIZATIONS, find_entry, leakage_note
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.publishing.cards import (
     PARAMETERS,
@@ -59,7 +59,7 @@ def test_card(entry, client):
     assert card.data.base_model == entry.upstream_repo
     text = card.text
     assert "Not a medical device" in text
-    assert all(str(value) in text for values in STATISTICS[entry.statistics] for value in values)
+    assert all(str(value) in text for values in NORMALIZATIONS[entry.normalization] for value in values)
     assert all(data.name in text for data in entry.pretraining_sets)
     saw_cholec80 = "Cholec80" in {data.name for data in entry.pretraining_sets}
     assert ("76 of the 80 videos of Cholec80" in text) == saw_cholec80
@@ -93,7 +93,7 @@ def test_finetuned_card(tmp_path):
         "name": "SurgeNetXL",
         "source": "teacher.pth",
         "source_sha256": "0" * 64,
-        "statistics": "surgenet",
+        "normalization": "surgenet",
     }
     SurgeNetForImageClassification(config).save_pretrained(tmp_path / "model")
     build_image_processor(image_size=96).save_pretrained(tmp_path / "model")
@@ -163,7 +163,7 @@ def test_finetuned_card_knows_what_its_backbone_stands_on(tmp_path):
     assert "pretrained on mine: whether results are on videos of these is unknown" in card.text
 
 
-OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "statistics": "surgenet"}
+OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "normalization": "surgenet"}
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "statisti
             ["random weights"],
         ),
         (
-            {"name": "SurgeNetXL", "source": "x.pth", "source_sha256": "0" * 64, "statistics": "surgenet"},
+            {"name": "SurgeNetXL", "source": "x.pth", "source_sha256": "0" * 64, "normalization": "surgenet"},
             "cc-by-nc-sa-4.0",
             "surgenet/surgenetxl",
             ["Converted from x.pth", "76 of the 80", "See the card of [SurgeNetXL]"],

@@ -17,14 +17,14 @@ from PIL import Image
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.cli import finetune_classification
+from surgenet_hf.cli.publish import main as publish
 from surgenet_hf.data import load_data
 from surgenet_hf.evaluation.evaluate import evaluate, write_results
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.pretraining.export import export_teacher
 from surgenet_hf.pretraining.plan import describe_pretraining
-from surgenet_hf.publishing.repositories import check_login, publish_finetuned, publish_folder, push_model
+from surgenet_hf.publishing.upload import check_login, publish_finetuned, publish_folder, push_model
 from tests.checkpoints.files import tiny
-from tests.cli import load_script
 
 VIDEOS = [f"2023-11-0{day}_patient471{day}" for day in range(1, 6)]
 SECRETS = ["jane.roe", "projects", "patient471", "2023-11-0", *VIDEOS]
@@ -165,7 +165,7 @@ def test_names_are_published_only_where_the_user_asks_for_it(hub, client, segmen
 
 def test_the_dry_run_lists_the_names(hub, client, segmented, capsys):
     with pytest.raises(SystemExit):
-        load_script("publish_checkpoints").main(["--model", str(segmented), "--repo_id", "maintainer/mine"])
+        publish(["--model", str(segmented), "--repo_id", "maintainer/mine"])
     printed = capsys.readouterr().out
     assert "pretraining: SurgeNetXL, continued on frames + video_001\n" in printed
     assert "videos: video_001" in printed
@@ -247,7 +247,7 @@ def test_a_token_that_the_server_repeats_is_masked(hub, client, segmented, home,
     assert caught.value.__cause__ is None
     monkeypatch.setattr(HfApi, "whoami", lambda *_: (_ for _ in ()).throw(OSError(f"{hub.token} refused")))
     with pytest.raises(SystemExit) as ended:
-        load_script("publish_checkpoints").main(["--names", "SurgeNetXL", "--push"])
+        publish(["--names", "SurgeNetXL", "--push"])
     assert "refused" in ended.value.code
     assert hub.token not in ended.value.code
 

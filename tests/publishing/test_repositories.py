@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -11,17 +12,19 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
+from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel, configuration_surgenet
 from surgenet_hf.checkpoints.catalog import UPSTREAM_REPO, find_entry
 from surgenet_hf.checkpoints.conversion import save_converted, to_original_state_dict
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.models import convert_entry
 from surgenet_hf.pretraining.export import export_teacher
 from surgenet_hf.pretraining.plan import describe_pretraining
-from surgenet_hf.publishing import repositories as publishing
-from surgenet_hf.publishing.repositories import compare_with_source, publish_checkpoints, publish_finetuned, push_model
+from surgenet_hf.publishing import prepare
+from surgenet_hf.publishing.prepare import compare_with_source
+from surgenet_hf.publishing.upload import publish_checkpoints, publish_finetuned, push_model
 from tests.checkpoints.files import original, tiny
 from tests.checkpoints.test_parity import original_state_dict
+from tests.conftest import TINY_WIDTHS
 from tests.test_models import pth
 
 FILES = {
@@ -32,19 +35,6 @@ FILES = {
     "modeling_surgenet.py",
     "preprocessor_config.json",
 }
-
-
-@pytest.fixture(scope="module")
-def teachers():
-    """Full-size teachers of two families, from the golden weights: all but the classification head."""
-    return {
-        name: {
-            key: tensor
-            for key, tensor in original_state_dict(golden, "classification").items()
-            if not key.startswith("head.")
-        }
-        for name, golden in {"SurgeNet-RAMIE": "caformer_s18", "SurgeNet-PVTv2": "pvt_v2_b2"}.items()
-    }
 
 
 @pytest.mark.parametrize(
@@ -89,30 +79,35 @@ for auto in (AutoModel, AutoBackbone, AutoModelForImageClassification, AutoModel
         torch.save(model(pixel_values)[0], f"{sys.argv[4]}/{auto.__name__}-output.pt")
 config = AutoConfig.from_pretrained(repo_id, **options)
 processor = AutoImageProcessor.from_pretrained(repo_id)
-found["statistics"] = list(processor.image_mean)
+found["normalization"] = list(processor.image_mean)
 found["pretraining"] = config.pretraining["name"]
 print(json.dumps(found))
 """
 
 
-def test_from_the_authors_file_to_the_user(hub, client, teachers, tmp_path):
-    """Publish at full size, twice; load in fresh processes, with the package and without it."""
-    entry = find_entry("SurgeNet-RAMIE")
-    hub.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(teachers["SurgeNet-RAMIE"])})
+def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path):
+    """Publish twice; load in fresh processes, with the package and without it."""
+    # not the default backbone, so that config.json records the tiny sizes for the fresh processes
+    sizes = {"depths": [1, 1, 2, 1], "hidden_sizes": TINY_WIDTHS["pvt_v2_b2"]}
+    monkeypatch.setitem(configuration_surgenet.BACKBONES, "pvt_v2_b2", sizes)
+    monkeypatch.setattr(prepare, "compare_with_source", lambda *args: None)  # timm has no tiny networks
+    entry = find_entry("SurgeNet-PVTv2")
+    teacher = original(SurgeNetModel, tiny("pvt_v2_b2"))
+    hub.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(teacher)})
 
     (dry,) = publish_checkpoints([entry], "surgenet", tmp_path / "out")
     assert dry.error is None
     assert {change.removeprefix("new ") for change in dry.changes} == FILES
-    assert "surgenet/surgenet-ramie" not in hub.repos
+    assert "surgenet/surgenet-pvtv2" not in hub.repos
 
     (outcome,) = publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)
     assert outcome.error is None
-    repo = hub.repos["surgenet/surgenet-ramie"]
+    repo = hub.repos["surgenet/surgenet-pvtv2"]
     assert repo.files().keys() == FILES | {".gitattributes"}
     assert len(repo.commits) == 2  # the initial one and ours
     assert {tag: commit.sha for tag, commit in repo.tags.items()} == {"v0.1.0": outcome.commit}
     (collection,) = hub.collections.values()
-    assert [item["id"] for item in collection["items"]] == ["surgenet/surgenet-ramie"]
+    assert [item["id"] for item in collection["items"]] == ["surgenet/surgenet-pvtv2"]
     card = ModelCard(repo.files()["README.md"].decode())
     assert entry.teacher_file in card.text.split("## Provenance")[1]
 
@@ -121,21 +116,23 @@ def test_from_the_authors_file_to_the_user(hub, client, teachers, tmp_path):
     assert len(repo.commits) == 2
     assert len(hub.matching("POST .*/commit/")) == 1
 
-    outputs = {}
-    for how in ("package", "remote"):
+    processes = {}
+    for how in ("package", "remote"):  # at the same time
         folder = tmp_path / how
         folder.mkdir()
-        command = [sys.executable, "-c", LOAD, how, "surgenet/surgenet-ramie", "v0.1.0", str(folder)]
-        run = subprocess.run(
-            command, env=hub.environment(tmp_path / f"home-{how}", token=False), capture_output=True, text=True
-        )
-        assert run.returncode == 0, run.stderr
-        found = json.loads(run.stdout.splitlines()[-1])
+        command = [sys.executable, "-c", LOAD, how, "surgenet/surgenet-pvtv2", "v0.1.0", str(folder)]
+        environment = hub.environment(tmp_path / f"home-{how}", token=False)
+        processes[how] = subprocess.Popen(command, env=environment, stdout=PIPE, stderr=PIPE, text=True)
+    outputs = {}
+    for how, process in processes.items():
+        printed, errors = process.communicate()
+        assert process.returncode == 0, errors
+        found = json.loads(printed.splitlines()[-1])
         assert found["AutoBackbone"] == "SurgeNetBackbone"
         assert found["AutoModelForSemanticSegmentation"] == "SurgeNetForSemanticSegmentation"
-        assert found["statistics"][0] == 0.46888983
-        assert found["pretraining"] == "SurgeNet-RAMIE"
-        outputs[how] = {path.name: torch.load(path) for path in folder.iterdir()}
+        assert found["normalization"][0] == 0.46888983
+        assert found["pretraining"] == "SurgeNet-PVTv2"
+        outputs[how] = {path.name: torch.load(path) for path in (tmp_path / how).iterdir()}
     for name, tensors in outputs["package"].items():
         if "output" in name:
             if "Classification" not in name and "Segmentation" not in name:  # whose heads are random
@@ -147,13 +144,13 @@ def test_from_the_authors_file_to_the_user(hub, client, teachers, tmp_path):
         assert all(torch.equal(tensors[key], outputs["remote"][name][key]) for key in tensors)
 
     # bit for bit what the authors' file holds
-    model = SurgeNetModel.from_pretrained("surgenet/surgenet-ramie")
+    model = SurgeNetModel.from_pretrained("surgenet/surgenet-pvtv2")
     back = to_original_state_dict(model)
-    assert all(torch.equal(back[key], tensor) for key, tensor in teachers["SurgeNet-RAMIE"].items())
+    assert all(torch.equal(back[key], tensor) for key, tensor in teacher.items())
 
 
 def test_one_that_fails_does_not_stop_the_others(hub, client, tiny_backbones, monkeypatch, tmp_path):
-    monkeypatch.setattr(publishing, "compare_with_source", lambda *args: None)  # timm has no tiny networks
+    monkeypatch.setattr(prepare, "compare_with_source", lambda *args: None)  # timm has no tiny networks
     names = ("SurgeNet-RAMIE", "SurgeNet-RARP", "SurgeNet-PVTv2")
     for name in names:
         entry = find_entry(name)
@@ -173,7 +170,7 @@ def test_one_that_fails_does_not_stop_the_others(hub, client, tiny_backbones, mo
 def finetuned(tmp_path):
     """A user's model."""
     config = tiny(num_labels=3)
-    config.pretraining = {"name": "SurgeNetXL", "statistics": "surgenet"}
+    config.pretraining = {"name": "SurgeNetXL", "normalization": "surgenet"}
     folder = tmp_path / "mine" / "model"
     SurgeNetForSemanticSegmentation(config).save_pretrained(folder)
     build_image_processor(image_size=64).save_pretrained(folder)
@@ -239,12 +236,12 @@ def test_own_pretraining(hub, client, tmp_path):
 def test_a_users_folder_is_not_replaced(hub, client, finetuned):
     """output_dir/NAME may be the very run that is published."""
     outcome = publish_finetuned(finetuned, "maintainer/mine", finetuned.parents[1])
-    assert "was not prepared by this script" in outcome.error
+    assert "was not prepared by this command" in outcome.error
     assert (finetuned / "model.safetensors").exists()
 
 
 def test_other_content_under_a_pinned_tag_is_refused(hub, client, tiny_backbones, monkeypatch, tmp_path):
-    monkeypatch.setattr(publishing, "compare_with_source", lambda *args: None)  # timm has no tiny networks
+    monkeypatch.setattr(prepare, "compare_with_source", lambda *args: None)  # timm has no tiny networks
     entry = find_entry("SurgeNet-RAMIE")
     hub.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(original(SurgeNetModel, tiny()))})
     (first,) = publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)

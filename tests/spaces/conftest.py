@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.spaces.running import DEMO, save_models, start, stop
+from tests.spaces.running import save_models, start, stop
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def models(tiny_config, tmp_path_factory):
 def server(models, tmp_path_factory):
     """The demo with the tiny models and without network."""
     folder = tmp_path_factory.mktemp("server")
-    server = start([str(DEMO / "app.py"), "--model", *map(str, vars(models).values())], folder)
+    server = start(["-m", "surgenet_hf.cli.demo", "--model", *map(str, vars(models).values())], folder)
     yield server
     stop(server)
 

@@ -22,22 +22,22 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from surgenet_hf import SurgeNetForSemanticSegmentation
+from surgenet_hf.cli.push_space import main
 from surgenet_hf.image_processing import build_image_processor
-from surgenet_hf.publishing.repositories import MARKER
+from surgenet_hf.publishing import spaces
+from surgenet_hf.publishing.upload import MARKER
 from tests.checkpoints.files import tiny
-from tests.cli import load_script
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "push_space.py"
 SPACE = "spaces/surgenet/demo"  # on the stand-in Hub
-push_space = load_script("push_space")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The Space's repository, as the script builds it."""
     folder = tmp_path_factory.mktemp("built") / "demo"
-    push_space.prepare_space(folder)
+    spaces.prepare_space(folder)
     return folder
 
 
@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def run(arguments, capsys) -> tuple[object, str]:
     """Exit code or message, and what was printed."""
     try:
-        push_space.main(arguments)
+        main(arguments)
     except SystemExit as stop:
         return stop.code, "".join(capsys.readouterr())
     return 0, "".join(capsys.readouterr())
@@ -112,7 +112,9 @@ def test_it_holds_the_app_and_the_package(folder):
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
     data = [
-        Path(*package.split("."), pattern).as_posix() for package, pattern in settings["options.package_data"].items()
+        Path(*package.split("."), pattern).as_posix()
+        for package, pattern in settings["options.package_data"].items()
+        if package != "surgenet_hf.demo"
     ]
     package = {name for name in contents(folder) if name.startswith("surgenet_hf/")}
     of_data = {path.relative_to(ROOT).as_posix() for pattern in data for path in ROOT.glob(pattern)}
@@ -219,7 +221,7 @@ def test_pushed_as_a_user_would(hub, client, folder, tmp_path, capsys):
     assert space.files() == contents(folder) | {".gitattributes": space.files()[".gitattributes"]}
 
     # nothing changed: no commit; then a file that is not ours and one that differs
-    assert run(["--repo_id", "surgenet/demo", "--push"], capsys) == (0, "surgenet/demo: as on the Hub\n")
+    assert run(["--repo_id", "surgenet/demo", "--push"], capsys) == (0, "surgenet/demo: unchanged\n")
     assert len(space.commits) == 2
     space.commit({"surgenet_hf/gone.py": b"", "app.py": b"another"}, "by hand")
     code, printed = run(["--repo_id", "surgenet/demo", "--push"], capsys)
@@ -263,8 +265,8 @@ def test_stray_files_stay_here(tmp_path, monkeypatch):
             path.parent.mkdir(exist_ok=True)
             path.write_text("password")
     shutil.copy(ROOT / "LICENSE", tmp_path / "source")
-    monkeypatch.setattr(push_space, "ROOT", tmp_path / "source")
-    push_space.prepare_space(tmp_path / "clean")
+    monkeypatch.setattr(spaces, "PACKAGE", tmp_path / "source" / "surgenet_hf")
+    spaces.prepare_space(tmp_path / "clean")
     built = contents(tmp_path / "clean")
     assert b"password" not in built.values()
     assert {"app.py", "style.css", "requirements.txt", "surgenet_hf/py.typed", "LICENSE"} <= built.keys()
@@ -275,7 +277,7 @@ def test_another_folder_is_not_replaced(hub, client, tmp_path, capsys):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "thesis.txt").write_text("three years")
     code, _ = run(["--repo_id", "surgenet/demo", "--output_dir", str(tmp_path)], capsys)
-    assert "was not prepared by this script" in code
+    assert "was not prepared by this command" in code
     assert contents(tmp_path / "demo") == {"thesis.txt": b"three years"}
     assert not list(tmp_path.glob(".*"))
 
@@ -284,7 +286,9 @@ def test_a_build_that_fails_leaves_the_last_one(hub, client, tmp_path, monkeypat
     arguments = ["--repo_id", "surgenet/demo", "--output_dir", str(tmp_path)]
     run(arguments, capsys)
     before = contents(tmp_path)
-    monkeypatch.setattr(push_space.shutil, "copy", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        spaces.shutil, "copytree", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     code, _ = run(arguments, capsys)
     assert "No space left" in code
     assert contents(tmp_path) == before
@@ -305,8 +309,8 @@ def test_what_the_hub_refuses_is_said(repo_id, fault, message, hub, client, caps
     if fault:
         hub.fail(fault[0], status=fault[1], times=99)
     code, printed = run(["--repo_id", repo_id, "--push"], capsys)
-    assert re.search(rf"^error: .*{message}", code, re.DOTALL)
-    assert hub.token not in code + printed
+    assert re.search(rf"error: .*{message}", f"{code}{printed}", re.DOTALL)
+    assert hub.token not in f"{code}{printed}"
     assert all(len(space.commits) == 1 for space in hub.repos.values())
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...atomic import atomic_write
 from ...errors import UnavailableError, UserError
-from ..catalog import STATISTICS
+from ..catalog import NORMALIZATIONS
 from ..reading import check_finite, plain
 from .reading import OPTIMIZER_OPTIONS, DinoCheckpoint
 from .settings import backbone_sizes, head_settings
@@ -190,7 +190,7 @@ def save_dino_checkpoint(
     if pretraining is not None:
         args["pretraining"] = pretraining
     if normalization is not None:
-        args["data_mean"], args["data_std"] = STATISTICS[normalization]
+        args["data_mean"], args["data_std"] = NORMALIZATIONS[normalization]
     # with batch normalization in the head, the original wraps its teacher for distributed training, too
     batch_norm = any(name.endswith("running_mean") for name, _ in training.names.values())
     content = {

@@ -1,0 +1,82 @@
+"""Convert a weight file of the authors, of their code, or of timm to a model folder.
+
+surgenet convert --checkpoint SurgeNetXL_checkpoint_epoch0050_teacher.pth --output_dir surgenetxl
+surgenet convert --checkpoint SurgeNetXL_checkpoint0050.pth --network student --output_dir student
+surgenet convert --checkpoint my_MetaFormerFPN.pth --labels classes.txt --output_dir my_model
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import UnavailableError
+from .arguments import ArgumentParser, command
+
+
+@dataclass
+class ConvertArguments:
+    """Arguments of `surgenet convert`."""
+
+    checkpoint: str = field(metadata={"help": "Weight file, .pth or .safetensors."})
+    output_dir: str = field(metadata={"help": "New folder for config, weights, and image processor."})
+    task: str = field(
+        default="auto",
+        metadata={
+            "help": "Kind of model to write. Default: that of the head in the file.",
+            "choices": ["auto", "backbone", "image-classification", "semantic-segmentation"],
+        },
+    )
+    network: str = field(
+        default="teacher",
+        metadata={
+            "help": "Network of a full DINO checkpoint to convert. Default: teacher, as the authors publish.",
+            "choices": ["teacher", "student"],
+        },
+    )
+    normalization: str = field(
+        default="auto",
+        metadata={
+            "help": "Channel means and standard deviations that the weights expect. Default: those that the "
+            "arguments, the checksum, or the activation in the file imply, else SurgeNet's.",
+            "choices": ["auto", "surgenet", "imagenet"],
+        },
+    )
+    labels: str | None = field(
+        default=None,
+        metadata={"help": "Text file with one class name per line, in the order of the ids. Default: LABEL_0, ..."},
+    )
+    image_size: int = field(
+        default=224, metadata={"help": "Height and width of input frames in pixels. Default: 224, as in pretraining."}
+    )
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Convert a weight file, and print what was written."""
+    (args,) = ArgumentParser(ConvertArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    from ..checkpoints.conversion import convert_checkpoint
+
+    labels = None
+    if args.labels:
+        try:
+            lines = Path(args.labels).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnavailableError(f"--labels {args.labels} cannot be read: {error}. Give a text file") from error
+        labels = [line.strip() for line in lines if line.strip()]
+    model = convert_checkpoint(
+        args.checkpoint,
+        task=args.task,
+        network=args.network,
+        normalization=args.normalization,
+        labels=labels,
+        output_dir=args.output_dir,
+        image_size=args.image_size,
+    )
+    pretraining = model.config.pretraining
+    print(f"{args.checkpoint}: {model.config.backbone}, activation {model.config.activation}, {pretraining['name']}")
+    print(f"normalization: {pretraining['normalization']} ({pretraining['normalization_reason']})")
+    print(f"wrote {type(model).__name__}, {model.num_parameters():,} parameters, to {args.output_dir}")
+    print(f'load it with: import surgenet_hf; {type(model).__name__}.from_pretrained("{args.output_dir}")')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Upload published checkpoints, or a fine-tuned or pretrained SurgeNet model of your own, to the Hub.
+
+Without --push, the repositories are prepared and the changes are listed, but nothing is uploaded. This works offline,
+too, without the comparison with the Hub. For your own model, the names of videos and data in its files are listed.
+Your own videos get neutral names, unless you give --publish_video_names.
+
+surgenet publish --names SurgeNetXL,SurgeNet-Public --output_dir prepared
+surgenet publish --names all --push
+surgenet publish --model outputs/quickstart/model --repo_id me/my-model --push --private
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checkpoints.catalog import CATALOG, NAMESPACE, find_entry
+from .arguments import ArgumentParser, command
+
+if TYPE_CHECKING:
+    from ..publishing.upload import Outcome
+
+
+@dataclass
+class PublishArguments:
+    """Arguments of `surgenet publish`."""
+
+    names: str | None = field(
+        default=None, metadata={"help": "Names of published checkpoints, separated by commas, or `all`."}
+    )
+    namespace: str = field(
+        default=NAMESPACE,
+        metadata={
+            "help": f"User or organization of the repositories of --names. Default: {NAMESPACE}, the maintainers'."
+        },
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Folder of your own model, or output folder of its run, instead of --names."}
+    )
+    repo_id: str | None = field(default=None, metadata={"help": "ORG/NAME of the repository of --model."})
+    push: bool = field(default=False, metadata={"help": "Upload. Default: list the changes only."})
+    private: bool = field(default=False, metadata={"help": "Private visibility of new repositories. Default: public."})
+    publish_video_names: bool = field(
+        default=False, metadata={"help": "Publication of the real names of your own videos. Default: neutral names."}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the prepared repositories. Default: a temporary folder."}
+    )
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Prepare and upload repositories, and print a table; the exit code is 1 if one failed."""
+    parser = ArgumentParser(PublishArguments, description=__doc__)
+    (args,) = parser.parse_args_into_dataclasses(argv)
+    if (args.names is None) == (args.model is None):
+        parser.error("give either --names or --model")
+    if (args.model is None) != (args.repo_id is None) or (args.repo_id and args.repo_id.count("/") != 1):
+        parser.error("--model and --repo_id ORG/NAME go together")
+    names = [entry.name for entry in CATALOG] if args.names == "all" else (args.names or "").split(",")
+    entries = [find_entry(name) for name in names if name]
+    from ..publishing.upload import check_login, publish_checkpoints, publish_finetuned
+
+    if args.push:
+        check_login()
+    with tempfile.TemporaryDirectory() as temporary:
+        output_dir = Path(args.output_dir or temporary)
+        if args.model:
+            outcome = publish_finetuned(
+                args.model, args.repo_id, output_dir, args.push, args.private, args.publish_video_names
+            )
+            print_outcome(outcome)
+            if not args.push:
+                print_names(outcome)
+            outcomes = [outcome]
+        else:
+            outcomes = publish_checkpoints(
+                entries, args.namespace, output_dir, args.push, args.private, report=print_outcome
+            )
+    print(f"\n{'repository':<44}{'published' if args.push else 'changes (nothing was uploaded)'}")
+    for outcome in outcomes:
+        print(f"{outcome.repo_id:<44}{summarize(outcome, args.push)}")
+    sys.exit(any(outcome.error for outcome in outcomes))
+
+
+def summarize(outcome: "Outcome", push: bool) -> str:
+    """Return the cell of an outcome in the table."""
+    if outcome.error:
+        return "FAILED"
+    if outcome.not_compared:
+        return f"{len(outcome.changes)} files prepared, not compared with the Hub"
+    if not outcome.changes:
+        return "unchanged"
+    return f"commit {outcome.commit}" if push else f"{len(outcome.changes)} files"
+
+
+def print_outcome(outcome: "Outcome") -> None:
+    """Print the changes of a repository, or its error."""
+    print(f"{outcome.repo_id}: {outcome.error or ', '.join(outcome.changes) or 'unchanged'}", flush=True)
+    if outcome.not_compared:
+        print(f"{outcome.repo_id}: not compared with the Hub: {outcome.not_compared}", flush=True)
+
+
+def print_names(outcome: "Outcome") -> None:
+    """Print the names in the files of a model, which may reveal more than the user wants to publish."""
+    print("Names that would be published:")
+    for kind, names in outcome.names.items():
+        print(f"  {kind}: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main()

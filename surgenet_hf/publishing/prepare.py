@@ -1,0 +1,219 @@
+"""Content of a repository on the Hub, written to a folder."""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig
+
+from .. import (
+    configuration_surgenet,
+    configuration_surgenet_phase,
+    modeling_surgenet,
+    modeling_surgenet_phase,
+)
+from .._version import __version__
+from ..checkpoints.catalog import CatalogEntry
+from ..checkpoints.reading import check_finite, file_sha256, read_checkpoint
+from ..errors import MissingFileError, UserError
+from ..evaluation.results import find_results, read_results_file
+from ..image_processing import build_image_processor, load_image_processor
+from ..modeling_surgenet import SurgeNetBackbone, SurgeNetModel, SurgeNetPreTrainedModel
+from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition
+from ..models import convert_entry, download_teacher, model_folder
+from ..privacy import Sanitizer, neutral_names, sanitize_results
+from .cards import checkpoint_card, finetuned_card, pretrained_card
+
+# modules that a repository holds, so that trust_remote_code loads it without this package
+REMOTE_CODE = {
+    "surgenet": (configuration_surgenet, modeling_surgenet),
+    "surgenet_phase": (
+        configuration_surgenet,
+        modeling_surgenet,
+        configuration_surgenet_phase,
+        modeling_surgenet_phase,
+    ),
+}
+AUTO_MAP = {
+    "surgenet": {
+        "AutoConfig": "configuration_surgenet.SurgeNetConfig",
+        "AutoModel": "modeling_surgenet.SurgeNetModel",
+        "AutoBackbone": "modeling_surgenet.SurgeNetBackbone",
+        "AutoModelForImageClassification": "modeling_surgenet.SurgeNetForImageClassification",
+        "AutoModelForSemanticSegmentation": "modeling_surgenet.SurgeNetForSemanticSegmentation",
+    },
+    "surgenet_phase": {
+        "AutoConfig": "configuration_surgenet_phase.SurgeNetPhaseConfig",
+        "AutoModel": "modeling_surgenet_phase.SurgeNetForPhaseRecognition",
+    },
+}
+# difference between the features of source and saved weights, relative to the largest value
+TOLERANCE = 1e-5
+
+
+def prepare_checkpoint(entry: CatalogEntry, repo_id: str, folder: Path) -> None:
+    """Download, verify, and convert a published checkpoint, and write the files of its repository.
+
+    Raises:
+        UserError: the file is not what the catalog says, or the saved model computes something else than the source.
+        UnavailableError: the Hub cannot be reached.
+    """
+    source = download_teacher(entry)
+    model = convert_entry(entry, source)
+    _write_model(model, folder, str(source))
+    build_image_processor(entry.normalization, entry.image_size).save_pretrained(folder)
+    compare_with_source(entry, source, folder)
+    provenance = {
+        "upstream file": f"{entry.upstream_repo}/{entry.teacher_file}",
+        "its sha256": file_sha256(source),
+        "converted by": f"surgenet_hf {__version__}",
+        "sha256 of model.safetensors": file_sha256(folder / "model.safetensors"),
+    }
+    (folder / "README.md").write_text(checkpoint_card(entry, repo_id, provenance), encoding="utf-8")
+
+
+def prepare_finetuned(
+    model_dir: str | Path, repo_id: str, folder: Path, publish_video_names: bool = False
+) -> dict[str, list[str]]:
+    """Write the files of the repository of a user's own SurgeNet model, fine-tuned or pretrained.
+
+    Paths are cut to their last component. The user's own videos get neutral names, unless `publish_video_names`; see
+    `surgenet_hf.privacy`.
+
+    Returns:
+        The names in the published files: of videos, datasets, and folders, by kind.
+
+    Raises:
+        MissingFileError: `model_dir` is no folder with a model.
+        UserError: it is no SurgeNet model, its weights are not finite, its results.json is damaged, or it has no image
+            processor and the config does not record the normalization.
+    """
+    model_dir = model_folder(Path(model_dir))
+    for name in ("config.json", "model.safetensors"):
+        if not (model_dir / name).is_file():
+            raise MissingFileError(f"{model_dir} holds no {name}; save model and image processor there first")
+    model = _load_model(model_dir)
+    _write_model(model, folder, str(model_dir))
+    load_image_processor(model_dir).save_pretrained(folder)
+    provenance = {
+        "published by": f"surgenet_hf {__version__}",
+        "sha256 of model.safetensors": file_sha256(folder / "model.safetensors"),
+    }
+    path = find_results(model_dir)
+    results = read_results_file(path) if path else None
+    names = {} if results is None or publish_video_names else neutral_names(results)
+    if results is not None:
+        results = sanitize_results(results, repo_id, names)
+        text = json.dumps(results, indent=2, ensure_ascii=False)
+        (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    _sanitize_settings(folder, names)
+    card = pretrained_card if type(model) is SurgeNetModel else finetuned_card
+    (folder / "README.md").write_text(card(folder, repo_id, provenance), encoding="utf-8")
+    return published_names(folder, results)
+
+
+def published_names(folder: Path, results: dict | None) -> dict[str, list[str]]:
+    """List the names of videos, datasets, and folders in a prepared model and its results, for the user to check."""
+    pretraining = AutoConfig.from_pretrained(folder).pretraining or {}
+    names = {"pretraining": [pretraining.get("name", "unknown")]}
+    if results is not None:
+        data = results["data"]
+        names |= {"data set": [data["name"]], "videos": data["videos"], "notes": data["notes"]}
+        names["command"] = [results["command"]] if "command" in results else []
+    return {kind: found for kind, found in names.items() if found}
+
+
+def _sanitize_settings(folder: Path, names: Mapping[str, str]) -> None:
+    """Cut the paths in config and image processor, and replace names of videos in the pretraining of the config."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    plain, named = Sanitizer({}), Sanitizer(names)
+
+    def clean(settings: dict) -> dict:
+        cleaned = {}
+        for key, item in settings.items():
+            if key in ("id2label", "label2id"):  # a class may be called "clip/cut"
+                cleaned[key] = item
+            elif key == "finetuning" and item:
+                protocols = {run.get("split_protocol") for run in item}  # "32/8/40 (...)" is no path
+                cleaned[key] = Sanitizer({}, protocols).value(item)
+            elif isinstance(item, dict) and key != "pretraining":
+                cleaned[key] = clean(item)
+            else:
+                cleaned[key] = (named if key == "pretraining" else plain).value(item)
+        return cleaned
+
+    processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    for name, settings in (("config.json", config), ("preprocessor_config.json", processor)):
+        text = json.dumps(clean(settings), indent=2, sort_keys=True)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def compare_with_source(entry: CatalogEntry, source: Path, folder: Path) -> None:
+    """Compare the features of a saved model with those of the source file in timm's network with timm's key mapping.
+
+    Raises:
+        UserError: the features of a stage differ by more than `TOLERANCE` of the largest value.
+    """
+    reference = timm_reference(entry, source)
+    backbone = SurgeNetBackbone.from_pretrained(folder, out_indices=[1, 2, 3, 4]).eval()
+    base = SurgeNetModel.from_pretrained(folder).eval()
+    pixel_values = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        final, expected = reference.forward_intermediates(pixel_values)
+        found = [*backbone(pixel_values).feature_maps, base(pixel_values).pooler_output]
+        expected = [*expected, reference.forward_head(final)]
+    for name, ours, theirs in zip(
+        ("stage 1", "stage 2", "stage 3", "stage 4", "embedding"), found, expected, strict=True
+    ):
+        error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+        if not error <= TOLERANCE:
+            raise UserError(
+                f"{entry.name}: {name} of the saved model is {error:.1e} off the source weights, expected at most "
+                f"{TOLERANCE}. Try another version of timm"
+            )
+
+
+def timm_reference(entry: CatalogEntry, source: Path) -> nn.Module:
+    """Return timm's network of the entry's family, without classes, loaded strictly from the source file."""
+    options = {"mlp_act": nn.ReLU, "act1_layer": nn.ReLU} if entry.activation == "relu" else {}
+    network = timm.create_model(entry.backbone, num_classes=0, **options)
+    tensors = {
+        name: tensor for name, tensor in read_checkpoint(source).tensors.items() if not name.startswith("head.")
+    }
+    family = sys.modules[type(network).__module__]
+    network.load_state_dict(family.checkpoint_filter_fn(tensors, network), strict=True)
+    return network.eval()
+
+
+def _load_model(model_dir: Path) -> SurgeNetPreTrainedModel | SurgeNetForPhaseRecognition:
+    try:
+        config = AutoConfig.from_pretrained(model_dir)
+        modules = REMOTE_CODE.get(config.model_type, ())
+        classes = {name: cls for module in modules for name, cls in vars(module).items() if isinstance(cls, type)}
+        architecture = (config.architectures or [None])[0]
+        if architecture not in classes:
+            raise UserError(
+                f"{model_dir} holds a {config.model_type} ({architecture}), expected a SurgeNet model. Publish other "
+                "models with push_to_hub of transformers"
+            )
+        return classes[architecture].from_pretrained(model_dir)
+    except UserError:
+        raise
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # transformers, of damaged files
+        raise UserError(f"{model_dir} cannot be loaded: {error}. Save the model again") from error
+
+
+def _write_model(model, folder: Path, source: str) -> None:
+    """Write config with `auto_map`, weights, and the code that `auto_map` names; `source` is for messages."""
+    check_finite(model.state_dict(), source)
+    model_type = model.config.model_type
+    model.config.auto_map = dict(AUTO_MAP[model_type])
+    model.save_pretrained(folder)
+    for module in REMOTE_CODE[model_type]:
+        shutil.copyfile(module.__file__, folder / Path(module.__file__).name)

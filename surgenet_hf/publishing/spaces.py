@@ -1,0 +1,51 @@
+"""Content of the repository of the demo Space."""
+
+import shutil
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from ..errors import MissingFileError
+
+PACKAGE = Path(__file__).parents[1]
+SUFFIXES = (".css", ".jpg", ".md", ".mp4", ".png", ".py", ".txt", ".typed")  # of files of the app and the package
+
+
+def demo_folder() -> Path:
+    """Return the folder of the Gradio demo: `surgenet_hf/demo` of a wheel, or `spaces/surgenet-demo` of a checkout.
+
+    Raises:
+        MissingFileError: there is neither.
+    """
+    for folder in (PACKAGE / "demo", PACKAGE.parent / "spaces" / "surgenet-demo"):
+        if (folder / "app.py").is_file():
+            return folder
+    raise MissingFileError(f"the demo is neither in {PACKAGE} nor beside it; install surgenet_hf again")
+
+
+def prepare_space(folder: Path) -> None:
+    """Write the files of a Space: the app, the package, and their license.
+
+    A Space's build has access only to its own repository, and this package is not on PyPI.
+    """
+    shutil.copytree(demo_folder(), folder, ignore=_ignored)
+    shutil.copytree(PACKAGE, folder / "surgenet_hf", ignore=_ignored)
+    shutil.rmtree(folder / "surgenet_hf" / "demo", ignore_errors=True)  # of a wheel
+    (folder / "LICENSE").write_text(_license(), encoding="utf-8")
+
+
+def _license() -> str:
+    if (PACKAGE.parent / "LICENSE").is_file():
+        return (PACKAGE.parent / "LICENSE").read_text(encoding="utf-8")
+    try:
+        text = distribution("surgenet_hf").read_text("licenses/LICENSE")
+    except PackageNotFoundError:
+        text = None
+    if text is None:
+        raise MissingFileError(f"there is no LICENSE of {PACKAGE}; install surgenet_hf again")
+    return text
+
+
+def _ignored(folder: str, names: list[str]) -> set[str]:
+    """Return the names in a folder that are not part of app or package: caches, settings, and files of editors."""
+    ours = {name for name in names if Path(folder, name).is_dir() or Path(name).suffix in SUFFIXES}
+    return {name for name in names if name not in ours or name.startswith(".") or name == "__pycache__"}
