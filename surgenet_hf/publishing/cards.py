@@ -22,6 +22,7 @@ from ..configuration_surgenet import SurgeNetConfig
 from ..evaluation.results import SCHEMA, find_results, headlines, interval_bounds, metric_title, read_results_file
 from ..evaluation.statistics import MIN_VIDEOS, interval_warning
 from ..leakage import describe_finetuning
+from ..tasks import TASKS
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 INSTALL = 'pip install torch torchvision "transformers>=5.4,<6" "timm>=1.0.21"'  # as in setup.cfg
@@ -111,7 +112,8 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
     entry = base_entry(pretraining["name"])
     path = find_results(model_dir)
     results = read_results_file(path) if path else None
-    task, auto_class = _TASKS[config.architectures[0]]
+    (found,) = (task for task in TASKS.values() if task.architecture == config.architectures[0])
+    task, auto_class = found.pipeline_tag, found.auto_class.__name__
     article = "an" if task[0] in "aeiou" else "a"
     licence = _licence(pretraining["name"])
     return _render(
@@ -196,13 +198,6 @@ def pretrained_card(
         licence=licence,
         citations=[CITATIONS[key] for key in ("surgenetxl", "demi2024")],
     )
-
-
-_TASKS = {
-    "SurgeNetForImageClassification": ("image-classification", "AutoModelForImageClassification"),
-    "SurgeNetForSemanticSegmentation": ("image-segmentation", "AutoModelForSemanticSegmentation"),
-    "SurgeNetForPhaseRecognition": ("video-classification", "AutoModel"),
-}
 
 
 def _render(card_data: ModelCardData, **context) -> str:
