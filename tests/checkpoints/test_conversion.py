@@ -60,6 +60,8 @@ def test_image_processor_of_a_model(tmp_path):
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(UserError, match="choose another output_dir"):
         convert_checkpoint(path, config=config, output_dir=tmp_path / "new")
+    earlier = SurgeNetModel(tiny(pretraining={"statistics": "imagenet"}))  # the key of earlier versions
+    assert list(image_processor_for(earlier).image_mean) == list(catalog.NORMALIZATIONS["imagenet"][0])
     for pretraining in (None, {"name": "x"}, {"normalization": "other"}):
         with pytest.raises(UserError, match=r'pretraining\["normalization"\] is .*expected one of surgenet, imagenet'):
             image_processor_for(SurgeNetModel(tiny(pretraining=pretraining)))

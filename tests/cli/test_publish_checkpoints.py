@@ -1,7 +1,9 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi, constants
@@ -59,6 +61,8 @@ def test_a_dry_run_works_offline(model, tmp_path, capsys, monkeypatch):
     code, printed = run([*arguments, "--push"], capsys)
     assert code
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    without_pauses = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # between the client's retries
+    monkeypatch.setattr("huggingface_hub.utils._http.time", without_pauses)
     monkeypatch.setattr("surgenet_hf.publishing.upload.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
     code, printed = run(arguments, capsys)
     assert not code, printed
