@@ -14,6 +14,8 @@ from transformers import HfArgumentParser
 from .data import SurgicalData, load_data
 from .errors import UserError
 
+NO_PUSH = "push_to_hub is an option of the command: run `surgenet publish` on the output folder afterwards"
+
 
 def finetune_segmentation(
     model: str | None = None,
@@ -179,11 +181,18 @@ def pretrain(
         UserError: an unknown option, or data, model, or output folder that do not allow the run.
         TrainingStopped: training has collapsed or diverged, or too many frames cannot be read.
     """
-    from .pretraining.arguments import resolve_arguments
+    from .pretraining.arguments import CropConfig, DinoConfig, FrameArguments, PretrainingArguments, implied_defaults
     from .pretraining.run import pretrain as run
+    from .publishing.cards import pretrained_card
 
-    given = {"output_dir": str(output_dir), "dataset": _listed(dataset), "data_dir": _listed(data_dir)}
-    return run(*resolve_arguments({**given, "model_name_or_path": model, **options}))
+    if options.get("push_to_hub"):
+        raise UserError(NO_PUSH)
+    given = {"output_dir": str(output_dir), "model_name_or_path": model, **options}
+    given |= {"dataset": _listed(dataset)} | ({"data_dir": _listed(data_dir)} if data_dir else {})
+    chosen = (options.get(name) for name in ("resume_from_checkpoint", "extend_epochs"))
+    defaults, resume = implied_defaults(str(output_dir), options.get("preset", "surgenet"), *chosen)
+    types = (PretrainingArguments, FrameArguments, CropConfig, DinoConfig)
+    return run(*parse_options(types, {**defaults, **given}), resume, write_card=pretrained_card)
 
 
 def _finetune(
@@ -202,9 +211,7 @@ def _finetune(
     if dataset is None or output_dir is None:
         raise UserError(f"{'dataset' if dataset is None else 'output_dir'} is missing")
     if options.get("push_to_hub"):
-        raise UserError(
-            "push_to_hub is an option of the command: publish the folder with `surgenet publish` afterwards"
-        )
+        raise UserError(NO_PUSH)
     data = None
     if not isinstance(dataset, str):
         data = _own_data(dataset, task, labels)

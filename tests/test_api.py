@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModel
 
 import surgenet_hf
 from surgenet_hf.cli.finetune_segmentation import main as finetune_segmentation
@@ -78,6 +79,18 @@ def test_own_dataset_of_frames_with_labels(tmp_path):
     results = surgenet_hf.finetune_classification(dataset=splits, output_dir=tmp_path, disable_tqdm=True, **OPTIONS)
     assert results["data"]["videos"] == ["v3", "v4"]
     assert "accuracy" in results["metrics"]
+
+
+@pytest.mark.slow
+def test_pretraining_returns_the_teacher(folder, tmp_path):
+    sizes = {"global_crops_size": 32, "local_crops_size": 32, "local_crops_number": 1, "out_dim": 32}
+    steps = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "warmup_epochs": 0}
+    found = surgenet_hf.pretrain(
+        tmp_path, "folder", folder / "images", backbone="tiny", preset="small", epochs=1, **sizes, **steps
+    )
+    assert [entry["step"] for entry in found["history"]][-1] == 2
+    assert (found["model"] / "README.md").is_file()
+    assert type(AutoModel.from_pretrained(found["model"])).__name__ == "SurgeNetModel"
 
 
 def test_mistakes_are_user_errors(tmp_path):

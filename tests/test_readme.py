@@ -120,7 +120,7 @@ def test_table_of_data_sets_is_the_packages():
         path.read_text(encoding="utf-8") for path in (ROOT / "surgenet_hf" / "data" / "sets").glob("*.py")
     )
     urls = re.findall(r"\((https://[^)]+)\)", table)
-    assert len(urls) == 6
+    assert len(urls) == 5
     assert not [url for url in urls if url.removeprefix("https://doi.org/") not in modules]
 
 

@@ -20,7 +20,8 @@ from .arguments import ArgumentParser, command
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ArgumentParser, tuple]:
     """Return the parser, and the arguments of `surgenet_hf.pretraining.run.pretrain`."""
-    parser = ArgumentParser((PretrainingArguments, FrameArguments, CropConfig, DinoConfig), description=__doc__)
+    types = (PretrainingArguments, FrameArguments, CropConfig, DinoConfig)
+    parser = ArgumentParser(types, prog="surgenet pretrain", description=__doc__)
     given, _ = parser.parse_known_args(argv)  # first, the options that the defaults of the others depend on
     defaults, resume = implied_defaults(
         given.output_dir, given.preset, given.resume_from_checkpoint, given.extend_epochs

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..data.names import named
 from ..errors import MissingFileError, UserError
 from ..privacy import video_hashes
 from ..tasks import TASKS
@@ -321,7 +322,7 @@ def check_same_data(group: dict[Path, dict]) -> None:
             if one != other:
                 raise UserError(
                     f"{first} and {path} are both on {found['data']['name']}, {found['data']['split']}, but differ in "
-                    f"{part}: {_brief(one)} against {_brief(other)}. Only results on the same data can be compared."
+                    f"{part}: {_shown(one)} against {_shown(other)}. Only results on the same data can be compared."
                 )
 
 
@@ -332,10 +333,8 @@ def _video_identities(*data: dict) -> list[list[str]]:
     return [sorted((each.get("video_hashes") or video_hashes(each.get("videos") or ())).values()) for each in data]
 
 
-def _brief(value) -> str:
-    if not isinstance(value, list):
-        return str(value)
-    return ", ".join(map(str, value[:4])) + (f", ... ({len(value)})" if len(value) > 4 else "")
+def _shown(value) -> str:
+    return named(value, 4) if isinstance(value, list) else str(value)
 
 
 def check_runs(label: str, runs: dict[Path, dict]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ..metrics.sequences import segments
 from .style import NORMAL, SMALL, WIDTH, color, hatch, new_figure, outline, plain
 
 UNLABELLED = "0.88"  # colour of frames without a phase
@@ -53,7 +54,7 @@ def phase_figure(
     for row, video in enumerate(truths):
         truth, prediction = np.asarray(truths[video]), np.asarray(predictions[video])
         for phases, top in ((truth, row - 0.4), (prediction, row + 0.02)):
-            for phase, start, end in segments(phases):
+            for phase, start, end in zip(*segments(phases), strict=True):
                 if phase < 0:
                     unlabelled = True
                 else:
@@ -80,13 +81,6 @@ def phase_figure(
         handles=handles, loc="outside lower center", ncols=columns, fontsize=NORMAL, frameon=False, handleheight=1.2
     )
     return figure
-
-
-def segments(phases: np.ndarray) -> list[tuple[int, int, int]]:
-    """Runs of equal phases: (phase, first frame, frame after the last)."""
-    edges = np.flatnonzero(np.diff(phases)) + 1
-    starts, ends = [0, *edges.tolist()], [*edges.tolist(), len(phases)]
-    return [(int(phases[start]), start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 def _draw(axes, phase: int, start: float, end: float, top: float, longest: float) -> None:

@@ -12,8 +12,8 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
+from ..metrics.sequences import segments
 from .overlays import NOT_PAINTED, SPECK, paint, thickest
-from .ribbons import segments
 from .style import color
 
 HEAT = "cividis"  # the same for every kind of colour vision
@@ -98,7 +98,7 @@ def phase_picture(frame: np.ndarray, phases: np.ndarray, labels: Sequence[str], 
     name = " ".join(f"{phases[-1] + 1}  {labels[phases[-1]]}".splitlines())  # PIL anchors no text of several lines
     draw.text((strip / 3, strip / 2), _cut(name, font, width - 2 * strip / 3), "white", font, anchor="lm")
     scale = width / max(length, len(phases))
-    for phase, start, end in segments(phases):
+    for phase, start, end in zip(*segments(phases), strict=True):
         fill = tuple(round(255 * value) for value in to_rgb(color(phase)))
         draw.rectangle((start * scale, height + strip + 2, end * scale - 1, height + 2 * strip), fill)
         if (end - start) * scale > strip:
@@ -164,7 +164,7 @@ def ribbon_html(
     """
     whole = max(length, len(phases), 1)
     parts = []
-    for phase, start, end in segments(phases) if len(phases) else []:
+    for phase, start, end in zip(*segments(phases), strict=True) if len(phases) else []:
         share = (end - start) / whole
         name = f"{phase + 1} {labels[phase]}, {clock(start * seconds_per_frame)} to {clock(end * seconds_per_frame)}"
         parts.append(

@@ -16,6 +16,7 @@ from transformers import (
 from ..checkpointing import lock_run
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..data import SurgicalData
+from ..errors import UserError
 from ..image_processing import build_image_processor, load_image_processor
 from ..leakage import start_record
 from ..metrics import SegmentationMetric
@@ -78,8 +79,8 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
         (model, processor)
 
     Raises:
-        OSError: no model of that name.
-        UserError: a folder without an image processor, whose config does not record the normalization.
+        UserError: there is no model of that name; or its folder has no image processor, and its config does not record
+            the normalization.
     """
     options = {
         "id2label": dict(enumerate(data.labels)),
@@ -101,8 +102,10 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
             # the head of another number of classes has other sizes, and is replaced by a new one
             model = load_model(auto_class, source, **options, dtype=torch.float32, ignore_mismatched_sizes=True)
             processor = load_image_processor(source, image_size)
-        except OSError as error:  # whose words do not always name the model
-            raise OSError(f"no model with an image processor at {source}: {error}") from error
+        except UserError:
+            raise
+        except OSError as error:  # its message does not always name the model
+            raise UserError(f"no model with an image processor at {source}: {error}") from error
         start_record(model.config)
     return model, processor
 

@@ -43,7 +43,7 @@ def relaxed_correct(
 
 
 def segments(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The runs of equal labels of a sequence (T,): labels, first frames, frames after the last, each (segments,)."""
+    """Return the runs of equal labels of a sequence (T,): labels, first frames, frames after the last."""
     borders = np.flatnonzero(np.diff(labels)) + 1
     starts = np.concatenate([[0], borders])
     return labels[starts], starts, np.concatenate([borders, [len(labels)]])

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from surgenet_hf.figures import phase_figure
-from surgenet_hf.figures.ribbons import segments
 
 LABELS = ["Preparation", "Dissection", "Clipping"]
 
@@ -33,11 +32,6 @@ def test_short_segments_are_drawn_without_a_number():
     (axes,) = phase_figure({"v": truth}, {"v": np.zeros(1005, int)}, LABELS).axes
     assert len(axes.collections) == 4
     assert [text.get_text() for text in axes.texts[:-2]] == ["1", "1", "1"]
-
-
-def test_segments():
-    assert segments(np.array([2, 2, 0, 2])) == [(2, 0, 2), (0, 2, 3), (2, 3, 4)]
-    assert segments(np.array([1])) == [(1, 0, 1)]
 
 
 @pytest.mark.parametrize(

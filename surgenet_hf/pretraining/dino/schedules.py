@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...errors import UserError
+
 
 def cosine_schedule(
     base: float, final: float, num_steps: int, warmup_steps: int = 0, start: float = 0.0
@@ -17,10 +19,10 @@ def cosine_schedule(
     reached at step `num_steps`.
 
     Raises:
-        ValueError: the warm-up is longer than the whole.
+        UserError: the warm-up is longer than the whole.
     """
     if not 0 <= warmup_steps <= num_steps:
-        raise ValueError(f"a warm-up of {warmup_steps} steps does not fit into {num_steps} steps: shorten it")
+        raise UserError(f"a warm-up of {warmup_steps} steps does not fit into {num_steps} steps: shorten it")
     num_cosine = num_steps - warmup_steps
     progress = np.arange(num_cosine) / max(num_cosine, 1)
     cosine = final + 0.5 * (base - final) * (1 + np.cos(np.pi * progress))
@@ -36,10 +38,10 @@ def teacher_temperatures(start: float, final: float, num_epochs: int, warmup_epo
     """(num_epochs,) float64: a line from `start` to `final` over `warmup_epochs`, then `final`.
 
     Raises:
-        ValueError: the warm-up is longer than the whole.
+        UserError: the warm-up is longer than the whole.
     """
     if not 0 <= warmup_epochs <= num_epochs:
-        raise ValueError(
+        raise UserError(
             f"a temperature warm-up of {warmup_epochs} epochs does not fit into {num_epochs} epochs: shorten it"
         )
     return np.concatenate([np.linspace(start, final, warmup_epochs), np.full(num_epochs - warmup_epochs, final)])
