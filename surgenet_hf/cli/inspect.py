@@ -22,7 +22,6 @@ class InspectArguments:
             "choices": ["teacher", "student"],
         },
     )
-    json: bool = field(default=False, metadata={"help": "Output as JSON. Default: a table."})
 
 
 @command
@@ -30,6 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     """Print the description of a weight file."""
     parser = ArgumentParser(InspectArguments, description=__doc__)
     parser.add_argument("file_or_name", help="Weight file, or name of a published checkpoint, which is downloaded.")
+    # not a field, whose option would take a file name after it for its value
+    parser.add_argument("--json", action="store_true", help="Output as JSON. Default: a table.")
     options = vars(parser.parse_args(argv))
     from ..checkpoints.catalog import find_entry
     from ..checkpoints.inspection import inspect_checkpoint

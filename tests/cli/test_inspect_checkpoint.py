@@ -48,7 +48,7 @@ def test_name_of_the_catalogue(hub, client, tmp_path, capsys):
     entry = find_entry("SurgeNet-RARP")
     torch.save(original(SurgeNetModel, tiny()), tmp_path / "file.pth")
     hub.add_files(UPSTREAM_REPO, {entry.teacher_file: tmp_path / "file.pth"})
-    main(["surgenet-rarp", "--json"])
+    main(["--json", "surgenet-rarp"])
     assert json.loads(capsys.readouterr().out)["file"].endswith(entry.teacher_file)
 
 
