@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from .atomic import atomic_write, sync_folder
 from .checkpoints.reading import file_sha256
-from .errors import UserError
+from .errors import UnavailableError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +48,15 @@ def lock_run(output_dir: str | os.PathLike, is_main: bool = True) -> Iterator[No
     """
     lock = FileLock(Path(output_dir) / LOCK, timeout=0)
     if is_main:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
         try:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
             raise UserError(
                 f"another run is writing to {output_dir}: wait until it ends, or choose another --output_dir"
             ) from error
+        except OSError as error:
+            raise UnavailableError(f"--output_dir {output_dir} cannot be written to: {error}") from error
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from ..atomic import atomic_write
-from ..errors import UserError
+from ..errors import UnavailableError, UserError
 from ..privacy import NO_TOKEN, mask_tokens
 
 CONFIG_FILE = "run.yaml"  # the resolved options, in the output folder of a command
@@ -75,9 +75,11 @@ class ArgumentParser(HfArgumentParser):
         """Write the resolved options, except those that are None, to OUTPUT_DIR/run.yaml for `--config`."""
         options = {name: _plain(value) for name, value in self.resolved.items() if value is not None}
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        with atomic_write(Path(output_dir, CONFIG_FILE)) as temporary:
-            temporary.write_text(mask_tokens(text), encoding="utf-8")
+        try:
+            with atomic_write(Path(output_dir, CONFIG_FILE)) as temporary:
+                temporary.write_text(mask_tokens(text), encoding="utf-8")
+        except OSError as error:
+            raise UnavailableError(f"--output_dir {output_dir} cannot be written to: {error}") from error
 
     def _current_name(self, arg: str) -> str:
         old, equals, value = arg.partition("=")

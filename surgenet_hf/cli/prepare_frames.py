@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     totals, broken = report["totals"], [row["error"] for row in report["videos"].values() if row["error"]]
     print("{videos} videos: {kept} of {sampled} frames kept, {black} black, {duplicate} duplicates".format(**totals))
     if args.frame_list:
-        print("{unmatched} of {listed} entries or videos unmatched".format(**totals), f"{args.output_dir}/{UNMATCHED}")
+        print(
+            "{unmatched} of {listed} entries or videos unmatched:".format(**totals), f"{args.output_dir}/{UNMATCHED}"
+        )
     print(f"Written: {totals['shards']} shards, {INDEX} and {REPORT} in {args.output_dir}")
     if broken:
         sys.exit("\n".join([f"error: {len(broken)} of {totals['videos']} videos could not be read", *broken]))

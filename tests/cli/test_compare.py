@@ -53,7 +53,7 @@ METRICS = ["--metrics", "video_dice", "video_assd", "video_hd95"]
 def test_tables_and_figures(outputs, tmp_path, capsys):
     main(["--results", *map(str, sorted(outputs.iterdir())), "--output_dir", str(tmp_path / "new"), *METRICS])
     written = sorted(path.name for path in (tmp_path / "new").iterdir())
-    assert written == ["blobs.pdf", "blobs.png", "comparison.md", "radar.pdf", "radar.png"]
+    assert written == ["blobs.pdf", "blobs.png", "comparison.md", "radar.pdf", "radar.png", "run.yaml"]
     for name in ("blobs", "radar"):
         picture = np.asarray(Image.open(tmp_path / "new" / f"{name}.png").convert("RGB"))
         assert min(picture.shape[:2]) > 1000
@@ -71,7 +71,7 @@ def test_tables_and_figures(outputs, tmp_path, capsys):
 
 def test_what_cannot_be_drawn_is_said(outputs, tmp_path, capsys):
     main(["--results", str(outputs / "XL-seed0"), "--output_dir", str(tmp_path), "--label_by", "pretraining"])
-    assert [path.name for path in tmp_path.iterdir()] == ["comparison.md"]
+    assert [path.name for path in tmp_path.iterdir()] == ["comparison.md", "run.yaml"]
     assert "## Pairs" not in (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "radar: needs at least two models" in capsys.readouterr().out
 
@@ -97,7 +97,7 @@ def test_columns_with_different_numbers_of_draws_share_a_blob_chart(outputs, tmp
         (["--results", "/no/such/folder"], "/no/such/folder"),
         (["--results", __file__], "is not JSON"),
         (["--results", "OUTPUTS", "--metrics", "speed"], "No results file has the metric 'speed'"),
-        (["--results", "OUTPUTS", "--output_dir", __file__], "File exists"),
+        (["--results", "OUTPUTS", "--output_dir", __file__], "cannot be written to"),
     ],
 )
 def test_errors_without_traceback(outputs, tmp_path, arguments, message):

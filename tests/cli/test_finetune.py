@@ -343,7 +343,7 @@ def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path
     SurgeNetForImageClassification(config).save_pretrained(tmp_path / "head")
     with pytest.raises(SystemExit, match="trained for single_label_classification"):
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split", "validation"])
-    with pytest.raises(SystemExit, match="no choice of split"):
+    with pytest.raises(SystemExit, match="has no option split_protocol"):
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split_protocol", "x"])
 
 
@@ -369,5 +369,5 @@ def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_pa
 def test_help_begins_with_what_the_script_does(script):
     command = [sys.executable, f"scripts/{script}.py", "--help"]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
-    assert "Fine-tune a SurgeNet for" in printed
+    assert "Fine-tune a model for" in printed
     assert ("What differs from the authors' code" in printed) == (script == "finetune_phase")

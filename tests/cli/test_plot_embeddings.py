@@ -139,7 +139,7 @@ def test_videos_of_two_data_sets_keep_apart_and_phases_have_names(mixed, model, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "cholec"], "unknown dataset 'cholec'; did you mean 'cholec80-"),
+        (["--dataset", "cholec"], "unknown dataset 'cholec'; did you mean"),
         (["--dataset", "folder"], "needs data_dir"),
         (["--dataset", "folder", "--data_dir", "FRAMES", "--color_by", "phase"], "no phases in folder"),
         (["--dataset", "folder", "--data_dir", "FRAMES", "--max_frames", "3"], "N at least 4"),
@@ -174,10 +174,9 @@ def test_another_file_is_refused(tmp_path):
         ),
     ],
 )
-def test_impossible_arguments_are_refused(arguments, message, capsys):
-    with pytest.raises(SystemExit):
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(SystemExit, match=message):
         plot_embeddings.main(arguments)
-    assert message in capsys.readouterr().err
 
 
 def test_as_a_user_runs_it(outputs, tmp_path):

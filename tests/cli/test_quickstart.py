@@ -104,13 +104,11 @@ def test_what_the_user_can_mend_is_said_without_traceback(arguments, message, fr
     [
         (["--output_dir", __file__], "is a file"),
         (["--model_name_or_path", "a", "--backbone", "pvt_v2_b2"], "exclude each other"),
-        (["--dataset", "cholec"], "invalid choice"),
     ],
 )
-def test_impossible_arguments_are_refused(arguments, message, capsys):
-    with pytest.raises(SystemExit):
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(SystemExit, match=message):
         quickstart.main(arguments)
-    assert message in capsys.readouterr().err
 
 
 def test_a_full_size_backbone_by_name():

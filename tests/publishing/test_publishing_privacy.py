@@ -127,7 +127,7 @@ def test_a_finetuning_that_is_pushed(hub, client, frames, home, monkeypatch):
     assert published["metrics"] == local["metrics"]
     assert list(published["per_video"].values()) == list(local["per_video"].values())
     assert published["model"]["name"] == "maintainer/mine"
-    assert shlex.split(published["command"])[:2] == ["python", "finetune_classification.py"]
+    assert shlex.split(published["command"])[:2] == ["surgenet", "finetune-classification"]
     assert "--data_dir endoscopy" in published["command"]
     assert "videos selected its checkpoint (matched by name)" in published["data"]["leakage"]
     (run,) = json.loads(files["config.json"])["finetuning"]
@@ -148,7 +148,7 @@ def test_results_and_settings(hub, client, segmented, home):
     config = json.loads(files["config.json"])
     assert config["pretraining"]["base"]["source"] == "teacher.pth"
     assert config["pretraining"]["name"] == "SurgeNetXL, continued on frames + video_001"
-    assert json.loads(files["results.json"])["command"] == "python eval.py --data_dir=masks --token '***' video_001"
+    assert json.loads(files["results.json"])["command"] == "eval.py --data_dir=masks --token '***' video_001"
     assert SurgeNetForSemanticSegmentation.from_pretrained("maintainer/mine").config.id2label[0] == "class_0"
 
 
@@ -169,7 +169,7 @@ def test_the_dry_run_lists_the_names(hub, client, segmented, capsys):
     printed = capsys.readouterr().out
     assert "pretraining: SurgeNetXL, continued on frames + video_001\n" in printed
     assert "videos: video_001" in printed
-    assert "command: python eval.py --data_dir=masks" in printed
+    assert "command: eval.py --data_dir=masks" in printed
     assert not [secret for secret in SECRETS if secret in printed]
 
 
