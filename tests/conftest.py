@@ -14,6 +14,16 @@ from tests.hub.fixtures import client, hub  # noqa: F401
 
 torch.set_num_threads(1)
 
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests that drive a browser, and those that start the demo, by their fixtures."""
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker(pytest.mark.browser)
+        if "server" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 TINY_WIDTHS = {
     "caformer_s18": [16, 24, 32, 64],
     "convnextv2_tiny": [8, 16, 24, 32],

@@ -490,6 +490,7 @@ def test_compiles_into_one_graph(model_class, backbone, tiny_config):
         assert_same(first_tensors(compiled(pixel_values)), first_tensors(model(pixel_values)))
 
 
+@pytest.mark.slow
 def test_inductor(tiny_config):
     torch._dynamo.reset()
     # what later stages would compute is left out of the compiled graph: they would take 20 s more
@@ -501,6 +502,7 @@ def test_inductor(tiny_config):
     assert_same(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_class", "backbone"), [*ALL_BACKBONES_AND_ALL_CLASSES[:3], (HEADS[0], "caformer_s18")])
 def test_export_and_onnx_with_dynamic_batch_and_size(model_class, backbone, tiny_config, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -622,6 +624,7 @@ def test_the_image_processor_takes_every_kind_of_image(mode, frame, tiny_config,
     assert SurgeNetForImageClassification(tiny_config())(pixel_values).logits.shape == (1, 3)
 
 
+@pytest.mark.slow
 def test_importing_the_package_costs_nothing_beyond_transformers_and_timm():
     code = """
 import sys

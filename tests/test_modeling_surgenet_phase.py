@@ -558,6 +558,7 @@ model.save_pretrained(f"{folder}/again")
 """
 
 
+@pytest.mark.slow
 def test_remote_code_without_the_package(model, tmp_path, monkeypatch):
     model.config.auto_map = {
         "AutoConfig": "configuration_surgenet_phase.SurgeNetPhaseConfig",

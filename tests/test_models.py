@@ -189,6 +189,7 @@ def test_the_output_folder_of_a_run(tmp_path):
     assert resolve_model(str(tmp_path / "run")) == str(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_no_room_on_disk(upstream, tmp_path):
     """A file size limit stands for the full disk: an error, and nothing half-written is taken for a model."""
     code = f"""

@@ -76,6 +76,7 @@ def rows(said: str, part: str) -> list[str]:
     return re.findall(r"(.+?) +[\d.]+ +[\d.]+ +[\d.]+\n", table)
 
 
+@pytest.mark.slow
 def test_every_part_is_measured_against_the_original(dino_repo, capsys, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     importlib.import_module("pretraining").main(f"{SMALL} --channels_last --dino_repo {dino_repo}".split())

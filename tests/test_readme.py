@@ -48,6 +48,7 @@ def originals(tmp_path, monkeypatch, tiny_backbones):
     return originals
 
 
+@pytest.mark.slow
 def test_examples(originals, hub, client, monkeypatch, tmp_path):
     """Every example, against a stand-in Hub with the authors' repository, and ours as published from it."""
     entry = find_entry("SurgeNetXL")

@@ -67,6 +67,7 @@ def test_image_processor_of_a_model(tmp_path):
             image_processor_for(SurgeNetModel(tiny(pretraining=pretraining)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_timm_names(backbone, tmp_path):
     torch.manual_seed(0)

@@ -42,6 +42,7 @@ def goldens():
         return dict(arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_classification_and_features(name, goldens, tmp_path):
     original = original_state_dict(name, "classification")
@@ -68,6 +69,7 @@ def test_classification_and_features(name, goldens, tmp_path):
     assert all(torch.equal(back[key], original[key]) for key in original)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_segmentation(name, goldens, tmp_path):
     original = original_state_dict(name, "segmentation")

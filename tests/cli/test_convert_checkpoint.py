@@ -13,6 +13,7 @@ from tests.checkpoints.files import original, tiny
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 
 
+@pytest.mark.slow
 def test_full_size_file_as_a_user_would(tmp_path):
     torch.save(
         original(SurgeNetForSemanticSegmentation, SurgeNetConfig(backbone="convnextv2_tiny", num_labels=2)),

@@ -76,6 +76,7 @@ def results_of(folder):
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_segmentation_and_evaluation(masks, tmp_path):
     options = "--class_weights balanced --loss cross_entropy+dice --layer_decay 0.8 --augmentation strong".split()
     data = ["--dataset", "folder", "--data_dir", str(masks)]
@@ -103,6 +104,7 @@ def test_segmentation_and_evaluation(masks, tmp_path):
         evaluate_model([*model, *data, "--background_class", "spleen", "--output_dir", str(tmp_path / "none")])
 
 
+@pytest.mark.slow
 def test_training_again_keeps_the_record_of_the_first_training(masks, labelled, tmp_path):
     data = ["--dataset", "csv", "--data_dir", str(labelled)]
     no_selection = ["--eval_strategy", "no", "--load_best_model_at_end", "false"]
@@ -118,6 +120,7 @@ def test_training_again_keeps_the_record_of_the_first_training(masks, labelled, 
     ]
 
 
+@pytest.mark.slow
 def test_cholec80_without_validation_videos(tmp_path, capsys):
     for number in (1, 2, 41):
         frames = tmp_path / "data" / "frames" / f"video{number:02d}"
@@ -147,6 +150,7 @@ def test_cholec80_without_validation_videos(tmp_path, capsys):
     }
 
 
+@pytest.mark.slow
 def test_classification(labelled, tmp_path):
     data = ["--dataset", "csv", "--data_dir", str(labelled)]
     options = ["--class_weights", "balanced", "--freeze_backbone"]
@@ -159,6 +163,7 @@ def test_classification(labelled, tmp_path):
     assert list(model.config.id2label.values()) == ["C1", "C2"]
 
 
+@pytest.mark.slow
 def test_phase_in_two_stages(phases, tmp_path, capsys):
     data = ["--dataset", "videos", "--data_dir", str(phases)]
     options = ["--tcn_epochs", "2", "--class_weights", "balanced", "--output_dir", str(tmp_path / "out")]
@@ -256,6 +261,7 @@ def test_help(main, capsys):
         assert name in text.replace("\n", "").replace(" ", "")
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_folder_without_image_processor(masks, tmp_path, caplog, capsys):
     """Its normalization is that of its config, or the run ends. One line names the new head, another the duration."""
     data = ["--dataset", "folder", "--data_dir", str(masks), "--image_size", "32", "--num_train_epochs", "9"]
@@ -281,6 +287,7 @@ def test_training_starts_from_a_folder_without_image_processor(masks, tmp_path, 
         )
 
 
+@pytest.mark.slow
 def test_two_processes(masks, tmp_path):
     """torchrun with 2 processes: trains, and the figures are those of one process."""
     data = ["--dataset", "folder", "--data_dir", str(masks)]
@@ -297,6 +304,7 @@ def test_two_processes(masks, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path / "out" / "model").pretraining["name"].startswith("none")
 
 
+@pytest.mark.slow
 def test_pushed_with_our_card(hub, client, phases, tmp_path):
     """The phase model, not the frame classifier before it, in one commit; a missing token shows before training."""
     data = ["--dataset", "videos", "--data_dir", str(phases), "--tcn_epochs", "1"]
@@ -317,6 +325,7 @@ def test_pushed_with_our_card(hub, client, phases, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_refused_upload_says_how_to_try_again(hub, client, masks, tmp_path):
     data = ["--dataset", "folder", "--data_dir", str(masks), "--output_dir", str(tmp_path / "o")]
     again = rf"--model {tmp_path / 'o' / 'model'} --repo_id org/x --push$"
@@ -347,6 +356,7 @@ def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split_protocol", "x"])
 
 
+@pytest.mark.slow
 def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_path):
     common = [*COMMON, "--dataset", "videos", "--data_dir", str(phases)]
     for seed in (0, 1):
@@ -365,6 +375,7 @@ def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_pa
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["finetune_phase", "finetune_segmentation"])
 def test_help_begins_with_what_the_script_does(script):
     command = [sys.executable, f"scripts/{script}.py", "--help"]

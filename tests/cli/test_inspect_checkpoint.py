@@ -35,6 +35,7 @@ def test_full_dino_file(tmp_path, capsys):
     assert "lr                        0.0005" in printed
 
 
+@pytest.mark.slow
 def test_segmentation_file_as_a_user_would(tmp_path):
     torch.save(original(SurgeNetForSemanticSegmentation, tiny("pvt_v2_b2", num_labels=7)), tmp_path / "mine.pth")
     run = subprocess.run([sys.executable, SCRIPT, tmp_path / "mine.pth"], capture_output=True, text=True, check=True)

@@ -53,6 +53,7 @@ assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_options_of_a_file_are_overridden_and_saved(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("dataset: synthetic\nnum_frames: 2\nseed: 1\nsplit: validation\n")
     output = tmp_path / "samples.png"

@@ -69,6 +69,7 @@ def test_figures_and_embeddings(outputs, frames, model):
     assert saved["features0"].shape == (64, 3, 3)  # of a frame three times as large
 
 
+@pytest.mark.slow
 def test_segmentation_models_have_the_spatial_mean(frames, tmp_path, capsys):
     torch.manual_seed(0)
     model = SurgeNetForSemanticSegmentation(tiny(pretraining={"name": "x", "normalization": "imagenet"})).eval()
@@ -179,6 +180,7 @@ def test_impossible_arguments_are_refused(arguments, message):
         plot_embeddings.main(arguments)
 
 
+@pytest.mark.slow
 def test_as_a_user_runs_it(outputs, tmp_path):
     command = [
         sys.executable,

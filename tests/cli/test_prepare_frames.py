@@ -16,6 +16,7 @@ def videos(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_as_a_user_would(videos, tmp_path, capsys):
     output = tmp_path / "new" / "shards"
     command = [

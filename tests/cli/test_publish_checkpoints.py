@@ -30,6 +30,7 @@ def run(arguments, capsys):
     return caught.value.code, "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_own_model_as_a_user_would(hub, model, tmp_path):
     command = [sys.executable, SCRIPT, "--model", model, "--repo_id", "maintainer/mine", "--push"]
     finished = subprocess.run(command, env=hub.environment(tmp_path / "home"), capture_output=True, text=True)

@@ -158,6 +158,7 @@ def test_no_stage_of_the_probe_takes_longer_than_its_timeout(monkeypatch):
     answer.set()
 
 
+@pytest.mark.slow
 def test_as_a_user_runs_it(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "surgenet_hf.cli.quickstart", "--output_dir", tmp_path / "out", *TINY]

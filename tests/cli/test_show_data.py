@@ -17,6 +17,7 @@ def frames(tmp_path_factory):
     return next(root.iterdir())
 
 
+@pytest.mark.slow
 def test_as_a_user_would(frames, tmp_path):
     output = tmp_path / "new" / "picture.png"
     command = [

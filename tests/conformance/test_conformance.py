@@ -38,6 +38,7 @@ def fetch_sdist(directory: Path) -> Path:
     return CACHE / name
 
 
+@pytest.mark.slow
 def test_common_tests_of_transformers(tmp_path):
     sdist = fetch_sdist(tmp_path)
     tree = tmp_path / "tree"

@@ -90,6 +90,7 @@ def write(tmp_path_factory):
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of PIL, about damaged files
 @pytest.mark.parametrize(
     ("name", "files", "damaged"),

@@ -156,6 +156,7 @@ def test_masks_that_cannot_be_used_are_named(tmp_path):
                 read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_frames_that_are_lost_during_training_are_named(tmp_path, workers):
     """An error in a worker of a DataLoader is raised in the training process, with its type and message."""

@@ -61,6 +61,7 @@ def assert_same_result(first, second):
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(masks, finished, killed):
     (killed / "checkpoint-9").mkdir()  # it was being saved
     (killed / "checkpoint-9" / "model.safetensors").write_bytes(b"half")
@@ -102,11 +103,13 @@ def test_other_data_under_the_same_names_is_refused(masks, killed, tmp_path, fol
         resume(moved, killed)
 
 
+@pytest.mark.slow
 def test_data_that_was_moved_is_the_same(masks, finished, killed, tmp_path):
     resume(shutil.copytree(masks, tmp_path / "moved"), killed)
     assert_same_result(finished, killed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "missing"), [("model.safetensors", False), ("optimizer.pt", False), ("scheduler.pt", True)]
 )
@@ -122,6 +125,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(masks, fini
     assert_same_result(finished, killed)
 
 
+@pytest.mark.slow
 def test_without_its_best_checkpoint_a_run_would_end_with_other_weights(masks, finished, killed):
     path = killed / "checkpoint-6" / "trainer_state.json"
     state = json.loads(path.read_text())
@@ -135,6 +139,7 @@ def test_without_its_best_checkpoint_a_run_would_end_with_other_weights(masks, f
             resume(masks, killed)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_found_in_a_folder_that_was_moved(masks, finished, killed, tmp_path):
     shutil.rmtree(finished.parent / "elsewhere", ignore_errors=True)
     moved = shutil.move(killed, tmp_path / "moved")
@@ -142,6 +147,7 @@ def test_the_best_checkpoint_is_found_in_a_folder_that_was_moved(masks, finished
     assert_same_result(finished, tmp_path / "moved")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 6], ids=["in the epoch", "at its end"])
 def test_sigterm_saves_and_exits(masks, finished, tmp_path, monkeypatch, caplog, step):
     training_step = SurgeNetTrainer.training_step
@@ -163,6 +169,7 @@ def test_sigterm_saves_and_exits(masks, finished, tmp_path, monkeypatch, caplog,
     assert_same_result(finished, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_its_patience(masks, tmp_path):
     """Two evaluations without improvement end the run, whether or not it was resumed between them."""
     options = "--num_train_epochs 6 --learning_rate 0 --early_stopping_patience 2 --save_total_limit 9"
@@ -206,6 +213,7 @@ def test_a_second_run_in_the_same_folder_is_refused(masks, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_before_a_damaged_one_keeps_its_best(masks, tmp_path, monkeypatch):
     """The first epoch is the best until the third: the second checkpoint needs the first to be resumed."""
     scores = iter([0.5, 0.4, 0.9] * 2)

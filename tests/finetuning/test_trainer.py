@@ -49,6 +49,7 @@ def run(data, args):
     return model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_in_mid_epoch_it_ends_with_the_same_weights(data, tmp_path, workers):
     """Steps 5 to 7 of epochs of 4: augmentation, dropout and order must go on where they stopped."""

@@ -235,6 +235,7 @@ def test_space(hub, client, folder):
         client.upload_folder(folder_path=folder, repo_id="surgenet/demo", repo_type="space")
 
 
+@pytest.mark.slow
 def test_auto_model(hub, client, tmp_path):
     config = surgenet_hf.SurgeNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[16, 24, 32, 64])
     model = surgenet_hf.SurgeNetModel(config)

@@ -76,6 +76,7 @@ def nine_steps(rank: int, world_size: int, rendezvous: str, output: str):
         distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_nine_steps(world_size, tmp_path):
     arguments = (world_size, str(tmp_path / "rendezvous"), str(tmp_path / "rank"))

@@ -59,6 +59,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_run_goes_on_bit_for_bit(frames, whole_run, tmp_path, workers):
     output_dir = tmp_path / "killed"
@@ -73,6 +74,7 @@ def test_killed_run_goes_on_bit_for_bit(frames, whole_run, tmp_path, workers):
     assert_same_run(whole_run, output_dir)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends(frames, whole_run, tmp_path, monkeypatch, capsys):
     output_dir = tmp_path / "terminated"
     add = History.add
@@ -93,6 +95,7 @@ def test_sigterm_saves_and_ends(frames, whole_run, tmp_path, monkeypatch, capsys
     assert_same_run(whole_run, output_dir)
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_the_last_checkpoint(frames, whole_run, tmp_path, monkeypatch):
     output_dir = tmp_path / "full"
     save = state.save_model
@@ -117,6 +120,7 @@ def test_other_options_are_another_run(frames, whole_run):
         pretrain(frames, whole_run, "--resume_from_checkpoint true --lr 0.1")
 
 
+@pytest.mark.slow
 def test_options_come_with_the_checkpoint(frames, whole_run, tmp_path):
     """Drop path and batch size, too; and --resume-from-checkpoint is the same option for argparse."""
     output_dir = tmp_path / "run"
@@ -126,6 +130,7 @@ def test_options_come_with_the_checkpoint(frames, whole_run, tmp_path):
     assert_same_run(whole_run, output_dir)
 
 
+@pytest.mark.slow
 def test_run_that_goes_on_from_an_earlier_checkpoint_replaces_the_later_ones(frames, whole_run, tmp_path):
     """Else the last checkpoint would be that of the former course, and rotation would delete the new ones."""
     output_dir = shutil.copytree(whole_run, tmp_path / "copy")
@@ -172,6 +177,7 @@ def test_finished_run_of_another_folder_leaves_its_model(frames, whole_run, tmp_
     assert type(AutoModel.from_pretrained(tmp_path / "model")).__name__ == "SurgeNetModel"
 
 
+@pytest.mark.slow
 def test_extended_run_lays_schedules_anew(frames, whole_run, tmp_path, capsys):
     more = f"--resume_from_checkpoint {whole_run / 'checkpoint-12'} --extend_epochs 2"
     pretrain(frames, tmp_path, more)
@@ -213,6 +219,7 @@ def test_other_frames_are_another_run(frames, whole_run, tmp_path):
             pretrain(folder, output_dir, "--resume_from_checkpoint true")
 
 
+@pytest.mark.slow
 def test_the_checkpoint_before_a_damaged_one_is_used_and_reported(frames, whole_run, tmp_path, caplog):
     output_dir = shutil.copytree(whole_run, tmp_path / "run")
     os.truncate(output_dir / "checkpoint-12" / "optimizer.bin", 500)
@@ -268,6 +275,7 @@ def go_on(frames: Path, output_dir: Path, file: Path, more: str = "") -> None:
     main([*command.split(), "--resume_from_checkpoint", str(file)])
 
 
+@pytest.mark.slow
 def test_authors_checkpoint_goes_on_at_its_epoch(frames, authors_file, tmp_path, capsys):
     go_on(frames, tmp_path / "run", authors_file, "--export_dino_checkpoint")
     said = capsys.readouterr().out
@@ -293,6 +301,7 @@ def test_other_head_than_the_checkpoints_is_refused(frames, authors_file, tmp_pa
         go_on(frames, tmp_path / "run", authors_file, "--out_dim 64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streams_resume_by_replay(frames, tmp_path, workers):
     for number in range(2):
@@ -307,6 +316,7 @@ def test_streams_resume_by_replay(frames, tmp_path, workers):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_global_state(frames, whole_run, tmp_path, monkeypatch):
     step = training.training_step
 

@@ -52,6 +52,7 @@ def test_what_a_run_leaves(whole_run):
     assert "dino" in (whole_run / "model" / "README.md").read_text().lower()
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(frames, tmp_path, capfd):
     """The same frames, crops and steps, and losses up to rounding, in a run that is interrupted, too.
 
@@ -80,6 +81,7 @@ def test_two_processes_do_what_one_does(frames, tmp_path, capfd):
     assert "at the start of epoch 1, now step 9" in said  # of 9 steps an epoch
 
 
+@pytest.mark.slow
 def test_accumulated_steps_are_those_of_the_whole_batch(frames, tmp_path):
     pretrain(frames, tmp_path / "whole", "--drop_path_rate 0 --max_steps 5")
     halves = "--per_device_train_batch_size 2 --gradient_accumulation_steps 2"
@@ -87,6 +89,7 @@ def test_accumulated_steps_are_those_of_the_whole_batch(frames, tmp_path):
     assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_crops_made_on_the_device_give_nearly_the_same(frames, tmp_path):
     for where in ("workers", "device"):
         pretrain(frames, tmp_path / where, f"--drop_path_rate 0 --max_steps 3 --crop_on {where}")
@@ -94,6 +97,7 @@ def test_crops_made_on_the_device_give_nearly_the_same(frames, tmp_path):
     assert losses(tmp_path / "device") != losses(tmp_path / "workers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["--bf16", "--bf16 --gradient_checkpointing", "--channels_last"])
 def test_ways_to_save_time_or_memory(frames, whole_run, tmp_path, options):
     pretrain(frames, tmp_path, f"--max_steps 3 {options}")
@@ -111,6 +115,7 @@ def break_steps(monkeypatch, steps: range) -> None:
     monkeypatch.setattr(loader, "normalize", normalize_or_break)
 
 
+@pytest.mark.slow
 def test_step_with_nan_is_left_out(frames, tmp_path, monkeypatch):
     break_steps(monkeypatch, range(5, 6))
     pretrain(frames, tmp_path)
@@ -120,6 +125,7 @@ def test_step_with_nan_is_left_out(frames, tmp_path, monkeypatch):
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
 
 
+@pytest.mark.slow
 def test_run_stops_when_all_is_nan(frames, tmp_path, monkeypatch):
     break_steps(monkeypatch, range(2, 1000))
     with pytest.raises(SystemExit, match="the last 10 steps up to 12 had gradients that are not finite"):
@@ -127,6 +133,7 @@ def test_run_stops_when_all_is_nan(frames, tmp_path, monkeypatch):
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path, 8).values())
 
 
+@pytest.mark.slow
 def test_collapse_stops_the_run_after_the_warm_up(frames, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(training.Monitor, "diagnose", lambda self, values: "collapsed to one point: ...")
     with pytest.raises(SystemExit, match=r"after step 8: collapsed to one point.*--ignore_collapse"):
@@ -135,6 +142,7 @@ def test_collapse_stops_the_run_after_the_warm_up(frames, tmp_path, monkeypatch,
     assert len(losses(tmp_path / "ignored")) == NUM_STEPS
 
 
+@pytest.mark.slow
 def test_broken_frames_are_replaced_counted_and_named(frames, tmp_path):
     broken = shutil.copytree(frames, tmp_path / "frames")
     (broken / "1_007.jpg").write_bytes(b"no picture")
@@ -156,6 +164,7 @@ def test_broken_frame_whose_name_is_no_text(frames, tmp_path):
     assert (tmp_path / "run" / "unreadable_frames.txt").stat().st_size
 
 
+@pytest.mark.slow
 def test_more_than_8_bits_are_not_taken_for_white(frames, tmp_path):
     deep = shutil.copytree(frames, tmp_path / "frames")
     Image.fromarray(np.full((64, 64), 3000, np.uint16)).save(deep / "1_007.png")
@@ -215,6 +224,7 @@ def test_options_that_cannot_be(frames, tmp_path, options, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_small_set_gets_a_hint(frames, tmp_path, capsys):
     pretrain(frames, tmp_path / "recipe", "--out_dim 65536 --max_steps 1")
     assert "--preset small often learns more" in capsys.readouterr().out
@@ -226,6 +236,7 @@ def test_small_set_gets_a_hint(frames, tmp_path, capsys):
     assert weights(tmp_path / "small", 1)["loss.center"].shape == (1, 4096)
 
 
+@pytest.mark.slow
 def test_published_with_our_card(hub, client, frames, tmp_path):
     options = "--max_steps 4 --push_to_hub --hub_private_repo"
     with pytest.raises(SystemExit, match=r"(?s)org/my-dino was not published: .*403.*surgenet publish --model"):
@@ -311,6 +322,7 @@ class Tracker(GeneralTracker):
         self.logged.setdefault(step, {}).update(values)
 
 
+@pytest.mark.slow
 def test_the_teacher_that_knn_likes_best_stays(frames, tmp_path, monkeypatch):
     figures = iter([0.6, 0.5, 0.8, 0.7])  # of the start weights and three epochs
     monkeypatch.setattr(outputs, "knn_accuracy", lambda *a, **k: {"knn_accuracy": next(figures), "knn_chance": 0.5})

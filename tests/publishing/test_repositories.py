@@ -37,6 +37,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "golden"),
     [("SurgeNet-Small", "caformer_s18"), ("SurgeNet-PVTv2", "pvt_v2_b2"), ("ImageNet1k", "caformer_s18_imagenet")],
@@ -85,6 +86,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path):
     """Publish twice; load in fresh processes, with the package and without it."""
     # not the default backbone, so that config.json records the tiny sizes for the fresh processes
@@ -292,6 +294,7 @@ def test_no_token_is_written(hub, client, finetuned, tmp_path):
         assert path.is_dir() or hub.token.encode() not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_missing_timm_says_what_to_install(hub, client, finetuned, tmp_path):
     publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
     code = """

@@ -98,6 +98,7 @@ def choose_model(page, name: str) -> None:
     page.get_by_role("option", name=name, exact=True).click()
 
 
+@pytest.mark.slow
 def test_a_result_is_of_the_frame_beside_it(page):
     """Another frame while the first is at work: nothing of the first comes any more; the second gets its own."""
     choose_example(page)
@@ -145,6 +146,7 @@ def test_classify_in_the_browser(page):
     assert len(re.findall(r"\d+\.\d.%", bars)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tab", ["Segment", "Classify"])
 def test_a_quick_visitor_with_a_slow_server(page, tab):
     """Start, the moment the example is there: whatever belongs to its choice has been done by then."""
@@ -181,6 +183,7 @@ def test_a_click_in_features(page):
     assert point == pytest.approx([25, 75], abs=3)
 
 
+@pytest.mark.slow
 def test_a_clip_with_progress_cancel_and_result(page, server):
     page.get_by_role("tab", name="Video").click()
     choose_example(page, 1)
@@ -217,6 +220,7 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
     assert page.get_by_alt_text("Present frame").count() == 0
 
 
+@pytest.mark.slow
 def test_what_was_on_its_way_is_emptied(page):
     """Frames of a clip that arrive after another was chosen, since the server is slow to give up and to load."""
     page.get_by_role("tab", name="Video").click()
@@ -305,6 +309,7 @@ def test_the_page_may_not_call_elsewhere(page):
     assert blocked == "http://127.0.0.1:9/"
 
 
+@pytest.mark.slow
 def test_endpoints(client, models):
     image = handle_file(str(EXAMPLES[1]))
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
@@ -352,6 +357,7 @@ def test_endpoints(client, models):
     assert "phases" in info["tasks"]
 
 
+@pytest.mark.slow
 def test_refusals(client, server, models, tmp_path):
     image, path = handle_file(str(EXAMPLES[0])), str(models.segmentation)
     for wanted, inputs in {
@@ -407,6 +413,7 @@ def memory(pid: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
 
 
+@pytest.mark.slow
 def test_many_users(server, models, tmp_path):
     """Eight users, two hundred requests: each gets the mask of the own picture, and memory stays where it was."""
     rng = np.random.default_rng(0)
@@ -434,6 +441,7 @@ def test_many_users(server, models, tmp_path):
     assert grown < 80
 
 
+@pytest.mark.slow
 def test_without_network(tmp_path, browser):
     """No models, no Hub: the banner, a small model trained on the spot, and nothing kept after its time."""
     code = "import app, demo, models; demo.DEMO_STEPS = 3; app.serve(app.build(models.ModelStore(), kept_seconds=2))"
@@ -500,6 +508,7 @@ app.serve(app.build(models.ModelStore({models!r})))
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_and_uploads_without_end(models, tmp_path):
     flag = tmp_path / "full"
     code = FULL_DISK.format(flag=str(flag), models=[str(models.segmentation), str(models.backbone)])

@@ -357,6 +357,7 @@ INDEX = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     config=st.dictionaries(CONFIG, VALUES, max_size=2),

@@ -77,6 +77,7 @@ def test_pictures_come_upright_and_are_shrunk(tmp_path):
     assert image.info == {"uploaded_size": (1600, 2400)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [

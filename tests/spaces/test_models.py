@@ -164,6 +164,7 @@ def test_untrained_models_are_the_same_each_time(name):
     assert first.tasks[0] in demo.DEMO[name][1]
 
 
+@pytest.mark.slow
 def test_the_demo_model_is_trained_once(client, hub, monkeypatch):
     """Several visitors wait for one training, are told how far it is, and a second start finds it done."""
     monkeypatch.setattr(demo, "DEMO_STEPS", 2)

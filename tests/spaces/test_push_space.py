@@ -144,6 +144,7 @@ def test_front_matter(folder, client):
     assert data.tags
 
 
+@pytest.mark.slow
 def test_requirements_are_what_is_imported(folder):
     """What is imported at the start is there, nothing beyond what functions import, all in versions known to pass."""
     required = {canonicalize_name(each.name): each for each in requirements(folder / "requirements.txt")}
@@ -162,6 +163,7 @@ def test_requirements_are_what_is_imported(folder):
     }
 
 
+@pytest.mark.slow
 def test_runs_with_its_requirements_alone(folder, tmp_path, monkeypatch):
     """In an environment that holds what requirements.txt brings and nothing else, not even this package."""
     SurgeNetForSemanticSegmentation(tiny()).save_pretrained(tmp_path / "model")
@@ -210,6 +212,7 @@ def page(address: str, server: subprocess.Popen, seconds: float = 120) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_pushed_as_a_user_would(hub, client, folder, tmp_path, capsys):
     command = [sys.executable, SCRIPT, "--repo_id", "surgenet/demo", "--push", "--private"]
     finished = subprocess.run(command, env=hub.environment(tmp_path / "home"), capture_output=True, text=True)

@@ -143,6 +143,7 @@ def short_run(backbone: SurgeNetModel, steps: int, **changes) -> list[str | None
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
