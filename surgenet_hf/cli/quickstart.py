@@ -16,11 +16,12 @@ On your own frames (D/images, D/masks, and optionally D/classes.txt), from a con
 
 import queue
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
 from ..errors import UserError
+from ..options import option
 from .arguments import ArgumentParser, command
 
 DEFAULT_MODEL = "SurgeNetXL"
@@ -30,43 +31,31 @@ DEFAULT_MODEL = "SurgeNetXL"
 class QuickstartArguments:
     """What is trained, on which data, and for how long."""
 
-    output_dir: str = field(
-        default="outputs/quickstart",
-        metadata={"help": "Folder for the model, results.json, run.yaml, and segmentation.png."},
+    output_dir: str = option(
+        "outputs/quickstart", "Folder for the model, results.json, run.yaml, and segmentation.png."
     )
-    dataset: str = field(
-        default="synthetic",
-        metadata={"help": "Name of the dataset.", "choices": ["synthetic", "endoscapes", "folder"]},
+    dataset: str = option("synthetic", "Name of the dataset.", choices=["synthetic", "endoscapes", "folder"])
+    data_dir: str | None = option(None, "Folder of the dataset; synthetic data needs none.")
+    model_name_or_path: str | None = option(
+        None,
+        "Model to start from: a published checkpoint by name, a Hub repository, or a folder. Default: "
+        f"{DEFAULT_MODEL}, or a small, randomly initialized model if the Hub cannot be reached.",
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the dataset; synthetic data needs none."})
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Model to start from: a published checkpoint by name, a Hub repository, or a folder. Default: "
-            f"{DEFAULT_MODEL}, or a small, randomly initialized model if the Hub cannot be reached."
-        },
+    backbone: str | None = option(
+        None,
+        "Full-size backbone with random weights to start from, instead of --model_name_or_path.",
+        choices=[*BACKBONES],
     )
-    backbone: str | None = field(
-        default=None,
-        metadata={
-            "help": "Full-size backbone with random weights to start from, instead of --model_name_or_path.",
-            "choices": [*BACKBONES],
-        },
+    max_steps: int = option(150, "Number of training steps.")
+    per_device_train_batch_size: int = option(8, "Number of frames per step and device.")
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate of AdamW, with cosine decay. Default: 1e-4, the authors' for segmentation; "
+        "1e-3 from random weights.",
     )
-    max_steps: int = field(default=150, metadata={"help": "Number of training steps."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Number of frames per step and device."})
-    learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Peak learning rate of AdamW, with cosine decay. Default: 1e-4, the authors' for segmentation; "
-            "1e-3 from random weights."
-        },
-    )
-    image_size: int = field(default=128, metadata={"help": "Height and width in pixels that frames are resized to."})
-    bf16: bool = field(
-        default=False, metadata={"help": "Whether to train under bfloat16 autocast, which is faster if supported."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the initial weights, the order, and the augmentation."})
+    image_size: int = option(128, "Height and width in pixels that frames are resized to.")
+    bf16: bool = option(False, "Whether to train under bfloat16 autocast, which is faster if supported.")
+    seed: int = option(0, "Seed of the initial weights, the order, and the augmentation.")
 
     def __post_init__(self):
         if self.model_name_or_path and self.backbone:

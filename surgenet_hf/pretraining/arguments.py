@@ -3,7 +3,7 @@
 The command line imports this module for `--help`, so it imports neither training code nor `datasets`.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..checkpointing import read_record, resume_point
@@ -16,6 +16,7 @@ from ..checkpoints.facebook_dino import (
 )
 from ..configuration_surgenet import BACKBONES
 from ..errors import UserError
+from ..options import option
 
 NUM_GLOBAL_CROPS = 2  # the teacher sees these, the first of each sample; the student sees all
 IN_FOLDERS = ("folder", "shards", "parquet")  # the kinds of dataset that need a data_dir
@@ -47,10 +48,6 @@ _MAX_LOCAL_CROPS = 100
 _MAX_SIZE = 4096
 
 
-def _option(default, help: str, **metadata):
-    return field(default=default, metadata={"help": help, **metadata})
-
-
 def _check_at_least(arguments, minimum: int, *names: str) -> None:
     for name in names:
         value = getattr(arguments, name)
@@ -63,58 +60,56 @@ def _check_at_least(arguments, minimum: int, *names: str) -> None:
 class PretrainingArguments:
     """Weights, hardware, and outputs of a run. The names are those of TrainingArguments."""
 
-    output_dir: str = _option("", "Folder for checkpoints, the model, the log, and figures.")
-    model_name_or_path: str | None = _option(
+    output_dir: str = option("", "Folder for checkpoints, the model, the log, and figures.")
+    model_name_or_path: str | None = option(
         None, "Start weights of student and teacher: a published checkpoint, a Hub repository, or a folder."
     )
-    backbone: str | None = _option(
+    backbone: str | None = option(
         None, "Backbone with random start weights. Excludes --model_name_or_path. Default: caformer_s18.",
         choices=[*BACKBONES, "tiny"],
     )  # fmt: skip
-    resume_from_checkpoint: str | None = _option(
+    resume_from_checkpoint: str | None = option(
         None,
         "Checkpoint to resume from: true for the last one in output_dir, a checkpoint folder, or a full DINO "
         "checkpoint (.pth) of the original code.",
     )
-    extend_epochs: int | None = _option(
+    extend_epochs: int | None = option(
         None, "Number of epochs of new schedules, which start from the weights and moments of the checkpoint."
     )
-    preset: str = _option(
+    preset: str = option(
         "surgenet", "Defaults of the method: surgenet is the authors' recipe, small is for a few thousand frames.",
         choices=list(PRESETS),
     )  # fmt: skip
-    normalization: str = _option(
+    normalization: str = option(
         "auto", "Channel mean and standard deviation of frames. auto: those of the start weights, else SurgeNet's.",
         choices=["auto", "surgenet", "imagenet"],
     )  # fmt: skip
-    drop_path_rate: float = _option(0.1, "Stochastic depth of the student. The teacher has none.")
-    per_device_train_batch_size: int = _option(64, "Frames of each process in one forward pass.")
-    gradient_accumulation_steps: int = _option(1, "Forward passes in one optimizer step.")
-    max_steps: int = _option(-1, "Steps after which the run ends. The schedules still cover all epochs. -1: all.")
-    seed: int = _option(0, "Seed of weights, frame order, crops, and drop path.")
-    bf16: bool = _option(False, "Autocast to bfloat16.")
-    fp16: bool = _option(False, "Autocast to float16 with loss scaling.")
-    gradient_checkpointing: bool = _option(False, "Recomputation of activations, which saves memory and costs time.")
-    torch_compile: bool = _option(False, "Compilation of the backbones.")
-    channels_last: bool = _option(False, "Channels-last memory format of weights and crops.")
-    crop_on: str = _option(
+    drop_path_rate: float = option(0.1, "Stochastic depth of the student. The teacher has none.")
+    per_device_train_batch_size: int = option(64, "Frames of each process in one forward pass.")
+    gradient_accumulation_steps: int = option(1, "Forward passes in one optimizer step.")
+    max_steps: int = option(-1, "Steps after which the run ends. The schedules still cover all epochs. -1: all.")
+    seed: int = option(0, "Seed of weights, frame order, crops, and drop path.")
+    bf16: bool = option(False, "Autocast to bfloat16.")
+    fp16: bool = option(False, "Autocast to float16 with loss scaling.")
+    gradient_checkpointing: bool = option(False, "Recomputation of activations, which saves memory and costs time.")
+    torch_compile: bool = option(False, "Compilation of the backbones.")
+    channels_last: bool = option(False, "Channels-last memory format of weights and crops.")
+    crop_on: str = option(
         "auto", "Where crops are made. auto: in the workers on a CPU, on the device otherwise.",
         choices=["auto", "workers", "device"],
     )  # fmt: skip
-    dataloader_num_workers: int = _option(0, "Processes that read frames, for each training process.")
-    logging_steps: int = _option(10, "Steps between entries of the log.")
-    ignore_collapse: bool = _option(False, "Warning at a collapse, instead of the end of the run.")
-    save_steps: int = _option(1000, "Steps between checkpoints. There is also one at the end of each epoch.")
-    save_total_limit: int = _option(2, "Number of checkpoints that are kept.")
-    export_dino_checkpoint: bool = _option(False, "At the end, a full DINO checkpoint (.pth) of the original format.")
-    knn_dataset: str | None = _option(None, "Labeled dataset for k-NN metrics after each epoch.")
-    knn_data_dir: str | None = _option(None, "Folder of the labeled dataset.")
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"], metadata={"help": "Trackers: tensorboard, wandb, ..., all, or none."}
-    )
-    push_to_hub: bool = _option(False, "Upload of the teacher at the end.")
-    hub_model_id: str | None = _option(None, "Repository of the upload. Default: the name of output_dir.")
-    hub_private_repo: bool = _option(False, "Private repository.")
+    dataloader_num_workers: int = option(0, "Processes that read frames, for each training process.")
+    logging_steps: int = option(10, "Steps between entries of the log.")
+    ignore_collapse: bool = option(False, "Warning at a collapse, instead of the end of the run.")
+    save_steps: int = option(1000, "Steps between checkpoints. There is also one at the end of each epoch.")
+    save_total_limit: int = option(2, "Number of checkpoints that are kept.")
+    export_dino_checkpoint: bool = option(False, "At the end, a full DINO checkpoint (.pth) of the original format.")
+    knn_dataset: str | None = option(None, "Labeled dataset for k-NN metrics after each epoch.")
+    knn_data_dir: str | None = option(None, "Folder of the labeled dataset.")
+    report_to: list[str] = option(["none"], "Trackers: tensorboard, wandb, ..., all, or none.")
+    push_to_hub: bool = option(False, "Upload of the teacher at the end.")
+    hub_model_id: str | None = option(None, "Repository of the upload. Default: the name of output_dir.")
+    hub_private_repo: bool = option(False, "Private repository.")
 
     def __post_init__(self):
         if not self.output_dir:
@@ -149,36 +144,30 @@ class PretrainingArguments:
 class FrameArguments:
     """Frames to train on."""
 
-    dataset: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "One or several datasets: folder (images below data_dir), shards (zip and tar), parquet, "
-            "synthetic, or what datasets.load_dataset takes, a name on the Hub (name:config) or a local path."
-        },
+    dataset: list[str] = option(
+        [],
+        "One or several datasets: folder (images below data_dir), shards (zip and tar), parquet, "
+        "synthetic, or what datasets.load_dataset takes, a name on the Hub (name:config) or a local path.",
     )
-    data_dir: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Folders of the datasets: one for each, or for each folder, shards, and parquet; or one for all."
-        },
+    data_dir: list[str] | None = option(
+        None, "Folders of the datasets: one for each, or for each folder, shards, and parquet; or one for all."
     )
-    dataset_weights: list[float] | None = field(
-        default=None,
-        metadata={"help": "Share of each dataset in an epoch, in any unit. Default: every frame of all of them once."},
+    dataset_weights: list[float] | None = option(
+        None, "Share of each dataset in an epoch, in any unit. Default: every frame of all of them once."
     )
-    dataset_split: str = _option("train", "Split of parquet files and Hub datasets.")
-    image_column: str | None = _option(
+    dataset_split: str = option("train", "Split of parquet files and Hub datasets.")
+    image_column: str | None = option(
         None,
         "Column with the frames, if a dataset has several. For shards: suffix of the images, for example jpg.",
     )
-    streaming: bool = _option(
+    streaming: bool = option(
         False, "Sequential reading through a shuffle buffer. To resume, all frames of the epoch are read again."
     )
-    shuffle_buffer: int = _option(1000, "Frames in the shuffle buffer of each worker.")
-    frames_per_epoch: int | None = _option(
+    shuffle_buffer: int = option(1000, "Frames in the shuffle buffer of each worker.")
+    frames_per_epoch: int | None = option(
         None, "Number of frames in an epoch. Default: all. Required with --streaming."
     )
-    max_unreadable_fraction: float = _option(
+    max_unreadable_fraction: float = option(
         0.01, "Share of frames that may be unreadable. The run ends when there are more."
     )
 
@@ -223,17 +212,15 @@ class CropConfig:
         UserError: a size or number outside its limits, or a scale that is not two shares 0 < min <= max <= 1.
     """
 
-    global_crops_scale: list[float] = field(
-        default_factory=lambda: [0.4, 1.0],
-        metadata={"help": "Smallest and largest share of the frame's area that a global crop covers."},
+    global_crops_scale: list[float] = option(
+        [0.4, 1.0], "Smallest and largest share of the frame's area that a global crop covers."
     )
-    local_crops_scale: list[float] = field(
-        default_factory=lambda: [0.05, 0.4],
-        metadata={"help": "Smallest and largest share of the frame's area that a local crop covers."},
+    local_crops_scale: list[float] = option(
+        [0.05, 0.4], "Smallest and largest share of the frame's area that a local crop covers."
     )
-    local_crops_number: int = _option(8, "Local crops of each frame. 0: global crops only.")
-    global_crops_size: int = _option(224, "Side of the two global crops, in pixels.")
-    local_crops_size: int = _option(96, "Side of the local crops, in pixels.")
+    local_crops_number: int = option(8, "Local crops of each frame. 0: global crops only.")
+    global_crops_size: int = option(224, "Side of the two global crops, in pixels.")
+    local_crops_size: int = option(96, "Side of the local crops, in pixels.")
 
     def __post_init__(self):
         for name in ("global_crops_scale", "local_crops_scale"):
@@ -261,30 +248,30 @@ class CropConfig:
 class DinoConfig:
     """Hyperparameters of the method, by the names of the original. The defaults are SurgeNet's recipe."""
 
-    epochs: int = _option(50, "Length of all schedules, in epochs.", aliases=["--num_train_epochs"])
-    lr: float = _option(
+    epochs: int = option(50, "Length of all schedules, in epochs.", aliases=["--num_train_epochs"])
+    lr: float = option(
         5e-4,
         "Learning rate after the warm-up for 256 frames in a step. It scales linearly with the total batch size.",
         aliases=["--learning_rate"],
     )
-    min_lr: float = _option(1e-6, "Learning rate at the end.")
-    warmup_epochs: int = _option(10, "Warm-up of the learning rate from 0, in epochs.")
-    weight_decay: float = _option(0.04, "Weight decay at the start, of all parameters but biases and vectors.")
-    weight_decay_end: float = _option(0.4, "Weight decay at the end.")
-    clip_grad: float = _option(3.0, "Largest L2 norm of the gradient of each single parameter. 0: no clipping.")
-    freeze_last_layer: int = _option(1, "Epochs in which the last layer of the head is frozen.")
-    momentum_teacher: float = _option(0.996, "Momentum of the teacher's moving average at the start. It rises to 1.")
-    warmup_teacher_temp: float = _option(0.04, "Temperature of the teacher at the start.")
-    teacher_temp: float = _option(0.04, "Temperature of the teacher after its warm-up.")
-    warmup_teacher_temp_epochs: int = _option(0, "Warm-up of the teacher's temperature, in epochs.")
-    student_temp: float = _option(0.1, "Temperature of the student.")
-    center_momentum: float = _option(0.9, "Momentum of the running mean of the teacher's logits.")
-    out_dim: int = _option(65_536, "Prototypes of the head.")
-    hidden_dim: int = _option(2048, "Width of the head's hidden layers.")
-    bottleneck_dim: int = _option(256, "Width of the head's output before the prototypes.")
-    head_layers: int = _option(3, "Layers of the head's MLP.")
-    use_bn_in_head: bool = _option(False, "Batch normalization in the head.")
-    norm_last_layer: bool = _option(True, "Fixed norm of 1 of each prototype, which is more stable.")
+    min_lr: float = option(1e-6, "Learning rate at the end.")
+    warmup_epochs: int = option(10, "Warm-up of the learning rate from 0, in epochs.")
+    weight_decay: float = option(0.04, "Weight decay at the start, of all parameters but biases and vectors.")
+    weight_decay_end: float = option(0.4, "Weight decay at the end.")
+    clip_grad: float = option(3.0, "Largest L2 norm of the gradient of each single parameter. 0: no clipping.")
+    freeze_last_layer: int = option(1, "Epochs in which the last layer of the head is frozen.")
+    momentum_teacher: float = option(0.996, "Momentum of the teacher's moving average at the start. It rises to 1.")
+    warmup_teacher_temp: float = option(0.04, "Temperature of the teacher at the start.")
+    teacher_temp: float = option(0.04, "Temperature of the teacher after its warm-up.")
+    warmup_teacher_temp_epochs: int = option(0, "Warm-up of the teacher's temperature, in epochs.")
+    student_temp: float = option(0.1, "Temperature of the student.")
+    center_momentum: float = option(0.9, "Momentum of the running mean of the teacher's logits.")
+    out_dim: int = option(65_536, "Prototypes of the head.")
+    hidden_dim: int = option(2048, "Width of the head's hidden layers.")
+    bottleneck_dim: int = option(256, "Width of the head's output before the prototypes.")
+    head_layers: int = option(3, "Layers of the head's MLP.")
+    use_bn_in_head: bool = option(False, "Batch normalization in the head.")
+    norm_last_layer: bool = option(True, "Fixed norm of 1 of each prototype, which is more stable.")
 
     def __post_init__(self):
         for name, value in vars(self).items():
