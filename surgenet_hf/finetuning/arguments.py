@@ -161,34 +161,13 @@ class PhaseTrainingArguments(SurgeNetTrainingArguments):
 
 
 # options of TrainingArguments that the weights and the selected checkpoint depend on
-RECORDED = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "optim",
-    "optim_args",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "world_size",
-    "dataloader_drop_last",
-    "ignore_data_skip",
-    "seed",
-    "data_seed",
-    "bf16",
-    "fp16",
-    "eval_strategy",
-    "eval_steps",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "greater_is_better",
+RECORDED = tuple(
+    """
+    learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim optim_args adam_beta1
+    adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size
+    gradient_accumulation_steps world_size dataloader_drop_last ignore_data_skip seed data_seed bf16 fp16
+    eval_strategy eval_steps load_best_model_at_end metric_for_best_model greater_is_better
+    """.split()
 )
 # own options that are not compared: the weights come from the checkpoint, the data is compared by its contents, and
 # the evaluated split has no influence on training

@@ -31,15 +31,10 @@ SMALL = {
 }
 PRESETS = {"surgenet": {}, "small": SMALL}
 # options of `PretrainingArguments` that the losses of a run depend on
-RECORDED = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "drop_path_rate",
-    "normalization",
-    "seed",
-    "bf16",
-    "fp16",
-    "crop_on",
+RECORDED = tuple(
+    """
+    per_device_train_batch_size gradient_accumulation_steps drop_path_rate normalization seed bf16 fp16 crop_on
+    """.split()
 )
 
 _MAX_EPOCHS = 100_000  # schedules hold values of every step; 100 times as long as published trainings
