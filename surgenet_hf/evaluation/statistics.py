@@ -8,7 +8,7 @@ Sources:
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -45,13 +45,9 @@ class Interval:
     videos: int
     method: str
 
-    @property
-    def warning(self) -> str:
-        """What to print next to the interval: "rough" below 10 videos, "few videos" below 20, otherwise nothing."""
-        return interval_warning(self.videos)
-
 
 def interval_warning(videos: int) -> str:
+    """Return what to print beside an interval: "rough" below 10 videos, "few videos" below 20, otherwise nothing."""
     return "rough" if videos < ROUGH_BELOW else "few videos" if videos < CAUTION_BELOW else ""
 
 
@@ -167,9 +163,6 @@ class PairedTest:
     videos: int
     p: float
     smallest_p: float
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 def sign_flip_test(first: Sequence[float], second: Sequence[float], seed: int = 0) -> PairedTest | None:
