@@ -17,15 +17,10 @@ def precision_recall_figure(
         targets: (N, C), 0 to 1, e.g. the raters' mean; positive at `threshold` and above, NaN is left out.
         scores: (N, C), higher is more likely.
         labels: names of the C criteria.
-
-    Raises:
-        ValueError: targets, scores and labels differ in size.
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     targets, scores = np.asarray(targets, float), np.asarray(scores, float)
-    if targets.shape != scores.shape or targets.shape[1:] != (len(labels),):
-        raise ValueError(f"targets {targets.shape}, scores {scores.shape} and {len(labels)} labels do not fit.")
     columns = min(3, len(labels))
     rows = -(-len(labels) // columns)
     figure = new_figure(WIDTH * columns / 3, 0.3 + 2.9 * rows, title)

@@ -42,13 +42,8 @@ def scatter_figure(coordinates: np.ndarray, groups: Sequence[str], title: str = 
         coordinates: (N, 2), e.g. of `tsne`; their scale means nothing, so there are no ticks.
         groups: N names: of data sets, procedures, videos or phases.
         group_name: what the groups are, for the legend.
-
-    Raises:
-        ValueError: another number of groups than points.
     """
     coordinates, groups = np.asarray(coordinates), np.asarray(groups)
-    if coordinates.shape != (len(groups), 2) or not len(groups):
-        raise ValueError(f"One group for each point (N, 2): found {len(groups)} groups for {coordinates.shape}.")
     names = list(dict.fromkeys(groups.tolist()))
     columns = -(-len(names) // 24)
     figure = new_figure(WIDTH + 1.4 * (columns - 1), 5, title)
@@ -97,16 +92,7 @@ def pca_to_rgb(features: Sequence[np.ndarray]) -> list[np.ndarray]:
 
     The components are of all frames together, so that a colour means the same everywhere; each is scaled from its
     2nd to its 98th percentile.
-
-    Raises:
-        ValueError: no features, fewer than 3 channels, or channels that differ between frames.
     """
-    channels = {np.shape(feature)[0] if np.ndim(feature) == 3 else None for feature in features}
-    if len(channels) != 1 or None in channels or min(channels) < 3:
-        raise ValueError(
-            "Features (C, h, w) of at least one frame, with the same C, at least 3, are needed; "
-            f"found {[np.shape(feature) for feature in features]}."
-        )
     pixels = np.concatenate([np.reshape(feature, (len(feature), -1)).T for feature in features]).astype(np.float64)
     centred = pixels - pixels.mean(0)
     _, directions = np.linalg.eigh(centred.T @ centred)
@@ -130,12 +116,7 @@ def feature_figure(
         frames: RGB images, PIL or (H, W, 3).
         features: (C, h, w) of each frame.
         row_titles: a line for each frame, e.g. its data set and video.
-
-    Raises:
-        ValueError: another number of features than frames, or features that `pca_to_rgb` refuses.
     """
-    if len(frames) != len(features):
-        raise ValueError(f"{len(frames)} frames, but features of {len(features)}.")
     maps = pca_to_rgb(features)
     frames = [np.asarray(frame) for frame in frames]
     width = WIDTH / 3

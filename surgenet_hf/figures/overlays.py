@@ -35,27 +35,9 @@ def segmentation_figure(
         labels, colors: name and RGB colour (0 to 255) of each class id.
         row_titles: a line for each frame, e.g. its video and number.
         title: a line above all.
-
-    Raises:
-        ValueError: numbers or sizes of frames and class maps differ, or an id has no label.
     """
-    if not len(frames) == len(truths) == len(predictions) > 0:
-        raise ValueError(
-            f"As many frames as truths and predictions are needed, and at least one: "
-            f"found {len(frames)}, {len(truths)} and {len(predictions)}."
-        )
     frames = [np.asarray(frame) for frame in frames]
-    for row, (frame, truth, prediction) in enumerate(zip(frames, truths, predictions, strict=True)):
-        if not frame.shape[:2] == truth.shape == prediction.shape:
-            raise ValueError(
-                f"Row {row}: frame, truth and prediction differ in size: "
-                f"{frame.shape[:2]}, {truth.shape}, {prediction.shape}."
-            )
-
     present = sorted({int(i) for maps in (truths, predictions) for one in maps for i in np.unique(one)})
-    if unknown := [i for i in present if not 0 <= i < len(labels) and i != ignore_index]:
-        raise ValueError(f"The class maps hold the ids {unknown}, there are labels for 0 to {len(labels) - 1}.")
-
     width, strip = 3.6, 0.3  # inches: width of a picture, height of a line of text
     heights = [width * frame.shape[0] / frame.shape[1] for frame in frames]
     columns = 4

@@ -28,22 +28,7 @@ def phase_figure(
         truths, predictions: {video: phase ids (T,)}; an id below 0 in the truth marks a frame without a phase.
         labels: names of the phases, in the order of their ids.
         seconds_per_frame: time from frame to frame.
-
-    Raises:
-        ValueError: videos or lengths differ, or an id has no label.
     """
-    if not truths or truths.keys() != predictions.keys():
-        raise ValueError(
-            f"Truths and predictions of the same videos are needed: {', '.join(truths) or 'none'} against "
-            f"{', '.join(predictions) or 'none'}."
-        )
-    for video in truths:
-        truth, prediction = np.asarray(truths[video]), np.asarray(predictions[video])
-        if truth.shape != prediction.shape or truth.ndim != 1 or not len(truth):
-            raise ValueError(f"{video}: phases of shape {truth.shape} in truth, {prediction.shape} in prediction.")
-        if max(truth.max(), prediction.max()) >= len(labels):
-            raise ValueError(f"{video}: phase {max(truth.max(), prediction.max())}, with {len(labels)} labels.")
-
     minutes = seconds_per_frame / 60
     longest = max(map(len, truths.values())) * minutes
     columns = 2 if max(map(len, labels)) > 22 else 3
