@@ -160,6 +160,12 @@ class PhaseTrainingArguments(SurgeNetTrainingArguments):
     )
 
 
+# the dataclasses of options of each task, in the order that `run` takes them
+OPTIONS = {
+    "semantic-segmentation": (ModelArguments, DataArguments, SegmentationArguments, SurgeNetTrainingArguments),
+    "image-classification": (ModelArguments, DataArguments, SurgeNetTrainingArguments),
+    "phase-recognition": (ModelArguments, DataArguments, PhaseArguments, PhaseTrainingArguments),
+}
 # options of TrainingArguments that the weights and the selected checkpoint depend on
 RECORDED = tuple(
     """
