@@ -61,9 +61,6 @@ def knn_accuracy(
     Raises:
         UserError: a split is missing, all of its frames have the same labels, or an embedding is not finite.
     """
-    for name, value in (("k", k), ("temperature", temperature), ("max_frames", max_frames)):
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
     queried = next((split for split in ("validation", "test") if split in data.splits), None)
     if queried is None or "train" not in data.splits:
         raise UserError(

@@ -3,6 +3,7 @@
 The command line imports this module for `--help`, so it imports neither training code nor `datasets`.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -43,12 +44,17 @@ _MAX_LOCAL_CROPS = 100
 _MAX_SIZE = 4096
 
 
-def _check_at_least(arguments, minimum: int, *names: str) -> None:
+def _check(arguments, requirement: str, is_valid: Callable, *names: str, prefix: str = "") -> None:
+    """Refuse values that do not meet a requirement; None is not given."""
     for name in names:
         value = getattr(arguments, name)
-        if value is not None and value < minimum:
-            limit = "not be negative" if minimum == 0 else f"be at least {minimum}"
-            raise UserError(f"--{name} must {limit}, got {value}")
+        if value is not None and not is_valid(value):
+            shown = f"{value:,}" if isinstance(value, int) else value
+            raise UserError(f"{prefix}{name} must {requirement}, got {shown}")
+
+
+def _at_least(minimum: float) -> tuple[str, Callable]:
+    return "not be negative" if minimum == 0 else f"be at least {minimum}", lambda value: value >= minimum
 
 
 @dataclass
@@ -115,15 +121,15 @@ class PretrainingArguments:
             raise UserError("--model_name_or_path and --backbone exclude each other: start weights have their own")
         if self.extend_epochs is not None and (self.extend_epochs < 1 or not self.resume_from_checkpoint):
             raise UserError("--extend_epochs needs at least 1 epoch, and --resume_from_checkpoint")
-        if not 0 <= self.drop_path_rate < 1:
-            raise UserError(f"--drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
         if self.max_steps == 0:
             raise UserError("--max_steps must be at least 1, or -1 for all")
         if Path(self.output_dir).is_file():
             raise UserError(f"--output_dir {self.output_dir} is a file, a folder was expected")
-        _check_at_least(self, 0, "seed", "dataloader_num_workers")
-        _check_at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps",
-                        "save_steps", "save_total_limit")  # fmt: skip
+        batches = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        intervals = ("logging_steps", "save_steps", "save_total_limit")
+        _check(self, "be in [0, 1)", lambda value: 0 <= value < 1, "drop_path_rate", prefix="--")
+        _check(self, *_at_least(0), "seed", "dataloader_num_workers", prefix="--")
+        _check(self, *_at_least(1), *batches, *intervals, prefix="--")
 
     @property
     def step_batch_size(self) -> int:
@@ -174,9 +180,8 @@ class FrameArguments:
                 raise UserError(f"{len(self.dataset_weights)} --dataset_weights for {len(self.dataset)} datasets")
             if not all(0 < weight < float("inf") for weight in self.dataset_weights):
                 raise UserError(f"--dataset_weights must be positive, got {self.dataset_weights}")
-        if not 0 <= self.max_unreadable_fraction <= 1:
-            raise UserError(f"--max_unreadable_fraction must be in [0, 1], got {self.max_unreadable_fraction}")
-        _check_at_least(self, 1, "frames_per_epoch", "shuffle_buffer")
+        _check(self, "be in [0, 1]", lambda value: 0 <= value <= 1, "max_unreadable_fraction", prefix="--")
+        _check(self, *_at_least(1), "frames_per_epoch", "shuffle_buffer", prefix="--")
         if self.streaming and self.frames_per_epoch is None:
             raise UserError("--streaming needs --frames_per_epoch: the number of frames of a stream is unknown")
         if self.streaming and len(self.dataset) > 1 and self.dataset_weights is None:
@@ -218,20 +223,16 @@ class CropConfig:
     local_crops_size: int = option(96, "Side of the local crops, in pixels.")
 
     def __post_init__(self):
-        for name in ("global_crops_scale", "local_crops_scale"):
-            scale = getattr(self, name)
+        def is_scale(scale) -> bool:
             numbers = len(scale) == 2 and all(isinstance(share, int | float) for share in scale)
-            if not numbers or not 0 < scale[0] <= scale[1] <= 1:
-                raise UserError(f"{name} must be two shares of the area, 0 < min <= max <= 1, got {list(scale)}")
-        for name in ("global_crops_size", "local_crops_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1 pixel, got {getattr(self, name)}")
-            if getattr(self, name) > _MAX_SIZE:
-                raise UserError(f"{name} must be at most {_MAX_SIZE:,} pixels, got {getattr(self, name):,}")
-        if self.local_crops_number < 0:
-            raise UserError(f"local_crops_number must not be negative, got {self.local_crops_number}")
-        if self.local_crops_number > _MAX_LOCAL_CROPS:
-            raise UserError(f"local_crops_number must be at most {_MAX_LOCAL_CROPS}, got {self.local_crops_number:,}")
+            return numbers and 0 < scale[0] <= scale[1] <= 1
+
+        scales, sizes = ("global_crops_scale", "local_crops_scale"), ("global_crops_size", "local_crops_size")
+        _check(self, "be two shares of the area, 0 < min <= max <= 1", is_scale, *scales)
+        _check(self, "be at least 1 pixel", lambda size: size >= 1, *sizes)
+        _check(self, f"be at most {_MAX_SIZE:,} pixels", lambda size: size <= _MAX_SIZE, *sizes)
+        _check(self, *_at_least(0), "local_crops_number")
+        _check(self, f"be at most {_MAX_LOCAL_CROPS}", lambda number: number <= _MAX_LOCAL_CROPS, "local_crops_number")
 
     @property
     def sizes(self) -> list[int]:
@@ -269,20 +270,15 @@ class DinoConfig:
     norm_last_layer: bool = option(True, "Fixed norm of 1 of each prototype, which is more stable.")
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if not abs(value) <= 1e9:  # also refuses NaN, and integers that no float can hold
-                raise UserError(f"{name} must be finite and at most 1e9, got {value}")
-        for name in ("warmup_teacher_temp", "teacher_temp", "student_temp", "epochs", "out_dim"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "freeze_last_layer"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("momentum_teacher", "center_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.epochs > _MAX_EPOCHS:
-            raise UserError(f"epochs must be at most {_MAX_EPOCHS:,}, got {self.epochs:,}")
+        # also refuses NaN, and integers that no float can hold
+        _check(self, "be finite and at most 1e9", lambda value: abs(value) <= 1e9, *vars(self))
+        temperatures = ("warmup_teacher_temp", "teacher_temp", "student_temp")
+        sizes = ("out_dim", "hidden_dim", "bottleneck_dim", "head_layers")
+        rates = ("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad")
+        _check(self, "be positive", lambda value: value > 0, "epochs", *temperatures, *sizes)
+        _check(self, *_at_least(0), *rates, "freeze_last_layer")
+        _check(self, "be in [0, 1]", lambda value: 0 <= value <= 1, "momentum_teacher", "center_momentum")
+        _check(self, f"be at most {_MAX_EPOCHS:,}", lambda epochs: epochs <= _MAX_EPOCHS, "epochs")
         for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
             if not 0 <= getattr(self, name) <= self.epochs:
                 raise UserError(f"{name} must be in [0, epochs], got {getattr(self, name)} of {self.epochs} epochs")

@@ -50,8 +50,6 @@ class DinoHead(nn.Module):
         norm_last_layer: bool = True,
     ):
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"the head needs at least one layer, got num_layers={num_layers}")
         layers = []
         for _ in range(num_layers - 1):
             layers.append(nn.Linear(in_dim, hidden_dim))

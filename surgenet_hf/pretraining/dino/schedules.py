@@ -67,11 +67,5 @@ class Schedules(NamedTuple):
     freeze_last_layer: np.ndarray
 
     def at(self, step: int) -> StepValues:
-        """The values at `step`, counted from 0 over all epochs.
-
-        Raises:
-            IndexError: a step that the schedules do not have.
-        """
-        if not 0 <= step < len(self.lr):
-            raise IndexError(f"step {step} is outside the schedules of {len(self.lr)} steps")
+        """Return the values at `step`, counted from 0 over all epochs."""
         return StepValues(*(values[step].item() for values in self))

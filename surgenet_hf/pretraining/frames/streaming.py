@@ -77,8 +77,6 @@ class FrameStream(IterableDataset):
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Choose the epoch, and its step, at which the next iteration begins."""
-        if not 0 <= start_step <= self.num_steps:
-            raise ValueError(f"an epoch has steps 0 to {self.num_steps - 1}, cannot start at {start_step}")
         if start_step:
             logger.warning(
                 f"A stream has no random access: the frames of {start_step} steps are read again, not decoded."
