@@ -66,7 +66,7 @@ def run(
     """
     set_seed(training_args.seed)
     data = load_training_data(data_args, training_args, ("image-classification", "phase-recognition"), data)
-    if data.problem_type != "single_label_classification":
+    if not data.is_single_label:
         raise UserError(f"{data.name} has several labels per frame, not phases: use surgenet finetune-classification")
     output_dir = training_args.output_dir
     stage1_dir = str(Path(output_dir, "stage1"))
