@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(QuickstartArguments, prog="surgenet quickstart", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
 
-    import torch
-    from transformers import TrainingArguments, set_seed
+    from transformers import set_seed
 
     from ..checkpointing import lock_run
     from ..data import load_data
@@ -87,21 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     source = choose_source(args)
     set_seed(args.seed)
     model, processor = build_model(source, data, args.image_size)
-    training_args = TrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=args.max_steps,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        learning_rate=args.learning_rate or (1e-3 if isinstance(source, SurgeNetConfig) else 1e-4),
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,
-        weight_decay=0.05,
-        logging_steps=max(1, args.max_steps // 10),
-        save_strategy="no",
-        bf16=args.bf16,
-        use_cpu=not torch.accelerator.is_available(),  # otherwise Trainer refuses bf16 there
-        seed=args.seed,
-        dataloader_pin_memory=False,
-    )
+    training_args = training_arguments(args, 1e-3 if isinstance(source, SurgeNetConfig) else 1e-4)
     with lock_run(output_dir):
         parser.save_resolved(output_dir)
         baseline = majority_class_baseline(data)
@@ -137,6 +122,28 @@ Next
   python -c "import surgenet_hf; from transformers import pipeline; \
 print(pipeline('image-segmentation', '{model_dir}')('YOUR_FRAME.jpg'))"
   surgenet quickstart --dataset folder --data_dir YOUR_FOLDER --model_name_or_path {model_dir}""")
+
+
+def training_arguments(args: QuickstartArguments, learning_rate: float):
+    """Return the arguments of Trainer; `learning_rate` is the default."""
+    import torch
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=args.output_dir,
+        max_steps=args.max_steps,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        learning_rate=args.learning_rate or learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        weight_decay=0.05,
+        logging_steps=max(1, args.max_steps // 10),
+        save_strategy="no",
+        bf16=args.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # otherwise Trainer refuses bf16 there
+        seed=args.seed,
+        dataloader_pin_memory=False,
+    )
 
 
 def choose_source(args: QuickstartArguments) -> str | SurgeNetConfig:

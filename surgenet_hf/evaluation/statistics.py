@@ -210,6 +210,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def cannot_be_significant(smallest_p: float, comparisons: int, level: float = 1 - LEVEL) -> bool:
+def cannot_be_significant(smallest_p: float, comparisons: int) -> bool:
     """Whether no data could make a test significant after Holm's correction, as there are too few videos."""
-    return smallest_p * comparisons > level
+    return smallest_p * comparisons > 1 - LEVEL

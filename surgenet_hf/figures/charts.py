@@ -115,17 +115,15 @@ def bar_figure(
     labels: Sequence[str],
     intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     quantity: str = "Dice",
-    limits: tuple[float, float] = (0, 1),
     title: str = "",
 ) -> Figure:
     """Draw one group of bars per class, and in it one bar per model, with error bars where there are intervals.
 
     Args:
-        values: {name of a model or run: a value for each label}; NaN is written as "none".
+        values: {name of a model or run: a share for each label}; NaN is written as "none".
         labels: names of the classes.
         intervals: {name: (low, high) for each label}, for all or some of the names; NaN if there is no interval.
         quantity: what is measured, for the axis.
-        limits: of the axis.
     """
     intervals = intervals or {}
     thickness = 0.8 / len(values)
@@ -133,7 +131,6 @@ def bar_figure(
     height = 0.8 + 0.22 * rows + len(labels) * max(0.3, 0.2 * len(values) + 0.1)
     figure = new_figure(WIDTH, height, title)
     axes = figure.add_subplot()
-    span = limits[1] - limits[0]
     for i, (name, series) in enumerate(values.items()):
         series = np.asarray(series, float)
         y = np.arange(len(labels)) + (i - (len(values) - 1) / 2) * thickness
@@ -154,10 +151,10 @@ def bar_figure(
                 axes.plot([low, high], [place, place], color="white", linewidth=3, solid_capstyle="butt")
                 axes.plot([low, high], [place, place], color="black", linewidth=1.3, solid_capstyle="butt")
             text = "none" if np.isnan(value) else f"{value:.2f}"
-            axes.text(end + 0.008 * span, place, text, fontsize=SMALL, va="center")
+            axes.text(end + 0.008, place, text, fontsize=SMALL, va="center")
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlim(limits[0], limits[1] + 0.06 * span)
+    axes.set_xlim(0, 1.06)
     has_intervals = not np.isnan(list(intervals.values())).all()
     axes.set_xlabel(quantity + ", with 95 % interval" * has_intervals, fontsize=NORMAL)
     plain(axes)

@@ -11,10 +11,10 @@ from .style import LARGE, NORMAL, SMALL, WIDTH, color, marker, new_figure, outli
 NAMED_GROUPS = 12  # up to so many groups may have their name on the picture too
 
 
-def tsne(embeddings: np.ndarray, perplexity: float = 30, seed: int = 0) -> np.ndarray:
+def tsne(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
     """Coordinates (N, 2) of embeddings (N, C): principal components (at most 50), then t-SNE of scikit-learn.
 
-    The perplexity is lowered to a third of the other points where there are few.
+    The perplexity is 30, or a third of the other points where there are few.
 
     Raises:
         UserError: fewer than 4 embeddings, or some that are not finite.
@@ -29,7 +29,7 @@ def tsne(embeddings: np.ndarray, perplexity: float = 30, seed: int = 0) -> np.nd
         )
     components = min(50, *embeddings.shape)
     reduced = PCA(components, random_state=seed).fit_transform(embeddings)
-    perplexity = min(perplexity, (len(embeddings) - 1) / 3)
+    perplexity = min(30, (len(embeddings) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
 
 

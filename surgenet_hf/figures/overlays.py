@@ -1,6 +1,6 @@
 """Segmentation overlays: frame, reference and prediction side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -117,15 +117,21 @@ def _borders(class_map: np.ndarray) -> np.ndarray:
 
 def write_ids(axes, class_map: np.ndarray, ignore_index: int) -> None:
     """Write each class's id where the class is thickest."""
+    style = {"fontsize": 9, "color": "white", "weight": "bold", "ha": "center", "va": "center"}
+    for i, x, y in id_places(class_map):
+        if i != ignore_index:
+            axes.text(x, y, str(i), clip_on=True, **style).set_path_effects(outline(2, "black"))
+
+
+def id_places(class_map: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Yield each id of a class map that is more than a speck, with the (x, y) where its region is thickest."""
     stride = max(1, max(class_map.shape) // 128)  # a coarse map is enough to find the place
     coarse = class_map[::stride, ::stride]
-    for i in np.unique(coarse):
+    for i in np.unique(coarse).tolist():
         region = coarse == i
-        if i != ignore_index and region.mean() > SPECK:
+        if region.mean() > SPECK:
             y, x = thickest(region)
-            style = {"fontsize": 9, "color": "white", "weight": "bold", "ha": "center", "va": "center"}
-            text = axes.text(x * stride, y * stride, str(i), clip_on=True, **style)
-            text.set_path_effects(outline(2, "black"))
+            yield i, x * stride, y * stride
 
 
 def thickest(region: np.ndarray) -> tuple[int, int]:

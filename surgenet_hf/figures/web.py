@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
 from ..metrics.sequences import segments
-from .overlays import NOT_PAINTED, SPECK, paint, thickest
+from .overlays import NOT_PAINTED, id_places, paint
 from .style import color
 
 HEAT = "cividis"  # the same for every kind of colour vision
@@ -38,15 +38,9 @@ def overlay_picture(
     picture = Image.fromarray(paint(frame, class_map, labels, colors))
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(max(12, min(picture.size) // 14))
-    stride = max(1, max(class_map.shape) // 128)  # a coarse map is enough to find the place
-    coarse = class_map[::stride, ::stride]
-    for i in np.unique(coarse):
-        region = coarse == i
-        if region.mean() > SPECK and labels[i].lower() != NOT_PAINTED:
-            y, x = thickest(region)
-            draw.text(
-                (x * stride, y * stride), str(i), "white", font, anchor="mm", stroke_width=2, stroke_fill="black"
-            )
+    for i, x, y in id_places(class_map):
+        if labels[i].lower() != NOT_PAINTED:
+            draw.text((x, y), str(i), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
     return np.asarray(picture)
 
 

@@ -128,13 +128,15 @@ def open_stream(
     crop_config: CropConfig,
     seed: int,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    on_device: bool = False,
+    **options,
 ) -> FrameStream:
     """Open the stream of the datasets: parquet files, tar shards, or what `datasets.load_dataset` can stream.
 
     Several datasets are mixed by their weights. One that ends early begins again, until all have ended.
+
+    Args:
+        args: the frames.
+        crop_config, seed, batch_size, options: as `FrameStream` takes them.
 
     Raises:
         UserError: as `sources.open_source`; or a dataset that is better read without streaming.
@@ -156,10 +158,8 @@ def open_stream(
         seed,
         args.frames_per_epoch,
         batch_size,
-        rank,
-        world_size,
-        args.shuffle_buffer,
-        on_device,
+        shuffle_buffer=args.shuffle_buffer,
+        **options,
     )
 
 

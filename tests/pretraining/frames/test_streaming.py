@@ -49,7 +49,7 @@ def test_a_pass_of_two_processes_of_two_workers_has_every_frame_once(parquet, tm
     args = arguments(str(tmp_path / "tars") if kind == "shards" else parquet, "parquet" if kind == "by name" else kind)
     if kind == "by name":
         args = FrameArguments([parquet], streaming=True, frames_per_epoch=24, shuffle_buffer=8)
-    streams = [open_stream(args, CONFIG, 0, 3, rank, 2, on_device=True) for rank in range(2)]
+    streams = [open_stream(args, CONFIG, 0, 3, rank=rank, world_size=2, on_device=True) for rank in range(2)]
     loaders = [StreamLoader(stream, num_workers=2) for stream in streams]
     passes = []
     for epoch in range(2):
