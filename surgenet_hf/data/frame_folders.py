@@ -84,7 +84,8 @@ def extract_frames(
 def extract_videos(videos: Mapping[str, Path], out_dir: Path, max_side: int | None = None) -> None:
     """Extract the frames of several videos, one per second, into `out_dir/<name>/`.
 
-    As many are extracted at a time as there are processor cores. All are tried before the first error, whose message names the others, is raised.
+    As many are extracted at a time as there are processor cores. All are tried before the first error is raised,
+    whose message names the others.
     """
     if not videos:
         return

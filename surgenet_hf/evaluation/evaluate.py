@@ -8,7 +8,7 @@ A results file holds
     seed         of the training, or null
     data         name; split, and split_protocol: which videos it has; image_size: [height, width] that the model gets;
                  frames, videos, labels; background: the class that is, or null; videos_are_public: whether the names
-                 of the videos are those of a public data set; notes of the integrity check; leakage: what is known, or
+                 of the videos are those of a public dataset; notes of the integrity check; leakage: what is known, or
                  "unknown", of videos that trained or selected the model or its backbone, null if none did; selected:
                  the videos that selected the checkpoint, on which the result is optimistic. In published files neutral
                  names replace those of the user's own videos, and video_hashes identifies them (`surgenet_hf.privacy`)

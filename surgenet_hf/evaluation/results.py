@@ -208,17 +208,7 @@ def _excerpt(value) -> str:
 
 
 def group_by_data(results: dict[Path, dict]) -> dict[tuple[str, str, str], dict[Path, dict]]:
-    """The files of each (task, name of data set, split).
-
-    Raises:
-        UserError: files of different schemas, whose metrics have other definitions.
-    """
-    schemas = {found["schema"]: path for path, found in results.items()}
-    if len(schemas) > 1:
-        raise UserError(
-            f"{schemas[OLD_SCHEMA]} has the schema {OLD_SCHEMA!r}, {schemas[SCHEMA]} has {SCHEMA!r}, whose metrics "
-            "are defined differently: evaluate the older model again"
-        )
+    """Return the files of each (task, name of dataset, split)."""
     groups: dict[tuple[str, str, str], dict[Path, dict]] = {}
     for path, found in results.items():
         groups.setdefault((found["task"], found["data"]["name"], found["data"]["split"]), {})[path] = found

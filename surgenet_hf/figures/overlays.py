@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .style import outline
+from .style import outline, picture_rows
 
 FILL = 0.4  # opacity of a class over the frame
-IGNORED = (200, 200, 200)  # colour of reference pixels without a class
+IGNORED = (200, 200, 200)  # color of reference pixels without a class
 SPECK = 0.002  # share of the picture below which a class is painted, but its id not written
 NOT_PAINTED = "background"  # a class of this name lets the frame show through
 
@@ -26,46 +26,34 @@ def segmentation_figure(
 ) -> Figure:
     """One row per frame: frame, reference, prediction, and below all a legend of the classes that occur.
 
-    Every class but a speck carries its id on the picture and in the legend: it is told apart without its colour, too.
-    A class named "background" is not painted, pixels without a class are grey.
+    Every class but a speck carries its id on the picture and in the legend: it is told apart without its color, too.
+    A class named "background" is not painted, pixels without a class are gray.
 
     Args:
         frames: RGB images, PIL or uint8 (H, W, 3).
         truths, predictions: for each frame a class map (H, W) of integer ids; `ignore_index` marks no class.
-        labels, colors: name and RGB colour (0 to 255) of each class id.
+        labels, colors: name and RGB color (0 to 255) of each class id.
         row_titles: a line for each frame, e.g. its video and number.
         title: a line above all.
     """
     frames = [np.asarray(frame) for frame in frames]
     present = sorted({int(i) for maps in (truths, predictions) for one in maps for i in np.unique(one)})
-    width, strip = 3.6, 0.3  # inches: width of a picture, height of a line of text
-    heights = [width * frame.shape[0] / frame.shape[1] for frame in frames]
     columns = 4
-    legend = strip * (1 + -(-len(present) // columns))
-    header = strip * (2 if title else 1)
-    total = header + sum(height + strip * bool(row_titles) for height in heights) + legend
-    figure = Figure(figsize=(3 * width, total), facecolor="white")
-    if title:
-        figure.text(0.5, 1 - 0.5 * strip / total, title, ha="center", va="center", fontsize=12, weight="bold")
-
-    top = total - header
-    for column, name in enumerate(("frame", "reference", "prediction")):
-        figure.text((column + 0.5) / 3, (top + strip / 2) / total, name, ha="center", va="center", fontsize=11)
-    for row, (frame, height) in enumerate(zip(frames, heights, strict=True)):
-        if row_titles:
-            figure.text(
-                0.006, (top - strip / 2) / total, row_titles[row], ha="left", va="center", fontsize=9, color="0.25"
-            )
-            top -= strip
-        top -= height
-        for column, class_map in enumerate((None, truths[row], predictions[row])):
-            axes = figure.add_axes(((column + 0.005) / 3, top / total, 0.99 / 3, 0.98 * height / total))
-            axes.set_axis_off()
+    figure, rows = picture_rows(
+        frames,
+        ("frame", "reference", "prediction"),
+        row_titles,
+        title,
+        width=3.6,
+        sizes=(12, 11, 9),
+        legend_lines=1 - (-len(present) // columns),
+    )
+    for row, frame, *class_maps in zip(rows, frames, truths, predictions, strict=True):
+        for axes, class_map in zip(row, (None, *class_maps), strict=True):
             picture = frame if class_map is None else paint(frame, class_map, labels, colors, ignore_index)
             axes.imshow(picture, aspect="auto", interpolation="none" if frame.shape[1] > 400 else "nearest")
             if class_map is not None:
                 write_ids(axes, class_map, ignore_index)
-
     patches = [legend_patch(i, labels, colors, ignore_index) for i in present]
     figure.legend(
         handles=patches,

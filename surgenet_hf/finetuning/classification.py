@@ -9,10 +9,10 @@ from ..checkpointing import lock_run
 from ..data import SurgicalData
 from ..metrics import MultiLabelMetric, PhaseMetric
 from .arguments import DataArguments, ModelArguments, SurgeNetTrainingArguments
-from .frames import Frames
+from .frames import train_on_frames
 from .run import evaluate_and_save, load_training_data, prepare, run_record
 from .segmentation import build_model as build_any_model
-from .trainer import SetEpoch, SurgeNetTrainer, balanced_weights
+from .trainer import SurgeNetTrainer, balanced_weights
 
 
 def run(
@@ -65,22 +65,18 @@ def finetune(
         options: of `SurgeNetTrainer`.
     """
     is_phases = data.is_single_label and data.frames_per_second is not None
-    frames = Frames(data.splits["train"], processor, augmentation, training_args.seed, flip=not is_phases)
-    trainer = SurgeNetTrainer(
-        model=model,
-        args=training_args,
-        data=data,
-        train_dataset=frames,
-        eval_dataset=Frames(data.splits["validation"], processor) if "validation" in data.splits else None,
-        processing_class=processor,
+    return train_on_frames(
+        model,
+        processor,
+        data,
+        training_args,
+        augmentation,
+        flip=not is_phases,
         compute_metrics=single_label_metrics if data.is_single_label else multi_label_metrics,
-        callbacks=[SetEpoch(frames)],
         task_metric="macro_f1" if data.is_single_label else "mean_average_precision",
         loss=loss,
         **options,
     )
-    trainer.train()
-    return trainer
 
 
 def multi_label_metrics(predictions: EvalPrediction) -> dict[str, float]:

@@ -107,8 +107,8 @@ def standard_deviation(values: np.ndarray, axis: int | None = None):
     """Sample standard deviation (divisor n - 1) of what is not NaN; NaN where less than two values are left."""
     there = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
-        centre = np.where(there, values, 0).sum(axis, keepdims=True) / there.sum(axis, keepdims=True)
-        squares = np.where(there, (values - centre) ** 2, 0).sum(axis)
+        center = np.where(there, values, 0).sum(axis, keepdims=True) / there.sum(axis, keepdims=True)
+        squares = np.where(there, (values - center) ** 2, 0).sum(axis)
         counts = there.sum(axis)
         deviations = np.where(counts > 1, np.sqrt(squares / (counts - 1)), np.nan)
     return float(deviations) if axis is None else deviations

@@ -243,7 +243,7 @@ def _count_parameters(path: Path) -> int:
 
 
 def _own_data(pretraining: dict) -> list[str]:
-    """Names of the data sets of one's own pretraining, and of those before it."""
+    """Names of the datasets of one's own pretraining, and of those before it."""
     base = pretraining.get("base")
     return [*(_own_data(base) if base else []), *pretraining.get("data", [])]
 

@@ -34,7 +34,7 @@ class DinoHead(nn.Module):
         hidden_dim: width of the hidden layers of the MLP.
         bottleneck_dim: width of its output.
         num_layers: of the MLP, at least 1.
-        batch_norm: normalise before each activation, over the batches of all processes; with several processes
+        batch_norm: normalize before each activation, over the batches of all processes; with several processes
             torch has this on GPUs only.
         norm_last_layer: fix the norm of each prototype to 1, which makes training more stable.
     """
