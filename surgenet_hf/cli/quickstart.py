@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
-from ..errors import UserError
+from ..errors import UnavailableError, UserError
 from ..options import option
 from .arguments import ArgumentParser, command
 
@@ -148,8 +148,6 @@ def training_arguments(args: QuickstartArguments, learning_rate: float):
 
 def choose_source(args: QuickstartArguments) -> str | SurgeNetConfig:
     """Resolve what to start from: what the user named, otherwise SurgeNetXL, otherwise a small random model."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     from ..checkpoints.catalog import find_entry
     from ..models import TINY, fetch_checkpoint, resolve_model
 
@@ -160,7 +158,7 @@ def choose_source(args: QuickstartArguments) -> str | SurgeNetConfig:
     problem = probe_hub(find_entry(DEFAULT_MODEL).upstream_repo)
     try:
         return str(fetch_checkpoint(DEFAULT_MODEL, local_files_only=problem is not None))
-    except LocalEntryNotFoundError:
+    except UnavailableError:
         if problem is None:
             raise
     print(f"{DEFAULT_MODEL} could not be downloaded ({problem}); using a small, randomly initialized model.")
