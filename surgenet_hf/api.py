@@ -7,7 +7,7 @@ of `transformers.TrainingArguments` and those that `surgenet COMMAND --help` lis
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from transformers import HfArgumentParser
 
@@ -48,21 +48,7 @@ def finetune_segmentation(
     Raises:
         UserError: an unknown option, or data, model, or output folder that do not allow the run.
     """
-    from .finetuning import segmentation
-    from .finetuning.arguments import SegmentationArguments, SurgeNetTrainingArguments
-
-    types = (SegmentationArguments, SurgeNetTrainingArguments)
-    return _finetune(
-        segmentation.run,
-        "semantic-segmentation",
-        types,
-        model,
-        dataset,
-        data_dir,
-        output_dir,
-        labels,
-        training_arguments,
-    )
+    return _finetune("semantic-segmentation", model, dataset, data_dir, output_dir, labels, training_arguments)
 
 
 def finetune_classification(
@@ -78,21 +64,7 @@ def finetune_classification(
     Arguments, results, and errors are those of `finetune_segmentation`. Your own data has "labels" or "label": a class
     id, or a vector of targets from 0 to 1 for several labels at once.
     """
-    from .finetuning import classification
-    from .finetuning.arguments import SurgeNetTrainingArguments
-
-    types = (SurgeNetTrainingArguments,)
-    return _finetune(
-        classification.run,
-        "image-classification",
-        types,
-        model,
-        dataset,
-        data_dir,
-        output_dir,
-        labels,
-        training_arguments,
-    )
+    return _finetune("image-classification", model, dataset, data_dir, output_dir, labels, training_arguments)
 
 
 def finetune_phase(
@@ -108,13 +80,7 @@ def finetune_phase(
     Arguments, results, and errors are those of `finetune_segmentation`. Your own data has a "label", "video", and
     "frame" of each frame, with the frames of a video in order of time.
     """
-    from .finetuning import phase
-    from .finetuning.arguments import PhaseArguments, PhaseTrainingArguments
-
-    types = (PhaseArguments, PhaseTrainingArguments)
-    return _finetune(
-        phase.run, "phase-recognition", types, model, dataset, data_dir, output_dir, labels, training_arguments
-    )
+    return _finetune("phase-recognition", model, dataset, data_dir, output_dir, labels, training_arguments)
 
 
 def evaluate(
@@ -196,9 +162,7 @@ def pretrain(
 
 
 def _finetune(
-    run: Callable,
     task: str,
-    types: tuple[type, ...],
     model: str | None,
     dataset,
     data_dir: str | os.PathLike | None,
@@ -206,22 +170,21 @@ def _finetune(
     labels: list[str] | None,
     options: dict,
 ) -> dict:
-    from .finetuning.arguments import DataArguments, ModelArguments
+    from . import finetuning
+    from .finetuning.arguments import OPTIONS
 
     if dataset is None or output_dir is None:
         raise UserError(f"{'dataset' if dataset is None else 'output_dir'} is missing")
     if options.get("push_to_hub"):
         raise UserError(NO_PUSH)
-    data = None
-    if not isinstance(dataset, str):
-        data = _own_data(dataset, task, labels)
+    data = None if isinstance(dataset, str) else _own_data(dataset, task, labels)
     given = {
         "model_name_or_path": model,
         "dataset": dataset if data is None else data.name,
         "data_dir": None if data_dir is None else str(data_dir),
         "output_dir": str(output_dir),
     }
-    return run(*parse_options((ModelArguments, DataArguments, *types), {**given, **options}), data=data)
+    return finetuning.finetune(task, *parse_options(OPTIONS[task], {**given, **options}), data=data)
 
 
 def _own_data(dataset, task: str, labels: list[str] | None) -> SurgicalData:

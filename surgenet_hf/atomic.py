@@ -48,7 +48,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    if os.name == "posix":  # elsewhere what is open for reading cannot be synchronised
+    if os.name == "posix":  # elsewhere what is open for reading cannot be synchronized
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -34,7 +34,7 @@ _REMOTE = re.compile(r"[\w.-]+@[\w.-]+:")  # alice@host:path
 _PRETRAINING = re.compile(r"^DINO on |, continued on ")
 _LISTED = re.compile(r"(, continued on | \+ |^DINO on )")
 _OPTION = re.compile(r"(--?[A-Za-z][\w-]*=)(.*)", re.DOTALL)
-_SPLIT_PROTOCOL = re.compile(r"\d+(/\d+)+")  # e.g. 32/8/40, the value of --data_split
+_SPLIT_PROTOCOL = re.compile(r"\d+(/\d+)+")  # e.g. 32/8/40, the value of --split_protocol
 
 # contain a slash but tell nothing of the user
 _PUBLIC = frozenset(
@@ -130,7 +130,8 @@ class Sanitizer:
         cleaned = []
         for previous, argument in zip(["", *arguments], arguments, strict=False):
             option, value = match.groups() if (match := _OPTION.fullmatch(argument)) else ("", argument)
-            is_split = (option.rstrip("=") or previous).replace("-", "_") == "__data_split"
+            name = (option.rstrip("=") or previous).replace("-", "_")
+            is_split = name in ("__split_protocol", "__data_split")  # the second of the previous version
             if not (is_split and _SPLIT_PROTOCOL.fullmatch(value)):
                 value = self.text(value)
             cleaned.append(self._rename(option) + value)

@@ -1,6 +1,6 @@
 """The one source of random draws of all training.
 
-Order of frames, crops, flips, colour changes, masks: whatever training draws, it draws from `rng_for(seed, epoch,
+Order of frames, crops, flips, color changes, masks: whatever training draws, it draws from `rng_for(seed, epoch,
 index)`. A draw is then a function of these three alone: not of the number of workers or devices, nor of what was
 drawn before, so a run that was interrupted goes on exactly as if it had not been.
 """
@@ -12,7 +12,7 @@ def rng_for(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The generator for one item of one epoch.
 
     The three numbers (each >= 0) enter `numpy.random.SeedSequence` as entropy and spawn key, which makes streams of
-    neighbouring seeds, epochs and indices independent. Draws that concern a whole epoch, such as the order of the
+    neighboring seeds, epochs and indices independent. Draws that concern a whole epoch, such as the order of the
     frames, take an index that no item has, for instance the number of items.
 
     Raises:

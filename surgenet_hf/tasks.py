@@ -42,7 +42,7 @@ def score_segmentation(model, processor, data: SurgicalData, rows, batch_size: i
 
 def score_frames(model, processor, data: SurgicalData, rows, batch_size: int) -> Scores:
     """Predict the labels of the frames of a split and accumulate the metrics."""
-    if data.problem_type == "single_label_classification":
+    if data.is_single_label:
         return score_phases(model, processor, data, rows, batch_size)
     metric = MultiLabelMetric(len(data.labels))
     for row, scores in predict_scores(model, processor, rows, batch_size, _share(len(rows))):

@@ -159,6 +159,7 @@ def test_nothing_that_identifies_anyone_is_left(data):
         ),
         ("python C:\\\\Users\\\\jane\\\\eval.py --data_split 40/8/32", "python eval.py --data_split 40/8/32"),
         ("python eval.py --data_split=40/40 --x ~/a/b", "python eval.py --data_split=40/40 --x b"),
+        ("surgenet evaluate --split_protocol 40/8/32", "surgenet evaluate --split_protocol 40/8/32"),
         ("python eval.py --data_dir /home/jane --cache /Users/jane/", "python eval.py --data_dir '~' --cache '~'"),
         (f"python eval.py --hub_token {TOKEN} --k=x", "python eval.py --hub_token 'hf_***' --k=x"),
         ("python eval.py --data_dir 'C:\\open", "open"),

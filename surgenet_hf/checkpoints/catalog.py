@@ -29,51 +29,43 @@ class PretrainingSet:
         name, procedure: of the dataset; RA means robot-assisted.
         videos: number of videos, or None if it is not published.
         frames: number of frames in SurgeNetXL.
-        public: whether others can get it.
         url: of the dataset or its paper.
+        public: whether others can get it.
     """
 
     name: str
     procedure: str
     videos: int | None
     frames: int
-    public: bool = True
     url: str | None = None
+    public: bool = True
 
 
 _CHOLEC = (
-    PretrainingSet("Cholec80", "laparoscopic cholecystectomy", 76, 179_164, url="https://arxiv.org/abs/1602.03012"),
+    PretrainingSet("Cholec80", "laparoscopic cholecystectomy", 76, 179_164, "https://arxiv.org/abs/1602.03012"),
     PretrainingSet(
-        "HeiChole", "laparoscopic cholecystectomy", 30, 53_427, url="https://www.synapse.org/Synapse:syn25101790"
+        "HeiChole", "laparoscopic cholecystectomy", 30, 53_427, "https://www.synapse.org/Synapse:syn25101790"
     ),
-    PretrainingSet("hSDB-Chole", "laparoscopic cholecystectomy", 24, 18_064, url="https://arxiv.org/abs/2110.12555"),
+    PretrainingSet("hSDB-Chole", "laparoscopic cholecystectomy", 24, 18_064, "https://arxiv.org/abs/2110.12555"),
 )
 _RAMIE = (PretrainingSet("RAMIE-UMCU", "RA esophagectomy", 28, 377_287, public=False),)
 _RARP = (
     # the authors' table says esophagectomy; ESAD is prostatectomy (its paper)
-    PretrainingSet("ESAD", "RA prostatectomy", 28, 47_282, url="https://arxiv.org/abs/2006.07164"),
-    PretrainingSet("PSI-AVA", "RA prostatectomy", 8, 73_618, url="https://arxiv.org/abs/2212.04582"),
+    PretrainingSet("ESAD", "RA prostatectomy", 28, 47_282, "https://arxiv.org/abs/2006.07164"),
+    PretrainingSet("PSI-AVA", "RA prostatectomy", 8, 73_618, "https://arxiv.org/abs/2212.04582"),
     PretrainingSet("RARP-AvL", "RA prostatectomy", 8, 261_516, public=False),
 )
 _OTHERS = (
     PretrainingSet(
-        "DSAD", "RA rectal resection/extirpation", 32, 14_623, url="https://doi.org/10.1038/s41597-022-01719-2"
+        "DSAD", "RA rectal resection/extirpation", 32, 14_623, "https://doi.org/10.1038/s41597-022-01719-2"
     ),
+    PretrainingSet("GLENDA", "gynaecologic laparoscopy", 400, 25_682, "https://doi.org/10.1007/978-3-030-37734-2_36"),
+    PretrainingSet("LapGyn4", "gynaecologic laparoscopy", 500, 59_616, "https://doi.org/10.1145/3204949.3208127"),
     PretrainingSet(
-        "GLENDA", "gynaecologic laparoscopy", 400, 25_682, url="https://doi.org/10.1007/978-3-030-37734-2_36"
+        "MultiBypass140", "laparoscopic gastric bypass", 140, 749_419, "https://github.com/CAMMA-public/MultiBypass140"
     ),
-    PretrainingSet("LapGyn4", "gynaecologic laparoscopy", 500, 59_616, url="https://doi.org/10.1145/3204949.3208127"),
-    PretrainingSet(
-        "MultiBypass140",
-        "laparoscopic gastric bypass",
-        140,
-        749_419,
-        url="https://github.com/CAMMA-public/MultiBypass140",
-    ),
-    PretrainingSet("hSDB-Gastric", "RA gastrectomy", 24, 35_576, url="https://arxiv.org/abs/2110.12555"),
-    PretrainingSet(
-        "SurgToolLoc2022", "11 RA porcine procedures", None, 741_516, url="https://arxiv.org/abs/2305.07152"
-    ),
+    PretrainingSet("hSDB-Gastric", "RA gastrectomy", 24, 35_576, "https://arxiv.org/abs/2110.12555"),
+    PretrainingSet("SurgToolLoc2022", "11 RA porcine procedures", None, 741_516, "https://arxiv.org/abs/2305.07152"),
 )
 _YOUTUBE = (
     PretrainingSet(
@@ -81,7 +73,7 @@ _YOUTUBE = (
         "23 procedures",
         3_253,
         2_074_234,
-        url="https://huggingface.co/datasets/TimJaspersTue/SurgeNetYoutube",
+        "https://huggingface.co/datasets/TimJaspersTue/SurgeNetYoutube",
     ),
 )
 _SURGENET = _CHOLEC + _RAMIE + _RARP + _OTHERS
@@ -165,81 +157,48 @@ class CatalogEntry:
         return round(self.pretraining_share * sum(data.frames for data in self.pretraining_sets))
 
 
+def _dino(name: str, file_prefix: str, sets: tuple[PretrainingSet, ...], **others) -> CatalogEntry:
+    """Return the entry of a DINO training by the authors, whose files are all named alike."""
+    return CatalogEntry(
+        name=name,
+        repo_name=name.lower(),
+        teacher_file=f"{file_prefix}_checkpoint_epoch0050_teacher.pth",
+        full_file=f"{file_prefix}_checkpoint0050.pth",
+        pretraining_sets=sets,
+        **others,
+    )
+
+
 CATALOG = (
-    CatalogEntry(
-        name="SurgeNetXL",
-        repo_name="surgenetxl",
-        teacher_file="SurgeNetXL_checkpoint_epoch0050_teacher.pth",
-        full_file="SurgeNetXL_checkpoint0050.pth",
+    _dino(
+        "SurgeNetXL",
+        "SurgeNetXL",
+        _SURGENET + _YOUTUBE,
         teacher_sha256="bd2709b010b6ad58c2451d37f009ad07bfacb797bd69ee6c951d04de747ffff8",
         full_sha256="ac0e40990cccf7dbec0c819bdce6c594427ccaadf8c02e01539e3147778a1517",
-        pretraining_sets=_SURGENET + _YOUTUBE,
     ),
-    CatalogEntry(
-        name="SurgeNet",
-        repo_name="surgenet",
-        teacher_file="SurgeNet_checkpoint_epoch0050_teacher.pth",
-        full_file="SurgeNet_checkpoint0050.pth",
+    _dino(
+        "SurgeNet",
+        "SurgeNet",
+        _SURGENET,
         teacher_sha256="1a9d3317a12e843d57e60c1702b534a3a1ec24ffb6b07dc30925d42eac0c2f96",
-        pretraining_sets=_SURGENET,
     ),
-    CatalogEntry(
-        name="SurgeNet-Small",
-        repo_name="surgenet-small",
-        teacher_file="SurgeNetSmall_checkpoint_epoch0050_teacher.pth",
-        full_file="SurgeNetSmall_checkpoint0050.pth",
-        pretraining_sets=_SURGENET,
-        pretraining_share=0.1,
-    ),
-    CatalogEntry(
-        name="SurgeNet-Cholec",
-        repo_name="surgenet-cholec",
-        teacher_file="CHOLEC_checkpoint_epoch0050_teacher.pth",
-        full_file="CHOLEC_checkpoint0050.pth",
-        pretraining_sets=_CHOLEC,
-    ),
-    CatalogEntry(
-        name="SurgeNet-RAMIE",
-        repo_name="surgenet-ramie",
-        teacher_file="RAMIE_checkpoint_epoch0050_teacher.pth",
-        full_file="RAMIE_checkpoint0050.pth",
-        pretraining_sets=_RAMIE,
-    ),
-    CatalogEntry(
-        name="SurgeNet-RARP",
-        repo_name="surgenet-rarp",
-        teacher_file="RARP_checkpoint_epoch0050_teacher.pth",
-        full_file="RARP_checkpoint0050.pth",
-        pretraining_sets=_RARP,
-    ),
-    CatalogEntry(
-        name="SurgeNet-Public",
-        repo_name="surgenet-public",
-        # the authors' README points to the full file, which their loader then takes for a teacher: a random network
-        teacher_file="Public_checkpoint_epoch0050_teacher.pth",
-        full_file="Public_checkpoint0050.pth",
-        pretraining_sets=tuple(data for data in _SURGENET if data.public),
-    ),
-    CatalogEntry(
-        name="SurgeNet-ConvNeXtV2",
-        repo_name="surgenet-convnextv2",
-        teacher_file="SurgeNet_ConvNextv2_checkpoint_epoch0050_teacher.pth",
-        full_file="SurgeNet_ConvNextv2_checkpoint0050.pth",
+    _dino("SurgeNet-Small", "SurgeNetSmall", _SURGENET, pretraining_share=0.1),
+    _dino("SurgeNet-Cholec", "CHOLEC", _CHOLEC),
+    _dino("SurgeNet-RAMIE", "RAMIE", _RAMIE),
+    _dino("SurgeNet-RARP", "RARP", _RARP),
+    # the authors' README points to the full file, which their loader then takes for a teacher: a random network
+    _dino("SurgeNet-Public", "Public", tuple(data for data in _SURGENET if data.public)),
+    _dino(
+        "SurgeNet-ConvNeXtV2",
+        "SurgeNet_ConvNextv2",
+        _SURGENET,
         backbone="convnextv2_tiny",
         activation=None,
         teacher_sha256="a53cafa6b8920e0de3e6c82ae9516f4a0cf1e1861d6b732b20feb2ee5e1d975a",
         full_sha256="b20eff4ef3a8cd5704da12067118ac349c3c633493d22c72d2dccf5c5f83cfa2",
-        pretraining_sets=_SURGENET,
     ),
-    CatalogEntry(
-        name="SurgeNet-PVTv2",
-        repo_name="surgenet-pvtv2",
-        teacher_file="SurgeNet_PVTv2_checkpoint_epoch0050_teacher.pth",
-        full_file="SurgeNet_PVTv2_checkpoint0050.pth",
-        backbone="pvt_v2_b2",
-        activation=None,
-        pretraining_sets=_SURGENET,
-    ),
+    _dino("SurgeNet-PVTv2", "SurgeNet_PVTv2", _SURGENET, backbone="pvt_v2_b2", activation=None),
     CatalogEntry(
         name="ImageNet1k",
         repo_name="caformer-s18-imagenet1k",
@@ -252,7 +211,7 @@ CATALOG = (
         licence="apache-2.0",
         citations=("metaformer", "surgenetxl"),
         pretraining_sets=(
-            PretrainingSet("ImageNet-1k", "no surgery: photographs", None, 1_281_167, url="https://image-net.org"),
+            PretrainingSet("ImageNet-1k", "no surgery: photographs", None, 1_281_167, "https://image-net.org"),
         ),
     ),
 )

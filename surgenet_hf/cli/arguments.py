@@ -73,7 +73,11 @@ class ArgumentParser(HfArgumentParser):
 
     def save_resolved(self, output_dir: str | Path) -> None:
         """Write the resolved options, except those that are None, to OUTPUT_DIR/run.yaml for `--config`."""
-        options = {name: _plain(value) for name, value in self.resolved.items() if value is not None}
+        options = {
+            name: value.value if isinstance(value, Enum) else value
+            for name, value in self.resolved.items()
+            if value is not None
+        }
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
         try:
             with atomic_write(Path(output_dir, CONFIG_FILE)) as temporary:
@@ -159,20 +163,13 @@ def log_to_terminal() -> None:
     package = logging.getLogger("surgenet_hf")
     if not any(isinstance(handler, _TerminalHandler) for handler in package.handlers):
         package.addHandler(_TerminalHandler())
-    package.setLevel(logging.INFO if _is_first_process() else logging.WARNING)
+    is_first = int(os.environ.get("RANK", 0)) == 0  # set by torchrun and accelerate launch
+    package.setLevel(logging.INFO if is_first else logging.WARNING)
 
 
 def _refuse_token(token: str) -> NoReturn:
     """Refuse a token on the command line, which results.json records and every user of the machine can list."""
     raise argparse.ArgumentTypeError(NO_TOKEN)
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0  # set by torchrun and accelerate launch
-
-
-def _plain(value):
-    return value.value if isinstance(value, Enum) else value
 
 
 def _tokens(value) -> list[str]:

@@ -7,9 +7,10 @@ Folders are searched for results.json. Runs of a model that differ only in their
 datasets or splits become other columns.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from ..options import option
 from .arguments import ArgumentParser, command
 
 
@@ -17,21 +18,17 @@ from .arguments import ArgumentParser, command
 class ComparisonArguments:
     """Which results are compared, and how."""
 
-    results: list[str] = field(metadata={"help": "Results files, or folders that contain results.json."})
-    output_dir: str = field(
-        default="outputs/comparison",
-        metadata={"help": "Folder for comparison.md, run.yaml, and the charts radar and blobs (PNG and PDF)."},
+    results: list[str] = option(MISSING, "Results files, or folders that contain results.json.")
+    output_dir: str = option(
+        "outputs/comparison", "Folder for comparison.md, run.yaml, and the charts radar and blobs (PNG and PDF)."
     )
-    metrics: list[str] | None = field(
-        default=None,
-        metadata={"help": "Names of metrics in results.json. Default: the two main metrics of each task."},
+    metrics: list[str] | None = option(
+        None, "Names of metrics in results.json. Default: the two main metrics of each task."
     )
-    label_by: str = field(
-        default="model",
-        metadata={
-            "help": "Name of a row: the model's folder without its seed, or the weights that the model started from.",
-            "choices": ["model", "pretraining"],
-        },
+    label_by: str = option(
+        "model",
+        "Name of a row: the model's folder without its seed, or the weights that the model started from.",
+        choices=["model", "pretraining"],
     )
 
 

@@ -5,10 +5,11 @@ surgenet convert --checkpoint SurgeNetXL_checkpoint0050.pth --network student --
 surgenet convert --checkpoint my_MetaFormerFPN.pth --labels classes.txt --output_dir my_model
 """
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from ..errors import UnavailableError
+from ..options import option
 from .arguments import ArgumentParser, command
 
 
@@ -16,37 +17,28 @@ from .arguments import ArgumentParser, command
 class ConvertArguments:
     """Arguments of `surgenet convert`."""
 
-    checkpoint: str = field(metadata={"help": "Weight file, .pth or .safetensors."})
-    output_dir: str = field(metadata={"help": "New folder for config, weights, and image processor."})
-    task: str = field(
-        default="auto",
-        metadata={
-            "help": "Kind of model to write. Default: that of the head in the file.",
-            "choices": ["auto", "backbone", "image-classification", "semantic-segmentation"],
-        },
+    checkpoint: str = option(MISSING, "Weight file, .pth or .safetensors.")
+    output_dir: str = option(MISSING, "New folder for config, weights, and image processor.")
+    task: str = option(
+        "auto",
+        "Kind of model to write. Default: that of the head in the file.",
+        choices=["auto", "backbone", "image-classification", "semantic-segmentation"],
     )
-    network: str = field(
-        default="teacher",
-        metadata={
-            "help": "Network of a full DINO checkpoint to convert. Default: teacher, as the authors publish.",
-            "choices": ["teacher", "student"],
-        },
+    network: str = option(
+        "teacher",
+        "Network of a full DINO checkpoint to convert. Default: teacher, as the authors publish.",
+        choices=["teacher", "student"],
     )
-    normalization: str = field(
-        default="auto",
-        metadata={
-            "help": "Channel means and standard deviations that the weights expect. Default: those that the "
-            "arguments, the checksum, or the activation in the file imply, else SurgeNet's.",
-            "choices": ["auto", "surgenet", "imagenet"],
-        },
+    normalization: str = option(
+        "auto",
+        "Channel means and standard deviations that the weights expect. Default: those that the "
+        "arguments, the checksum, or the activation in the file imply, else SurgeNet's.",
+        choices=["auto", "surgenet", "imagenet"],
     )
-    labels: str | None = field(
-        default=None,
-        metadata={"help": "Text file with one class name per line, in the order of the ids. Default: LABEL_0, ..."},
+    labels: str | None = option(
+        None, "Text file with one class name per line, in the order of the ids. Default: LABEL_0, ..."
     )
-    image_size: int = field(
-        default=224, metadata={"help": "Height and width of input frames in pixels. Default: 224, as in pretraining."}
-    )
+    image_size: int = option(224, "Height and width of input frames in pixels. Default: 224, as in pretraining.")
 
 
 @command

@@ -8,10 +8,11 @@ surgenet demo --model outputs/quickstart/model --port 7861
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ..errors import UserError
+from ..options import option
 from .arguments import ArgumentParser, command
 
 
@@ -19,16 +20,9 @@ from .arguments import ArgumentParser, command
 class DemoArguments:
     """Arguments of `surgenet demo`."""
 
-    model: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Folders or Hub ids of models that the demo offers besides the published ones."},
-    )
-    port: int | None = field(
-        default=None, metadata={"help": "Port to listen on. Default: the first free one from 7860."}
-    )
-    share: bool = field(
-        default=False, metadata={"help": "Public link through Gradio's servers for 72 hours. Default: local only."}
-    )
+    model: list[str] = option([], "Folders or Hub ids of models that the demo offers besides the published ones.")
+    port: int | None = option(None, "Port to listen on. Default: the first free one from 7860.")
+    share: bool = option(False, "Public link through Gradio's servers for 72 hours. Default: local only.")
 
 
 def parse_arguments(argv: list[str] | None = None) -> DemoArguments:

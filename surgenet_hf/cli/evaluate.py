@@ -7,9 +7,10 @@
 Several processes share the frames; the results are the same.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 
 from ..finetuning.arguments import DataArguments
+from ..options import option
 from .arguments import ArgumentParser, command
 
 
@@ -17,12 +18,12 @@ from .arguments import ArgumentParser, command
 class EvaluationArguments:
     """Which model is evaluated, and where the results go."""
 
-    model_name_or_path: str = field(
-        metadata={"help": "Fine-tuned model: its folder, the output folder of its training, or a Hub repository."}
+    model_name_or_path: str = option(
+        MISSING, "Fine-tuned model: its folder, the output folder of its training, or a Hub repository."
     )
-    output_dir: str = field(metadata={"help": "Folder for results.json, run.yaml, and figures."})
-    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Number of frames per forward pass."})
+    output_dir: str = option(MISSING, "Folder for results.json, run.yaml, and figures.")
+    split: str = option("test", "Split to evaluate on.")
+    per_device_eval_batch_size: int = option(8, "Number of frames per forward pass.")
 
 
 @command

@@ -14,21 +14,13 @@ repeat the command with --resume_from_checkpoint true. --skip_stage1 takes the f
 --model_name_or_path.
 """
 
-from ..finetuning.arguments import DataArguments, ModelArguments, PhaseArguments, PhaseTrainingArguments
 from .arguments import command
 from .finetuning import run_finetuning
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    options = (ModelArguments, DataArguments, PhaseArguments, PhaseTrainingArguments)
-    run_finetuning("finetune-phase", options, __doc__, argv, _run)
-
-
-def _run(*options, **kwargs) -> dict:
-    from ..finetuning.phase import run
-
-    return run(*options, **kwargs)
+    run_finetuning("finetune-phase", "phase-recognition", __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,13 @@ OUTPUT_DIR holds the model, results.json, run.yaml (the options), and figures. T
 the command with --resume_from_checkpoint true.
 """
 
-from ..finetuning.arguments import DataArguments, ModelArguments, SegmentationArguments, SurgeNetTrainingArguments
 from .arguments import command
 from .finetuning import run_finetuning
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    options = (ModelArguments, DataArguments, SegmentationArguments, SurgeNetTrainingArguments)
-    run_finetuning("finetune-segmentation", options, __doc__, argv, _run)
-
-
-def _run(*options, **kwargs) -> dict:
-    from ..finetuning.segmentation import run
-
-    return run(*options, **kwargs)
+    run_finetuning("finetune-segmentation", "semantic-segmentation", __doc__, argv)
 
 
 if __name__ == "__main__":

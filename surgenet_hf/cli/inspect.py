@@ -5,9 +5,10 @@ surgenet inspect SurgeNetXL --json
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..options import option
 from .arguments import ArgumentParser, command
 
 
@@ -15,12 +16,10 @@ from .arguments import ArgumentParser, command
 class InspectArguments:
     """Options of `surgenet inspect`."""
 
-    network: str = field(
-        default="teacher",
-        metadata={
-            "help": "Network of a full DINO checkpoint to describe. Default: teacher, as the authors publish.",
-            "choices": ["teacher", "student"],
-        },
+    network: str = option(
+        "teacher",
+        "Network of a full DINO checkpoint to describe. Default: teacher, as the authors publish.",
+        choices=["teacher", "student"],
     )
 
 

@@ -13,11 +13,12 @@ mean of the last feature map, without the norm. embeddings.npz holds the embeddi
 number, and file name of each frame.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..data import dataset_names
 from ..errors import UserError
+from ..options import option
 from .arguments import ArgumentParser, command
 
 GROUPS = {"dataset": "dataset", "video": "video", "phase": "phase"}
@@ -27,31 +28,18 @@ GROUPS = {"dataset": "dataset", "video": "video", "phase": "phase"}
 class EmbeddingArguments:
     """Which frames are embedded, by which model, and how they are plotted."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Model: a published checkpoint by name, a Hub repository, or a folder."}
+    model_name_or_path: str | None = option(
+        None, "Model: a published checkpoint by name, a Hub repository, or a folder."
     )
-    dataset: list[str] = field(
-        default_factory=list, metadata={"help": f"Names of the datasets: {', '.join(dataset_names())}."}
-    )
-    data_dir: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Folders of the datasets, in the same order; synthetic data needs none."},
-    )
-    color_by: str = field(
-        default="dataset", metadata={"help": "Meaning of the colors of the t-SNE.", "choices": [*GROUPS]}
-    )
-    output_dir: str = field(
-        default="outputs/embeddings", metadata={"help": "Folder for the figures, embeddings.npz, and run.yaml."}
-    )
-    max_frames: int = field(
-        default=500, metadata={"help": "Largest number of frames of each dataset, evenly spread over its splits."}
-    )
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Number of frames per forward pass."})
-    bf16: bool = field(default=False, metadata={"help": "Whether to compute in bfloat16."})
-    embeddings: str | None = field(
-        default=None, metadata={"help": "embeddings.npz of an earlier call, plotted again without the model."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the t-SNE."})
+    dataset: list[str] = option([], f"Names of the datasets: {', '.join(dataset_names())}.")
+    data_dir: list[str] = option([], "Folders of the datasets, in the same order; synthetic data needs none.")
+    color_by: str = option("dataset", "Meaning of the colors of the t-SNE.", choices=[*GROUPS])
+    output_dir: str = option("outputs/embeddings", "Folder for the figures, embeddings.npz, and run.yaml.")
+    max_frames: int = option(500, "Largest number of frames of each dataset, evenly spread over its splits.")
+    per_device_eval_batch_size: int = option(8, "Number of frames per forward pass.")
+    bf16: bool = option(False, "Whether to compute in bfloat16.")
+    embeddings: str | None = option(None, "embeddings.npz of an earlier call, plotted again without the model.")
+    seed: int = option(0, "Seed of the t-SNE.")
 
     def __post_init__(self):
         if (self.embeddings is None) == (self.model_name_or_path is None):

@@ -9,8 +9,9 @@ the result: datasets.load_dataset("webdataset", data_files="shards/*.tar"), and 
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 
+from ..options import option
 from ..preparation.extraction import FrameOptions
 from .arguments import ArgumentParser, command
 
@@ -19,18 +20,12 @@ from .arguments import ArgumentParser, command
 class PreparationArguments:
     """Which videos are read, and where the shards go."""
 
-    videos_dir: str = field(
-        metadata={"help": "Folder of the videos. The first folder on the path to a video is its procedure."}
+    videos_dir: str = option(
+        MISSING, "Folder of the videos. The first folder on the path to a video is its procedure."
     )
-    output_dir: str = field(
-        metadata={"help": "Folder for the shards. It needs room for all frames and one more shard."}
-    )
-    frame_list: str | None = field(
-        default=None, metadata={"help": "List of frames by the authors. Only its frames are extracted, by number."}
-    )
-    num_workers: int = field(
-        default=0, metadata={"help": "Number of videos decoded at a time; 0: one per processor core."}
-    )
+    output_dir: str = option(MISSING, "Folder for the shards. It needs room for all frames and one more shard.")
+    frame_list: str | None = option(None, "List of frames by the authors. Only its frames are extracted, by number.")
+    num_workers: int = option(0, "Number of videos decoded at a time; 0: one per processor core.")
 
 
 @command

@@ -11,11 +11,12 @@ surgenet publish --model outputs/quickstart/model --repo_id me/my-model --push -
 
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoints.catalog import CATALOG, NAMESPACE, find_entry
+from ..options import option
 from .arguments import ArgumentParser, command
 
 if TYPE_CHECKING:
@@ -26,27 +27,18 @@ if TYPE_CHECKING:
 class PublishArguments:
     """Arguments of `surgenet publish`."""
 
-    names: str | None = field(
-        default=None, metadata={"help": "Names of published checkpoints, separated by commas, or `all`."}
+    names: str | None = option(None, "Names of published checkpoints, separated by commas, or `all`.")
+    namespace: str = option(
+        NAMESPACE, f"User or organization of the repositories of --names. Default: {NAMESPACE}, the maintainers'."
     )
-    namespace: str = field(
-        default=NAMESPACE,
-        metadata={
-            "help": f"User or organization of the repositories of --names. Default: {NAMESPACE}, the maintainers'."
-        },
+    model: str | None = option(None, "Folder of your own model, or output folder of its run, instead of --names.")
+    repo_id: str | None = option(None, "ORG/NAME of the repository of --model.")
+    push: bool = option(False, "Upload. Default: list the changes only.")
+    private: bool = option(False, "Private visibility of new repositories. Default: public.")
+    publish_video_names: bool = option(
+        False, "Publication of the real names of your own videos. Default: neutral names."
     )
-    model: str | None = field(
-        default=None, metadata={"help": "Folder of your own model, or output folder of its run, instead of --names."}
-    )
-    repo_id: str | None = field(default=None, metadata={"help": "ORG/NAME of the repository of --model."})
-    push: bool = field(default=False, metadata={"help": "Upload. Default: list the changes only."})
-    private: bool = field(default=False, metadata={"help": "Private visibility of new repositories. Default: public."})
-    publish_video_names: bool = field(
-        default=False, metadata={"help": "Publication of the real names of your own videos. Default: neutral names."}
-    )
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for the prepared repositories. Default: a temporary folder."}
-    )
+    output_dir: str | None = option(None, "Folder for the prepared repositories. Default: a temporary folder.")
 
 
 @command

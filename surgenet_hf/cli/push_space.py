@@ -7,10 +7,11 @@ surgenet push-space --repo_id me/surgenet-demo --push --private
 """
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..options import option
 from .arguments import ArgumentParser, command
 
 
@@ -18,12 +19,10 @@ from .arguments import ArgumentParser, command
 class SpaceArguments:
     """Arguments of `surgenet push-space`."""
 
-    repo_id: str = field(metadata={"help": "ORG/NAME of the Space."})
-    push: bool = field(default=False, metadata={"help": "Upload. Default: list the changes only."})
-    private: bool = field(default=False, metadata={"help": "Private visibility of a new Space. Default: public."})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for the folder of the Space. Default: a temporary folder."}
-    )
+    repo_id: str = option(MISSING, "ORG/NAME of the Space.")
+    push: bool = option(False, "Upload. Default: list the changes only.")
+    private: bool = option(False, "Private visibility of a new Space. Default: public.")
+    output_dir: str | None = option(None, "Folder for the folder of the Space. Default: a temporary folder.")
 
 
 @command

@@ -16,11 +16,12 @@ On your own frames (D/images, D/masks, and optionally D/classes.txt), from a con
 
 import queue
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..configuration_surgenet import BACKBONES, SurgeNetConfig
 from ..errors import UnavailableError, UserError
+from ..options import option
 from .arguments import ArgumentParser, command
 
 DEFAULT_MODEL = "SurgeNetXL"
@@ -30,43 +31,31 @@ DEFAULT_MODEL = "SurgeNetXL"
 class QuickstartArguments:
     """What is trained, on which data, and for how long."""
 
-    output_dir: str = field(
-        default="outputs/quickstart",
-        metadata={"help": "Folder for the model, results.json, run.yaml, and segmentation.png."},
+    output_dir: str = option(
+        "outputs/quickstart", "Folder for the model, results.json, run.yaml, and segmentation.png."
     )
-    dataset: str = field(
-        default="synthetic",
-        metadata={"help": "Name of the dataset.", "choices": ["synthetic", "endoscapes", "folder"]},
+    dataset: str = option("synthetic", "Name of the dataset.", choices=["synthetic", "endoscapes", "folder"])
+    data_dir: str | None = option(None, "Folder of the dataset; synthetic data needs none.")
+    model_name_or_path: str | None = option(
+        None,
+        "Model to start from: a published checkpoint by name, a Hub repository, or a folder. Default: "
+        f"{DEFAULT_MODEL}, or a small, randomly initialized model if the Hub cannot be reached.",
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the dataset; synthetic data needs none."})
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Model to start from: a published checkpoint by name, a Hub repository, or a folder. Default: "
-            f"{DEFAULT_MODEL}, or a small, randomly initialized model if the Hub cannot be reached."
-        },
+    backbone: str | None = option(
+        None,
+        "Full-size backbone with random weights to start from, instead of --model_name_or_path.",
+        choices=[*BACKBONES],
     )
-    backbone: str | None = field(
-        default=None,
-        metadata={
-            "help": "Full-size backbone with random weights to start from, instead of --model_name_or_path.",
-            "choices": [*BACKBONES],
-        },
+    max_steps: int = option(150, "Number of training steps.")
+    per_device_train_batch_size: int = option(8, "Number of frames per step and device.")
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate of AdamW, with cosine decay. Default: 1e-4, the authors' for segmentation; "
+        "1e-3 from random weights.",
     )
-    max_steps: int = field(default=150, metadata={"help": "Number of training steps."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Number of frames per step and device."})
-    learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Peak learning rate of AdamW, with cosine decay. Default: 1e-4, the authors' for segmentation; "
-            "1e-3 from random weights."
-        },
-    )
-    image_size: int = field(default=128, metadata={"help": "Height and width in pixels that frames are resized to."})
-    bf16: bool = field(
-        default=False, metadata={"help": "Whether to train under bfloat16 autocast, which is faster if supported."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the initial weights, the order, and the augmentation."})
+    image_size: int = option(128, "Height and width in pixels that frames are resized to.")
+    bf16: bool = option(False, "Whether to train under bfloat16 autocast, which is faster if supported.")
+    seed: int = option(0, "Seed of the initial weights, the order, and the augmentation.")
 
     def __post_init__(self):
         if self.model_name_or_path and self.backbone:
@@ -80,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(QuickstartArguments, prog="surgenet quickstart", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
 
-    import torch
-    from transformers import TrainingArguments, set_seed
+    from transformers import set_seed
 
     from ..checkpointing import lock_run
     from ..data import load_data
@@ -98,21 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     source = choose_source(args)
     set_seed(args.seed)
     model, processor = build_model(source, data, args.image_size)
-    training_args = TrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=args.max_steps,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        learning_rate=args.learning_rate or (1e-3 if isinstance(source, SurgeNetConfig) else 1e-4),
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,
-        weight_decay=0.05,
-        logging_steps=max(1, args.max_steps // 10),
-        save_strategy="no",
-        bf16=args.bf16,
-        use_cpu=not torch.accelerator.is_available(),  # otherwise Trainer refuses bf16 there
-        seed=args.seed,
-        dataloader_pin_memory=False,
-    )
+    training_args = training_arguments(args, 1e-3 if isinstance(source, SurgeNetConfig) else 1e-4)
     with lock_run(output_dir):
         parser.save_resolved(output_dir)
         baseline = majority_class_baseline(data)
@@ -148,6 +122,28 @@ Next
   python -c "import surgenet_hf; from transformers import pipeline; \
 print(pipeline('image-segmentation', '{model_dir}')('YOUR_FRAME.jpg'))"
   surgenet quickstart --dataset folder --data_dir YOUR_FOLDER --model_name_or_path {model_dir}""")
+
+
+def training_arguments(args: QuickstartArguments, learning_rate: float):
+    """Return the arguments of Trainer; `learning_rate` is the default."""
+    import torch
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=args.output_dir,
+        max_steps=args.max_steps,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        learning_rate=args.learning_rate or learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        weight_decay=0.05,
+        logging_steps=max(1, args.max_steps // 10),
+        save_strategy="no",
+        bf16=args.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # otherwise Trainer refuses bf16 there
+        seed=args.seed,
+        dataloader_pin_memory=False,
+    )
 
 
 def choose_source(args: QuickstartArguments) -> str | SurgeNetConfig:

@@ -6,10 +6,11 @@
 Without the data, `surgenet show-data --dataset NAME` prints where to download it and which layout is expected.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 
 from ..data import DATASETS, dataset_names
 from ..errors import MissingFileError, UserError
+from ..options import option
 from .arguments import ArgumentParser, command
 
 
@@ -17,12 +18,12 @@ from .arguments import ArgumentParser, command
 class ShowArguments:
     """Which samples are shown."""
 
-    dataset: str = field(metadata={"help": "Name of the dataset.", "choices": [*dataset_names()]})
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the dataset; synthetic data needs none."})
-    split: str = field(default="train", metadata={"help": "Split of the samples: train, validation, or test."})
-    num_frames: int = field(default=8, metadata={"help": "Number of samples."})
-    seed: int = field(default=0, metadata={"help": "Seed of the choice of samples."})
-    output: str | None = field(default=None, metadata={"help": "File to write. Default: outputs/DATASET_SPLIT.png."})
+    dataset: str = option(MISSING, "Name of the dataset.", choices=[*dataset_names()])
+    data_dir: str | None = option(None, "Folder of the dataset; synthetic data needs none.")
+    split: str = option("train", "Split of the samples: train, validation, or test.")
+    num_frames: int = option(8, "Number of samples.")
+    seed: int = option(0, "Seed of the choice of samples.")
+    output: str | None = option(None, "File to write. Default: outputs/DATASET_SPLIT.png.")
 
 
 @command

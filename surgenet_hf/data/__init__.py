@@ -74,13 +74,6 @@ def dataset_names(task: str | None = None) -> tuple[str, ...]:
     return tuple(name for name, dataset in DATASETS.items() if task in (None, dataset.task))
 
 
-NAMES = (
-    f"Segmentation: {', '.join(dataset_names('semantic-segmentation'))}. "
-    f"Classification: {', '.join(dataset_names('image-classification'))}. "
-    f"Phases: {', '.join(dataset_names('phase-recognition'))}."
-)
-
-
 def registered(name: str) -> Registered:
     """Return what is registered under the name of a dataset.
 

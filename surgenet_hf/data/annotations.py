@@ -5,11 +5,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import MissingFileError, UserError
 from .base import Sample
-from .frame_folders import find_frames
+from .frame_folders import find_frames, find_videos
 from .labels import read_lines
 from .names import frame_number, named
+from .splits import require_splits
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,49 @@ def labeled_videos(
     return samples, [f"The last second was left out, as lengths differ: {named(cut)}."] if cut else []
 
 
-def count_note(samples: Mapping[str, list[Sample]], videos: Collection[str]) -> str:
+def official_videos(
+    root: Path,
+    splits: Mapping[str, Collection[str]],
+    label_file: Callable[[str], Path],
+    num_values: int,
+    parse: Callable[[tuple[str, ...], Path], int | tuple[float, ...]],
+    rates: Collection[float],
+    cache_dir: str | Path | None,
+    max_side: int | None,
+    layout: str,
+) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]], list[str]]:
+    """Return the labeled frames of a public dataset by split and by video, and notes.
+
+    Args:
+        root: folder of the dataset, with `videos`.
+        splits: names of the videos of each split.
+        label_file: function: name of a video -> its label file.
+        num_values: number of values in a row of a label file.
+        parse, max_side: as in `labeled_videos`.
+        rates: how fast frame numbers may advance, per second.
+        cache_dir: where frames are, or are extracted to; `root/frames` if None.
+        layout: expected layout, for messages.
+
+    Raises:
+        MissingFileError: a video has no labels.
+        UserError: as `labeled_videos`, or a split other than test has no frames.
+    """
+    frames_dir = Path(cache_dir).absolute() if cache_dir is not None else root / "frames"
+    videos, names = find_videos(root / "videos"), [name for part in splits.values() for name in part]
+    labels = {}
+    for name in names:
+        path = label_file(name)
+        if path.exists():
+            labels[name] = read_label_file(path, num_values)
+        elif name in videos or (frames_dir / name).is_dir():
+            raise MissingFileError(f"video {name} has no labels: expected {path}; {layout}")
+    samples, notes = labeled_videos(labels, videos, frames_dir, parse, lambda name: rates, max_side)
+    by_split = {split: [row for name in part for row in samples.get(name, [])] for split, part in splits.items()}
+    require_splits(by_split, [split for split in splits if split != "test"], root, layout)
+    return by_split, samples, [_count_note(samples, names), *notes]
+
+
+def _count_note(samples: Mapping[str, list[Sample]], videos: Collection[str]) -> str:
     """Return a note on how many of the videos of a dataset were found."""
     frames = sum(map(len, samples.values()))
     missing = [name for name in videos if name not in samples]

@@ -59,6 +59,21 @@ class SurgicalData:
     videos_are_public: bool = False
     split_protocol: str = "unknown"
 
+    @property
+    def is_single_label(self) -> bool:
+        """Whether each frame has one class, such as a phase."""
+        return self.problem_type == SINGLE
+
+    def split(self, name: str) -> Dataset:
+        """Return the rows of a split.
+
+        Raises:
+            UserError: the data has no such split.
+        """
+        if name not in self.splits:
+            raise UserError(f"the dataset {self.name!r} has no split {name!r}; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -81,25 +81,24 @@ def extract_frames(
     return paths
 
 
-def extract_videos(
-    videos: Mapping[str, Path], out_dir: Path, frames_per_second: float = 1.0, max_side: int | None = None
-) -> None:
-    """Extract the frames of several videos into `out_dir/<name>/`, as many at a time as there are processor cores.
+def extract_videos(videos: Mapping[str, Path], out_dir: Path, max_side: int | None = None) -> None:
+    """Extract the frames of several videos, one per second, into `out_dir/<name>/`.
 
-    All are tried before the first error, whose message names the others, is raised.
+    As many are extracted at a time as there are processor cores. All are tried before the first error is raised,
+    whose message names the others.
     """
     if not videos:
         return
     seconds = sum(video_seconds(path) for path in videos.values())
     errors = []
     with (
-        tqdm(desc=f"Extracting frames of {len(videos)} videos", total=round(seconds * frames_per_second)) as bar,
+        tqdm(desc=f"Extracting frames of {len(videos)} videos", total=round(seconds)) as bar,
         ThreadPool(min(8, os.cpu_count() or 1, len(videos))) as pool,
     ):
 
         def extract(name: str) -> Exception | None:
             try:
-                extract_frames(videos[name], out_dir / name, frames_per_second, max_side, bar)
+                extract_frames(videos[name], out_dir / name, 1.0, max_side, bar)
             except UnavailableError:  # nothing more can be written
                 raise
             except UserError as error:

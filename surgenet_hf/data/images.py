@@ -71,27 +71,26 @@ def read_cell(cell: bytes | dict | None) -> bytes:
         return file.read()
 
 
-def read_frame(source: Source, name: str | None = None) -> Image.Image:
+def read_frame(source: Source) -> Image.Image:
     """Read an upright RGB frame.
 
     Args:
         source: path of a file, an encoded image, or a cell with one of them.
-        name: what to call it in messages; default: the path.
 
     Raises:
         MissingFileError: there is no such file.
         UserError: the file cannot be read or cannot be used as a frame.
     """
-    with naming(source, name):
+    with naming(source):
         return decode_frame(open_frame(_content(source)))
 
 
-def frame_size(source: Source, name: str | None = None) -> tuple[int, int]:
+def frame_size(source: Source) -> tuple[int, int]:
     """Return the (width, height) of the frame that `read_frame` gives, after a check that it can be read.
 
     JPEG is decoded at an eighth of its resolution. That is much faster, and still finds truncated files.
     """
-    with naming(source, name):
+    with naming(source):
         image = open_frame(_content(source))
         width, height = image.size
         image.draft("RGB", (width // 8, height // 8))
@@ -100,16 +99,16 @@ def frame_size(source: Source, name: str | None = None) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
-def read_upright(source: Source, name: str | None = None) -> Image.Image:
+def read_upright(source: Source) -> Image.Image:
     """Read any image, such as a mask, in its own mode, turned as its orientation tag says."""
-    with naming(source, name):
+    with naming(source):
         return _load(open_image(_content(source)))
 
 
-def read_mask(source: Source, name: str | None = None) -> np.ndarray:
+def read_mask(source: Source) -> np.ndarray:
     """Read the raw values (H, W), uint8, of an upright mask; arguments and errors as in `read_frame`."""
-    mask = read_upright(source, name)
-    with naming(source, name):
+    mask = read_upright(source)
+    with naming(source):
         return raw_values(mask)
 
 
@@ -151,16 +150,15 @@ class DecodeFrames:
 
 
 @contextmanager
-def naming(source: Source, name: str | None = None) -> Iterator[None]:
+def naming(source: Source) -> Iterator[None]:
     """Put the name of an image before the errors about it, and turn those of the file system into ours.
 
     Raises:
         MissingFileError: there is no such file.
         UserError: the file cannot be read, or the block raised a ValueError about its content.
     """
-    if name is None:
-        name = source.get("path") if isinstance(source, dict) else source if isinstance(source, Path) else None
-        name = name or "an image in memory"
+    name = source.get("path") if isinstance(source, dict) else source if isinstance(source, Path) else None
+    name = name or "an image in memory"
     try:
         yield
     except FileNotFoundError as error:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..figures.overlays import legend_patch, paint, write_ids
 from ..rng import rng_for
-from .base import SINGLE, SurgicalData
+from .base import SurgicalData
 
 COLUMNS = 4
 LARGEST = 800  # pixels: the width that frames are drawn in at most
@@ -28,11 +28,9 @@ def show(data: SurgicalData, split: str = "train", num_frames: int = 8, seed: in
     Raises:
         UserError: the data has no such split, or `num_frames` is less than one.
     """
-    if split not in data.splits:
-        raise UserError(f"the dataset {data.name!r} has no split {split!r}; it has {', '.join(data.splits)}")
+    dataset = data.split(split)
     if num_frames < 1:
         raise UserError(f"num_frames={num_frames}: draw at least one frame")
-    dataset = data.splits[split]
     rows = [dataset[i] for i in choose_frames(dataset, num_frames, seed)]
     title = f"{data.name}, {split}: {len(rows)} of {len(dataset)} frames"
     return (_show_masks if data.task == "semantic-segmentation" else _show_labels)(data, rows, title)
@@ -81,7 +79,7 @@ def _show_labels(data: SurgicalData, rows: list[dict], title: str) -> Figure:
         text = axes.annotate(
             "\n".join(lines), (0, 0), (2, -4), "axes fraction", "offset points", va="top", fontsize=10
         )
-        if data.problem_type == SINGLE:
+        if data.is_single_label:
             color = np.divide(data.colors[int(row["labels"])], 255)
             text.set(text="■", color=color)
             axes.annotate(lines[0], (0, 0), (16, -4), "axes fraction", "offset points", va="top", fontsize=10)
@@ -90,7 +88,7 @@ def _show_labels(data: SurgicalData, rows: list[dict], title: str) -> Figure:
 
 def _label_lines(data: SurgicalData, labels) -> list[str]:
     """Return the text below a frame: the class, or the targets, in lines that fit."""
-    if data.problem_type == SINGLE:
+    if data.is_single_label:
         return [data.labels[int(labels)]]
     targets = [f"{name}: {value:.2g}".replace(" ", "\u00a0") for name, value in zip(data.labels, labels, strict=True)]
     return textwrap.wrap("  ".join(targets), 46, break_on_hyphens=False)

@@ -216,14 +216,14 @@ def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequenc
             classes. Several runs of a model with the same seed. Different numbers of bootstrap draws. A metric that no
             file has, or a standard deviation.
     """
-    labels = model_labels(results, label_by)
-    groups = group_by_data(results)
     for path, found in results.items():
         if found["schema"] == OLD_SCHEMA:
             raise UserError(
                 f"{path} has the schema {OLD_SCHEMA!r}, but a comparison needs {SCHEMA!r}, which has values per video "
                 "for all metrics; evaluate the model again"
             )
+    labels = model_labels(results, label_by)
+    groups = group_by_data(results)
     _check_metrics(metrics or (), results)
     tasks = list(TASKS)
     columns, scores, cautions, notes = [], {}, {}, {}

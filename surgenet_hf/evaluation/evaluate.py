@@ -8,7 +8,7 @@ A results file holds
     seed         of the training, or null
     data         name; split, and split_protocol: which videos it has; image_size: [height, width] that the model gets;
                  frames, videos, labels; background: the class that is, or null; videos_are_public: whether the names
-                 of the videos are those of a public data set; notes of the integrity check; leakage: what is known, or
+                 of the videos are those of a public dataset; notes of the integrity check; leakage: what is known, or
                  "unknown", of videos that trained or selected the model or its backbone, null if none did; selected:
                  the videos that selected the checkpoint, on which the result is optimistic. In published files neutral
                  names replace those of the user's own videos, and video_hashes identifies them (`surgenet_hf.privacy`)
@@ -88,7 +88,7 @@ def evaluate(
         UserError: the split does not exist, the model has other classes, or another kind of labels, than the data, or
             its weights are not finite.
     """
-    rows = split_rows(data, split)
+    rows = data.split(split)
     if model.config.num_labels != len(data.labels):
         raise UserError(
             f"the model has {model.config.num_labels} classes, the dataset {data.name!r} has {len(data.labels)}: "
@@ -142,24 +142,13 @@ def evaluate(
 def majority_class_baseline(data: SurgicalData, split: str = "validation") -> dict:
     """Compute the metrics of always predicting the most common class of the train split's pixels."""
     pixels = np.zeros(256, np.int64)
-    for row in split_rows(data, "train"):
+    for row in data.split("train"):
         pixels += np.bincount(row["mask"].ravel(), minlength=256)
     majority = int(pixels[: len(data.labels)].argmax())
     metric = segmentation_metric(data)
-    for row in split_rows(data, split):
+    for row in data.split(split):
         metric.add(np.full_like(row["mask"], majority), row["mask"], row["video"])
     return measure(metric, data.labels, "semantic-segmentation", resamples=0)["metrics"]
-
-
-def split_rows(data, split: str):
-    """The rows of a split of a data set.
-
-    Raises:
-        ValueError: it has no such split.
-    """
-    if split not in data.splits:
-        raise UserError(f"the dataset {data.name!r} has no split {split!r}; it has {', '.join(data.splits)}")
-    return data.splits[split]
 
 
 def write_results(results: dict, path: str | os.PathLike) -> None:

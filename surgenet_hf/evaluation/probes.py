@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional as F
 
 from ..data import SurgicalData
-from ..data.base import SINGLE
 from ..distributed import gather, process_state
 from ..errors import UserError
 from ..inference.embeddings import predict_embeddings, spread
@@ -61,9 +60,6 @@ def knn_accuracy(
     Raises:
         UserError: a split is missing, all of its frames have the same labels, or an embedding is not finite.
     """
-    for name, value in (("k", k), ("temperature", temperature), ("max_frames", max_frames)):
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
     queried = next((split for split in ("validation", "test") if split in data.splits), None)
     if queried is None or "train" not in data.splits:
         raise UserError(
@@ -72,7 +68,7 @@ def knn_accuracy(
     memory, queries = (_embed(model, processor, data, split, batch_size, max_frames) for split in ("train", queried))
     votes = vote(memory, queries, k, temperature)
     truths = queries.targets
-    if _is_single_label(data):
+    if data.is_single_label:
         commonest = memory.targets.sum(0).argmax()
         return {
             "knn_accuracy": (votes.argmax(1) == truths.argmax(1)).float().mean().item(),
@@ -117,10 +113,6 @@ def vote(memory: LabeledEmbeddings, queries: LabeledEmbeddings, k: int, temperat
     return torch.cat(votes).clamp(max=1)  # sums of weights are 1 up to rounding
 
 
-def _is_single_label(data: SurgicalData) -> bool:
-    return data.problem_type == SINGLE
-
-
 def _embed(model, processor, data, split: str, batch_size: int, max_frames: int | None) -> LabeledEmbeddings:
     """Compute embeddings and targets of a split on the model's device. Each process embeds a part of the frames."""
     rows = data.splits[split]
@@ -144,6 +136,6 @@ def frame_targets(data: SurgicalData, row: dict) -> np.ndarray:
     """Return targets float32 (num_labels,) of a frame: its class, its labels, or the classes in its mask."""
     if data.task == "semantic-segmentation":
         return (np.bincount(row["mask"].ravel(), minlength=256)[: len(data.labels)] > 0).astype(np.float32)
-    if _is_single_label(data):
+    if data.is_single_label:
         return np.eye(len(data.labels), dtype=np.float32)[row["labels"]]
     return row["labels"]

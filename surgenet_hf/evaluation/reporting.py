@@ -11,7 +11,7 @@ from ..figures import bar_figure, phase_figure, precision_recall_figure, save_bo
 from ..inference.prediction import predict_segmentation
 from ..metrics import MultiLabelMetric
 from ..metrics.segmentation import dice_and_iou
-from .evaluate import Evaluation, split_rows
+from .evaluate import Evaluation
 from .results import headlines, metric_title
 from .statistics import MIN_VIDEOS, interval_warning, student_interval
 
@@ -76,7 +76,7 @@ def draw_segmentation(model, processor, data: SurgicalData, split: str, dice: fl
     Returns:
         (matplotlib Figure, rows, class maps)
     """
-    rows = split_rows(data, split)
+    rows = data.split(split)
     drawn = sorted({i * len(rows) // FRAMES_DRAWN for i in range(FRAMES_DRAWN)})
     rows, class_maps = zip(*predict_segmentation(model, processor, rows, indices=drawn), strict=True)
     figure = segmentation_figure(

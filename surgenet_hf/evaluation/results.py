@@ -4,8 +4,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import NoneType
 
 from ..data.names import named
 from ..errors import MissingFileError, UserError
@@ -76,74 +77,35 @@ def find_results(model_dir: str | os.PathLike) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _is_text(value) -> bool:
-    return isinstance(value, str)
-
-
 def _is_count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_object(value) -> bool:
-    return isinstance(value, dict)
+def _list_of(*kinds: type) -> Callable:
+    return lambda value: isinstance(value, list) and all(isinstance(item, kinds) for item in value)
 
 
-def _is_list_of(value, test) -> bool:
-    return isinstance(value, list) and all(map(test, value))
+def _object_of(*kinds: type) -> Callable:
+    return lambda value: isinstance(value, dict) and all(isinstance(item, kinds) for item in value.values())
 
 
-def _are_texts(value) -> bool:
-    return _is_list_of(value, _is_text)
-
-
-def _is_object_of_texts(value) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, value.values()))
-
-
-def _is_object_of_objects(value) -> bool:
-    return isinstance(value, dict) and all(map(_is_object, value.values()))
-
-
-def _is_object_of_lists(value) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, list) for item in value.values())
-
-
-def _is_object_of_intervals(value) -> bool:
-    return isinstance(value, dict) and all(item is None or isinstance(item, dict | list) for item in value.values())
-
-
-# field: what it must hold, in words and as a test. An object stands before its parts
+# what fields must hold, in words and as a test: the fields; an object comes before its parts
 _FIELDS = {
-    "task": ("a text", _is_text),
-    "seed": ("a whole number from 0", _is_count),
-    "model": ("an object", _is_object),
-    "model.name": ("a text", _is_text),
-    "model.type": ("a text", _is_text),
-    "model.parameters": ("a whole number from 0", _is_count),
-    "model.pretraining": ("an object or a text", lambda value: isinstance(value, dict | str)),
-    "data": ("an object", _is_object),
-    "data.name": ("a text", _is_text),
-    "data.split": ("a text", _is_text),
-    "data.frames": ("a whole number from 0", _is_count),
-    "data.videos": ("a list of texts", _are_texts),
-    "data.videos_are_public": ("true or false", lambda value: isinstance(value, bool)),
-    "data.video_hashes": ("an object of texts", _is_object_of_texts),
-    "data.labels": ("a list of texts", _are_texts),
-    "data.background": ("a text", _is_text),
-    "data.notes": ("a list of texts", _are_texts),
-    "data.leakage": ("a text", _is_text),
-    "data.selected": ("a list of texts", _are_texts),
-    "data.split_protocol": ("a text", _is_text),
-    "data.image_size": ("a list of two whole numbers", lambda value: _is_list_of(value, _is_count)),
-    "definitions": ("an object", _is_object),
-    "metrics": ("an object", _is_object),
-    "metrics.per_class": ("an object of objects", _is_object_of_objects),
-    "intervals": ("an object of objects or lists", _is_object_of_intervals),
-    "bootstrap": ("an object of lists", _is_object_of_lists),
-    "per_video": ("an object of objects", _is_object_of_objects),
-    "comparisons": ("an object of objects", _is_object_of_objects),
-    "versions": ("an object of texts", _is_object_of_texts),
-    "command": ("a text", _is_text),
+    ("an object", _object_of(object)): "model data definitions metrics",
+    ("a text", lambda value: isinstance(value, str)): (
+        "task command model.name model.type data.name data.split data.split_protocol data.background data.leakage"
+    ),
+    ("a whole number from 0", _is_count): "seed model.parameters data.frames",
+    ("true or false", lambda value: isinstance(value, bool)): "data.videos_are_public",
+    ("an object or a text", lambda value: isinstance(value, dict | str)): "model.pretraining",
+    ("a list of texts", _list_of(str)): "data.videos data.labels data.notes data.selected",
+    ("a list of two whole numbers", lambda value: isinstance(value, list) and all(map(_is_count, value))): (
+        "data.image_size"
+    ),
+    ("an object of texts", _object_of(str)): "data.video_hashes versions",
+    ("an object of objects", _object_of(dict)): "metrics.per_class per_video comparisons",
+    ("an object of lists", _object_of(list)): "bootstrap",
+    ("an object of objects or lists", _object_of(dict, list, NoneType)): "intervals",
 }
 _REQUIRED = ("task", "model", "data", "metrics", "data.name", "data.split")
 # part of a metric's name: its range; of other metrics nothing is known
@@ -164,10 +126,11 @@ def check_results(results: dict, source: str) -> None:
     Raises:
         UserError: names the source and the field.
     """
-    for field, (expected, is_valid) in _FIELDS.items():
-        value = _field(results, field)
-        if value is not None and not is_valid(value):
-            raise UserError(f"{source}: {field} is {_excerpt(value)}; expected {expected}")
+    for (expected, is_valid), fields in _FIELDS.items():
+        for field in fields.split():
+            value = _field(results, field)
+            if value is not None and not is_valid(value):
+                raise UserError(f"{source}: {field} is {_excerpt(value)}; expected {expected}")
     videos = _field(results, "data.videos") or []
     if len(set(videos)) < len(videos):
         raise UserError(f"{source}: data.videos names a video twice; expected each once")
@@ -220,7 +183,7 @@ def _numbers(results: dict) -> Iterator[tuple[str, str, object]]:
     tables |= {f"per_video.{video}": metrics for video, metrics in (results.get("per_video") or {}).items()}
     for table, metrics in tables.items():
         for metric, value in metrics.items():
-            if metric == "per_class" and _is_object_of_objects(value):
+            if metric == "per_class" and _object_of(dict)(value):
                 for label, of_label in value.items():
                     yield from ((f"{table}.per_class.{label}.{name}", name, item) for name, item in of_label.items())
             elif metric.startswith("segments@") and isinstance(value, list):
@@ -245,17 +208,7 @@ def _excerpt(value) -> str:
 
 
 def group_by_data(results: dict[Path, dict]) -> dict[tuple[str, str, str], dict[Path, dict]]:
-    """The files of each (task, name of data set, split).
-
-    Raises:
-        UserError: files of different schemas, whose metrics have other definitions.
-    """
-    schemas = {found["schema"]: path for path, found in results.items()}
-    if len(schemas) > 1:
-        raise UserError(
-            f"{schemas[OLD_SCHEMA]} has the schema {OLD_SCHEMA!r}, {schemas[SCHEMA]} has {SCHEMA!r}, whose metrics "
-            "are defined differently: evaluate the older model again"
-        )
+    """Return the files of each (task, name of dataset, split)."""
     groups: dict[tuple[str, str, str], dict[Path, dict]] = {}
     for path, found in results.items():
         groups.setdefault((found["task"], found["data"]["name"], found["data"]["split"]), {})[path] = found

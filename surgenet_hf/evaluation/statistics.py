@@ -8,7 +8,7 @@ Sources:
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -45,13 +45,9 @@ class Interval:
     videos: int
     method: str
 
-    @property
-    def warning(self) -> str:
-        """What to print next to the interval: "rough" below 10 videos, "few videos" below 20, otherwise nothing."""
-        return interval_warning(self.videos)
-
 
 def interval_warning(videos: int) -> str:
+    """Return what to print beside an interval: "rough" below 10 videos, "few videos" below 20, otherwise nothing."""
     return "rough" if videos < ROUGH_BELOW else "few videos" if videos < CAUTION_BELOW else ""
 
 
@@ -168,9 +164,6 @@ class PairedTest:
     p: float
     smallest_p: float
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
 
 def sign_flip_test(first: Sequence[float], second: Sequence[float], seed: int = 0) -> PairedTest | None:
     """Test whether two models differ on the same videos.
@@ -217,6 +210,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def cannot_be_significant(smallest_p: float, comparisons: int, level: float = 1 - LEVEL) -> bool:
+def cannot_be_significant(smallest_p: float, comparisons: int) -> bool:
     """Whether no data could make a test significant after Holm's correction, as there are too few videos."""
-    return smallest_p * comparisons > level
+    return smallest_p * comparisons > 1 - LEVEL

@@ -15,16 +15,8 @@ def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], 
         ranks: (models, axes), 1 is the best. NaN where a model has no result, which interrupts its line.
         models: names; their order decides colors, markers, and dashes.
         axes: names of dataset and metric; a line break keeps them short.
-
-    Raises:
-        ValueError: ranks of another shape, or fewer than three axes.
     """
     ranks = np.asarray(ranks, float)
-    if ranks.shape != (len(models), len(axes)) or len(axes) < 3:
-        raise ValueError(
-            f"A radar needs ranks of (models, axes) with at least 3 axes; found {ranks.shape} for {len(models)} "
-            f"models and {len(axes)} axes."
-        )
     worst = max(len(models), 2)
     rows = -(-len(models) // 3)
     figure = new_figure(WIDTH, 5.2 + 0.22 * rows, title)
@@ -68,13 +60,8 @@ def blob_figure(ranks: Mapping[str, np.ndarray], title: str = "") -> Figure:
     Args:
         ranks: {model: ranks of any shape}, e.g. (columns, resamples), in the order to draw. 1 is the best, ties have
             half ranks, NaN is left out.
-
-    Raises:
-        ValueError: a model without any rank.
     """
     pooled = {model: np.ravel(values)[~np.isnan(np.ravel(values))] for model, values in ranks.items()}
-    if not pooled or (empty := [model for model, values in pooled.items() if not len(values)]):
-        raise ValueError(f"Every model needs ranks; without: {', '.join(empty) if pooled else 'all'}.")
     cell = min(1.0, (WIDTH - 1.2) / len(pooled))  # inches from blob to blob
     count = max(len(pooled), 2)
     figure = new_figure(1.6 + cell * len(pooled), 1.6 + cell * count, title)
@@ -128,31 +115,22 @@ def bar_figure(
     labels: Sequence[str],
     intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     quantity: str = "Dice",
-    limits: tuple[float, float] = (0, 1),
     title: str = "",
 ) -> Figure:
     """Draw one group of bars per class, and in it one bar per model, with error bars where there are intervals.
 
     Args:
-        values: {name of a model or run: a value for each label}; NaN is written as "none".
+        values: {name of a model or run: a share for each label}; NaN is written as "none".
         labels: names of the classes.
         intervals: {name: (low, high) for each label}, for all or some of the names; NaN if there is no interval.
         quantity: what is measured, for the axis.
-        limits: of the axis.
-
-    Raises:
-        ValueError: a series with another number of values or intervals than labels.
     """
     intervals = intervals or {}
-    for name, series in [*values.items(), *intervals.items()]:
-        if len(series) != len(labels):
-            raise ValueError(f"{name}: {len(series)} values or intervals for {len(labels)} labels.")
     thickness = 0.8 / len(values)
     rows = -(-len(values) // 3) if len(values) > 1 else 0
     height = 0.8 + 0.22 * rows + len(labels) * max(0.3, 0.2 * len(values) + 0.1)
     figure = new_figure(WIDTH, height, title)
     axes = figure.add_subplot()
-    span = limits[1] - limits[0]
     for i, (name, series) in enumerate(values.items()):
         series = np.asarray(series, float)
         y = np.arange(len(labels)) + (i - (len(values) - 1) / 2) * thickness
@@ -173,10 +151,10 @@ def bar_figure(
                 axes.plot([low, high], [place, place], color="white", linewidth=3, solid_capstyle="butt")
                 axes.plot([low, high], [place, place], color="black", linewidth=1.3, solid_capstyle="butt")
             text = "none" if np.isnan(value) else f"{value:.2f}"
-            axes.text(end + 0.008 * span, place, text, fontsize=SMALL, va="center")
+            axes.text(end + 0.008, place, text, fontsize=SMALL, va="center")
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlim(limits[0], limits[1] + 0.06 * span)
+    axes.set_xlim(0, 1.06)
     has_intervals = not np.isnan(list(intervals.values())).all()
     axes.set_xlabel(quantity + ", with 95 % interval" * has_intervals, fontsize=NORMAL)
     plain(axes)

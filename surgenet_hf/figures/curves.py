@@ -8,24 +8,17 @@ from matplotlib.figure import Figure
 from .style import NORMAL, SMALL, WIDTH, color, new_figure, outline, plain
 
 
-def precision_recall_figure(
-    targets: np.ndarray, scores: np.ndarray, labels: Sequence[str], title: str = "", threshold: float = 0.5
-) -> Figure:
+def precision_recall_figure(targets: np.ndarray, scores: np.ndarray, labels: Sequence[str], title: str = "") -> Figure:
     """Precision over recall of each criterion in a panel of its own, with average precision and prevalence.
 
     Args:
-        targets: (N, C), 0 to 1, e.g. the raters' mean; positive at `threshold` and above, NaN is left out.
+        targets: (N, C), 0 to 1, e.g. the raters' mean; positive at 0.5 and above, NaN is left out.
         scores: (N, C), higher is more likely.
         labels: names of the C criteria.
-
-    Raises:
-        ValueError: targets, scores and labels differ in size.
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     targets, scores = np.asarray(targets, float), np.asarray(scores, float)
-    if targets.shape != scores.shape or targets.shape[1:] != (len(labels),):
-        raise ValueError(f"targets {targets.shape}, scores {scores.shape} and {len(labels)} labels do not fit.")
     columns = min(3, len(labels))
     rows = -(-len(labels) // columns)
     figure = new_figure(WIDTH * columns / 3, 0.3 + 2.9 * rows, title)
@@ -34,7 +27,7 @@ def precision_recall_figure(
         panel.set_axis_off()
     for i, (panel, label) in enumerate(zip(panels, labels, strict=False)):
         known = ~np.isnan(targets[:, i])
-        positive = targets[known, i] >= threshold
+        positive = targets[known, i] >= 0.5
         panel.set_title(f"{label}\nAP undefined", fontsize=NORMAL, weight="bold")
         panel.set(xlim=(0, 1.02), ylim=(0, 1.05), aspect="equal")
         panel.set_xlabel("recall", fontsize=NORMAL)

@@ -1,4 +1,4 @@
-"""What a backbone sees: t-SNE of embeddings, and dense features as colours."""
+"""What a backbone sees: t-SNE of embeddings, and dense features as colors."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..errors import UserError
-from .style import LARGE, NORMAL, SMALL, WIDTH, color, marker, new_figure, outline
+from .style import NORMAL, SMALL, WIDTH, color, marker, new_figure, outline, picture_rows
 
 NAMED_GROUPS = 12  # up to so many groups may have their name on the picture too
 
 
-def tsne(embeddings: np.ndarray, perplexity: float = 30, seed: int = 0) -> np.ndarray:
+def tsne(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
     """Coordinates (N, 2) of embeddings (N, C): principal components (at most 50), then t-SNE of scikit-learn.
 
-    The perplexity is lowered to a third of the other points where there are few.
+    The perplexity is 30, or a third of the other points where there are few.
 
     Raises:
         UserError: fewer than 4 embeddings, or some that are not finite.
@@ -29,26 +29,21 @@ def tsne(embeddings: np.ndarray, perplexity: float = 30, seed: int = 0) -> np.nd
         )
     components = min(50, *embeddings.shape)
     reduced = PCA(components, random_state=seed).fit_transform(embeddings)
-    perplexity = min(perplexity, (len(embeddings) - 1) / 3)
+    perplexity = min(30, (len(embeddings) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
 
 
 def scatter_figure(coordinates: np.ndarray, groups: Sequence[str], title: str = "", group_name: str = "") -> Figure:
-    """A point for each frame, with colour and marker of its group.
+    """A point for each frame, with color and marker of its group.
 
     Up to 12 groups carry their names on the picture too, where they stand apart from the others.
 
     Args:
         coordinates: (N, 2), e.g. of `tsne`; their scale means nothing, so there are no ticks.
-        groups: N names: of data sets, procedures, videos or phases.
+        groups: N names: of datasets, procedures, videos or phases.
         group_name: what the groups are, for the legend.
-
-    Raises:
-        ValueError: another number of groups than points.
     """
     coordinates, groups = np.asarray(coordinates), np.asarray(groups)
-    if coordinates.shape != (len(groups), 2) or not len(groups):
-        raise ValueError(f"One group for each point (N, 2): found {len(groups)} groups for {coordinates.shape}.")
     names = list(dict.fromkeys(groups.tolist()))
     columns = -(-len(names) // 24)
     figure = new_figure(WIDTH + 1.4 * (columns - 1), 5, title)
@@ -93,24 +88,15 @@ def scatter_figure(coordinates: np.ndarray, groups: Sequence[str], title: str = 
 
 
 def pca_to_rgb(features: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Dense features (C, h, w) of each frame to colours (h, w, 3) in 0 to 1: the first three principal components.
+    """Dense features (C, h, w) of each frame to colors (h, w, 3) in 0 to 1: the first three principal components.
 
-    The components are of all frames together, so that a colour means the same everywhere; each is scaled from its
+    The components are of all frames together, so that a color means the same everywhere; each is scaled from its
     2nd to its 98th percentile.
-
-    Raises:
-        ValueError: no features, fewer than 3 channels, or channels that differ between frames.
     """
-    channels = {np.shape(feature)[0] if np.ndim(feature) == 3 else None for feature in features}
-    if len(channels) != 1 or None in channels or min(channels) < 3:
-        raise ValueError(
-            "Features (C, h, w) of at least one frame, with the same C, at least 3, are needed; "
-            f"found {[np.shape(feature) for feature in features]}."
-        )
     pixels = np.concatenate([np.reshape(feature, (len(feature), -1)).T for feature in features]).astype(np.float64)
-    centred = pixels - pixels.mean(0)
-    _, directions = np.linalg.eigh(centred.T @ centred)
-    components = centred @ directions[:, :-4:-1]
+    centered = pixels - pixels.mean(0)
+    _, directions = np.linalg.eigh(centered.T @ centered)
+    components = centered @ directions[:, :-4:-1]
     components *= np.sign((components**3).sum(0) + 1e-30)  # the sign is arbitrary: take the one of the longer tail
     low, high = np.percentile(components, [2, 98], axis=0)
     colors = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
@@ -122,42 +108,21 @@ def pca_to_rgb(features: Sequence[np.ndarray]) -> list[np.ndarray]:
 def feature_figure(
     frames: Sequence, features: Sequence[np.ndarray], row_titles: Sequence[str] = (), title: str = ""
 ) -> Figure:
-    """One row a frame: the frame, its dense features as colours, and their first component in grey.
+    """One row a frame: the frame, its dense features as colors, and their first component in gray.
 
-    The grey map repeats the first component, for readers who cannot tell the colours apart.
+    The gray map repeats the first component, for readers who cannot tell the colors apart.
 
     Args:
         frames: RGB images, PIL or (H, W, 3).
         features: (C, h, w) of each frame.
-        row_titles: a line for each frame, e.g. its data set and video.
-
-    Raises:
-        ValueError: another number of features than frames, or features that `pca_to_rgb` refuses.
+        row_titles: a line for each frame, e.g. its dataset and video.
     """
-    if len(frames) != len(features):
-        raise ValueError(f"{len(frames)} frames, but features of {len(features)}.")
     maps = pca_to_rgb(features)
     frames = [np.asarray(frame) for frame in frames]
-    width = WIDTH / 3
-    heights = [width * frame.shape[0] / frame.shape[1] for frame in frames]
-    strip = 0.22
-    total = sum(heights) + strip * (1 + bool(title) + len(frames) * bool(row_titles)) + 0.1
-    figure = Figure(figsize=(WIDTH, total), facecolor="white")
-    top = total - 0.05
-    if title:
-        top -= strip
-        figure.text(0.5, (top + strip / 2) / total, title, ha="center", va="center", fontsize=LARGE, weight="bold")
-    top -= strip
-    for column, name in enumerate(("frame", "features: 3 components", "component 1")):
-        figure.text((column + 0.5) / 3, (top + strip / 2) / total, name, ha="center", va="center", fontsize=NORMAL)
-    for row, (frame, colors, height) in enumerate(zip(frames, maps, heights, strict=True)):
-        if row_titles:
-            top -= strip
-            figure.text(0.005, (top + 0.01) / total, row_titles[row], va="bottom", fontsize=SMALL, color="0.25")
-        top -= height
-        for column, picture in enumerate((frame, colors, colors[..., 0])):
-            axes = figure.add_axes(((column + 0.005) / 3, top / total, 0.99 / 3, 0.98 * height / total))
-            axes.set_axis_off()
+    names = ("frame", "features: 3 components", "component 1")
+    figure, rows = picture_rows(frames, names, row_titles, title, WIDTH / 3)
+    for row, frame, colors in zip(rows, frames, maps, strict=True):
+        for axes, picture in zip(row, (frame, colors, colors[..., 0]), strict=True):
             axes.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     return figure
 
@@ -171,10 +136,10 @@ def _write_names(figure: Figure, axes, coordinates: np.ndarray, groups: np.ndarr
     texts = []
     for name in names:
         members = of_points == name
-        neighbours = min(5, members.sum() - 1)
-        if neighbours < 1:
+        neighbors = min(5, members.sum() - 1)
+        if neighbors < 1:
             continue
-        nearest = np.argpartition(to_others[members], neighbours - 1, axis=1)[:, :neighbours]
+        nearest = np.argpartition(to_others[members], neighbors - 1, axis=1)[:, :neighbors]
         if np.mean(of_points[nearest] == name) < 0.7:
             continue
         within = distances[np.ix_(members, members)].sum(0)

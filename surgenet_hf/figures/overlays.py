@@ -1,15 +1,15 @@
 """Segmentation overlays: frame, reference and prediction side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .style import outline
+from .style import outline, picture_rows
 
 FILL = 0.4  # opacity of a class over the frame
-IGNORED = (200, 200, 200)  # colour of reference pixels without a class
+IGNORED = (200, 200, 200)  # color of reference pixels without a class
 SPECK = 0.002  # share of the picture below which a class is painted, but its id not written
 NOT_PAINTED = "background"  # a class of this name lets the frame show through
 
@@ -26,64 +26,34 @@ def segmentation_figure(
 ) -> Figure:
     """One row per frame: frame, reference, prediction, and below all a legend of the classes that occur.
 
-    Every class but a speck carries its id on the picture and in the legend: it is told apart without its colour, too.
-    A class named "background" is not painted, pixels without a class are grey.
+    Every class but a speck carries its id on the picture and in the legend: it is told apart without its color, too.
+    A class named "background" is not painted, pixels without a class are gray.
 
     Args:
         frames: RGB images, PIL or uint8 (H, W, 3).
         truths, predictions: for each frame a class map (H, W) of integer ids; `ignore_index` marks no class.
-        labels, colors: name and RGB colour (0 to 255) of each class id.
+        labels, colors: name and RGB color (0 to 255) of each class id.
         row_titles: a line for each frame, e.g. its video and number.
         title: a line above all.
-
-    Raises:
-        ValueError: numbers or sizes of frames and class maps differ, or an id has no label.
     """
-    if not len(frames) == len(truths) == len(predictions) > 0:
-        raise ValueError(
-            f"As many frames as truths and predictions are needed, and at least one: "
-            f"found {len(frames)}, {len(truths)} and {len(predictions)}."
-        )
     frames = [np.asarray(frame) for frame in frames]
-    for row, (frame, truth, prediction) in enumerate(zip(frames, truths, predictions, strict=True)):
-        if not frame.shape[:2] == truth.shape == prediction.shape:
-            raise ValueError(
-                f"Row {row}: frame, truth and prediction differ in size: "
-                f"{frame.shape[:2]}, {truth.shape}, {prediction.shape}."
-            )
-
     present = sorted({int(i) for maps in (truths, predictions) for one in maps for i in np.unique(one)})
-    if unknown := [i for i in present if not 0 <= i < len(labels) and i != ignore_index]:
-        raise ValueError(f"The class maps hold the ids {unknown}, there are labels for 0 to {len(labels) - 1}.")
-
-    width, strip = 3.6, 0.3  # inches: width of a picture, height of a line of text
-    heights = [width * frame.shape[0] / frame.shape[1] for frame in frames]
     columns = 4
-    legend = strip * (1 + -(-len(present) // columns))
-    header = strip * (2 if title else 1)
-    total = header + sum(height + strip * bool(row_titles) for height in heights) + legend
-    figure = Figure(figsize=(3 * width, total), facecolor="white")
-    if title:
-        figure.text(0.5, 1 - 0.5 * strip / total, title, ha="center", va="center", fontsize=12, weight="bold")
-
-    top = total - header
-    for column, name in enumerate(("frame", "reference", "prediction")):
-        figure.text((column + 0.5) / 3, (top + strip / 2) / total, name, ha="center", va="center", fontsize=11)
-    for row, (frame, height) in enumerate(zip(frames, heights, strict=True)):
-        if row_titles:
-            figure.text(
-                0.006, (top - strip / 2) / total, row_titles[row], ha="left", va="center", fontsize=9, color="0.25"
-            )
-            top -= strip
-        top -= height
-        for column, class_map in enumerate((None, truths[row], predictions[row])):
-            axes = figure.add_axes(((column + 0.005) / 3, top / total, 0.99 / 3, 0.98 * height / total))
-            axes.set_axis_off()
+    figure, rows = picture_rows(
+        frames,
+        ("frame", "reference", "prediction"),
+        row_titles,
+        title,
+        width=3.6,
+        sizes=(12, 11, 9),
+        legend_lines=1 - (-len(present) // columns),
+    )
+    for row, frame, *class_maps in zip(rows, frames, truths, predictions, strict=True):
+        for axes, class_map in zip(row, (None, *class_maps), strict=True):
             picture = frame if class_map is None else paint(frame, class_map, labels, colors, ignore_index)
             axes.imshow(picture, aspect="auto", interpolation="none" if frame.shape[1] > 400 else "nearest")
             if class_map is not None:
                 write_ids(axes, class_map, ignore_index)
-
     patches = [legend_patch(i, labels, colors, ignore_index) for i in present]
     figure.legend(
         handles=patches,
@@ -135,15 +105,21 @@ def _borders(class_map: np.ndarray) -> np.ndarray:
 
 def write_ids(axes, class_map: np.ndarray, ignore_index: int) -> None:
     """Write each class's id where the class is thickest."""
+    style = {"fontsize": 9, "color": "white", "weight": "bold", "ha": "center", "va": "center"}
+    for i, x, y in id_places(class_map):
+        if i != ignore_index:
+            axes.text(x, y, str(i), clip_on=True, **style).set_path_effects(outline(2, "black"))
+
+
+def id_places(class_map: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Yield each id of a class map that is more than a speck, with the (x, y) where its region is thickest."""
     stride = max(1, max(class_map.shape) // 128)  # a coarse map is enough to find the place
     coarse = class_map[::stride, ::stride]
-    for i in np.unique(coarse):
+    for i in np.unique(coarse).tolist():
         region = coarse == i
-        if i != ignore_index and region.mean() > SPECK:
+        if region.mean() > SPECK:
             y, x = thickest(region)
-            style = {"fontsize": 9, "color": "white", "weight": "bold", "ha": "center", "va": "center"}
-            text = axes.text(x * stride, y * stride, str(i), clip_on=True, **style)
-            text.set_path_effects(outline(2, "black"))
+            yield i, x * stride, y * stride
 
 
 def thickest(region: np.ndarray) -> tuple[int, int]:

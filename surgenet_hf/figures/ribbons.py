@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from ..metrics.sequences import segments
 from .style import NORMAL, SMALL, WIDTH, color, hatch, new_figure, outline, plain
 
-UNLABELLED = "0.88"  # colour of frames without a phase
+UNLABELED = "0.88"  # color of frames without a phase
 ROW = 0.42  # inches of height for a video
 
 
@@ -22,41 +22,26 @@ def phase_figure(
 ) -> Figure:
     """One row a video: the true phases above, the predicted ones below, over time in minutes.
 
-    Long segments carry their phase's number, all have its colour and hatch; the share of right frames is on the right.
+    Long segments carry their phase's number, all have its color and hatch; the share of right frames is on the right.
 
     Args:
         truths, predictions: {video: phase ids (T,)}; an id below 0 in the truth marks a frame without a phase.
         labels: names of the phases, in the order of their ids.
         seconds_per_frame: time from frame to frame.
-
-    Raises:
-        ValueError: videos or lengths differ, or an id has no label.
     """
-    if not truths or truths.keys() != predictions.keys():
-        raise ValueError(
-            f"Truths and predictions of the same videos are needed: {', '.join(truths) or 'none'} against "
-            f"{', '.join(predictions) or 'none'}."
-        )
-    for video in truths:
-        truth, prediction = np.asarray(truths[video]), np.asarray(predictions[video])
-        if truth.shape != prediction.shape or truth.ndim != 1 or not len(truth):
-            raise ValueError(f"{video}: phases of shape {truth.shape} in truth, {prediction.shape} in prediction.")
-        if max(truth.max(), prediction.max()) >= len(labels):
-            raise ValueError(f"{video}: phase {max(truth.max(), prediction.max())}, with {len(labels)} labels.")
-
     minutes = seconds_per_frame / 60
     longest = max(map(len, truths.values())) * minutes
     columns = 2 if max(map(len, labels)) > 22 else 3
     legend_rows = -(-(len(labels) + 1) // columns)
     figure = new_figure(WIDTH, 0.85 + ROW * len(truths) + 0.24 * legend_rows, title)
     axes = figure.add_subplot()
-    present, unlabelled = set(), False
+    present, unlabeled = set(), False
     for row, video in enumerate(truths):
         truth, prediction = np.asarray(truths[video]), np.asarray(predictions[video])
         for phases, top in ((truth, row - 0.4), (prediction, row + 0.02)):
             for phase, start, end in zip(*segments(phases), strict=True):
                 if phase < 0:
-                    unlabelled = True
+                    unlabeled = True
                 else:
                     present.add(phase)
                 _draw(axes, phase, start * minutes, end * minutes, top, longest)
@@ -75,7 +60,7 @@ def phase_figure(
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", labelsize=NORMAL, length=0)
     handles = [Patch(label=f"{i + 1}  {labels[i]}", **_fill(i)) for i in sorted(present)]
-    if unlabelled:
+    if unlabeled:
         handles.append(Patch(label="no phase", **_fill(-1)))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, fontsize=NORMAL, frameon=False, handleheight=1.2
@@ -92,5 +77,5 @@ def _draw(axes, phase: int, start: float, end: float, top: float, longest: float
 
 def _fill(phase: int) -> dict:
     if phase < 0:
-        return {"facecolor": UNLABELLED, "linewidth": 0}
+        return {"facecolor": UNLABELED, "linewidth": 0}
     return {"facecolor": color(phase), "hatch": hatch(phase), "edgecolor": (1, 1, 1, 0.6), "linewidth": 0}

@@ -1,8 +1,10 @@
-"""What all figures share: colours, markers, hatches, text sizes for print, and saving."""
+"""What all figures share: colors, markers, hatches, text sizes for print, and saving."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
@@ -10,8 +12,8 @@ from matplotlib.patheffects import AbstractPathEffect, withStroke
 from ..atomic import atomic_write
 from ..errors import UserError
 
-# Okabe and Ito's palette, made to be told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/):
-# dark grey for black, yellow last, as it is faint on white. A marker, dash or hatch of its own goes with each colour.
+# Okabe and Ito's palette, made to be told apart with every kind of color vision (https://jfly.uni-koeln.de/color/):
+# dark gray for black, yellow last, as it is faint on white. A marker, dash or hatch of its own goes with each color.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h", "p")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
@@ -26,7 +28,7 @@ def color(i: int) -> str:
 
 
 def marker(i: int) -> str:
-    """Another marker for each index; where colours begin again, the pair of colour and marker is still new."""
+    """Another marker for each index; where colors begin again, the pair of color and marker is still new."""
     return MARKERS[i % len(MARKERS)]
 
 
@@ -55,6 +57,55 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
         text.set_text(title)
         figure.set_figheight(height + (text.get_window_extent().height - one_line) / figure.dpi)
     return figure
+
+
+def picture_rows(
+    frames: Sequence[np.ndarray],
+    names: Sequence[str],
+    row_titles: Sequence[str],
+    title: str,
+    width: float,
+    sizes: tuple[float, float, float] = (LARGE, NORMAL, SMALL),
+    legend_lines: int = 0,
+) -> tuple[Figure, list[list]]:
+    """Return a figure and its axes for rows of pictures, each row as high as its frame.
+
+    Args:
+        frames: (H, W, 3), one for each row.
+        names: what is in each column.
+        row_titles: a line above each row, or nothing.
+        title: a line above all, or nothing.
+        width: width of a picture in inches.
+        sizes: font sizes of the title, the names, and the row titles.
+        legend_lines: lines of room below the rows.
+
+    Returns:
+        The figure, and for each row the axes of its pictures.
+    """
+    strip, columns = width / 12, len(names)  # a strip is the height of a line of text
+    heights = [width * frame.shape[0] / frame.shape[1] for frame in frames]
+    total = strip * (1 + bool(title) + len(frames) * bool(row_titles) + legend_lines) + sum(heights)
+    figure = Figure(figsize=(columns * width, total), facecolor="white")
+    top = total - strip
+    if title:
+        figure.text(0.5, (top + strip / 2) / total, title, ha="center", va="center", fontsize=sizes[0], weight="bold")
+        top -= strip
+    for column, name in enumerate(names):
+        place = (column + 0.5) / columns, (top + strip / 2) / total
+        figure.text(*place, name, ha="center", va="center", fontsize=sizes[1])
+    rows = []
+    for row, height in enumerate(heights):
+        if row_titles:
+            figure.text(
+                0.006, (top - strip / 2) / total, row_titles[row], va="center", fontsize=sizes[2], color="0.25"
+            )
+            top -= strip
+        top -= height
+        boxes = [((i + 0.005) / columns, top / total, 0.99 / columns, 0.98 * height / total) for i in range(columns)]
+        rows.append([figure.add_axes(box) for box in boxes])
+        for axes in rows[-1]:
+            axes.set_axis_off()
+    return figure, rows
 
 
 def plain(axes) -> None:

@@ -1,7 +1,7 @@
 """Pictures for a web page: overlays, heat maps and frames of a film as arrays; legends, bars and ribbons as HTML.
 
-The HTML needs no script and no style sheet, takes the colours of its text from the page (light or dark), and escapes
-every name. A colour never stands alone: a number or a name goes with it.
+The HTML needs no script and no style sheet, takes the colors of its text from the page (light or dark), and escapes
+every name. A color never stands alone: a number or a name goes with it.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
 from ..metrics.sequences import segments
-from .overlays import NOT_PAINTED, SPECK, paint, thickest
+from .overlays import NOT_PAINTED, id_places, paint
 from .style import color
 
-HEAT = "cividis"  # the same for every kind of colour vision
-SEEN = 0.35  # opacity of the frame's grey below a heat map
+HEAT = "cividis"  # the same for every kind of color vision
+SEEN = 0.35  # opacity of the frame's gray below a heat map
 _ROW = "display:flex;align-items:center;gap:.6em;padding:.2em 0"
 _NUMBER = "min-width:4.2em;text-align:right;font-variant-numeric:tabular-nums"
 _TRACK = "flex:1 1 5em;height:.8em;border-radius:.4em;background:rgba(128,128,128,.25);overflow:hidden;min-width:3em"
@@ -30,7 +30,7 @@ def overlay_picture(
 
     Args:
         frame: uint8 (H, W, 3); class_map: integers (H, W).
-        labels, colors: name and RGB colour (0 to 255) of each class id.
+        labels, colors: name and RGB color (0 to 255) of each class id.
 
     Returns:
         uint8 (H, W, 3)
@@ -38,20 +38,14 @@ def overlay_picture(
     picture = Image.fromarray(paint(frame, class_map, labels, colors))
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(max(12, min(picture.size) // 14))
-    stride = max(1, max(class_map.shape) // 128)  # a coarse map is enough to find the place
-    coarse = class_map[::stride, ::stride]
-    for i in np.unique(coarse):
-        region = coarse == i
-        if region.mean() > SPECK and labels[i].lower() != NOT_PAINTED:
-            y, x = thickest(region)
-            draw.text(
-                (x * stride, y * stride), str(i), "white", font, anchor="mm", stroke_width=2, stroke_fill="black"
-            )
+    for i, x, y in id_places(class_map):
+        if labels[i].lower() != NOT_PAINTED:
+            draw.text((x, y), str(i), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
     return np.asarray(picture)
 
 
 def heat_picture(frame: np.ndarray, values: np.ndarray, point: tuple[float, float] | None = None) -> np.ndarray:
-    """Values (h, w), from 0 (dark blue) to 1 (yellow), over a frame in grey; a ring marks `point`.
+    """Values (h, w), from 0 (dark blue) to 1 (yellow), over a frame in gray; a ring marks `point`.
 
     Args:
         frame: uint8 (H, W, 3).
@@ -62,8 +56,8 @@ def heat_picture(frame: np.ndarray, values: np.ndarray, point: tuple[float, floa
     """
     size = frame.shape[1], frame.shape[0]
     heat = enlarge(colormaps[HEAT](np.clip(values, 0, 1))[..., :3], size)
-    grey = np.asarray(Image.fromarray(frame).convert("L"), np.float32)[..., None]
-    picture = Image.fromarray((SEEN * grey + (1 - SEEN) * heat).round().astype(np.uint8))
+    gray = np.asarray(Image.fromarray(frame).convert("L"), np.float32)[..., None]
+    picture = Image.fromarray((SEEN * gray + (1 - SEEN) * heat).round().astype(np.uint8))
     if point is not None:
         x, y, radius = point[0] * size[0], point[1] * size[1], max(6, min(size) // 40)
         draw = ImageDraw.Draw(picture)
@@ -74,7 +68,7 @@ def heat_picture(frame: np.ndarray, values: np.ndarray, point: tuple[float, floa
 
 
 def enlarge(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Colours (h, w, 3) in 0 to 1 as uint8 (H, W, 3); `size` is (W, H)."""
+    """Colors (h, w, 3) in 0 to 1 as uint8 (H, W, 3); `size` is (W, H)."""
     return np.asarray(Image.fromarray((255 * picture).round().astype(np.uint8)).resize(size, Image.Resampling.BICUBIC))
 
 
@@ -119,7 +113,7 @@ def _cut(text: str, font: ImageFont.ImageFont, width: float) -> str:
 def legend_html(
     labels: Sequence[str], colors: Sequence[tuple[int, int, int]], shares: Sequence[float], caption: str = ""
 ) -> str:
-    """The classes that occur, the largest first: colour, id, name and share of the picture (0 to 1), as a table."""
+    """The classes that occur, the largest first: color, id, name and share of the picture (0 to 1), as a table."""
     rows = []
     for i in sorted((i for i, share in enumerate(shares) if share > 0), key=lambda i: -shares[i]):
         fill = "transparent" if labels[i].lower() == NOT_PAINTED else f"rgb{tuple(map(int, colors[i]))}"
@@ -157,7 +151,7 @@ def bars_html(labels: Sequence[str], values: Sequence[float], notes: Sequence[st
 def ribbon_html(
     phases: np.ndarray, labels: Sequence[str], length: int, seconds_per_frame: float = 1.0, caption: str = ""
 ) -> str:
-    """The ribbon of a film so far: a coloured stretch with its number for each phase, and a legend.
+    """The ribbon of a film so far: a colored stretch with its number for each phase, and a legend.
 
     Args:
         phases: ids (T,); length: frames of the whole film, the ribbon's full width.

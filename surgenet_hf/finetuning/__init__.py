@@ -1,1 +1,19 @@
 """Fine-tuning on transformers' Trainer, one module per task."""
+
+
+def finetune(task: str, *options, **kwargs) -> dict:
+    """Fine-tune and evaluate a model for a task.
+
+    Args:
+        task: "semantic-segmentation", "image-classification", or "phase-recognition".
+        options: argument dataclasses, as in `arguments.OPTIONS`.
+        kwargs: data and command, see `segmentation.run`, which also describes results and errors.
+    """
+    from . import classification, phase, segmentation
+
+    modules = {
+        "semantic-segmentation": segmentation,
+        "image-classification": classification,
+        "phase-recognition": phase,
+    }
+    return modules[task].run(*options, **kwargs)

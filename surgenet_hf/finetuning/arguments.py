@@ -1,6 +1,6 @@
 """Options of the fine-tuning commands. Importing this module loads no training code."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 from transformers import TrainingArguments
@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from ..configuration_surgenet import BACKBONES
 from ..data import dataset_names
 from ..errors import UserError
+from ..options import option
 from ..privacy import NO_TOKEN
 
 TASK_METRIC = "task"  # placeholder for the metric of the task; None would become the loss
@@ -23,42 +24,30 @@ _DATASETS = (
 class ModelArguments:
     """Which model is trained, and how."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Model to start from: a published checkpoint by name, a Hub repository, or a folder."},
+    model_name_or_path: str | None = option(
+        None, "Model to start from: a published checkpoint by name, a Hub repository, or a folder."
     )
-    backbone: str | None = field(
-        default=None,
-        metadata={
-            "help": "Backbone with random weights to start from, instead of --model_name_or_path.",
-            "choices": [*BACKBONES, "tiny"],
-        },
+    backbone: str | None = option(
+        None,
+        "Backbone with random weights to start from, instead of --model_name_or_path.",
+        choices=[*BACKBONES, "tiny"],
     )
-    image_size: int = field(
-        default=256,
-        metadata={"help": "Height and width in pixels that frames are resized to (256: the authors', segmentation)."},
+    image_size: int = option(
+        256, "Height and width in pixels that frames are resized to (256: the authors', segmentation)."
     )
-    augmentation: str = field(
-        default="light", metadata={"help": "Augmentation of the training frames.", "choices": AUGMENTATIONS}
+    augmentation: str = option("light", "Augmentation of the training frames.", choices=AUGMENTATIONS)
+    freeze_backbone: bool = option(False, "Whether to train only the head.")
+    layer_decay: float = option(
+        1.0, "Factor of the learning rate from each block to the previous one; 1: the same for all."
     )
-    freeze_backbone: bool = field(default=False, metadata={"help": "Whether to train only the head."})
-    layer_decay: float = field(
-        default=1.0,
-        metadata={"help": "Factor of the learning rate from each block to the previous one; 1: the same for all."},
+    class_weights: str = option(
+        "none", "Weights of the classes in the loss; balanced: 1 / frequency.", choices=["none", "balanced"]
     )
-    class_weights: str = field(
-        default="none",
-        metadata={
-            "help": "Weights of the classes in the loss; balanced: 1 / frequency.",
-            "choices": ["none", "balanced"],
-        },
+    early_stopping_patience: int | None = option(
+        None, "Number of evaluations without improvement after which training stops."
     )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Number of evaluations without improvement after which training stops."}
-    )
-    eval_split: str | None = field(
-        default=None,
-        metadata={"help": "Split of the reported metrics. Default: test if there is one, otherwise validation."},
+    eval_split: str | None = option(
+        None, "Split of the reported metrics. Default: test if there is one, otherwise validation."
     )
 
     def __post_init__(self):
@@ -77,15 +66,13 @@ class ModelArguments:
 class DataArguments:
     """Which dataset a model is trained or evaluated on."""
 
-    dataset: str = field(default="", metadata={"help": f"Name of the dataset. {_DATASETS}"})
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the dataset."})
-    split_protocol: str | None = field(
-        default=None,
-        metadata={"help": "Split protocol, for datasets with several, e.g. 40/8/32 of cholec80-phase."},
+    dataset: str = option("", f"Name of the dataset. {_DATASETS}")
+    data_dir: str | None = option(None, "Folder of the dataset.")
+    split_protocol: str | None = option(
+        None, "Split protocol, for datasets with several, e.g. 40/8/32 of cholec80-phase."
     )
-    background_class: str | None = field(
-        default=None,
-        metadata={"help": "Name of the background class of the dataset `folder`. Default: all are foreground."},
+    background_class: str | None = option(
+        None, "Name of the background class of the dataset `folder`. Default: all are foreground."
     )
 
     def __post_init__(self):
@@ -102,36 +89,28 @@ class DataArguments:
 class SurgeNetTrainingArguments(TrainingArguments):
     """TrainingArguments with other defaults: AdamW, cosine, evaluation and checkpoint each epoch, the best kept."""
 
-    output_dir: str = field(default="", metadata={"help": "Folder for checkpoints, the model, results and figures."})
-    learning_rate: float = field(
-        default=1e-4, metadata={"help": "Peak learning rate of AdamW (1e-4: the authors', segmentation)."}
+    output_dir: str = option("", "Folder for checkpoints, the model, results and figures.")
+    learning_rate: float = option(1e-4, "Peak learning rate of AdamW (1e-4: the authors', segmentation).")
+    lr_scheduler_type: str = option("cosine", "Learning rate schedule (cosine: the authors', segmentation).")
+    weight_decay: float = option(0.01, "Weight decay (0.01: AdamW's default).")
+    num_train_epochs: float = option(30.0, "Number of epochs (the authors' is unpublished).")
+    per_device_train_batch_size: int = option(16, "Number of frames per step and device.")
+    eval_strategy: str = option("epoch", "When to evaluate to select the checkpoint.")
+    save_strategy: str = option("epoch", "When to save; the same as eval_strategy.")
+    save_total_limit: int | None = option(
+        2, "Number of checkpoints kept. The last two and the best at the time of each always are."
     )
-    lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": "Learning rate schedule (cosine: the authors', segmentation)."}
+    load_best_model_at_end: bool = option(True, "Whether to end with the weights of the best checkpoint.")
+    metric_for_best_model: str | None = option(
+        TASK_METRIC, "Metric that selects the checkpoint; task: the main one of the task."
     )
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay (0.01: AdamW's default)."})
-    num_train_epochs: float = field(default=30.0, metadata={"help": "Number of epochs (the authors' is unpublished)."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Number of frames per step and device."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate to select the checkpoint."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save; the same as eval_strategy."})
-    save_total_limit: int | None = field(
-        default=2,
-        metadata={"help": "Number of checkpoints kept. The last two and the best at the time of each always are."},
+    remove_unused_columns: bool = option(False, "Not used: frames have no extra columns.")
+    restore_callback_states_from_checkpoint: bool = option(
+        True, "Whether to resume the patience of early stopping, too."
     )
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Whether to end with the weights of the best checkpoint."}
-    )
-    metric_for_best_model: str | None = field(
-        default=TASK_METRIC, metadata={"help": "Metric that selects the checkpoint; task: the main one of the task."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: frames have no extra columns."})
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "Whether to resume the patience of early stopping, too."}
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Number of steps between log entries."})
-    publish_video_names: bool = field(
-        default=False,
-        metadata={"help": "Whether --push_to_hub publishes the names of your own videos. Default: neutral names."},
+    logging_steps: float = option(10, "Number of steps between log entries.")
+    publish_video_names: bool = option(
+        False, "Whether --push_to_hub publishes the names of your own videos. Default: neutral names."
     )
 
     def __post_init__(self):
@@ -148,9 +127,7 @@ class SurgeNetTrainingArguments(TrainingArguments):
 class SegmentationArguments:
     """Options of segmentation."""
 
-    loss: str = field(
-        default="cross_entropy", metadata={"help": "Loss (cross_entropy: the authors').", "choices": LOSSES}
-    )
+    loss: str = option("cross_entropy", "Loss (cross_entropy: the authors').", choices=LOSSES)
 
 
 @dataclass
@@ -160,18 +137,11 @@ class PhaseArguments:
     Learning rate, its constant schedule, weight decay, and loss are those of the authors' code (SurgPhaseBench).
     """
 
-    skip_stage1: bool = field(
-        default=False, metadata={"help": "Whether --model_name_or_path is already a frame classifier of the phases."}
-    )
-    tcn_learning_rate: float = field(
-        default=7e-4, metadata={"help": "Constant learning rate of stage 2 (7e-4: the authors')."}
-    )
-    tcn_epochs: int = field(
-        default=200, metadata={"help": "Number of epochs of stage 2 (200: the authors' paper; their code: 150)."}
-    )
-    tcn_early_stopping_patience: int | None = field(
-        default=20,
-        metadata={"help": "Number of epochs of stage 2 without improvement after which it stops, if it is evaluated."},
+    skip_stage1: bool = option(False, "Whether --model_name_or_path is already a frame classifier of the phases.")
+    tcn_learning_rate: float = option(7e-4, "Constant learning rate of stage 2 (7e-4: the authors').")
+    tcn_epochs: int = option(200, "Number of epochs of stage 2 (200: the authors' paper; their code: 150).")
+    tcn_early_stopping_patience: int | None = option(
+        20, "Number of epochs of stage 2 without improvement after which it stops, if it is evaluated."
     )
 
 
@@ -179,47 +149,31 @@ class PhaseArguments:
 class PhaseTrainingArguments(SurgeNetTrainingArguments):
     """Training arguments of stage 1 of phase recognition."""
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of stage 1 (1e-5: authors')."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule of stage 1."})
-    weight_decay: float = field(default=1e-5, metadata={"help": "Weight decay of stage 1 (1e-5: the authors')."})
-    num_train_epochs: float = field(
-        default=30.0,
-        metadata={"help": "Number of epochs of stage 1 (the authors': up to 100, with a patience of 10)."},
+    learning_rate: float = option(1e-5, "Peak learning rate of stage 1 (1e-5: authors').")
+    lr_scheduler_type: str = option("cosine", "Learning rate schedule of stage 1.")
+    weight_decay: float = option(1e-5, "Weight decay of stage 1 (1e-5: the authors').")
+    num_train_epochs: float = option(
+        30.0, "Number of epochs of stage 1 (the authors': up to 100, with a patience of 10)."
     )
-    per_device_train_batch_size: int = field(
-        default=64, metadata={"help": "Number of frames per step and device of stage 1 (64: the authors')."}
+    per_device_train_batch_size: int = option(
+        64, "Number of frames per step and device of stage 1 (64: the authors')."
     )
 
 
+# the dataclasses of options of each task, in the order that `run` takes them
+OPTIONS = {
+    "semantic-segmentation": (ModelArguments, DataArguments, SegmentationArguments, SurgeNetTrainingArguments),
+    "image-classification": (ModelArguments, DataArguments, SurgeNetTrainingArguments),
+    "phase-recognition": (ModelArguments, DataArguments, PhaseArguments, PhaseTrainingArguments),
+}
 # options of TrainingArguments that the weights and the selected checkpoint depend on
-RECORDED = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "optim",
-    "optim_args",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "world_size",
-    "dataloader_drop_last",
-    "ignore_data_skip",
-    "seed",
-    "data_seed",
-    "bf16",
-    "fp16",
-    "eval_strategy",
-    "eval_steps",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "greater_is_better",
+RECORDED = tuple(
+    """
+    learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim optim_args adam_beta1
+    adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size
+    gradient_accumulation_steps world_size dataloader_drop_last ignore_data_skip seed data_seed bf16 fp16
+    eval_strategy eval_steps load_best_model_at_end metric_for_best_model greater_is_better
+    """.split()
 )
 # own options that are not compared: the weights come from the checkpoint, the data is compared by its contents, and
 # the evaluated split has no influence on training

@@ -9,10 +9,10 @@ from ..checkpointing import lock_run
 from ..data import SurgicalData
 from ..metrics import MultiLabelMetric, PhaseMetric
 from .arguments import DataArguments, ModelArguments, SurgeNetTrainingArguments
-from .frames import Frames
+from .frames import train_on_frames
 from .run import evaluate_and_save, load_training_data, prepare, run_record
 from .segmentation import build_model as build_any_model
-from .trainer import SetEpoch, SurgeNetTrainer, balanced_weights
+from .trainer import SurgeNetTrainer, balanced_weights
 
 
 def run(
@@ -64,27 +64,19 @@ def finetune(
         loss: `loss(logits, labels)` as `classification_loss` makes it; None: the model's own.
         options: of `SurgeNetTrainer`.
     """
-    is_phases = not is_multi_label(data) and data.frames_per_second is not None
-    frames = Frames(data.splits["train"], processor, augmentation, training_args.seed, flip=not is_phases)
-    trainer = SurgeNetTrainer(
-        model=model,
-        args=training_args,
-        data=data,
-        train_dataset=frames,
-        eval_dataset=Frames(data.splits["validation"], processor) if "validation" in data.splits else None,
-        processing_class=processor,
-        compute_metrics=multi_label_metrics if is_multi_label(data) else single_label_metrics,
-        callbacks=[SetEpoch(frames)],
-        task_metric="mean_average_precision" if is_multi_label(data) else "macro_f1",
+    is_phases = data.is_single_label and data.frames_per_second is not None
+    return train_on_frames(
+        model,
+        processor,
+        data,
+        training_args,
+        augmentation,
+        flip=not is_phases,
+        compute_metrics=single_label_metrics if data.is_single_label else multi_label_metrics,
+        task_metric="macro_f1" if data.is_single_label else "mean_average_precision",
         loss=loss,
         **options,
     )
-    trainer.train()
-    return trainer
-
-
-def is_multi_label(data: SurgicalData) -> bool:
-    return data.problem_type == "multi_label_classification"
 
 
 def multi_label_metrics(predictions: EvalPrediction) -> dict[str, float]:
@@ -111,7 +103,7 @@ def classification_loss(data: SurgicalData, balanced: bool):
     if not balanced:
         return None
     labels = np.array(data.splits["train"].select_columns(["labels"])[:]["labels"], dtype=np.float32)
-    if is_multi_label(data):
+    if not data.is_single_label:
         positives = torch.from_numpy(labels).sum(0)
         weights = (len(labels) - positives) / positives.clamp(min=1)
         return lambda logits, labels: F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights.to(logits))

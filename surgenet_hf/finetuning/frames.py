@@ -1,11 +1,17 @@
-"""Rows of a data set as a model's training inputs; every random draw is a function of (seed, epoch, index)."""
+"""Rows of a dataset as a model's training inputs; every random draw is a function of (seed, epoch, index)."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
+from transformers import TrainerCallback, TrainingArguments
 
+from ..data import SurgicalData
+from ..errors import UserError
 from ..rng import rng_for
+from .trainer import SetEpoch, SurgeNetTrainer
 
 # smallest side of the crop, and largest change of brightness and contrast, as shares; largest rotation in degrees
 STRENGTHS = {"light": (0.7, 0.2, 0), "strong": (0.5, 0.4, 15)}
@@ -26,7 +32,7 @@ class Frames(torch.utils.data.Dataset):
 
     def __init__(self, split, processor, augmentation: str = "none", seed: int = 0, flip: bool = True):
         if augmentation != "none" and augmentation not in STRENGTHS:
-            raise ValueError(f"augmentation must be 'none' or one of {sorted(STRENGTHS)}, got {augmentation!r}")
+            raise UserError(f"augmentation must be none or one of {', '.join(STRENGTHS)}, got {augmentation!r}")
         self.split = split
         self.processor = processor
         self.augmentation = augmentation
@@ -88,3 +94,40 @@ def augment_frame(
 
     image = F.adjust_contrast(F.adjust_brightness(move(image, 0), brightness), contrast)
     return image, None if mask is None else np.array(move(Image.fromarray(mask), 255))
+
+
+def train_on_frames(
+    model,
+    processor,
+    data: SurgicalData,
+    training_args: TrainingArguments,
+    augmentation: str,
+    flip: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
+    **options,
+) -> SurgeNetTrainer:
+    """Train on the frames of the train split. Trainer's own evaluation runs on those of the validation split.
+
+    Args:
+        model, processor: model and its image processor.
+        training_args: the seed in them determines order and augmentation.
+        augmentation, flip: see `Frames`.
+        callbacks: further callbacks of Trainer.
+        options: arguments of `SurgeNetTrainer`.
+
+    Returns:
+        The Trainer after training.
+    """
+    frames = Frames(data.splits["train"], processor, augmentation, training_args.seed, flip)
+    trainer = SurgeNetTrainer(
+        model=model,
+        args=training_args,
+        data=data,
+        train_dataset=frames,
+        eval_dataset=Frames(data.splits["validation"], processor) if "validation" in data.splits else None,
+        processing_class=processor,
+        callbacks=[SetEpoch(frames), *callbacks],
+        **options,
+    )
+    trainer.train()
+    return trainer

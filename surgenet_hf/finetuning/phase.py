@@ -34,11 +34,12 @@ from .run import (
     evaluate_and_save,
     finished,
     load_training_data,
+    prepare,
     run_record,
     stage_arguments,
     start_model,
 )
-from .trainer import SurgeNetTrainer, balanced_weights, freeze_backbone
+from .trainer import SurgeNetTrainer, balanced_weights
 
 
 def run(
@@ -66,32 +67,18 @@ def run(
     """
     set_seed(training_args.seed)
     data = load_training_data(data_args, training_args, ("image-classification", "phase-recognition"), data)
-    if data.problem_type != "single_label_classification":
+    if not data.is_single_label:
         raise UserError(f"{data.name} has several labels per frame, not phases: use surgenet finetune-classification")
     output_dir = training_args.output_dir
     stage1_dir = str(Path(output_dir, "stage1"))
     stage1_args = stage_arguments(training_args, stage1_dir)
-    stage2_args = stage_arguments(
-        training_args,
-        str(Path(output_dir, "stage2")),
-        results_dir=output_dir,
-        logging_strategy=IntervalStrategy.EPOCH,
-        learning_rate=phase_args.tcn_learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=1e-4,  # as in the authors' code
-        num_train_epochs=phase_args.tcn_epochs,
-        max_steps=-1,
-        per_device_train_batch_size=1,
-        per_device_eval_batch_size=1,
-    )
+    stage2_args = _stage2_arguments(training_args, phase_args)
     if phase_args.skip_stage1:
         frame_model = start_model(model_args)
         processor = load_image_processor(frame_model)
     else:
         frame_model = str(Path(stage1_dir, "model"))
-        model, processor = classification.build_model(start_model(model_args), data, model_args.image_size)
-        if model_args.freeze_backbone:
-            freeze_backbone(model)
+        model, processor = prepare(classification.build_model, model_args, data)
         record = run_record(model, data, stage1_args, model_args, data_args)
         if finished(stage1_dir):
             check_same_run(stage1_dir, record)
@@ -131,6 +118,22 @@ def run(
             ),
         )
         return evaluate_and_save(trainer, processor, data, model_args.eval_split, output_dir, command)
+
+
+def _stage2_arguments(training_args: PhaseTrainingArguments, phase_args: PhaseArguments) -> TrainingArguments:
+    return stage_arguments(
+        training_args,
+        str(Path(training_args.output_dir, "stage2")),
+        results_dir=training_args.output_dir,
+        logging_strategy=IntervalStrategy.EPOCH,
+        learning_rate=phase_args.tcn_learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=1e-4,  # as in the authors' code
+        num_train_epochs=phase_args.tcn_epochs,
+        max_steps=-1,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+    )
 
 
 class VideoFeatures(torch.utils.data.Dataset):

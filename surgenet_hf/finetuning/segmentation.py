@@ -8,7 +8,6 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     EvalPrediction,
     PreTrainedConfig,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -22,9 +21,9 @@ from ..leakage import start_record
 from ..metrics import SegmentationMetric
 from ..models import load_model
 from .arguments import LOSSES, DataArguments, ModelArguments, SegmentationArguments, SurgeNetTrainingArguments
-from .frames import Frames
+from .frames import train_on_frames
 from .run import evaluate_and_save, load_training_data, prepare, run_record
-from .trainer import SetEpoch, SurgeNetTrainer, balanced_weights
+from .trainer import SurgeNetTrainer, balanced_weights
 
 
 def run(
@@ -67,10 +66,10 @@ def run(
 
 
 def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_class=AutoModelForSemanticSegmentation):
-    """A model for the classes of a data set, in float32, and its image processor.
+    """A model for the classes of a dataset, in float32, and its image processor.
 
     Args:
-        source: a name on the Hub or a local folder; or a configuration, for a randomly initialised model.
+        source: a name on the Hub or a local folder; or a configuration, for a randomly initialized model.
         data: gives the classes, and the ignore index or the problem type.
         image_size: height and width in pixels that the processor resizes to.
         auto_class: of the head.
@@ -117,7 +116,6 @@ def finetune(
     training_args: TrainingArguments,
     augmentation: str = "light",
     loss=None,
-    callbacks: list[TrainerCallback] | None = None,
     **options,
 ) -> SurgeNetTrainer:
     """Train on the train split; Trainer's own evaluation, if asked for, runs on the validation split.
@@ -130,7 +128,7 @@ def finetune(
         training_args: its seed decides order and augmentation.
         augmentation: of the training frames, see `Frames`.
         loss: `loss(logits, labels)` as `segmentation_loss` makes it; None: the model's own cross-entropy.
-        options: of `SurgeNetTrainer`.
+        options: of `train_on_frames`.
 
     Returns:
         the Trainer after training.
@@ -140,27 +138,22 @@ def finetune(
     """
     if model.config.num_labels != len(data.labels):
         raise ValueError(
-            f"The model has {model.config.num_labels} classes, the data set {data.name!r} has {len(data.labels)}: "
+            f"The model has {model.config.num_labels} classes, the dataset {data.name!r} has {len(data.labels)}: "
             "build the model with build_model(..., data)."
         )
     training_args.batch_eval_metrics = True  # the metric accumulates: no logits of a whole split in memory
-    frames = Frames(data.splits["train"], processor, augmentation, training_args.seed)
-    trainer = SurgeNetTrainer(
-        model=model,
-        args=training_args,
-        data=data,
-        train_dataset=frames,
-        eval_dataset=Frames(data.splits["validation"], processor) if "validation" in data.splits else None,
-        processing_class=processor,
+    return train_on_frames(
+        model,
+        processor,
+        data,
+        training_args,
+        augmentation,
         compute_metrics=_EvalMetrics(data),
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(1),
-        callbacks=[SetEpoch(frames), *(callbacks or [])],
         task_metric="pooled_dice",
         loss=loss,
         **options,
     )
-    trainer.train()
-    return trainer
 
 
 def segmentation_loss(name: str, ignore_index: int = 255, weights: torch.Tensor | None = None):

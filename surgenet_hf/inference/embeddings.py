@@ -117,7 +117,7 @@ def embed_datasets(
         UserError: there is no such model or dataset, or a dataset has no phases.
     """
     parts = load_frames(names, data_dirs, max_frames)
-    if needs_phases and (without := {data.name for data, *_ in parts if not has_phases(data)}):
+    if needs_phases and (without := {data.name for data, *_ in parts if not data.is_single_label}):
         raise UserError(f"no phases in {', '.join(sorted(without))}: choose another --color_by")
     path = resolve_model(model_name_or_path)
     model, kind = load_backbone(path, torch.bfloat16 if bf16 else torch.float32)
@@ -174,7 +174,7 @@ def embed_frames(model, processor, parts: list[tuple], batch_size: int = 8) -> d
         rows = predict_embeddings(model, processor, split, batch_size, indices)
         for cell, (row, embedding) in zip(cells, rows, strict=True):
             embeddings.append(embedding)
-            phase = data.labels[int(row["labels"])] if has_phases(data) else ""
+            phase = data.labels[int(row["labels"])] if data.is_single_label else ""
             file = os.path.basename(cell["path"] or "")
             groups.append((data.name, row["split"], row["video"], row["frame"], file, phase))
     names, splits, videos, frames, files, phases = map(np.array, zip(*groups, strict=True))
@@ -202,8 +202,3 @@ def embed_frames(model, processor, parts: list[tuple], batch_size: int = 8) -> d
 def spread(total: int, count: int) -> np.ndarray:
     """`count` of the numbers 0 ... total - 1, evenly spread; all if there are no more."""
     return np.unique(np.linspace(0, total - 1, count).astype(int))
-
-
-def has_phases(data: SurgicalData) -> bool:
-    """Whether the frames of a dataset have one label each, such as a phase."""
-    return data.problem_type == "single_label_classification"

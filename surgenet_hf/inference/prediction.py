@@ -13,7 +13,7 @@ from ..distributed import process_state
 def predict(
     model, processor, dataset, indices: Iterable[int], batch_size: int = 8
 ) -> Iterator[tuple[list[dict], object]]:
-    """The prediction loop: rows of a data set, batch by batch, and the model's outputs for them.
+    """The prediction loop: rows of a dataset, batch by batch, and the model's outputs for them.
 
     The model's mode (train or eval) is restored afterwards.
     """

@@ -1,6 +1,6 @@
 """What the metrics share: small records, each of one video, and values on any sample of those videos."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,17 +8,14 @@ import numpy as np
 class VideoMetric:
     """Accumulator of records (plain dataclasses with a field `video`), and the metrics of any sample of their videos.
 
-    Records can be pickled, gathered over processes, and merged in any order with bit-identical results. A subclass
-    summarizes the records of each video once, and computes metrics from weighted summaries.
+    Records can be pickled, and the `records` of several processes joined in any order with bit-identical results. A
+    subclass summarizes the records of each video once, and computes metrics from weighted summaries.
 
     A scalar metric that `per_video` holds under the same name is the mean over the videos that have a value. The
     others (pooled over videos, or averaged over classes last) are not.
     """
 
-    record_type: type
-
-    def __init__(self, **settings):
-        self._settings = settings
+    def __init__(self):
         self.records: list = []
         self._cached = (0, [], None)
 
@@ -26,24 +23,6 @@ class VideoMetric:
     def videos(self) -> list[str]:
         """The ids of the videos added so far, sorted."""
         return list(self._summary()[0])
-
-    def merge(self, other: "VideoMetric | Iterable") -> None:
-        """Add the records of another metric, or a list of records, e.g. of another process.
-
-        Raises:
-            ValueError: a metric with other settings, or records of another kind or number of classes.
-        """
-        if isinstance(other, VideoMetric):
-            if type(other) is not type(self) or other._settings != self._settings:
-                raise ValueError(
-                    f"Only a {type(self).__name__} with {self._settings} can be merged into this one, "
-                    f"found a {type(other).__name__} with {other._settings}."
-                )
-            other = other.records
-        for record in list(other):
-            if not isinstance(record, self.record_type):
-                raise ValueError(f"Expected a {self.record_type.__name__}, found a {type(record).__name__}.")
-            self._append(record)
 
     def compute(self, videos: Sequence[str] | None = None) -> dict:
         """Compute the metrics of these videos (None: all), a list that may name a video several times.
@@ -77,10 +56,6 @@ class VideoMetric:
 
     def definitions(self) -> dict:
         """Describe the conventions of the metrics, for a results file."""
-        raise NotImplementedError
-
-    def _append(self, record) -> None:
-        """Check and keep a record."""
         raise NotImplementedError
 
     def _summarise(self, videos: dict[str, list]):
@@ -132,8 +107,8 @@ def standard_deviation(values: np.ndarray, axis: int | None = None):
     """Sample standard deviation (divisor n - 1) of what is not NaN; NaN where less than two values are left."""
     there = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
-        centre = np.where(there, values, 0).sum(axis, keepdims=True) / there.sum(axis, keepdims=True)
-        squares = np.where(there, (values - centre) ** 2, 0).sum(axis)
+        center = np.where(there, values, 0).sum(axis, keepdims=True) / there.sum(axis, keepdims=True)
+        squares = np.where(there, (values - center) ** 2, 0).sum(axis)
         counts = there.sum(axis)
         deviations = np.where(counts > 1, np.sqrt(squares / (counts - 1)), np.nan)
     return float(deviations) if axis is None else deviations

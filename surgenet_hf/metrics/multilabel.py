@@ -51,10 +51,8 @@ class MultiLabelMetric(VideoMetric):
         num_labels: number of criteria.
     """
 
-    record_type = ScoreRecord
-
     def __init__(self, num_labels: int):
-        super().__init__(num_labels=num_labels)
+        super().__init__()
         self.num_labels = num_labels
 
     def add(self, scores: np.ndarray, targets: np.ndarray, video: str | Sequence[str] = "") -> None:
@@ -81,7 +79,7 @@ class MultiLabelMetric(VideoMetric):
                 raise ValueError(f"The {name} must lie in 0 to 1, found {values.min()} to {values.max()}{hint}.")
         videos = np.array(videos, object)
         for name in dict.fromkeys(videos):
-            self._append(ScoreRecord(name, scores[videos == name], targets[videos == name] >= 0.5))
+            self.records.append(ScoreRecord(name, scores[videos == name], targets[videos == name] >= 0.5))
 
     def compute(self, videos=None) -> dict:
         """Compute the metrics of these videos (a list, with repeats if wanted), by default of all.
@@ -110,11 +108,6 @@ class MultiLabelMetric(VideoMetric):
             "absent_classes": "a criterion without positives has no value, and is excluded from the mean",
         }
 
-    def _append(self, record: ScoreRecord) -> None:
-        if record.scores.shape[1] != self.num_labels:
-            raise ValueError(f"Expected a record of {self.num_labels} criteria, found {record.scores.shape[1]}.")
-        self.records.append(record)
-
     def _summarise(self, videos: dict[str, list[ScoreRecord]]) -> dict:
         records = [record for records in videos.values() for record in records]
         rows = {name: row for row, name in enumerate(videos)}
@@ -126,12 +119,11 @@ class MultiLabelMetric(VideoMetric):
         counts = np.zeros((len(videos), 4, self.num_labels), np.int64)
         for index, kind in enumerate(kinds):
             np.add.at(counts[:, index], row_of, kind)
-        summary = {
+        return {
             "frames": np.bincount(row_of, minlength=len(videos)),
             "counts": counts,
             "rankings": [_rank(*columns, row_of) for columns in zip(scores.T, targets.T, strict=True)],
         }
-        return summary
 
     def _scores(self, summary: dict, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Average precision and balanced accuracy (..., num_labels)."""

@@ -84,8 +84,6 @@ class PhaseMetric(VideoMetric):
         transitions: {phase: (accepted at its start, accepted at its end)}.
     """
 
-    record_type = PhaseRecord
-
     def __init__(
         self,
         num_labels: int,
@@ -93,10 +91,9 @@ class PhaseMetric(VideoMetric):
         frames_per_second: float = 1.0,
         transitions: Transitions | None = None,
     ):
-        tolerance = round(relaxed_seconds * frames_per_second)
-        super().__init__(num_labels=num_labels, tolerance=tolerance, transitions=transitions)
+        super().__init__()
         self.num_labels = num_labels
-        self.tolerance = tolerance
+        self.tolerance = round(relaxed_seconds * frames_per_second)
         self.transitions = transitions
 
     def add(self, prediction: np.ndarray, reference: np.ndarray, video: str) -> None:
@@ -110,6 +107,8 @@ class PhaseMetric(VideoMetric):
             ValueError: a video that is empty or was added before, sequences of another shape, an id that is no phase.
         """
         where = f"Video {video!r}"
+        if any(record.video == video for record in self.records):
+            raise ValueError(f"{where} was added before: a video is added once, as a whole.")
         prediction, reference = np.asarray(prediction), np.asarray(reference)
         if prediction.ndim != 1 or prediction.shape != reference.shape or not prediction.size:
             raise ValueError(
@@ -135,7 +134,7 @@ class PhaseMetric(VideoMetric):
             edit_score(prediction, reference),
             np.array([segment_matches(prediction, reference, overlap / 100) for overlap in OVERLAPS]),
         )
-        self._append(record)
+        self.records.append(record)
 
     def compute(self, videos=None) -> dict:
         """Compute the metrics of these videos (a list, with repeats if wanted), by default of all.
@@ -182,16 +181,6 @@ class PhaseMetric(VideoMetric):
             "an IoU of at least k %; f1@k: segments pooled over videos (MS-TCN); video_f1@k: mean over the F1@k of "
             "each video",
         }
-
-    def _append(self, record: PhaseRecord) -> None:
-        if len(record.confusion) != self.num_labels:
-            raise ValueError(
-                f"Video {record.video!r}: expected a record of {self.num_labels} phases, "
-                f"found {len(record.confusion)}."
-            )
-        if any(other.video == record.video for other in self.records):
-            raise ValueError(f"Video {record.video!r} was added before: a video is added once, as a whole.")
-        self.records.append(record)
 
     def _summarise(self, videos: dict[str, list[PhaseRecord]]) -> dict[str, np.ndarray]:
         records = [record for records in videos.values() for record in records]

@@ -74,8 +74,6 @@ class SegmentationMetric(VideoMetric):
         background_id: the class that is background; None: the data has none.
     """
 
-    record_type = FrameRecord
-
     def __init__(
         self,
         num_labels: int,
@@ -87,9 +85,7 @@ class SegmentationMetric(VideoMetric):
             raise ValueError(f"ignore_index {ignore_index} is the id of one of the {num_labels} classes.")
         if background_id is not None and not 0 <= background_id < num_labels:
             raise ValueError(f"background_id {background_id} is none of the {num_labels} classes.")
-        super().__init__(
-            num_labels=num_labels, ignore_index=ignore_index, distances=distances, background_id=background_id
-        )
+        super().__init__()
         self.num_labels = num_labels
         self.ignore_index = ignore_index
         self.distances = distances
@@ -123,7 +119,7 @@ class SegmentationMetric(VideoMetric):
         size = reference.shape
         prediction, reference = prediction[counted], reference[counted]
         counts = (self._count(ids) for ids in (reference, prediction, reference[reference == prediction]))
-        self._append(FrameRecord(video, *counts, distances, size))
+        self.records.append(FrameRecord(video, *counts, distances, size))
 
     def compute(self, videos=None) -> dict:
         """Compute the metrics of these videos (a list, with repeats if wanted), by default of all.
@@ -171,14 +167,6 @@ class SegmentationMetric(VideoMetric):
             "surgenetdino": "Dice: as video_dice, but predicted classes that are absent count as 0; HD95: 95th "
             "percentile of both directions together, without missed classes, mean over frames, classes, then videos",
         }
-
-    def _append(self, record: FrameRecord) -> None:
-        if len(record.reference) != self.num_labels or (record.distances is None) == self.distances:
-            raise ValueError(
-                f"Expected a record of {self.num_labels} classes {'with' if self.distances else 'without'} distances, "
-                f"found {len(record.reference)} {'without' if record.distances is None else 'with'}."
-            )
-        self.records.append(record)
 
     def _summarise(self, videos: dict[str, list[FrameRecord]]) -> dict:
         rows = [self._summarise_video(records) for records in videos.values()]

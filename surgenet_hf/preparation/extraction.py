@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, count, groupby
 from pathlib import Path
 from typing import BinaryIO
@@ -33,6 +33,7 @@ from ..data.frame_folders import writing
 from ..data.names import printable
 from ..data.video import JPEG_QUALITY, VIDEO_SUFFIXES, iter_frames, iter_listed_frames, video_seconds
 from ..errors import MissingFileError, UnavailableError, UserError
+from ..options import option
 
 THUMBNAIL = (32, 32)
 NOTHING = {"sampled": 0, "black": 0, "duplicate": 0, "error": None, "missing": [], "frames": []}
@@ -42,17 +43,17 @@ NOTHING = {"sampled": 0, "black": 0, "duplicate": 0, "error": None, "missing": [
 class FrameOptions:
     """What frames are taken and how they are stored."""
 
-    frames_per_second: float = field(default=1.0, metadata={"help": "How many frames to take, by time stamps."})
-    max_side: int = field(default=0, metadata={"help": "Shrink frames whose longer side is above this; 0: never."})
-    jpeg_quality: int = field(default=JPEG_QUALITY, metadata={"help": "1 to 95."})
-    drop_black: bool = field(default=False, metadata={"help": "Leave out black frames."})
-    black_threshold: float = field(default=10.0, metadata={"help": "Black: a mean gray below this, of 255."})
-    drop_duplicates: bool = field(default=False, metadata={"help": "Leave out frames like the last one kept."})
-    duplicate_threshold: float = field(
-        default=1.0, metadata={"help": "Alike: a mean difference below this, in gray levels of 32x32 thumbnails."}
+    frames_per_second: float = option(1.0, "How many frames to take, by time stamps.")
+    max_side: int = option(0, "Shrink frames whose longer side is above this; 0: never.")
+    jpeg_quality: int = option(JPEG_QUALITY, "1 to 95.")
+    drop_black: bool = option(False, "Leave out black frames.")
+    black_threshold: float = option(10.0, "Black: a mean gray below this, of 255.")
+    drop_duplicates: bool = option(False, "Leave out frames like the last one kept.")
+    duplicate_threshold: float = option(
+        1.0, "Alike: a mean difference below this, in gray levels of 32x32 thumbnails."
     )
-    frames_per_shard: int = field(default=10_000, metadata={"help": "The most a shard holds (some 1 GB at 480p)."})
-    shard_format: str = field(default="tar", metadata={"help": "WebDataset tar, or zip.", "choices": ["tar", "zip"]})
+    frames_per_shard: int = option(10_000, "The most a shard holds (some 1 GB at 480p).")
+    shard_format: str = option("tar", "WebDataset tar, or zip.", choices=["tar", "zip"])
 
     def __post_init__(self):
         limits = {"max_side": 0, "black_threshold": 0, "duplicate_threshold": 0, "frames_per_shard": 1}

@@ -3,7 +3,8 @@
 The command line imports this module for `--help`, so it imports neither training code nor `datasets`.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..checkpointing import read_record, resume_point
@@ -16,6 +17,7 @@ from ..checkpoints.facebook_dino import (
 )
 from ..configuration_surgenet import BACKBONES
 from ..errors import UserError
+from ..options import option
 
 NUM_GLOBAL_CROPS = 2  # the teacher sees these, the first of each sample; the student sees all
 IN_FOLDERS = ("folder", "shards", "parquet")  # the kinds of dataset that need a data_dir
@@ -30,15 +32,10 @@ SMALL = {
 }
 PRESETS = {"surgenet": {}, "small": SMALL}
 # options of `PretrainingArguments` that the losses of a run depend on
-RECORDED = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "drop_path_rate",
-    "normalization",
-    "seed",
-    "bf16",
-    "fp16",
-    "crop_on",
+RECORDED = tuple(
+    """
+    per_device_train_batch_size gradient_accumulation_steps drop_path_rate normalization seed bf16 fp16 crop_on
+    """.split()
 )
 
 _MAX_EPOCHS = 100_000  # schedules hold values of every step; 100 times as long as published trainings
@@ -47,74 +44,73 @@ _MAX_LOCAL_CROPS = 100
 _MAX_SIZE = 4096
 
 
-def _option(default, help: str, **metadata):
-    return field(default=default, metadata={"help": help, **metadata})
-
-
-def _check_at_least(arguments, minimum: int, *names: str) -> None:
+def _check(arguments, requirement: str, is_valid: Callable, *names: str, prefix: str = "") -> None:
+    """Refuse values that do not meet a requirement; None is not given."""
     for name in names:
         value = getattr(arguments, name)
-        if value is not None and value < minimum:
-            limit = "not be negative" if minimum == 0 else f"be at least {minimum}"
-            raise UserError(f"--{name} must {limit}, got {value}")
+        if value is not None and not is_valid(value):
+            shown = f"{value:,}" if isinstance(value, int) else value
+            raise UserError(f"{prefix}{name} must {requirement}, got {shown}")
+
+
+def _at_least(minimum: float) -> tuple[str, Callable]:
+    return "not be negative" if minimum == 0 else f"be at least {minimum}", lambda value: value >= minimum
 
 
 @dataclass
 class PretrainingArguments:
     """Weights, hardware, and outputs of a run. The names are those of TrainingArguments."""
 
-    output_dir: str = _option("", "Folder for checkpoints, the model, the log, and figures.")
-    model_name_or_path: str | None = _option(
+    output_dir: str = option("", "Folder for checkpoints, the model, the log, and figures.")
+    model_name_or_path: str | None = option(
         None, "Start weights of student and teacher: a published checkpoint, a Hub repository, or a folder."
     )
-    backbone: str | None = _option(
+    backbone: str | None = option(
         None, "Backbone with random start weights. Excludes --model_name_or_path. Default: caformer_s18.",
         choices=[*BACKBONES, "tiny"],
     )  # fmt: skip
-    resume_from_checkpoint: str | None = _option(
+    resume_from_checkpoint: str | None = option(
         None,
         "Checkpoint to resume from: true for the last one in output_dir, a checkpoint folder, or a full DINO "
         "checkpoint (.pth) of the original code.",
     )
-    extend_epochs: int | None = _option(
+    extend_epochs: int | None = option(
         None, "Number of epochs of new schedules, which start from the weights and moments of the checkpoint."
     )
-    preset: str = _option(
+    preset: str = option(
         "surgenet", "Defaults of the method: surgenet is the authors' recipe, small is for a few thousand frames.",
         choices=list(PRESETS),
     )  # fmt: skip
-    normalization: str = _option(
+    normalization: str = option(
         "auto", "Channel mean and standard deviation of frames. auto: those of the start weights, else SurgeNet's.",
         choices=["auto", "surgenet", "imagenet"],
     )  # fmt: skip
-    drop_path_rate: float = _option(0.1, "Stochastic depth of the student. The teacher has none.")
-    per_device_train_batch_size: int = _option(64, "Frames of each process in one forward pass.")
-    gradient_accumulation_steps: int = _option(1, "Forward passes in one optimizer step.")
-    max_steps: int = _option(-1, "Steps after which the run ends. The schedules still cover all epochs. -1: all.")
-    seed: int = _option(0, "Seed of weights, frame order, crops, and drop path.")
-    bf16: bool = _option(False, "Autocast to bfloat16.")
-    fp16: bool = _option(False, "Autocast to float16 with loss scaling.")
-    gradient_checkpointing: bool = _option(False, "Recomputation of activations, which saves memory and costs time.")
-    torch_compile: bool = _option(False, "Compilation of the backbones.")
-    channels_last: bool = _option(False, "Channels-last memory format of weights and crops.")
-    crop_on: str = _option(
+    drop_path_rate: float = option(0.1, "Stochastic depth of the student. The teacher has none.")
+    per_device_train_batch_size: int = option(64, "Frames of each process in one forward pass.")
+    gradient_accumulation_steps: int = option(1, "Forward passes in one optimizer step.")
+    max_steps: int = option(-1, "Steps after which the run ends. The schedules still cover all epochs. -1: all.")
+    seed: int = option(0, "Seed of weights, frame order, crops, and drop path.")
+    bf16: bool = option(False, "Autocast to bfloat16.")
+    fp16: bool = option(False, "Autocast to float16 with loss scaling.")
+    gradient_checkpointing: bool = option(False, "Recomputation of activations, which saves memory and costs time.")
+    torch_compile: bool = option(False, "Compilation of the backbones.")
+    channels_last: bool = option(False, "Channels-last memory format of weights and crops.")
+    crop_on: str = option(
         "auto", "Where crops are made. auto: in the workers on a CPU, on the device otherwise.",
         choices=["auto", "workers", "device"],
     )  # fmt: skip
-    dataloader_num_workers: int = _option(0, "Processes that read frames, for each training process.")
-    logging_steps: int = _option(10, "Steps between entries of the log.")
-    ignore_collapse: bool = _option(False, "Warning at a collapse, instead of the end of the run.")
-    save_steps: int = _option(1000, "Steps between checkpoints. There is also one at the end of each epoch.")
-    save_total_limit: int = _option(2, "Number of checkpoints that are kept.")
-    export_dino_checkpoint: bool = _option(False, "At the end, a full DINO checkpoint (.pth) of the original format.")
-    knn_dataset: str | None = _option(None, "Labeled dataset for k-NN metrics after each epoch.")
-    knn_data_dir: str | None = _option(None, "Folder of the labeled dataset.")
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"], metadata={"help": "Trackers: tensorboard, wandb, ..., all, or none."}
-    )
-    push_to_hub: bool = _option(False, "Upload of the teacher at the end.")
-    hub_model_id: str | None = _option(None, "Repository of the upload. Default: the name of output_dir.")
-    hub_private_repo: bool = _option(False, "Private repository.")
+    dataloader_num_workers: int = option(0, "Processes that read frames, for each training process.")
+    logging_steps: int = option(10, "Steps between entries of the log.")
+    ignore_collapse: bool = option(False, "Warning at a collapse, instead of the end of the run.")
+    save_steps: int = option(1000, "Steps between checkpoints. There is also one at the end of each epoch.")
+    save_total_limit: int = option(2, "Number of checkpoints that are kept.")
+    export_dino_checkpoint: bool = option(False, "At the end, a full DINO checkpoint (.pth) of the original format.")
+    knn_dataset: str | None = option(None, "Labeled dataset for k-NN metrics after each epoch.")
+    knn_data_dir: str | None = option(None, "Folder of the labeled dataset.")
+    report_to: list[str] = option(["none"], "Trackers: tensorboard, wandb, ..., all, or none.")
+    push_to_hub: bool = option(False, "Upload of the teacher at the end.")
+    hub_model_id: str | None = option(None, "Repository of the upload. Default: the name of output_dir.")
+    hub_private_repo: bool = option(False, "Private repository.")
 
     def __post_init__(self):
         if not self.output_dir:
@@ -125,15 +121,15 @@ class PretrainingArguments:
             raise UserError("--model_name_or_path and --backbone exclude each other: start weights have their own")
         if self.extend_epochs is not None and (self.extend_epochs < 1 or not self.resume_from_checkpoint):
             raise UserError("--extend_epochs needs at least 1 epoch, and --resume_from_checkpoint")
-        if not 0 <= self.drop_path_rate < 1:
-            raise UserError(f"--drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
         if self.max_steps == 0:
             raise UserError("--max_steps must be at least 1, or -1 for all")
         if Path(self.output_dir).is_file():
             raise UserError(f"--output_dir {self.output_dir} is a file, a folder was expected")
-        _check_at_least(self, 0, "seed", "dataloader_num_workers")
-        _check_at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps",
-                        "save_steps", "save_total_limit")  # fmt: skip
+        batches = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        intervals = ("logging_steps", "save_steps", "save_total_limit")
+        _check(self, "be in [0, 1)", lambda value: 0 <= value < 1, "drop_path_rate", prefix="--")
+        _check(self, *_at_least(0), "seed", "dataloader_num_workers", prefix="--")
+        _check(self, *_at_least(1), *batches, *intervals, prefix="--")
 
     @property
     def step_batch_size(self) -> int:
@@ -149,36 +145,30 @@ class PretrainingArguments:
 class FrameArguments:
     """Frames to train on."""
 
-    dataset: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "One or several datasets: folder (images below data_dir), shards (zip and tar), parquet, "
-            "synthetic, or what datasets.load_dataset takes, a name on the Hub (name:config) or a local path."
-        },
+    dataset: list[str] = option(
+        [],
+        "One or several datasets: folder (images below data_dir), shards (zip and tar), parquet, "
+        "synthetic, or what datasets.load_dataset takes, a name on the Hub (name:config) or a local path.",
     )
-    data_dir: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Folders of the datasets: one for each, or for each folder, shards, and parquet; or one for all."
-        },
+    data_dir: list[str] | None = option(
+        None, "Folders of the datasets: one for each, or for each folder, shards, and parquet; or one for all."
     )
-    dataset_weights: list[float] | None = field(
-        default=None,
-        metadata={"help": "Share of each dataset in an epoch, in any unit. Default: every frame of all of them once."},
+    dataset_weights: list[float] | None = option(
+        None, "Share of each dataset in an epoch, in any unit. Default: every frame of all of them once."
     )
-    dataset_split: str = _option("train", "Split of parquet files and Hub datasets.")
-    image_column: str | None = _option(
+    dataset_split: str = option("train", "Split of parquet files and Hub datasets.")
+    image_column: str | None = option(
         None,
         "Column with the frames, if a dataset has several. For shards: suffix of the images, for example jpg.",
     )
-    streaming: bool = _option(
+    streaming: bool = option(
         False, "Sequential reading through a shuffle buffer. To resume, all frames of the epoch are read again."
     )
-    shuffle_buffer: int = _option(1000, "Frames in the shuffle buffer of each worker.")
-    frames_per_epoch: int | None = _option(
+    shuffle_buffer: int = option(1000, "Frames in the shuffle buffer of each worker.")
+    frames_per_epoch: int | None = option(
         None, "Number of frames in an epoch. Default: all. Required with --streaming."
     )
-    max_unreadable_fraction: float = _option(
+    max_unreadable_fraction: float = option(
         0.01, "Share of frames that may be unreadable. The run ends when there are more."
     )
 
@@ -190,9 +180,8 @@ class FrameArguments:
                 raise UserError(f"{len(self.dataset_weights)} --dataset_weights for {len(self.dataset)} datasets")
             if not all(0 < weight < float("inf") for weight in self.dataset_weights):
                 raise UserError(f"--dataset_weights must be positive, got {self.dataset_weights}")
-        if not 0 <= self.max_unreadable_fraction <= 1:
-            raise UserError(f"--max_unreadable_fraction must be in [0, 1], got {self.max_unreadable_fraction}")
-        _check_at_least(self, 1, "frames_per_epoch", "shuffle_buffer")
+        _check(self, "be in [0, 1]", lambda value: 0 <= value <= 1, "max_unreadable_fraction", prefix="--")
+        _check(self, *_at_least(1), "frames_per_epoch", "shuffle_buffer", prefix="--")
         if self.streaming and self.frames_per_epoch is None:
             raise UserError("--streaming needs --frames_per_epoch: the number of frames of a stream is unknown")
         if self.streaming and len(self.dataset) > 1 and self.dataset_weights is None:
@@ -223,33 +212,27 @@ class CropConfig:
         UserError: a size or number outside its limits, or a scale that is not two shares 0 < min <= max <= 1.
     """
 
-    global_crops_scale: list[float] = field(
-        default_factory=lambda: [0.4, 1.0],
-        metadata={"help": "Smallest and largest share of the frame's area that a global crop covers."},
+    global_crops_scale: list[float] = option(
+        [0.4, 1.0], "Smallest and largest share of the frame's area that a global crop covers."
     )
-    local_crops_scale: list[float] = field(
-        default_factory=lambda: [0.05, 0.4],
-        metadata={"help": "Smallest and largest share of the frame's area that a local crop covers."},
+    local_crops_scale: list[float] = option(
+        [0.05, 0.4], "Smallest and largest share of the frame's area that a local crop covers."
     )
-    local_crops_number: int = _option(8, "Local crops of each frame. 0: global crops only.")
-    global_crops_size: int = _option(224, "Side of the two global crops, in pixels.")
-    local_crops_size: int = _option(96, "Side of the local crops, in pixels.")
+    local_crops_number: int = option(8, "Local crops of each frame. 0: global crops only.")
+    global_crops_size: int = option(224, "Side of the two global crops, in pixels.")
+    local_crops_size: int = option(96, "Side of the local crops, in pixels.")
 
     def __post_init__(self):
-        for name in ("global_crops_scale", "local_crops_scale"):
-            scale = getattr(self, name)
+        def is_scale(scale) -> bool:
             numbers = len(scale) == 2 and all(isinstance(share, int | float) for share in scale)
-            if not numbers or not 0 < scale[0] <= scale[1] <= 1:
-                raise UserError(f"{name} must be two shares of the area, 0 < min <= max <= 1, got {list(scale)}")
-        for name in ("global_crops_size", "local_crops_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1 pixel, got {getattr(self, name)}")
-            if getattr(self, name) > _MAX_SIZE:
-                raise UserError(f"{name} must be at most {_MAX_SIZE:,} pixels, got {getattr(self, name):,}")
-        if self.local_crops_number < 0:
-            raise UserError(f"local_crops_number must not be negative, got {self.local_crops_number}")
-        if self.local_crops_number > _MAX_LOCAL_CROPS:
-            raise UserError(f"local_crops_number must be at most {_MAX_LOCAL_CROPS}, got {self.local_crops_number:,}")
+            return numbers and 0 < scale[0] <= scale[1] <= 1
+
+        scales, sizes = ("global_crops_scale", "local_crops_scale"), ("global_crops_size", "local_crops_size")
+        _check(self, "be two shares of the area, 0 < min <= max <= 1", is_scale, *scales)
+        _check(self, "be at least 1 pixel", lambda size: size >= 1, *sizes)
+        _check(self, f"be at most {_MAX_SIZE:,} pixels", lambda size: size <= _MAX_SIZE, *sizes)
+        _check(self, *_at_least(0), "local_crops_number")
+        _check(self, f"be at most {_MAX_LOCAL_CROPS}", lambda number: number <= _MAX_LOCAL_CROPS, "local_crops_number")
 
     @property
     def sizes(self) -> list[int]:
@@ -261,46 +244,41 @@ class CropConfig:
 class DinoConfig:
     """Hyperparameters of the method, by the names of the original. The defaults are SurgeNet's recipe."""
 
-    epochs: int = _option(50, "Length of all schedules, in epochs.", aliases=["--num_train_epochs"])
-    lr: float = _option(
+    epochs: int = option(50, "Length of all schedules, in epochs.", aliases=["--num_train_epochs"])
+    lr: float = option(
         5e-4,
         "Learning rate after the warm-up for 256 frames in a step. It scales linearly with the total batch size.",
         aliases=["--learning_rate"],
     )
-    min_lr: float = _option(1e-6, "Learning rate at the end.")
-    warmup_epochs: int = _option(10, "Warm-up of the learning rate from 0, in epochs.")
-    weight_decay: float = _option(0.04, "Weight decay at the start, of all parameters but biases and vectors.")
-    weight_decay_end: float = _option(0.4, "Weight decay at the end.")
-    clip_grad: float = _option(3.0, "Largest L2 norm of the gradient of each single parameter. 0: no clipping.")
-    freeze_last_layer: int = _option(1, "Epochs in which the last layer of the head is frozen.")
-    momentum_teacher: float = _option(0.996, "Momentum of the teacher's moving average at the start. It rises to 1.")
-    warmup_teacher_temp: float = _option(0.04, "Temperature of the teacher at the start.")
-    teacher_temp: float = _option(0.04, "Temperature of the teacher after its warm-up.")
-    warmup_teacher_temp_epochs: int = _option(0, "Warm-up of the teacher's temperature, in epochs.")
-    student_temp: float = _option(0.1, "Temperature of the student.")
-    center_momentum: float = _option(0.9, "Momentum of the running mean of the teacher's logits.")
-    out_dim: int = _option(65_536, "Prototypes of the head.")
-    hidden_dim: int = _option(2048, "Width of the head's hidden layers.")
-    bottleneck_dim: int = _option(256, "Width of the head's output before the prototypes.")
-    head_layers: int = _option(3, "Layers of the head's MLP.")
-    use_bn_in_head: bool = _option(False, "Batch normalization in the head.")
-    norm_last_layer: bool = _option(True, "Fixed norm of 1 of each prototype, which is more stable.")
+    min_lr: float = option(1e-6, "Learning rate at the end.")
+    warmup_epochs: int = option(10, "Warm-up of the learning rate from 0, in epochs.")
+    weight_decay: float = option(0.04, "Weight decay at the start, of all parameters but biases and vectors.")
+    weight_decay_end: float = option(0.4, "Weight decay at the end.")
+    clip_grad: float = option(3.0, "Largest L2 norm of the gradient of each single parameter. 0: no clipping.")
+    freeze_last_layer: int = option(1, "Epochs in which the last layer of the head is frozen.")
+    momentum_teacher: float = option(0.996, "Momentum of the teacher's moving average at the start. It rises to 1.")
+    warmup_teacher_temp: float = option(0.04, "Temperature of the teacher at the start.")
+    teacher_temp: float = option(0.04, "Temperature of the teacher after its warm-up.")
+    warmup_teacher_temp_epochs: int = option(0, "Warm-up of the teacher's temperature, in epochs.")
+    student_temp: float = option(0.1, "Temperature of the student.")
+    center_momentum: float = option(0.9, "Momentum of the running mean of the teacher's logits.")
+    out_dim: int = option(65_536, "Prototypes of the head.")
+    hidden_dim: int = option(2048, "Width of the head's hidden layers.")
+    bottleneck_dim: int = option(256, "Width of the head's output before the prototypes.")
+    head_layers: int = option(3, "Layers of the head's MLP.")
+    use_bn_in_head: bool = option(False, "Batch normalization in the head.")
+    norm_last_layer: bool = option(True, "Fixed norm of 1 of each prototype, which is more stable.")
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if not abs(value) <= 1e9:  # also refuses NaN, and integers that no float can hold
-                raise UserError(f"{name} must be finite and at most 1e9, got {value}")
-        for name in ("warmup_teacher_temp", "teacher_temp", "student_temp", "epochs", "out_dim"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "freeze_last_layer"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("momentum_teacher", "center_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.epochs > _MAX_EPOCHS:
-            raise UserError(f"epochs must be at most {_MAX_EPOCHS:,}, got {self.epochs:,}")
+        # also refuses NaN, and integers that no float can hold
+        _check(self, "be finite and at most 1e9", lambda value: abs(value) <= 1e9, *vars(self))
+        temperatures = ("warmup_teacher_temp", "teacher_temp", "student_temp")
+        sizes = ("out_dim", "hidden_dim", "bottleneck_dim", "head_layers")
+        rates = ("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad")
+        _check(self, "be positive", lambda value: value > 0, "epochs", *temperatures, *sizes)
+        _check(self, *_at_least(0), *rates, "freeze_last_layer")
+        _check(self, "be in [0, 1]", lambda value: 0 <= value <= 1, "momentum_teacher", "center_momentum")
+        _check(self, f"be at most {_MAX_EPOCHS:,}", lambda epochs: epochs <= _MAX_EPOCHS, "epochs")
         for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
             if not 0 <= getattr(self, name) <= self.epochs:
                 raise UserError(f"{name} must be in [0, epochs], got {getattr(self, name)} of {self.epochs} epochs")

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ..data import load_data
 from ..evaluation.probes import knn_accuracy
 from ..figures import save_figure
 from ..figures.pretraining import pretraining_figure
@@ -15,15 +14,6 @@ from .plan import Plan
 from .start import Start
 
 KNN_FRAMES = 5000  # of each split at most: more hardly change the metrics and cost minutes in each epoch
-
-
-def load_knn_data(name: str | None, data_dir: str | None):
-    """Load the labeled dataset of the k-NN metrics, or return None.
-
-    Raises:
-        UserError: there is no such dataset, or it is not as expected.
-    """
-    return None if name is None else load_data(name, data_dir)
 
 
 class Outputs:

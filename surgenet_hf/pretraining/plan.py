@@ -62,8 +62,6 @@ def describe_pretraining(
         `name`, which contains base and data (`checkpoints.catalog.leakage_note` reads it), `method`, `base` (None for
         random weights), `data`, `epoch`, `frames`, and the normalization.
     """
-    if not data:
-        raise ValueError("expected the name of at least one dataset: the name of the weights must tell their data")
     base = {"name": "unknown"} | (base or {})
     return {
         "name": pretraining_name(base["name"], data),

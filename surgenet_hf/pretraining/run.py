@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from ..checkpointing import Termination, TrainingStopped, lock_run, resume_point
 from ..checkpoints.catalog import NORMALIZATIONS
 from ..checkpoints.facebook_dino import DinoCheckpoint, save_dino_checkpoint
+from ..data import load_data
 from ..distributed import any_process, gather
 from ..errors import UserError
 from ..rng import rng_for
@@ -37,7 +38,7 @@ from .arguments import SMALL, CropConfig, DinoConfig, FrameArguments, Pretrainin
 from .dino.collapse import Monitor
 from .dino.method import StepResult, build_optimizer, build_schedules, training_step
 from .frames.loader import PretrainingLoader, split_batch
-from .outputs import Outputs, load_knn_data
+from .outputs import Outputs
 from .plan import Plan
 from .start import as_dino_training, build_model, load_start
 from .state import register_model, save_checkpoint
@@ -133,7 +134,7 @@ class Pretraining:
         )
         self.plan = self._plan()
         self.schedules = build_schedules(dino, self.loader.steps_per_epoch, self.plan.total_batch_size)
-        self.knn_data = load_knn_data(args.knn_dataset, args.knn_data_dir)
+        self.knn_data = load_data(args.knn_dataset, args.knn_data_dir) if args.knn_dataset else None
         self._build()
         self.normalization = [torch.tensor(v, device=self.device) for v in NORMALIZATIONS[self.start.normalization]]
         self.monitor = Monitor(dino.out_dim)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from .._version import __version__
 from ..checkpoints.catalog import (
@@ -27,6 +27,7 @@ from ..tasks import TASKS
 TEMPLATE = Path(__file__).with_name("card_template.md")
 INSTALL = 'pip install torch torchvision "transformers>=5.4,<6" "timm>=1.0.21"'  # as in setup.cfg
 REVISION = f"v{__version__}"  # the tag that publishing sets, and that the examples of remote code pin
+TAGS = ["surgenet", "surgery", "endoscopy", "medical", "timm"]
 BACKBONE_NAMES = {"caformer_s18": "CAFormer-S18", "convnextv2_tiny": "ConvNeXtV2-Tiny", "pvt_v2_b2": "PVTv2-B2"}
 # of the full-size backbones; CAFormer's with StarReLU has a scale and a bias more for each of its 24 activations
 PARAMETERS = {"caformer_s18": 23_237_888, "convnextv2_tiny": 27_866_496, "pvt_v2_b2": 24_849_856}
@@ -60,7 +61,7 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
             license=entry.licence,
             library_name="transformers",
             pipeline_tag="image-feature-extraction",
-            tags=["surgenet", "surgery", "endoscopy", "medical", "timm"]
+            tags=TAGS
             + (["dino", "self-supervised-learning"] if surgical else [])
             + [f"arxiv:{PAPERS[key]}" for key in entry.citations],
             datasets=[HUB_DATASETS[data.name] for data in entry.pretraining_sets if data.name in HUB_DATASETS] or None,
@@ -104,51 +105,26 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
     Raises:
         ValueError: the results.json is damaged.
     """
-    model_dir = Path(model_dir)
     config = AutoConfig.from_pretrained(model_dir)
-    backbone = getattr(config, "backbone_config", config)
-    processor = AutoImageProcessor.from_pretrained(model_dir)
-    pretraining = {"name": "unknown"} | (config.pretraining or {})
-    entry = base_entry(pretraining["name"])
     path = find_results(model_dir)
     results = read_results_file(path) if path else None
     (found,) = (task for task in TASKS.values() if task.architecture == config.architectures[0])
     task, auto_class = found.pipeline_tag, found.auto_class.__name__
-    article = "an" if task[0] in "aeiou" else "a"
-    licence = _licence(pretraining["name"])
+    is_phase = config.model_type == "surgenet_phase"
+    context = _own_context(model_dir, config, task, [], provenance)
     return _render(
-        ModelCardData(
-            license=licence,
-            library_name="transformers",
-            pipeline_tag=task,
-            tags=["surgenet", "surgery", "endoscopy", "medical", "timm"],
-            base_model=entry.repo_id if entry else None,
-        ),
-        title=repo_id.split("/")[-1],
-        summary=f"{BACKBONE_NAMES[config.backbone]} with {article} {task} head for {len(config.id2label)} classes: "
-        f"{', '.join(config.id2label.values())}.",
-        entry=None,
-        examples=[
-            _phase_example(repo_id)
-            if config.model_type == "surgenet_phase"
-            else _example(repo_id, auto_class, ".logits")
-        ],
-        remote_example=_remote_example(repo_id, auto_class, "COMMIT"),
-        image_size=(processor.size["height"], processor.size["width"]),
-        mean=processor.image_mean,
-        std=processor.image_std,
-        normalization=recorded_normalization(pretraining),
-        config=backbone,
-        parameters=_count_parameters(model_dir / "model.safetensors"),
-        base=_link(pretraining["name"]),
-        pretraining=pretraining,
-        results=results,
-        metrics=_headline_metrics(results) if results else None,
-        leakage=[*describe_finetuning(backbone), *_known_leakage(entry)],
-        seen=_own_data(pretraining),
-        provenance=provenance,
-        licence=licence,
-        citations=[CITATIONS[key] for key in ("surgenetxl", "demi2024")],
+        **context
+        | {
+            "title": repo_id.split("/")[-1],
+            "summary": f"{BACKBONE_NAMES[config.backbone]} with {'an' if task[0] in 'aeiou' else 'a'} {task} head for "
+            f"{len(config.id2label)} classes: {', '.join(config.id2label.values())}.",
+            "examples": [_phase_example(repo_id) if is_phase else _example(repo_id, auto_class, ".logits")],
+            "remote_example": _remote_example(repo_id, auto_class, "COMMIT"),
+            "base": _link(context["pretraining"]["name"]),
+            "results": results,
+            "metrics": _headline_metrics(results) if results else None,
+            "leakage": [*describe_finetuning(context["config"]), *context["leakage"]],
+        }
     )
 
 
@@ -163,41 +139,55 @@ def pretrained_card(
         repo_id: of the repository that carries the card; default: the card stays in the folder.
         provenance: rows of the provenance table.
     """
-    model_dir = Path(model_dir)
     config = AutoConfig.from_pretrained(model_dir)
+    context = _own_context(
+        model_dir, config, "image-feature-extraction", ["dino", "self-supervised-learning"], provenance
+    )
+    own = context.pop("pretraining")
+    entry = base_entry(own["name"])
+    return _render(
+        **context,
+        title=repo_id.split("/")[-1] if repo_id else own["name"],
+        summary=f"A backbone for surgical computer vision: {BACKBONE_NAMES[config.backbone]}. Its weights: "
+        f"{_link(own['name'])}.",
+        own=own,
+        examples=_backbone_examples(repo_id or Path(model_dir).name, repo_id is None),
+        remote_example=_remote_example(repo_id, "AutoModel", "COMMIT") if repo_id else None,
+        base=_link(own["base"]["name"]) if own.get("base") else "random weights",
+        published=_link(entry.name) if entry else None,
+    )
+
+
+def _own_context(
+    model_dir: str | Path, config: PreTrainedConfig, task: str, tags: list[str], provenance: dict[str, str] | None
+) -> dict:
+    """Return what the cards of a user's own models have in common, for `_render`."""
     processor = AutoImageProcessor.from_pretrained(model_dir)
     pretraining = {"name": "unknown"} | (config.pretraining or {})
     entry = base_entry(pretraining["name"])
     licence = _licence(pretraining["name"])
-    return _render(
-        ModelCardData(
+    return {
+        "card_data": ModelCardData(
             license=licence,
             library_name="transformers",
-            pipeline_tag="image-feature-extraction",
-            tags=["surgenet", "surgery", "endoscopy", "medical", "timm", "dino", "self-supervised-learning"],
+            pipeline_tag=task,
+            tags=[*TAGS, *tags],
             base_model=entry.repo_id if entry else None,
         ),
-        title=repo_id.split("/")[-1] if repo_id else pretraining["name"],
-        summary=f"A backbone for surgical computer vision: {BACKBONE_NAMES[config.backbone]}. Its weights: "
-        f"{_link(pretraining['name'])}.",
-        entry=None,
-        own=pretraining,
-        examples=_backbone_examples(repo_id or model_dir.name, repo_id is None),
-        remote_example=_remote_example(repo_id, "AutoModel", "COMMIT") if repo_id else None,
-        image_size=(processor.size["height"], processor.size["width"]),
-        mean=processor.image_mean,
-        std=processor.image_std,
-        normalization=recorded_normalization(pretraining),
-        config=config,
-        parameters=_count_parameters(model_dir / "model.safetensors"),
-        base=_link(pretraining["base"]["name"]) if pretraining.get("base") else "random weights",
-        published=_link(entry.name) if entry else None,
-        leakage=_known_leakage(entry),
-        seen=_own_data(pretraining),
-        provenance=provenance,
-        licence=licence,
-        citations=[CITATIONS[key] for key in ("surgenetxl", "demi2024")],
-    )
+        "entry": None,
+        "image_size": (processor.size["height"], processor.size["width"]),
+        "mean": processor.image_mean,
+        "std": processor.image_std,
+        "normalization": recorded_normalization(pretraining),
+        "config": getattr(config, "backbone_config", config),
+        "parameters": _count_parameters(Path(model_dir, "model.safetensors")),
+        "pretraining": pretraining,
+        "leakage": _known_leakage(entry),
+        "seen": _own_data(pretraining),
+        "provenance": provenance,
+        "licence": licence,
+        "citations": [CITATIONS[key] for key in ("surgenetxl", "demi2024")],
+    }
 
 
 def _render(card_data: ModelCardData, **context) -> str:
@@ -253,7 +243,7 @@ def _count_parameters(path: Path) -> int:
 
 
 def _own_data(pretraining: dict) -> list[str]:
-    """Names of the data sets of one's own pretraining, and of those before it."""
+    """Names of the datasets of one's own pretraining, and of those before it."""
     base = pretraining.get("base")
     return [*(_own_data(base) if base else []), *pretraining.get("data", [])]
 

@@ -146,8 +146,6 @@ def test_fewer_frames(model, processor):
 
 
 def test_bad_input(model, processor):
-    with pytest.raises(ValueError, match="max_frames must be positive, got 0"):
-        knn_accuracy(model, processor, scenes(), max_frames=0)
     one = colored([0, 1], [0])
     del one.splits["validation"]
     with pytest.raises(ValueError, match=r"train and validation or test; 'colors' has train$"):

@@ -45,8 +45,3 @@ def test_curve_by_hand(scores, recall, precision, average):
     assert figure.axes[0].get_title() == f"C1\nAP {average}"
     # what is drawn before a point has its height: the area is the average precision
     assert np.sum(np.diff(curve.get_xdata()) * curve.get_ydata()[1:]) == pytest.approx(float(average), abs=1e-3)
-
-
-def test_sizes_that_differ_are_refused():
-    with pytest.raises(ValueError, match="do not fit"):
-        precision_recall_figure(np.ones((4, 2)), np.ones((4, 2)), ["C1"])

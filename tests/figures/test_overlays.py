@@ -75,13 +75,3 @@ def test_saved_whole_or_not_at_all(tmp_path):
         save_figure(figure, tmp_path / "new" / "picture.png")
     assert (tmp_path / "new" / "picture.png").read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["picture.pdf", "picture.png"]
-
-
-def test_what_does_not_fit_is_refused():
-    frames, truths, predictions = example()
-    with pytest.raises(ValueError, match="found 1, 2 and 2"):
-        segmentation_figure(frames[:1], truths, predictions, LABELS, COLORS)
-    with pytest.raises(ValueError, match=r"Row 1: .*\(39, 60\)"):
-        segmentation_figure(frames, [truths[0], truths[1][1:]], predictions, LABELS, COLORS)
-    with pytest.raises(ValueError, match=r"ids \[7\], there are labels for 0 to 2"):
-        segmentation_figure(frames, truths, [truths[0], np.full_like(truths[1], 7)], LABELS, COLORS)

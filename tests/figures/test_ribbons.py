@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 
 from surgenet_hf.figures import phase_figure
 
@@ -32,17 +31,3 @@ def test_short_segments_are_drawn_without_a_number():
     (axes,) = phase_figure({"v": truth}, {"v": np.zeros(1005, int)}, LABELS).axes
     assert len(axes.collections) == 4
     assert [text.get_text() for text in axes.texts[:-2]] == ["1", "1", "1"]
-
-
-@pytest.mark.parametrize(
-    ("truths", "predictions", "message"),
-    [
-        ({"a": [0]}, {"b": [0]}, "a against b"),
-        ({"a": [0, 1]}, {"a": [0]}, r"a: phases of shape \(2,\)"),
-        ({"a": [0, 3]}, {"a": [0, 0]}, "a: phase 3, with 3 labels"),
-    ],
-)
-def test_what_does_not_fit_is_refused(truths, predictions, message):
-    truths, predictions = ({video: np.array(ids) for video, ids in each.items()} for each in (truths, predictions))
-    with pytest.raises(ValueError, match=message):
-        phase_figure(truths, predictions, LABELS)

@@ -176,5 +176,5 @@ def test_model_fits_the_data(data, tmp_path):
 def test_another_number_of_classes_is_refused(data, tmp_path):
     model, processor = build_model(TINY, data, 32)
     three = dataclasses.replace(data, labels=("dark", "bright", "tool"))
-    with pytest.raises(ValueError, match="model has 2 classes, the data set 'boxes' has 3"):
+    with pytest.raises(ValueError, match="model has 2 classes, the dataset 'boxes' has 3"):
         finetune(model, processor, three, arguments(tmp_path))

@@ -54,7 +54,7 @@ def test_a_video_drawn_twice_is_as_two_videos(build):
         copies = empty_like(metric)
         for copy, video in enumerate(sample):
             drawn = [record for record in metric.records if record.video == video]
-            copies.merge([dataclasses.replace(record, video=f"{copy} {video}") for record in drawn])
+            copies.records += [dataclasses.replace(record, video=f"{copy} {video}") for record in drawn]
         found, expected = metric.compute(sample), copies.compute()
         assert floats(found) == pytest.approx(floats(expected), nan_ok=True, abs=1e-12)
         for index, values in expected["per_class"].items():
@@ -67,10 +67,10 @@ def test_two_processes_give_what_one_gives(build):
     metric = build()
     records = pickle.loads(pickle.dumps(metric.records))
     halves = [empty_like(metric), empty_like(metric)]
-    halves[0].merge(records[1::2])
-    halves[1].merge(records[::2])
+    halves[0].records += records[1::2]
+    halves[1].records += records[::2]
     halves[0].compute()  # what was computed before must not linger
-    halves[0].merge(halves[1])
+    halves[0].records += halves[1].records
     np.testing.assert_equal(halves[0].compute(), metric.compute())  # to the bit
     weights = np.random.default_rng(0).integers(0, 3, (20, 6))
     np.testing.assert_equal(halves[0].resample(weights), metric.resample(weights))
@@ -106,9 +106,3 @@ def test_refusals(build):
         metric.compute([])
     with pytest.raises(ValueError, match="No frame was added"):
         empty_like(metric).compute()
-    with pytest.raises(ValueError, match="can be merged"):
-        type(metric)(metric.num_labels + 1).merge(metric)
-    with pytest.raises(ValueError, match=r"[Ee]xpected a record"):
-        type(metric)(metric.num_labels + 1).merge(metric.records)
-    with pytest.raises(ValueError, match="Expected a "):
-        metric.merge(["x"])

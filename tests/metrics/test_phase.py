@@ -236,8 +236,6 @@ def test_a_video_is_added_once():
     metric, sequences = filled(videos=2)
     with pytest.raises(ValueError, match="'v1' was added before"):
         metric.add(*sequences["v1"], "v1")
-    with pytest.raises(ValueError, match="'v0' was added before"):
-        metric.merge(metric.records)
 
 
 def test_the_published_script_applies_the_mask_of_the_last_frames_to_the_first():

@@ -19,13 +19,10 @@ Splits: videos 1 to 10 train, 11 to 14 validation, 15 to 21 test.
 
 from pathlib import Path
 
-from ...errors import MissingFileError
-from ..annotations import absent_note, class_id, count_note, labeled_videos, read_label_file
+from ..annotations import absent_note, class_id, official_videos
 from ..base import SINGLE, SurgicalData, build_splits
 from ..colors import palette
-from ..frame_folders import find_videos
 from ..names import require_folder
-from ..splits import require_splits
 
 PHASES = (
     "Preparation",
@@ -62,35 +59,30 @@ def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: in
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     require_folder(root / "labels", _LAYOUT)
-    frames_dir = Path(cache_dir).absolute() if cache_dir is not None else root / "frames"
-    videos = find_videos(root / "videos")
-
-    labels = {}
-    for name in VIDEOS:
-        path = root / "labels" / f"label_{name}.txt"
-        if path.exists():
-            labels[name] = read_label_file(path)
-        elif name in videos or (frames_dir / name).is_dir():
-            raise MissingFileError(f"video {name} has no labels: expected {path}; {_LAYOUT}")
 
     def parse(values: tuple[str, ...], path: Path) -> int:
         return class_id(values[0], PHASES, 1, path)
 
-    samples, notes = labeled_videos(labels, videos, frames_dir, parse, lambda name: (1, 25), max_side)
-    by_split = {split: [row for name in names for row in samples.get(name, [])] for split, names in SPLITS.items()}
-    require_splits(by_split, ("train", "validation"), root, _LAYOUT)
-
-    splits = build_splits(by_split)
-    notes = (count_note(samples, VIDEOS), *notes, *absent_note(samples, PHASES))
+    by_split, samples, notes = official_videos(
+        root,
+        SPLITS,
+        lambda name: root / "labels" / f"label_{name}.txt",
+        num_values=1,
+        parse=parse,
+        rates=(1, 25),
+        cache_dir=cache_dir,
+        max_side=max_side,
+        layout=_LAYOUT,
+    )
     return SurgicalData(
         "autolaparo",
         "phase-recognition",
         PHASES,
         palette(len(PHASES)),
-        splits,
+        build_splits(by_split),
         problem_type=SINGLE,
         frames_per_second=1.0,
-        notes=notes,
+        notes=(*notes, *absent_note(samples, PHASES)),
         videos_are_public=True,
         split_protocol=SPLIT_PROTOCOL,
     )

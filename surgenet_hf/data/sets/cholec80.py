@@ -25,13 +25,12 @@ Splits, as named in Funke et al. 2023, "Metrics Matter in Surgical Phase Recogni
 
 from pathlib import Path
 
-from ...errors import MissingFileError, UserError
-from ..annotations import absent_note, class_id, count_note, labeled_videos, read_label_file
+from ...errors import UserError
+from ..annotations import absent_note, class_id, official_videos
 from ..base import MULTI, SINGLE, SurgicalData, build_splits
 from ..colors import palette
-from ..frame_folders import find_videos
 from ..names import require_folder
-from ..splits import choose_protocol, require_splits
+from ..splits import choose_protocol
 
 PHASES = (
     "Preparation",
@@ -88,25 +87,20 @@ def load(
     if task not in ("phase", "tools"):
         raise UserError(f"unknown task {task!r}; Cholec80 has 'phase' and 'tools'")
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
-    folder = "phase_annotations" if task == "phase" else "tool_annotations"
-    suffix = "phase" if task == "phase" else "tool"
+    folder = f"{task.removesuffix('s')}_annotations"
     require_folder(root / folder, _LAYOUT)
-    frames_dir = Path(cache_dir).absolute() if cache_dir is not None else root / "frames"
-    videos = find_videos(root / "videos")
-
-    labels = {}
-    for name in VIDEOS:
-        path = root / folder / f"{name}-{suffix}.txt"
-        if path.exists():
-            labels[name] = read_label_file(path, 1 if task == "phase" else len(TOOLS))
-        elif name in videos or (frames_dir / name).is_dir():
-            raise MissingFileError(f"{name} has no annotation: expected {path}; {_LAYOUT}")
-    parse = _phase if task == "phase" else _tools
-    samples, notes = labeled_videos(labels, videos, frames_dir, parse, lambda name: (FRAME_RATE,), max_side)
-
-    by_split = {part: [row for name in names for row in samples.get(name, [])] for part, names in videos_of.items()}
-    require_splits(by_split, [part for part in videos_of if part != "test"], root, _LAYOUT)
-    notes = [count_note(samples, VIDEOS), *notes]
+    names = PHASES if task == "phase" else TOOLS
+    by_split, samples, notes = official_videos(
+        root,
+        videos_of,
+        lambda name: root / folder / f"{name}-{task.removesuffix('s')}.txt",
+        num_values=1 if task == "phase" else len(TOOLS),
+        parse=_phase if task == "phase" else _tools,
+        rates=(FRAME_RATE,),
+        cache_dir=cache_dir,
+        max_side=max_side,
+        layout=_LAYOUT,
+    )
     if task == "phase":
         notes += absent_note(samples, PHASES)
     if "validation" not in videos_of:
@@ -114,7 +108,6 @@ def load(
             f"The split protocol {split_protocol} has no validation videos, so nothing can select a checkpoint. "
             "32/8/40 and 40/8/32 have some."
         )
-    names = PHASES if task == "phase" else TOOLS
     return SurgicalData(
         f"cholec80-{task}",
         "phase-recognition" if task == "phase" else "image-classification",

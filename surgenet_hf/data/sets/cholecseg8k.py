@@ -42,8 +42,9 @@ from PIL import Image
 from ...errors import MissingFileError, UserError
 from ..base import IGNORE_INDEX, Sample, SurgicalData, build_splits
 from ..images import raw_values, read_upright
-from ..masks import count_values, lookup_table
+from ..masks import count_values, lookup_table, require_pairs, stray_notes
 from ..names import frame_number, named, require_folder
+from ..splits import require_splits
 
 SOURCE = "https://www.kaggle.com/datasets/newslab/cholecseg8k (free, with a Kaggle account; 3 GB)"
 
@@ -154,11 +155,7 @@ def load(
             samples[split_of[video]] += [
                 Sample(*frames[frame], f"video{video:02d}", frame) for frame in sorted(frames)
             ]
-    for name in ("train", "validation"):
-        if not samples[name]:
-            wanted = ", ".join(f"video{video:02d}" for video in split_of if split_of[video] == name)
-            raise UserError(f"{root} has no {name} frame (these are of {wanted}); {_LAYOUT}")
-
+    require_splits(samples, ("train", "validation"), root, _LAYOUT)
     samples = {name: samples[name] for name in samples if samples[name]}
     numbers = {name: len(samples[name]) for name in samples}
     notes = (*_clip_notes(clips, split_of, numbers), *_pixel_notes([_read(samples[name]) for name in samples]))
@@ -226,16 +223,13 @@ def _find_frames(folder: Path) -> dict[int, tuple[Path, Path]]:
         if match := re.fullmatch(r"frame_(\d+)_endo(|_watershed_mask)\.png", path.name):
             frames[match[2]][frame_number(match[1], path)] = path
     images, masks = frames.values()
-    if bare := sorted(images.keys() - masks.keys()):
-        raise MissingFileError(
-            f"the frame {images[bare[0]]} has no mask: expected frame_{bare[0]}_endo_watershed_mask.png beside it "
-            f"({len(bare)} of the {len(images)} frames there have none); unpack the archive again"
-        )
-    if orphans := sorted(masks.keys() - images.keys()):
-        raise MissingFileError(
-            f"the mask {masks[orphans[0]]} has no frame: expected frame_{orphans[0]}_endo.png beside it "
-            f"({len(orphans)} of the {len(masks)} masks there have none); unpack the archive again"
-        )
+    endings = {"frame": "", "mask": "_watershed_mask"}
+    require_pairs(
+        images,
+        masks,
+        lambda kind, frame: f"frame_{frame}_endo{endings[kind]}.png beside it",
+        "unpack the archive again",
+    )
     return {frame: (images[frame], masks[frame]) for frame in images}
 
 
@@ -294,13 +288,8 @@ def _clip_notes(clips: dict, split_of: dict[int, str], numbers: dict[str, int]) 
 def _pixel_notes(read: list[tuple[list[str], np.ndarray]]) -> list[str]:
     names = [name for part, _ in read for name in part]
     counts = np.concatenate([part for _, part in read])
-    notes = []
-    for code in sorted(set(range(256)) - {*CODES, *NO_LABEL}):
-        if masks := [name for name, row in zip(names, counts, strict=True) if row[code]]:
-            notes.append(
-                f"Gray {code} is the code of no class, it counts as ignore: {counts[:, code].sum()} px in "
-                f"{len(masks)} mask(s) ({named(masks, 3)})."
-            )
+    codes = sorted(set(range(256)) - {*CODES, *NO_LABEL})
+    notes = stray_notes(counts, names, codes, "Gray {} is the code of no class")
     if other := [name for name, row in zip(names, counts, strict=True) if row.sum() != WIDTH * HEIGHT]:
         notes.append(f"{len(other)} frame(s) are not of {WIDTH}x{HEIGHT} pixels ({named(other, 3)}).")
     return notes

@@ -37,8 +37,9 @@ from ...errors import MissingFileError, UserError
 from ..base import IGNORE_INDEX, Sample, SurgicalData, build_splits
 from ..colors import palette
 from ..images import frame_size, read_mask
-from ..masks import count_values, lookup_table
+from ..masks import count_values, lookup_table, require_pairs
 from ..names import frame_number, named, require_folder
+from ..splits import require_splits
 
 SOURCE = "figshare article 21702600 (doi 10.1038/s41597-022-01719-2, free)"
 
@@ -99,9 +100,7 @@ def load(data_dir: str | Path, config: str = "multi_organ", organ: str | None = 
         )
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     splits, notes = _from_single(root / organ) if organ else _from_multi(root / "multilabel")
-    for split in ("train", "validation"):
-        if split not in splits:
-            raise UserError(f"{data_dir} has no {split} frame (operations {', '.join(map(str, SPLITS[split]))})")
+    require_splits(splits, ("train", "validation"), root, _LAYOUT)
     notes = (_count_note(splits), *notes)
     ids = [BACKGROUND_ID, 1 + STRUCTURES.index(organ)] if organ else range(len(LABELS))
     return SurgicalData(
@@ -118,15 +117,9 @@ def load(data_dir: str | Path, config: str = "multi_organ", organ: str | None = 
 
 
 def _from_single(folder: Path) -> tuple[DatasetDict, list[str]]:
-    samples, images = [], _files(folder, r"image(\d+)\.png")
-    masks = _files(folder, r"mask(\d+)\.png")
-    for one, other, what in ((images, masks, "mask"), (masks, images, "image")):
-        if bare := sorted(one.keys() - other.keys()):
-            path = one[bare[0]]
-            raise MissingFileError(
-                f"{path} has no {what}: expected {what}{bare[0][1]}.png beside it ({len(bare)} of {len(one)} have "
-                "none); unpack the archive again"
-            )
+    images, masks = _files(folder, r"image(\d+)\.png"), _files(folder, r"mask(\d+)\.png")
+    names = {"frame": "image", "mask": "mask"}
+    require_pairs(images, masks, lambda kind, key: f"{names[kind]}{key[1]}.png beside it", "unpack the archive again")
     samples = [Sample(images[key], masks[key], key[0], frame_number(key[1], images[key])) for key in sorted(images)]
     counts = count_values(samples)
     notes = []

@@ -25,12 +25,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from ...errors import MissingFileError, UserError
 from ..base import IGNORE_INDEX, Sample, SurgicalData, build_splits
-from ..masks import count_values, lookup_table
-from ..names import frame_number, named, require_folder
+from ..masks import count_values, lookup_table, stray_notes
+from ..names import frame_number, require_folder
+from ..splits import require_splits
 
 LABELS = (
     "background",
@@ -87,15 +86,11 @@ def load(data_dir: str | Path) -> SurgicalData:
             )
         samples[split].append(Sample(frames[path.stem], path, str(video), frame))
     numbers = {split: len(samples[split]) for split in SPLITS}
-    for split in ("train", "validation"):
-        if not numbers[split]:
-            folder, first, last = SPLITS[split]
-            raise UserError(
-                f"{root} has no {split} frame with a mask (videos {first} to {last}, {folder}/); {_LAYOUT}"
-            )
-
+    require_splits(samples, ("train", "validation"), root, _LAYOUT)
     every = [sample for split in SPLITS for sample in samples[split]]
-    notes = (_count_note(numbers), *_stray_notes(every, count_values(every)))
+    names = [sample.target.name for sample in every]
+    strays = stray_notes(count_values(every), names, range(len(LABELS), IGNORE_INDEX), "Id {} is no class")
+    notes = (_count_note(numbers), *strays)
     table = lookup_table({i: i for i in range(len(LABELS))})
     splits = build_splits(samples, table)
     return SurgicalData(
@@ -174,16 +169,3 @@ def _count_note(numbers: dict[str, int]) -> str:
     if total < NUM_FRAMES:
         return f"Found {total} of the official {NUM_FRAMES} frames ({split}): results are not those of the full set."
     return f"Found {total} frames ({split}), but the official set has {NUM_FRAMES}: results are not those of that set."
-
-
-def _stray_notes(samples: list[Sample], counts: np.ndarray) -> list[str]:
-    notes = []
-    for stray in range(len(LABELS), IGNORE_INDEX):
-        masks = [sample.target.name for sample, row in zip(samples, counts, strict=True) if row[stray]]
-        if masks:
-            pixels = counts[:, stray].sum()
-            notes.append(
-                f"Id {stray} is no class, it counts as ignore: {pixels} px in {len(masks)} mask(s) "
-                f"({named(masks, 3)})."
-            )
-    return notes

@@ -26,7 +26,7 @@ from ...errors import MissingFileError, UserError
 from ..base import IGNORE_INDEX, Sample, SurgicalData, build_splits
 from ..colors import palette
 from ..labels import read_classes
-from ..masks import count_values, lookup_table
+from ..masks import count_values, lookup_table, require_pairs
 from ..names import frame_number, number_in_name, require_folder, require_unicode
 from ..splits import SPLITS, no_test_note, require_splits, split_videos
 
@@ -101,19 +101,13 @@ def load(data_dir: str | Path, background_class: str | None = None) -> SurgicalD
 def _find_samples(root: Path) -> list[Sample]:
     """Frames with their masks, sorted by video and frame."""
     images, masks = _files(root / "images", _SUFFIXES), _files(root / "masks", (".png",))
-    bare = sorted(key for key in images if key not in masks)
-    if bare:
-        raise MissingFileError(
-            f"the frame {images[bare[0]]} has no mask: expected {root / 'masks' / bare[0]}.png "
-            f"({len(bare)} of {len(images)} frames have none); add the masks, or move the frames elsewhere"
-        )
-    orphans = sorted(key for key in masks if key not in images)
-    if orphans:
-        raise MissingFileError(
-            f"the mask {masks[orphans[0]]} has no frame: expected {root / 'images' / orphans[0]}.jpg "
-            f"({len(orphans)} of {len(masks)} masks have none); add the frames, or move the masks elsewhere"
-        )
-
+    places = {"frame": ("images", "jpg"), "mask": ("masks", "png")}
+    require_pairs(
+        images,
+        masks,
+        lambda kind, key: f"{root / places[kind][0] / key}.{places[kind][1]}",
+        "add what is missing, or move the others elsewhere",
+    )
     in_folders = {"/" in key for key in images}
     if len(in_folders) == 2:
         loose = next(images[key] for key in sorted(images) if "/" not in key)

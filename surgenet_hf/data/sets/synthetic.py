@@ -196,7 +196,7 @@ def tone_curve(rng: np.random.Generator, color: tuple[float, float, float], spre
 
 
 def draw_background(look: np.random.Generator, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Peritoneum and bowel: pink to red, folded, with pale patches and thin vessels. Colours and height."""
+    """Peritoneum and bowel: pink to red, folded, with pale patches and thin vessels. Colors and height."""
     folds = smooth_noise(look, grid.u, grid.v, look.uniform(0.3, 0.6))
     fine = smooth_noise(look, grid.u, grid.v, 0.12)
     red, pale = tone_curve(look, (0.66, 0.27, 0.23), 0.2), tone_curve(look, (0.84, 0.58, 0.48), 0.15)
@@ -243,7 +243,7 @@ def draw_organs(
     length, girth = look.uniform(0.24, 0.34), look.uniform(0.12, 0.17)
     girth = girth * (1 + 0.3 * np.clip(q / length, -1, 1))
     bladder = (np.hypot(p / girth, q / length) - 1) * 0.14 + 0.04 * wave
-    hue = look.uniform(0, 1)  # from greenish, thin-walled to pink-grey, inflamed
+    hue = look.uniform(0, 1)  # from greenish, thin-walled to pink-gray, inflamed
     base = (1 - hue) * np.array([0.5, 0.55, 0.33]) + hue * np.array([0.74, 0.55, 0.48])
     veins = np.abs(smooth_noise(look, u, v, 0.2, 3))
     color = mix_colors(

@@ -1,6 +1,6 @@
 """Is a DINO run alive: entropy and divergence of its outputs, spread and rank of its features, names for a collapse.
 
-Centring alone drives the teacher's outputs to the uniform distribution, sharpening alone to one prototype; the two
+Centering alone drives the teacher's outputs to the uniform distribution, sharpening alone to one prototype; the two
 keep each other in balance. Where the balance is lost, all samples get the same output, and there is nothing left to
 learn (Caron et al. 2021, section 5.3).
 """
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 # Nats that the outputs must tell of their samples: entropy of the mean output less mean entropy of the outputs. Runs
 # that are well start with 0.07 and more, and small ones pass a plateau at 6e-3; in those that collapse (teacher too
-# hot, no centring, learning rate too high) it falls below 3e-4. An output within 1e-3 nats of the uniform one cannot
+# hot, no centering, learning rate too high) it falls below 3e-4. An output within 1e-3 nats of the uniform one cannot
 # tell more than that.
 INFORMATION = 1e-3
 # Nats, entropy of the mean output: one prototype has 98 % of it.
@@ -22,7 +22,7 @@ ONE_PROTOTYPE = 0.1
 SAME_FEATURES = 0.01
 # Two equally strong directions have rank 2; here the second has 2 % of the first's strength.
 ONE_DIRECTION = 1.1
-MIN_SAMPLES = 8  # fewer may well be neighbours in one video, and alike in a run that is well
+MIN_SAMPLES = 8  # fewer may well be neighbors in one video, and alike in a run that is well
 PATIENCE = 3  # one batch may be odd; so many in a row are not
 
 
@@ -65,10 +65,10 @@ class Monitor:
             teacher_student_kl: nats, KL(teacher || student), mean over pairs of different crops; the loss is this
                 and teacher_entropy.
             center_norm: L2.
-            feature_std: of L2-normalised embeddings over the samples, mean over channels, times sqrt(C): 1 is
+            feature_std: of L2-normalized embeddings over the samples, mean over channels, times sqrt(C): 1 is
                 isotropic, 0 collapsed; NaN with one sample.
             feature_rank: effective rank (Roy and Vetterli 2007) of the same embeddings, centered: exp of the entropy
-                of their normalised singular values; NaN with one sample.
+                of their normalized singular values; NaN with one sample.
         """
         log_targets = F.log_softmax((teacher_logits.float() - center.float()) / teacher_temp, dim=-1)
         targets = log_targets.exp()

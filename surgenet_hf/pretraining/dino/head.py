@@ -34,7 +34,7 @@ class DinoHead(nn.Module):
         hidden_dim: width of the hidden layers of the MLP.
         bottleneck_dim: width of its output.
         num_layers: of the MLP, at least 1.
-        batch_norm: normalise before each activation, over the batches of all processes; with several processes
+        batch_norm: normalize before each activation, over the batches of all processes; with several processes
             torch has this on GPUs only.
         norm_last_layer: fix the norm of each prototype to 1, which makes training more stable.
     """
@@ -50,8 +50,6 @@ class DinoHead(nn.Module):
         norm_last_layer: bool = True,
     ):
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"the head needs at least one layer, got num_layers={num_layers}")
         layers = []
         for _ in range(num_layers - 1):
             layers.append(nn.Linear(in_dim, hidden_dim))

@@ -32,12 +32,7 @@ class DinoNetwork(nn.Module):
         """Compute logits (N, B, out_dim) of N crops of each of B samples, each (B, 3, h, w) and of any size.
 
         The backbone runs once for each size, the head once for all.
-
-        Raises:
-            ValueError: crops of different numbers of samples.
         """
-        if len({len(crop) for crop in crops}) != 1:
-            raise ValueError(f"each crop needs the same samples, got batches of {[len(crop) for crop in crops]}")
         by_size: dict[torch.Size, list[int]] = {}
         for i, crop in enumerate(crops):
             by_size.setdefault(crop.shape, []).append(i)

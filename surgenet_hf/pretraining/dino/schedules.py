@@ -10,10 +10,8 @@ import numpy as np
 from ...errors import UserError
 
 
-def cosine_schedule(
-    base: float, final: float, num_steps: int, warmup_steps: int = 0, start: float = 0.0
-) -> np.ndarray:
-    """(num_steps,) float64: a line from `start` to `base`, then half a cosine wave from `base` towards `final`.
+def cosine_schedule(base: float, final: float, num_steps: int, warmup_steps: int = 0) -> np.ndarray:
+    """(num_steps,) float64: a line from 0 to `base`, then half a cosine wave from `base` towards `final`.
 
     The line ends on `base` and the cosine begins with it, so with a warm-up that value comes twice; `final` would be
     reached at step `num_steps`.
@@ -26,7 +24,7 @@ def cosine_schedule(
     num_cosine = num_steps - warmup_steps
     progress = np.arange(num_cosine) / max(num_cosine, 1)
     cosine = final + 0.5 * (base - final) * (1 + np.cos(np.pi * progress))
-    return np.concatenate([np.linspace(start, base, warmup_steps), cosine])
+    return np.concatenate([np.linspace(0.0, base, warmup_steps), cosine])
 
 
 def scaled_learning_rate(lr: float, total_batch_size: int) -> float:
@@ -67,11 +65,5 @@ class Schedules(NamedTuple):
     freeze_last_layer: np.ndarray
 
     def at(self, step: int) -> StepValues:
-        """The values at `step`, counted from 0 over all epochs.
-
-        Raises:
-            IndexError: a step that the schedules do not have.
-        """
-        if not 0 <= step < len(self.lr):
-            raise IndexError(f"step {step} is outside the schedules of {len(self.lr)} steps")
+        """Return the values at `step`, counted from 0 over all epochs."""
         return StepValues(*(values[step].item() for values in self))

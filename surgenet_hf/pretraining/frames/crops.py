@@ -66,12 +66,7 @@ def draw_crops(size: tuple[int, int], config: CropConfig, rng: np.random.Generat
         size: (width, height) of the frame in pixels. For a frame that is decoded at a smaller scale, draw for the full
             size and scale the boxes: `crops._replace(boxes=crops.boxes * scale)`.
         rng: the only source of random draws; how many are taken depends on `config` alone.
-
-    Raises:
-        ValueError: a frame without pixels.
     """
-    if min(size) < 1:
-        raise ValueError(f"a frame needs at least one pixel, got (width, height) {tuple(size)}")
     number = len(config.sizes)
     num_local = config.local_crops_number
     boxes = [
@@ -125,16 +120,7 @@ def crop_frame(image: Image.Image, crops: Crops, config: CropConfig) -> list[tor
 
     Returns:
         N uint8 tensors (3, size, size), the global crops first; see `normalize`.
-
-    Raises:
-        ValueError: another mode, another number of crops than `config` has, a box beyond the frame.
     """
-    if image.mode != "RGB":
-        raise ValueError(f"expected an RGB frame, got mode {image.mode}; convert it with image.convert('RGB')")
-    if len(crops.boxes) != len(config.sizes):
-        raise ValueError(f"expected {len(config.sizes)} crops, as configured, got {len(crops.boxes)}")
-    if (crops.boxes[:, :2] < 0).any() or (crops.boxes[:, 2:] > image.size).any():
-        raise ValueError(f"boxes must lie in the frame of {image.size} pixels, got {crops.boxes.tolist()}")
     pixels = F.pil_to_tensor(image)
     return [
         F.pil_to_tensor(_change_colors(_resize_box(image, pixels, crops.boxes[i], size), crops, i))

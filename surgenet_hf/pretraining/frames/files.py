@@ -34,7 +34,23 @@ _OPEN_FILES = 64  # for each process
 _TAR, _STORED, _DEFLATED = range(3)
 
 
-class FolderSource:
+class _Grouped:
+    """Frames in the order of their folders or shards, which begin at the indices `_starts`."""
+
+    _starts: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def shard_of(self, index: int) -> range:
+        group = self._group(index)
+        return range(int(self._starts[group]), int(self._starts[group + 1]))
+
+    def _group(self, index: int) -> int:
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
+
+class FolderSource(_Grouped):
     """All images below a folder, at any depth, in the order of their paths, without hidden files and folders.
 
     A shard is a folder. Links are followed.
@@ -70,19 +86,12 @@ class FolderSource:
         self.identity = f"names {self._names.digest()}"
         self._starts = np.cumsum([0, *counts])
 
-    def __len__(self) -> int:
-        return len(self._names)
-
     def read(self, index: int) -> bytes:
         with open(self.frame_name(index), "rb") as file:
             return file.read()
 
     def frame_name(self, index: int) -> str:
-        return os.path.join(self._folders[_index_of_group(self._starts, index)], self._names[index])
-
-    def shard_of(self, index: int) -> range:
-        group = _index_of_group(self._starts, index)
-        return range(int(self._starts[group]), int(self._starts[group + 1]))
+        return os.path.join(self._folders[self._group(index)], self._names[index])
 
 
 class _Members(NamedTuple):
@@ -95,7 +104,7 @@ class _Members(NamedTuple):
     checksums: np.ndarray  # uint32: CRC-32 of what is in a zip; tar has none
 
 
-class ShardSource:
+class ShardSource(_Grouped):
     """Images in zip and uncompressed tar files (WebDataset), shards and members in the order of their names.
 
     At first, only the directory of each zip and all headers of each tar are read. A frame then takes one or two reads.
@@ -137,12 +146,9 @@ class ShardSource:
         self.identity = f"names {self._members.names.digest()}, sizes and checksums {checks}"
         self._starts = np.cumsum([0, *counts])
 
-    def __len__(self) -> int:
-        return len(self._members.names)
-
     def read(self, index: int) -> bytes:
         _, offsets, sizes, methods, checksums = self._members
-        file = self._files.get(self._paths[_index_of_group(self._starts, index)])
+        file = self._files.get(self._paths[self._group(index)])
         file.seek(offsets[index])
         if methods[index] != _TAR:
             header = file.read(30)
@@ -162,11 +168,7 @@ class ShardSource:
         return content
 
     def frame_name(self, index: int) -> str:
-        return f"{self._paths[_index_of_group(self._starts, index)]}/{self._members.names[index]}"
-
-    def shard_of(self, index: int) -> range:
-        group = _index_of_group(self._starts, index)
-        return range(int(self._starts[group]), int(self._starts[group + 1]))
+        return f"{self._paths[self._group(index)]}/{self._members.names[index]}"
 
 
 def find_files(data_dir: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -301,10 +303,6 @@ def _suffix(name: str) -> str:
 
 def _is_image(name: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
     return name.lower().endswith(suffixes) and not name.startswith(".")
-
-
-def _index_of_group(starts: np.ndarray, index: int) -> int:
-    return int(np.searchsorted(starts, index, side="right")) - 1
 
 
 def _refuse(error: OSError):

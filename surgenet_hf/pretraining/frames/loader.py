@@ -50,7 +50,9 @@ class PretrainingLoader:
     ):
         if args.streaming:
             self.dataset = None
-            self.sampler = open_stream(args, crop_config, seed, batch_size, rank, world_size, on_device)
+            self.sampler = open_stream(
+                args, crop_config, seed, batch_size, rank=rank, world_size=world_size, on_device=on_device
+            )
             self.loader = StreamLoader(self.sampler, num_workers, pin_memory)
             names, sizes, data = args.dataset, None, args.dataset
             frames_per_epoch = args.frames_per_epoch

@@ -124,8 +124,6 @@ class FrameSampler(Sampler[list[Key]]):
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Choose the epoch, and its step, at which the next iteration begins."""
-        if not 0 <= start_step <= self.num_steps:
-            raise ValueError(f"an epoch has steps 0 to {self.num_steps - 1}, cannot start at {start_step}")
         self.epoch, self.start_step = epoch, start_step
 
     def __len__(self) -> int:

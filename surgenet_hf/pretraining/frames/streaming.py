@@ -77,8 +77,6 @@ class FrameStream(IterableDataset):
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Choose the epoch, and its step, at which the next iteration begins."""
-        if not 0 <= start_step <= self.num_steps:
-            raise ValueError(f"an epoch has steps 0 to {self.num_steps - 1}, cannot start at {start_step}")
         if start_step:
             logger.warning(
                 f"A stream has no random access: the frames of {start_step} steps are read again, not decoded."
@@ -130,13 +128,15 @@ def open_stream(
     crop_config: CropConfig,
     seed: int,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    on_device: bool = False,
+    **options,
 ) -> FrameStream:
     """Open the stream of the datasets: parquet files, tar shards, or what `datasets.load_dataset` can stream.
 
     Several datasets are mixed by their weights. One that ends early begins again, until all have ended.
+
+    Args:
+        args: the frames.
+        crop_config, seed, batch_size, options: as `FrameStream` takes them.
 
     Raises:
         UserError: as `sources.open_source`; or a dataset that is better read without streaming.
@@ -158,10 +158,8 @@ def open_stream(
         seed,
         args.frames_per_epoch,
         batch_size,
-        rank,
-        world_size,
-        args.shuffle_buffer,
-        on_device,
+        shuffle_buffer=args.shuffle_buffer,
+        **options,
     )
 
 

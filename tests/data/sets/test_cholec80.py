@@ -151,7 +151,7 @@ def test_a_greater_difference_is_an_error_with_both_numbers(root, frames, rows):
 
 def test_a_video_without_annotation(root):
     (root / "phase_annotations" / "video33-phase.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"video33 has no annotation: expected .*video33-phase\.txt.*camma"):
+    with pytest.raises(FileNotFoundError, match=r"video33 has no labels: expected .*video33-phase\.txt.*camma"):
         load_data("cholec80-phase", root)
     assert load_data("cholec80-tools", root).splits["validation"].num_rows == 6
 

@@ -112,7 +112,7 @@ def test_mask_without_frame(root):
     (root / "liver" / "04" / "image10.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"mask10_\w+\.png has no image: expected image10\.png"):
         dsad.load(root)
-    with pytest.raises(FileNotFoundError, match=r"mask10\.png has no image: expected image10\.png"):
+    with pytest.raises(FileNotFoundError, match=r"mask10\.png has no frame: expected image10\.png"):
         dsad.load(root, "single_organ", "liver")
 
 
@@ -165,5 +165,5 @@ def test_folders_that_are_not_the_data(root, tmp_path):
 def test_nothing_to_validate_on(root):
     for path in (root / "multilabel" / "21").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match=r"has no validation frame \(operations 3, 21, 26\)"):
+    with pytest.raises(ValueError, match="no frames for the split 'validation'"):
         dsad.load(root)

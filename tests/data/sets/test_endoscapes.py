@@ -195,7 +195,7 @@ def test_folders_that_are_not_the_data(tmp_path):
 def test_nothing_to_validate_on(root):
     (root / "val" / "121_1.jpg").unlink()
     (root / "semseg" / "121_1.png").unlink()
-    with pytest.raises(ValueError, match=r"no validation frame with a mask \(videos 121 to 161, val/\)"):
+    with pytest.raises(ValueError, match="no frames for the split 'validation'; expected the official"):
         load_data("endoscapes", root)
 
 

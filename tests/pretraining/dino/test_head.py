@@ -24,8 +24,6 @@ def test_names_are_the_original_ones():
         "last_layer.weight_v",
     }
     assert {"mlp.weight", "mlp.bias"} < set(build(num_layers=1).state_dict())
-    with pytest.raises(ValueError, match="num_layers=0"):
-        build(num_layers=0)
 
 
 def test_logits_by_hand():

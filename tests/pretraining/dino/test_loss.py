@@ -56,16 +56,3 @@ def test_center_is_a_running_mean():
     loss.update_center(logits)
     torch.testing.assert_close(loss.center, torch.tensor([[0.875, 1.75]]))
     assert set(loss.state_dict()) == {"center"}  # as in the original checkpoints
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher", "message"),
-    [
-        ((2, 3, 7), (2, 4, 7), "expected logits"),
-        ((2, 3, 7), (3, 3, 7), "expected logits"),
-        ((1, 3, 7), (1, 3, 7), "at least two"),
-    ],
-)
-def test_shapes_that_do_not_fit(student, teacher, message):
-    with pytest.raises(ValueError, match=message):
-        DinoLoss(7)(torch.zeros(student), torch.zeros(teacher), 0.04)

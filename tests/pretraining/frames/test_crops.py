@@ -255,19 +255,6 @@ def test_all_changes_together(order):
     np.testing.assert_array_equal(second, np.asarray(jittered))  # each crop has changes of its own
 
 
-def test_frames_that_cannot_be_cropped():
-    crops = plain_crops(EXACT)
-    for mode in ("L", "RGBA", "P"):
-        with pytest.raises(ValueError, match=f"expected an RGB frame, got mode {mode}"):
-            crop_frame(picture(80, 70).convert(mode), crops, globals_only())
-    with pytest.raises(ValueError, match="expected 10 crops, as configured, got 2"):
-        crop_frame(picture(80, 70), crops, CropConfig())
-    with pytest.raises(ValueError, match=r"boxes must lie in the frame of \(40, 70\)"):
-        crop_frame(picture(40, 70), crops, globals_only())
-    with pytest.raises(ValueError, match="at least one pixel"):
-        draw_crops((0, 5), CropConfig(), np.random.default_rng(0))
-
-
 def test_normalize():
     mean, std = (0.1, 0.2, 0.4), (0.5, 0.25, 0.2)
     crops = [torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8) for size in (8, 5)]

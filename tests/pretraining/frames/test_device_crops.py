@@ -223,17 +223,3 @@ def test_on_a_gpu():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert differences(found, frames, drawn).mean() < 0.2
-
-
-def test_batches_that_cannot_be_cropped():
-    frames, drawn = batch([(67, 45)] * 2)
-    crops = torch.from_numpy(np.stack([x.to_array() for x in drawn]))
-    images = [F.pil_to_tensor(frame) for frame in frames]
-    with pytest.raises(ValueError, match=r"expected uint8 RGB frames \(3, H, W\), got torch.float32"):
-        crop_batch([image.float() for image in images], crops, CONFIG)
-    with pytest.raises(ValueError, match=r"got torch.uint8 \(1, 45, 67\)"):
-        crop_batch([image[:1] for image in images], crops, CONFIG)
-    with pytest.raises(ValueError, match=r"expected crops \(1 frames, 6 crops as configured, 16\), got \(2, 6, 16\)"):
-        crop_batch(images[:1], crops, CONFIG)
-    with pytest.raises(ValueError, match=r"expected crops \(2 frames, 10 crops as configured, 16\), got \(2, 6, 16\)"):
-        crop_batch(images, crops, CropConfig())
