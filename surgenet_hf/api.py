@@ -4,15 +4,11 @@ Each function is available as `surgenet_hf.NAME`. Options that have no parameter
 of `transformers.TrainingArguments` and those that `surgenet COMMAND --help` lists.
 """
 
-import dataclasses
-import difflib
 import os
-from collections.abc import Mapping
-
-from transformers import HfArgumentParser
 
 from .data import SurgicalData, load_data
 from .errors import UserError
+from .options import OptionParser
 
 NO_PUSH = "push_to_hub is an option of the command: run `surgenet publish` on the output folder afterwards"
 
@@ -157,8 +153,12 @@ def pretrain(
     given |= {"dataset": _listed(dataset)} | ({"data_dir": _listed(data_dir)} if data_dir else {})
     chosen = (options.get(name) for name in ("resume_from_checkpoint", "extend_epochs"))
     defaults, resume = implied_defaults(str(output_dir), options.get("preset", "surgenet"), *chosen)
-    types = (PretrainingArguments, FrameArguments, CropConfig, DinoConfig)
-    return run(*parse_options(types, {**defaults, **given}), resume, write_card=pretrained_card)
+    parser = OptionParser((PretrainingArguments, FrameArguments, CropConfig, DinoConfig))
+    parser.set_defaults(**defaults)
+    arguments = parser.parse_options(given)
+    return run(
+        *arguments, resume, write_card=pretrained_card, on_start=lambda: parser.save_resolved(arguments[0].output_dir)
+    )
 
 
 def _finetune(
@@ -184,7 +184,9 @@ def _finetune(
         "data_dir": None if data_dir is None else str(data_dir),
         "output_dir": str(output_dir),
     }
-    return finetuning.finetune(task, *parse_options(OPTIONS[task], {**given, **options}), data=data)
+    parser = OptionParser(OPTIONS[task])
+    arguments = parser.parse_options({**given, **options})
+    return finetuning.finetune(task, *arguments, data=data, on_start=lambda: parser.save_resolved(output_dir))
 
 
 def _own_data(dataset, task: str, labels: list[str] | None) -> SurgicalData:
@@ -199,21 +201,3 @@ def _listed(value) -> list[str]:
     if value is None:
         return []
     return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
-
-
-def parse_options(types: tuple[type, ...], options: Mapping) -> tuple:
-    """Return an instance of each dataclass with the given options.
-
-    Args:
-        types: dataclasses.
-        options: {name: value} of their fields.
-
-    Raises:
-        UserError: an option that none of them has.
-    """
-    known = [field.name for kind in types for field in dataclasses.fields(kind)]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UserError(f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return HfArgumentParser(types).parse_dict(dict(options))

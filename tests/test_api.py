@@ -102,3 +102,32 @@ def test_mistakes_are_user_errors(tmp_path):
         surgenet_hf.finetune_classification(dataset="endoscapes", output_dir=tmp_path, backbone="tiny")
     with pytest.raises(UserError, match="surgenet publish"):
         surgenet_hf.finetune_phase(dataset="synthetic-phases", output_dir=tmp_path, push_to_hub=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "resnet50"}, "invalid choice: 'resnet50'"),
+        ({"backbone": "tiny", "learning_rate": "high"}, "invalid float value: 'high'"),
+        ({"backbone": "tiny", "eval_strategy": "steps"}, "requires the save and eval strategy to match"),
+        ({"backbone": "tiny", "per_device_train_batch_size": 0}, "must be at least 1, got 0"),
+        ({"backbone": "tiny", "eval_split": "tset"}, "no split 'tset'"),
+    ],
+)
+def test_wrong_values_are_user_errors(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        surgenet_hf.finetune_segmentation(dataset="synthetic", output_dir=tmp_path, **options)
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_is_resumed_stays_as_it_is(folder, tmp_path):
+    given = {"dataset": "folder", "data_dir": folder, "output_dir": tmp_path, **OPTIONS, "disable_tqdm": True}
+    first = surgenet_hf.finetune_segmentation(**given)
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    again = surgenet_hf.finetune_segmentation(**given, resume_from_checkpoint=True)
+    assert again["metrics"] == json.loads((tmp_path / "results.json").read_text())["metrics"]
+    (tmp_path / "results.json").unlink()  # killed during its evaluation
+    assert surgenet_hf.finetune_segmentation(**given, resume_from_checkpoint=True)["metrics"] == first["metrics"]
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
+    assert not (tmp_path / "checkpoint-3").exists()

@@ -30,12 +30,14 @@ def run_finetuning(name: str, task: str, doc: str, argv: list[str] | None) -> No
     from ..distributed import is_main_process
     from ..evaluation.reporting import summary
 
-    results = finetuning.finetune(task, *options, command=parser.command_line())
+    output_dir = Path(training_args.output_dir)
+    command, on_start = parser.command_line(), lambda: parser.save_resolved(output_dir)
+    results = finetuning.finetune(task, *options, command=command, on_start=on_start)
     if not is_main_process():
         return
-    output_dir = Path(training_args.output_dir)
-    parser.save_resolved(output_dir)
-    print(summary(results), f"Written to {output_dir}: model, results.json, run.yaml, figures", sep="\n")
+    if results is not None:
+        print(summary(results))
+    print(f"Written to {output_dir}: model, run.yaml" + ", results.json, figures" * (results is not None))
     if push:
         repo_id = push_model(
             output_dir / "model",

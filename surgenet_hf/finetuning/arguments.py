@@ -53,6 +53,8 @@ class ModelArguments:
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.backbone is None):
             raise UserError("give either --model_name_or_path or --backbone")
+        if self.image_size < 1:
+            raise UserError(f"--image_size must be at least 1 pixel, got {self.image_size}")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"--layer_decay must be in (0, 1], got {self.layer_decay}")
 
@@ -108,6 +110,9 @@ class SurgeNetTrainingArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = option(
         True, "Whether to resume the patience of early stopping, too."
     )
+    resume_from_checkpoint: str | None = option(
+        None, "Checkpoint to resume from: true for the last one in output_dir, or its folder."
+    )
     logging_steps: float = option(10, "Number of steps between log entries.")
     publish_video_names: bool = option(
         False, "Whether --push_to_hub publishes the names of your own videos. Default: neutral names."
@@ -118,9 +123,17 @@ class SurgeNetTrainingArguments(TrainingArguments):
             raise UserError(f"hub_token is set: {NO_TOKEN}")
         if not self.output_dir:
             raise UserError("--output_dir is missing")
+        for name, least in (("per_device_train_batch_size", 1), ("per_device_eval_batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise UserError(f"--learning_rate must be positive, got {self.learning_rate}")
         if self.use_cpu is False and not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise Trainer refuses bf16 there
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ImportError, ValueError) as error:  # of options that exclude each other, or that this machine lacks
+            raise UserError(str(error)) from error
 
 
 @dataclass
@@ -149,7 +162,7 @@ class PhaseArguments:
 class PhaseTrainingArguments(SurgeNetTrainingArguments):
     """Training arguments of stage 1 of phase recognition."""
 
-    learning_rate: float = option(1e-5, "Peak learning rate of stage 1 (1e-5: authors').")
+    learning_rate: float = option(1e-5, "Peak learning rate of stage 1 (1e-5: the authors').")
     lr_scheduler_type: str = option("cosine", "Learning rate schedule of stage 1.")
     weight_decay: float = option(1e-5, "Weight decay of stage 1 (1e-5: the authors').")
     num_train_epochs: float = option(

@@ -1,16 +1,17 @@
 """Classification of frames on Trainer: one label of many (phases), or several with soft targets (CVS, tools)."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, EvalPrediction, TrainingArguments, set_seed
 
-from ..checkpointing import lock_run
 from ..data import SurgicalData
 from ..metrics import MultiLabelMetric, PhaseMetric
 from .arguments import DataArguments, ModelArguments, SurgeNetTrainingArguments
 from .frames import train_on_frames
-from .run import evaluate_and_save, load_training_data, prepare, run_record
+from .run import evaluate_and_save, finished_results, load_training_data, output_folder, prepare, run_record
 from .segmentation import build_model as build_any_model
 from .trainer import SurgeNetTrainer, balanced_weights
 
@@ -21,19 +22,25 @@ def run(
     training_args: SurgeNetTrainingArguments,
     data: SurgicalData | None = None,
     command: str | None = None,
-) -> dict:
+    on_start: Callable[[], None] | None = None,
+) -> dict | None:
     """Fine-tune and evaluate a frame classifier; arguments, results, and errors as in `segmentation.run`."""
     set_seed(training_args.seed)
-    data = load_training_data(data_args, training_args, ("image-classification", "phase-recognition"), data)
+    data = load_training_data(
+        model_args, data_args, training_args, ("image-classification", "phase-recognition"), data
+    )
     model, processor = prepare(build_model, model_args, data)
-    with lock_run(training_args.output_dir, training_args.process_index == 0):
+    record = run_record(model, data, training_args, model_args, data_args)
+    if (results := finished_results(training_args, record)) is not None:
+        return results
+    with output_folder(training_args, on_start):
         trainer = finetune(
             model,
             processor,
             data,
             training_args,
             loss=classification_loss(data, model_args.class_weights == "balanced"),
-            record=run_record(model, data, training_args, model_args, data_args),
+            record=record,
             **model_args.options(),
         )
         return evaluate_and_save(trainer, processor, data, model_args.eval_split, command=command)

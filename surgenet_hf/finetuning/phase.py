@@ -7,6 +7,7 @@ temporal model on whole videos.
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, IntervalStrategy, TrainingArguments, set_seed
 
 from ..atomic import atomic_write
-from ..checkpointing import lock_run
 from ..data import SurgicalData
 from ..data.identity import digest, frames_key
 from ..distributed import process_state, wait_for_everyone
@@ -33,7 +33,9 @@ from .run import (
     check_same_run,
     evaluate_and_save,
     finished,
+    finished_results,
     load_training_data,
+    output_folder,
     prepare,
     run_record,
     stage_arguments,
@@ -49,7 +51,8 @@ def run(
     training_args: PhaseTrainingArguments,
     data: SurgicalData | None = None,
     command: str | None = None,
-) -> dict:
+    on_start: Callable[[], None] | None = None,
+) -> dict | None:
     """Fine-tune and evaluate both stages; write model/, results.json, figures, stage1/, and stage2/.
 
     Args:
@@ -57,16 +60,19 @@ def run(
         phase_args: options of stage 2.
         data: dataset in place of the one that `data_args` names.
         command: command line, recorded in results.json.
+        on_start: called by the main process once the run owns its output folder.
 
     Returns:
-        The results of the phase model, as in results.json.
+        The results of the phase model, as in results.json; None if the data has no split to evaluate on.
 
     Raises:
         UserError: options, data, or output folder do not allow the run.
         TrainingStopped: training has diverged.
     """
     set_seed(training_args.seed)
-    data = load_training_data(data_args, training_args, ("image-classification", "phase-recognition"), data)
+    data = load_training_data(
+        model_args, data_args, training_args, ("image-classification", "phase-recognition"), data
+    )
     if not data.is_single_label:
         raise UserError(f"{data.name} has several labels per frame, not phases: use surgenet finetune-classification")
     output_dir = training_args.output_dir
@@ -84,7 +90,7 @@ def run(
             check_same_run(stage1_dir, record)
 
     balanced = model_args.class_weights == "balanced"
-    with lock_run(output_dir, training_args.process_index == 0):
+    with output_folder(training_args, on_start):
         if not phase_args.skip_stage1 and not finished(stage1_dir):
             trainer = classification.finetune(
                 model,
@@ -105,6 +111,9 @@ def run(
             frames_per_second=data.frames_per_second or 1.0,
         )
         frame_model = fingerprint(model.surgenet, processor)
+        record = run_record(model, data, stage2_args, model_args, data_args, phase_args, frame_model=frame_model)
+        if (results := finished_results(training_args, record, stage2_args.output_dir)) is not None:
+            return results
         trainer = finetune(
             model,
             processor,
@@ -112,7 +121,7 @@ def run(
             stage2_args,
             cache_dir=Path(output_dir, "features"),
             balanced=balanced,
-            record=run_record(model, data, stage2_args, model_args, data_args, phase_args, frame_model=frame_model),
+            record=record,
             early_stopping_patience=(
                 None if stage2_args.eval_strategy == "no" else phase_args.tcn_early_stopping_patience
             ),

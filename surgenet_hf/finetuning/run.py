@@ -3,13 +3,14 @@
 import copy
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedConfig, Trainer, TrainingArguments
 
-from ..checkpointing import RECORD, RESUME, compare_records, list_checkpoints, resume_point
+from ..checkpointing import RECORD, RESUME, compare_records, list_checkpoints, lock_run, resume_point
 from ..configuration_surgenet import SurgeNetConfig
 from ..data import DATASETS, SurgicalData, load_data
 from ..data.identity import data_identity
@@ -17,6 +18,7 @@ from ..distributed import wait_for_everyone
 from ..errors import UserError
 from ..evaluation.evaluate import evaluate, write_results
 from ..evaluation.reporting import write_figures
+from ..evaluation.results import read_results_file
 from ..models import resolve_model
 from ..tasks import TASKS
 from .arguments import DataArguments, ModelArguments, recorded_options
@@ -25,7 +27,23 @@ from .trainer import NEW, freeze_backbone, trained_model
 logger = logging.getLogger(__name__)
 
 
+@contextmanager
+def output_folder(training_args: TrainingArguments, on_start: Callable[[], None] | None) -> Iterator[None]:
+    """Lock the output folder of a run while the block runs.
+
+    Args:
+        training_args: the output folder.
+        on_start: called by the main process once the run owns its folder. None: nothing.
+    """
+    is_main = training_args.process_index == 0
+    with lock_run(training_args.output_dir, is_main):
+        if on_start is not None and is_main:
+            on_start()
+        yield
+
+
 def load_training_data(
+    model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
     tasks: tuple[str, ...],
@@ -34,14 +52,15 @@ def load_training_data(
     """Load a dataset and log the notes on it.
 
     Args:
-        data_args: its name and folder.
+        model_args: the split of the reported metrics.
+        data_args: name and folder of the dataset.
         training_args: `eval_strategy` decides whether validation videos are needed.
         tasks: names of the tasks whose datasets are accepted.
         data: the dataset itself, in place of its name and folder.
 
     Raises:
-        UserError: a dataset of another task, or one without validation videos although the arguments need them to
-            select the checkpoint; or an earlier run is in the output folder.
+        UserError: a dataset of another task, or one without the split of the reported metrics or the validation videos
+            that select the checkpoint; or an earlier run is in the output folder.
     """
     resume_point(Path(training_args.output_dir), training_args.resume_from_checkpoint)
     task = (
@@ -53,6 +72,8 @@ def load_training_data(
         data = load_data(data_args.dataset, data_args.data_dir, **data_args.options())
     for note in data.notes:
         logger.info(note)
+    if model_args.eval_split is not None:
+        data.split(model_args.eval_split)
     if "validation" not in data.splits and training_args.eval_strategy != "no":
         raise UserError(
             f"{data.name} has no validation videos in the split protocol {data.split_protocol}, so nothing can select "
@@ -114,29 +135,35 @@ def evaluate_and_save(
     split: str | None,
     output_dir: str | None = None,
     command: str | None = None,
-) -> dict:
+) -> dict | None:
     """Save the model, evaluate it, and write model/, results.json, and figures. All processes must call it.
 
     Args:
         trainer: after training.
         processor: image processor of the model.
         data: dataset to evaluate on.
-        split: split to evaluate on. None: test if the dataset has one, otherwise validation.
+        split: split to evaluate on. None: test if the dataset has one, otherwise validation. Without either, the model
+            is only saved.
         output_dir: folder to write to. Default: that of the checkpoints.
         command: command line of the run, recorded in results.json.
 
     Returns:
-        The results, as in results.json.
+        The results, as in results.json; None without a split to evaluate on.
     """
     args, model = trainer.args, trained_model(trainer)
     output_dir = Path(output_dir or args.output_dir)
-    split = split or ("test" if "test" in data.splits else "validation")
+    if args.process_index == 0:
+        model.save_pretrained(output_dir / "model")
+        processor.save_pretrained(output_dir / "model")
+    split = split or next((name for name in ("test", "validation") if name in data.splits), None)
+    if split is None:
+        logger.warning(f"Not evaluated: {data.name} has neither a test nor a validation split.")
+        wait_for_everyone()
+        return None
     evaluation = evaluate(
         model, processor, data, split, args.per_device_eval_batch_size, seed=args.seed, command=command
     )
     if args.process_index == 0:
-        model.save_pretrained(output_dir / "model")
-        processor.save_pretrained(output_dir / "model")
         evaluation.results["model"]["name"] = str(output_dir / "model")
         write_figures(evaluation, model, processor, data, split, output_dir)
         write_results(evaluation.results, output_dir / "results.json")
@@ -174,6 +201,25 @@ def stage_arguments(
 def finished(output_dir: str) -> bool:
     """Whether a run has written its results there, which is the last thing that it does."""
     return Path(output_dir, "results.json").is_file()
+
+
+def finished_results(training_args: TrainingArguments, record: dict, record_dir: str | None = None) -> dict | None:
+    """Return the results of a run that has already finished, if it is to be resumed; otherwise None.
+
+    Args:
+        training_args: output folder, and whether to resume.
+        record: what the run consists of, see `run_record`.
+        record_dir: folder of the recorded one. Default: the output folder.
+
+    Raises:
+        UserError: the finished run had other options or data.
+    """
+    output_dir = training_args.output_dir
+    if str(training_args.resume_from_checkpoint).lower() != "true" or not finished(output_dir):
+        return None
+    check_same_run(record_dir or output_dir, record)
+    logger.info(f"The run in {output_dir} has already finished.")
+    return read_results_file(Path(output_dir, "results.json"))
 
 
 def check_same_run(output_dir: str, record: dict) -> None:

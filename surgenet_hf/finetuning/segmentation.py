@@ -1,6 +1,7 @@
 """Semantic segmentation on transformers' Trainer."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
@@ -12,7 +13,6 @@ from transformers import (
     set_seed,
 )
 
-from ..checkpointing import lock_run
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..data import SurgicalData
 from ..errors import UserError
@@ -22,7 +22,7 @@ from ..metrics import SegmentationMetric
 from ..models import load_model
 from .arguments import LOSSES, DataArguments, ModelArguments, SegmentationArguments, SurgeNetTrainingArguments
 from .frames import train_on_frames
-from .run import evaluate_and_save, load_training_data, prepare, run_record
+from .run import evaluate_and_save, finished_results, load_training_data, output_folder, prepare, run_record
 from .trainer import SurgeNetTrainer, balanced_weights
 
 
@@ -33,33 +33,39 @@ def run(
     training_args: SurgeNetTrainingArguments,
     data: SurgicalData | None = None,
     command: str | None = None,
-) -> dict:
+    on_start: Callable[[], None] | None = None,
+) -> dict | None:
     """Fine-tune and evaluate a segmentation model; write model/, results.json, and figures to the output folder.
 
     Args:
         model_args, data_args, loss_args, training_args: options, see `surgenet_hf.finetuning.arguments`.
         data: dataset in place of the one that `data_args` names.
         command: command line, recorded in results.json.
+        on_start: called by the main process once the run owns its output folder.
 
     Returns:
-        The results, as in results.json.
+        The results, as in results.json; None if the data has no split to evaluate on. Those of a run that has already
+        finished, if it is resumed.
 
     Raises:
         UserError: options, data, or output folder do not allow the run.
         TrainingStopped: training has diverged.
     """
     set_seed(training_args.seed)
-    data = load_training_data(data_args, training_args, ("semantic-segmentation",), data)
+    data = load_training_data(model_args, data_args, training_args, ("semantic-segmentation",), data)
     model, processor = prepare(build_model, model_args, data)
     weights = pixel_weights(data) if model_args.class_weights == "balanced" else None
-    with lock_run(training_args.output_dir, training_args.process_index == 0):
+    record = run_record(model, data, training_args, model_args, data_args, loss_args)
+    if (results := finished_results(training_args, record)) is not None:
+        return results
+    with output_folder(training_args, on_start):
         trainer = finetune(
             model,
             processor,
             data,
             training_args,
             loss=segmentation_loss(loss_args.loss, data.ignore_index, weights),
-            record=run_record(model, data, training_args, model_args, data_args, loss_args),
+            record=record,
             **model_args.options(),
         )
         return evaluate_and_save(trainer, processor, data, model_args.eval_split, command=command)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from ..atomic import write_file
 from ..checkpointing import (
@@ -85,6 +85,7 @@ class SurgeNetTrainer(Trainer):
         if early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience))
         self.add_callback(EstimateDuration())
+        self.remove_callback(PrinterCallback)  # it prints
         self.checkpoints = RecordedCheckpoints(self.record, keep)
         self.add_callback(self.checkpoints)
 
@@ -117,6 +118,12 @@ class SurgeNetTrainer(Trainer):
                 check_complete(self.checkpoints.best)
         elif self.record and self.args.process_index == 0:
             write_file(output_dir / RECORD, json.dumps(self.record, indent=2).encode())
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
+            if state.global_step >= state.max_steps:  # Trainer would train one more step
+                self.state = state
+                self._load_from_checkpoint(str(self.checkpoints.best or checkpoint))
+                return None
         with self.checkpoints.termination:
             return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 

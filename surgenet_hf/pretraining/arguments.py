@@ -301,6 +301,8 @@ def implied_defaults(
     Raises:
         UserError: a checkpoint that does not exist or is damaged.
     """
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
     defaults = dict(PRESETS[preset])
     resume = resume_point(Path(output_dir), resume_from_checkpoint) if output_dir else None
     if resume is None:

@@ -40,9 +40,7 @@ def test_mistakes_are_said_in_one_line(capsys, given, message):
 TOKEN = "hf_" + "AbCdEfGh01" * 4
 
 
-@pytest.mark.parametrize(
-    "given", [["--hub_token", TOKEN], [f"--hub_token={TOKEN}"], ["--hub-token", TOKEN], [f"--hub_tok={TOKEN}"]]
-)
+@pytest.mark.parametrize("given", [["--hub_token", TOKEN], [f"--hub_token={TOKEN}"], ["--hub-token", TOKEN]])
 def test_a_token_on_the_command_line_is_refused_and_not_repeated(capsys, given, tmp_path):
     with pytest.raises(SystemExit) as ended:
         ArgumentParser((Own, TrainingArguments)).parse_args_into_dataclasses(
