@@ -126,8 +126,8 @@ class SurgeNetTrainingArguments(TrainingArguments):
         for name, least in (("per_device_train_batch_size", 1), ("per_device_eval_batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise UserError(f"--learning_rate must be positive, got {self.learning_rate}")
+        if not self.learning_rate >= 0:
+            raise UserError(f"--learning_rate must not be negative, got {self.learning_rate}")
         if self.use_cpu is False and not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise Trainer refuses bf16 there
         try:

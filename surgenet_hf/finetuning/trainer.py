@@ -85,7 +85,9 @@ class SurgeNetTrainer(Trainer):
         if early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience))
         self.add_callback(EstimateDuration())
-        self.remove_callback(PrinterCallback)  # it prints
+        if args.disable_tqdm:  # otherwise the progress bar shows the losses
+            self.remove_callback(PrinterCallback)
+            self.add_callback(LogLosses())
         self.checkpoints = RecordedCheckpoints(self.record, keep)
         self.add_callback(self.checkpoints)
 
@@ -172,6 +174,14 @@ class SetEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.frames.set_epoch(int(state.epoch))
+
+
+class LogLosses(TrainerCallback):
+    """Log what Trainer reports: losses, learning rates, and metrics of the validation split."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        values = {name: f"{value:.4g}" for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        logger.info(values)
 
 
 class EstimateDuration(TrainerCallback):

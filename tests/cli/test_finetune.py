@@ -381,4 +381,4 @@ def test_help_begins_with_what_the_script_does(script):
     command = [sys.executable, f"scripts/{script}.py", "--help"]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
     assert "Fine-tune a model for" in printed
-    assert ("What differs from the authors' code" in printed) == (script == "finetune_phase")
+    assert ("Differences from the authors' code" in printed) == (script == "finetune_phase")
