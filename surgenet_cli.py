@@ -33,14 +33,18 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """Run `surgenet COMMAND [OPTIONS]`."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
     elif argv[0] == "--version":
         print(f"surgenet_hf {version('surgenet_hf')}")
     elif argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        sys.exit(f"surgenet: error: unknown command {argv[0]!r}.{hint} `surgenet --help` lists the commands.")
+        near = [name for name in COMMANDS if name.startswith(argv[0])] or difflib.get_close_matches(argv[0], COMMANDS)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        print(
+            f"surgenet: error: unknown command {argv[0]!r}.{hint} `surgenet --help` lists the commands.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     else:
         sys.argv[0] = f"surgenet {argv[0]}"
         importlib.import_module(f"surgenet_hf.cli.{argv[0].replace('-', '_')}").main(argv[1:])

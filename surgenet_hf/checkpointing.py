@@ -1,4 +1,4 @@
-"""Output folder of a training run: its lock, its checkpoints and their records, and where to resume.
+"""Output folders: whether they can be written to, and of a training run the lock, the checkpoints, and resuming.
 
 Fine-tuning and pretraining share this module. A checkpoint is a folder `checkpoint-STEP`. Its record, `run.json`, is
 written last and holds
@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,29 @@ class TrainingStopped(UserError):
     """A run that cannot continue. The message states the reason and what to do."""
 
 
+def make_output_dir(path: str | os.PathLike, option: str = "--output_dir") -> Path:
+    """Create an output folder if it does not exist, and check that files can be written to it.
+
+    Args:
+        path: the folder.
+        option: name of the option that a user should change.
+
+    Raises:
+        UnavailableError: the path is a file or below one, or the folder cannot be created or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        found = next(parent for parent in (path, *path.parents) if parent.exists())
+        reason = f"{found} is a file" if found.is_file() else error.strerror
+        raise UnavailableError(
+            f"{option} {path} cannot be written to ({reason}): give a folder that exists or can be created"
+        ) from error
+
+
 @contextmanager
 def lock_run(output_dir: str | os.PathLike, is_main: bool = True) -> Iterator[None]:
     """Keep other runs out of a folder while the block runs.
@@ -45,18 +69,17 @@ def lock_run(output_dir: str | os.PathLike, is_main: bool = True) -> Iterator[No
 
     Raises:
         UserError: another run is writing to the folder.
+        UnavailableError: the folder cannot be written to.
     """
     lock = FileLock(Path(output_dir) / LOCK, timeout=0)
     if is_main:
+        make_output_dir(output_dir)
         try:
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
             raise UserError(
                 f"another run is writing to {output_dir}: wait until it ends, or choose another --output_dir"
             ) from error
-        except OSError as error:
-            raise UnavailableError(f"--output_dir {output_dir} cannot be written to: {error}") from error
     try:
         yield
     finally:

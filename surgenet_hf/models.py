@@ -4,7 +4,9 @@ import logging
 from pathlib import Path
 
 from huggingface_hub import cached_assets_path, constants, hf_hub_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig
 
 from ._version import __version__
 from .checkpoints.catalog import CatalogEntry, find_entry
@@ -109,7 +111,42 @@ def resolve_model(model_name_or_path: str | None, config_name: str | None = None
         )
     if name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1:  # the Hub knows no such names
         raise MissingFileError(f"there is no folder {name}; give a folder with a model, or ORG/NAME of the Hub")
-    return name if "/" in name else str(fetch_checkpoint(name))
+    if "/" in name:
+        return name
+    entry = find_entry(name, "For your own model, give its folder, or ORG/NAME of a repository on the Hub")
+    return str(fetch_checkpoint(entry.name))
+
+
+def load_config(source: str | Path) -> PreTrainedConfig:
+    """Load the config of a model that a user named.
+
+    Args:
+        source: a folder, or a repository on the Hub.
+
+    Raises:
+        MissingFileError: the folder has no config.json.
+        UserError: config.json is damaged, or of a model that transformers does not know.
+        UnavailableError: the Hub has no such model or cannot be reached, and its cache does not hold it.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise MissingFileError(
+            f"{source} has no config.json, expected a folder with a model. Give the output folder of a training or "
+            "of `surgenet convert`"
+        )
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:  # of transformers
+        reason = str(error).splitlines()[0].rstrip(".")
+        if folder.is_dir():
+            raise UserError(
+                f"{folder / 'config.json'} cannot be read, expected the config of a model: {reason}. Copy or save the "
+                "model again"
+            ) from error
+        raise UnavailableError(
+            f"there is no folder {source}, and no model of this name can be loaded from the Hub: {reason}. Check the "
+            "name and the network; for a private model, log in with `hf auth login`"
+        ) from error
 
 
 def load_model(model_class, source: str | Path, **options):
@@ -119,12 +156,19 @@ def load_model(model_class, source: str | Path, **options):
         model_class: one of our classes, or an Auto class.
         source: a folder, or a repository on the Hub.
         options: of `from_pretrained`.
+
+    Raises:
+        UnavailableError: the weights are missing or cannot be read.
     """
     report = logging.getLogger("transformers.modeling_utils")
     level = report.level
     report.setLevel(logging.ERROR)  # the report lists a new head among problems
     try:
         model, info = model_class.from_pretrained(source, **options, output_loading_info=True)
+    except (OSError, SafetensorError) as error:
+        raise UnavailableError(
+            f"the weights of {source} cannot be read: {error}. Copy or download the model again"
+        ) from error
     finally:
         report.setLevel(level)
     new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}

@@ -16,6 +16,7 @@ from surgenet_hf.checkpointing import (
     delete_old_checkpoints,
     list_checkpoints,
     lock_run,
+    make_output_dir,
     read_record,
     resume_point,
     write_record,
@@ -43,6 +44,14 @@ def test_checkpoints_are_sorted_by_step_and_others_do_not_count(tmp_path):
     (tmp_path / "checkpoint-best").mkdir()
     (tmp_path / ".checkpoint-7").mkdir()
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-20", "checkpoint-100"]
+
+
+@pytest.mark.parametrize("below", ["file", "file/new", "file/new/newer"])
+def test_an_output_folder_that_is_a_file_or_below_one_is_refused(tmp_path, below):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--output_dir .* cannot be written to \(.*/file is a file\)"):
+        make_output_dir(tmp_path / below)
+    assert make_output_dir(tmp_path / "new" / "folder").is_dir()
 
 
 def test_an_earlier_run_is_not_continued_by_accident(tmp_path):

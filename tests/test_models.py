@@ -16,8 +16,8 @@ from surgenet_hf import SurgeNetModel, load_checkpoint
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG, UPSTREAM_REPO, find_entry
 from surgenet_hf.checkpoints.conversion import to_original_state_dict
-from surgenet_hf.errors import UnavailableError
-from surgenet_hf.models import fetch_checkpoint, resolve_model
+from surgenet_hf.errors import UnavailableError, UserError
+from surgenet_hf.models import fetch_checkpoint, load_config, resolve_model
 from tests.checkpoints.files import original, save_dino, tiny
 
 
@@ -187,6 +187,17 @@ def test_the_output_folder_of_a_run(tmp_path):
     assert resolve_model(str(tmp_path / "run")) == str(tmp_path / "run" / "model")
     SurgeNetModel(tiny()).save_pretrained(tmp_path / "run")
     assert resolve_model(str(tmp_path / "run")) == str(tmp_path / "run")
+
+
+def test_a_config_that_cannot_be_loaded(upstream, tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.json, expected a folder with a model"):
+        load_config(tmp_path)
+    for damaged in ("{", "[]", '{"model_type": "unknown"}', '{"model_type": "surgenet", "depths": "x"}'):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"config\.json cannot be read"):
+            load_config(tmp_path)
+    with pytest.raises(UnavailableError, match=r"no folder org/missing, and no model of this name.* the network"):
+        load_config("org/missing")
 
 
 @pytest.mark.slow

@@ -217,8 +217,12 @@ CATALOG = (
 )
 
 
-def find_entry(name: str) -> CatalogEntry:
+def find_entry(name: str, advice: str = "Load your own folder or Hub repository with from_pretrained") -> CatalogEntry:
     """Return the entry of a name. Case, separators, namespace, and a missing "e" in SurgNet do not matter.
+
+    Args:
+        name: name of a published checkpoint.
+        advice: last sentence of the error: what to do for other models.
 
     Raises:
         UserError: there is no such checkpoint. The message names the nearest ones.
@@ -236,7 +240,7 @@ def find_entry(name: str) -> CatalogEntry:
     )
     raise UserError(
         f"no published checkpoint is called {name!r}; {suggestion}the names are {', '.join(e.name for e in CATALOG)}. "
-        "Load a folder or a Hub repository with from_pretrained"
+        f"{advice}"
     )
 
 

@@ -21,7 +21,7 @@ class ConvertArguments:
     output_dir: str = option(MISSING, "New folder for config, weights, and image processor.")
     task: str = option(
         "auto",
-        "Kind of model to write. Default: that of the head in the file.",
+        "Kind of model to write. auto: that of the head in the file.",
         choices=["auto", "backbone", "image-classification", "semantic-segmentation"],
     )
     network: str = option(
@@ -31,22 +31,25 @@ class ConvertArguments:
     )
     normalization: str = option(
         "auto",
-        "Channel means and standard deviations that the weights expect. Default: those that the "
-        "arguments, the checksum, or the activation in the file imply, else SurgeNet's.",
+        "Channel means and standard deviations that the weights expect. auto: those that the recorded "
+        "arguments, the checksum, or the activation of the file imply, otherwise SurgeNet's.",
         choices=["auto", "surgenet", "imagenet"],
     )
     labels: str | None = option(
-        None, "Text file with one class name per line, in the order of the ids. Default: LABEL_0, ..."
+        None, "Text file with one class name per line, in the order of the ids. Default: LABEL_0, LABEL_1, ..."
     )
-    image_size: int = option(224, "Height and width of input frames in pixels. Default: 224, as in pretraining.")
+    image_size: int = option(224, "Height and width of input frames in pixels (224: as in pretraining).")
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Convert a weight file, and print what was written."""
-    (args,) = ArgumentParser(ConvertArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    parser = ArgumentParser(ConvertArguments, prog="surgenet convert", description=__doc__)
+    (args,) = parser.parse_args_into_dataclasses(argv)
+    from ..checkpointing import make_output_dir
     from ..checkpoints.conversion import convert_checkpoint
 
+    make_output_dir(Path(args.output_dir).parent)  # the folder itself must be new
     labels = None
     if args.labels:
         try:

@@ -2,8 +2,8 @@
 
 Without network, it works with a small model that it trains itself.
 
-surgenet demo
-surgenet demo --model outputs/quickstart/model --port 7861
+  surgenet demo
+  surgenet demo --model outputs/quickstart/model --port 7861
 """
 
 import os
@@ -20,14 +20,18 @@ from .arguments import ArgumentParser, command
 class DemoArguments:
     """Arguments of `surgenet demo`."""
 
-    model: list[str] = option([], "Folders or Hub ids of models that the demo offers besides the published ones.")
+    model: list[str] = option(
+        [], "Folders or Hub repositories of models that the demo offers besides the published ones."
+    )
     port: int | None = option(None, "Port to listen on. Default: the first free one from 7860.")
-    share: bool = option(False, "Public link through Gradio's servers for 72 hours. Default: local only.")
+    share: bool = option(False, "Whether to create a public link through Gradio's servers, valid for 72 hours.")
 
 
 def parse_arguments(argv: list[str] | None = None) -> DemoArguments:
     """Parse the command line of the demo."""
-    (args,) = ArgumentParser(DemoArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    (args,) = ArgumentParser(DemoArguments, prog="surgenet demo", description=__doc__).parse_args_into_dataclasses(
+        argv
+    )
     return args
 
 

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in LIBRARIES:
         print(f"- {name}: {_version(name)}")
     if not torch.accelerator.is_available():
-        print(f"- accelerator: none, {torch.get_num_threads()} CPU threads")
+        print(f"- accelerator: none; CPU threads: {torch.get_num_threads()}")
         return
     print(f"- accelerator: {torch.accelerator.current_accelerator().type} x {torch.accelerator.device_count()}")
     if torch.cuda.is_available():

@@ -22,7 +22,7 @@ class EvaluationArguments:
         MISSING, "Fine-tuned model: its folder, the output folder of its training, or a Hub repository."
     )
     output_dir: str = option(MISSING, "Folder for results.json, run.yaml, and figures.")
-    split: str = option("test", "Split to evaluate on.")
+    split: str | None = option(None, "Split to evaluate on. Default: test if there is one, otherwise validation.")
     per_device_eval_batch_size: int = option(8, "Number of frames per forward pass.")
 
 

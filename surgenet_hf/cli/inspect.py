@@ -26,10 +26,10 @@ class InspectArguments:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Print the description of a weight file."""
-    parser = ArgumentParser(InspectArguments, description=__doc__)
+    parser = ArgumentParser(InspectArguments, prog="surgenet inspect", description=__doc__)
     parser.add_argument("file_or_name", help="Weight file, or name of a published checkpoint, which is downloaded.")
     # not a field, whose option would take a file name after it for its value
-    parser.add_argument("--json", action="store_true", help="Output as JSON. Default: a table.")
+    parser.add_argument("--json", action="store_true", help="Whether to print JSON instead of a table.")
     options = vars(parser.parse_args(argv))
     from ..checkpoints.catalog import find_entry
     from ..checkpoints.inspection import inspect_checkpoint
@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     path = Path(options["file_or_name"])
     # a mistyped file name is not looked up as the name of a checkpoint
     if not path.exists() and not path.suffix and len(path.parts) == 1:
-        path = download_teacher(find_entry(options["file_or_name"]))
+        path = download_teacher(
+            find_entry(options["file_or_name"], "To inspect your own model, give the path of its weight file")
+        )
     description = inspect_checkpoint(path, options["network"])
     if options["json"]:
         print(json.dumps(description, indent=2))

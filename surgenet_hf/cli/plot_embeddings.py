@@ -14,7 +14,6 @@ number, and file name of each frame.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..data import dataset_names
 from ..errors import UserError
@@ -58,10 +57,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(EmbeddingArguments, prog="surgenet plot-embeddings", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
 
+    from ..checkpointing import make_output_dir
     from ..figures import feature_figure, save_both, scatter_figure, tsne
     from ..inference.embeddings import POOLED, embed_datasets, read_embeddings, save_embeddings
 
-    output_dir = Path(args.output_dir)
+    output_dir = make_output_dir(args.output_dir)
     if args.embeddings:
         saved = read_embeddings(args.embeddings)
     else:

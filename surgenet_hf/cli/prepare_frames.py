@@ -23,9 +23,11 @@ class PreparationArguments:
     videos_dir: str = option(
         MISSING, "Folder of the videos. The first folder on the path to a video is its procedure."
     )
-    output_dir: str = option(MISSING, "Folder for the shards. It needs room for all frames and one more shard.")
-    frame_list: str | None = option(None, "List of frames by the authors. Only its frames are extracted, by number.")
-    num_workers: int = option(0, "Number of videos decoded at a time; 0: one per processor core.")
+    output_dir: str = option(MISSING, "Folder for the shards, with room for all frames and one more shard.")
+    frame_list: str | None = option(
+        None, "Authors' list of frames; only these are extracted, by number. Default: all frames."
+    )
+    num_workers: int = option(0, "Number of videos decoded at a time. 0: one per processor core.")
 
 
 @command
@@ -45,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     print(f"Written: {totals['shards']} shards, {INDEX} and {REPORT} in {args.output_dir}")
     if broken:
-        sys.exit("\n".join([f"error: {len(broken)} of {totals['videos']} videos could not be read", *broken]))
+        summary = f"error: {len(broken)} of {totals['videos']} videos skipped, because they cannot be read:"
+        sys.exit("\n".join([summary, *broken]))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ Without --push, the repositories are prepared and the changes are listed, but no
 too, without the comparison with the Hub. For your own model, the names of videos and data in its files are listed.
 Your own videos get neutral names, unless you give --publish_video_names.
 
-surgenet publish --names SurgeNetXL,SurgeNet-Public --output_dir prepared
-surgenet publish --names all --push
-surgenet publish --model outputs/quickstart/model --repo_id me/my-model --push --private
+  surgenet publish --names SurgeNetXL,SurgeNet-Public --output_dir prepared
+  surgenet publish --names all --push
+  surgenet publish --model outputs/quickstart/model --repo_id me/my-model --push --private
 """
 
 import sys
@@ -33,10 +33,10 @@ class PublishArguments:
     )
     model: str | None = option(None, "Folder of your own model, or output folder of its run, instead of --names.")
     repo_id: str | None = option(None, "ORG/NAME of the repository of --model.")
-    push: bool = option(False, "Upload. Default: list the changes only.")
-    private: bool = option(False, "Private visibility of new repositories. Default: public.")
+    push: bool = option(False, "Whether to upload. Otherwise, the changes are only listed.")
+    private: bool = option(False, "Whether new repositories are private.")
     publish_video_names: bool = option(
-        False, "Publication of the real names of your own videos. Default: neutral names."
+        False, "Whether to publish the names of your own videos. Otherwise, they get neutral names."
     )
     output_dir: str | None = option(None, "Folder for the prepared repositories. Default: a temporary folder.")
 
@@ -44,14 +44,14 @@ class PublishArguments:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Prepare and upload repositories, and print a table; the exit code is 1 if one failed."""
-    parser = ArgumentParser(PublishArguments, description=__doc__)
+    parser = ArgumentParser(PublishArguments, prog="surgenet publish", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
     if (args.names is None) == (args.model is None):
         parser.error("give either --names or --model")
     if (args.model is None) != (args.repo_id is None) or (args.repo_id and args.repo_id.count("/") != 1):
         parser.error("--model and --repo_id ORG/NAME go together")
     names = [entry.name for entry in CATALOG] if args.names == "all" else (args.names or "").split(",")
-    entries = [find_entry(name) for name in names if name]
+    entries = [find_entry(name, "Publish your own model with --model and --repo_id") for name in names if name]
     from ..publishing.upload import check_login, publish_checkpoints, publish_finetuned
 
     if args.push:

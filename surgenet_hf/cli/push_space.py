@@ -2,8 +2,8 @@
 
 Without --push, the repository is built and the changes are listed, but nothing is uploaded.
 
-surgenet push-space --repo_id me/surgenet-demo --output_dir prepared
-surgenet push-space --repo_id me/surgenet-demo --push --private
+  surgenet push-space --repo_id me/surgenet-demo --output_dir prepared
+  surgenet push-space --repo_id me/surgenet-demo --push --private
 """
 
 import tempfile
@@ -20,15 +20,17 @@ class SpaceArguments:
     """Arguments of `surgenet push-space`."""
 
     repo_id: str = option(MISSING, "ORG/NAME of the Space.")
-    push: bool = option(False, "Upload. Default: list the changes only.")
-    private: bool = option(False, "Private visibility of a new Space. Default: public.")
-    output_dir: str | None = option(None, "Folder for the folder of the Space. Default: a temporary folder.")
+    push: bool = option(False, "Whether to upload. Otherwise, the changes are only listed.")
+    private: bool = option(False, "Whether a new Space is private.")
+    output_dir: str | None = option(
+        None, "Folder in which the folder NAME of the Space is built. Default: a temporary one."
+    )
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Build and upload the Space, and print what changed."""
-    parser = ArgumentParser(SpaceArguments, description=__doc__)
+    parser = ArgumentParser(SpaceArguments, prog="surgenet push-space", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 

@@ -3,13 +3,16 @@
   surgenet show-data --dataset endoscapes --data_dir endoscapes
   surgenet show-data --dataset endoscapes-cvs --data_dir endoscapes --split validation --output cvs.png
 
-Without the data, `surgenet show-data --dataset NAME` prints where to download it and which layout is expected.
+Without --data_dir, it prints where to get the dataset and which layout is expected.
 """
 
+import inspect
 from dataclasses import MISSING, dataclass
+from importlib import import_module
+from pathlib import Path
 
 from ..data import DATASETS, dataset_names
-from ..errors import MissingFileError, UserError
+from ..errors import UserError
 from ..options import option
 from .arguments import ArgumentParser, command
 
@@ -21,9 +24,9 @@ class ShowArguments:
     dataset: str = option(MISSING, "Name of the dataset.", choices=[*dataset_names()])
     data_dir: str | None = option(None, "Folder of the dataset; synthetic data needs none.")
     split: str = option("train", "Split of the samples: train, validation, or test.")
-    num_frames: int = option(8, "Number of samples.")
+    num_frames: int = option(8, "Number of samples in the picture.")
     seed: int = option(0, "Seed of the choice of samples.")
-    output: str | None = option(None, "File to write. Default: outputs/DATASET_SPLIT.png.")
+    output: str | None = option(None, "Picture to write (.png, .pdf, ...). Default: outputs/DATASET_SPLIT.png.")
 
 
 @command
@@ -31,24 +34,26 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(ShowArguments, prog="surgenet show-data", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
 
-    from importlib import import_module
-
+    from ..checkpointing import make_output_dir
     from ..data import load_data
     from ..data.show import show
     from ..figures import save_figure
 
-    dataset = DATASETS[args.dataset]
-    module = import_module(f"surgenet_hf.data.sets.{dataset.module}")
-    try:
-        data = load_data(args.dataset, args.data_dir)
-    except UserError as error:
-        if args.data_dir and not isinstance(error, MissingFileError):
-            raise  # downloading the data again would not help
-        source = getattr(module, "SOURCE", None) or f"see the documentation of {module.__name__}"
-        raise UserError(f"{error}\nWhere to download {args.dataset}: {source}") from error
-    output = args.output or f"outputs/{args.dataset}_{args.split}.png"
+    if args.data_dir is None and DATASETS[args.dataset].needs_folder:
+        raise UserError(f"--data_dir is missing, the folder of {args.dataset}\n\n{describe_layout(args.dataset)}")
+    data = load_data(args.dataset, args.data_dir)
+    output = Path(args.output or f"outputs/{args.dataset}_{args.split}.png")
+    make_output_dir(output.parent, "--output: the folder")
     save_figure(show(data, args.split, args.num_frames, args.seed), output)
     print(*data.notes, f"Written: {output}", sep="\n")
+
+
+def describe_layout(name: str) -> str:
+    """Return the documentation of a dataset up to its last table: what it is, where to get it, and its layout."""
+    module = import_module(f"surgenet_hf.data.sets.{DATASETS[name].module}")
+    paragraphs = inspect.cleandoc(module.__doc__).split("\n\n")
+    last = max(number for number, text in enumerate(paragraphs) if text.startswith(" "))
+    return "\n\n".join(paragraphs[: last + 1])
 
 
 if __name__ == "__main__":

@@ -64,6 +64,11 @@ class SurgicalData:
         """Whether each frame has one class, such as a phase."""
         return self.problem_type == SINGLE
 
+    @property
+    def evaluation_split(self) -> str:
+        """Split of reported metrics: test if there is one, otherwise validation."""
+        return "test" if "test" in self.splits else "validation"
+
     def split(self, name: str) -> Dataset:
         """Return the rows of a split.
 

@@ -65,8 +65,11 @@ def read_table(path: Path, needed: tuple[str, ...], layout: str) -> list[tuple[i
     columns = [column.strip() for column in columns]
     absent = [column for column in needed if column not in columns]
     if absent:
-        why = f": {WHY_BY_VIDEO}" if "video" in absent else ""
-        raise UserError(f"{path} has no column {', '.join(absent)} (its columns: {named(columns)}){why}; {layout}")
+        why = f" ({WHY_BY_VIDEO})" if "video" in absent else ""
+        raise UserError(
+            f"{path} has no column {', '.join(absent)}{why}; it has {named(columns)}, {layout}. Add the missing "
+            "column, or rename the one that holds its values"
+        )
     if len(set(columns)) < len(columns):
         raise UserError(f"{path} has two columns of one name (its columns: {named(columns)}); rename or remove one")
     table = []

@@ -239,7 +239,7 @@ def model_labels(results: dict[Path, dict], label_by: str) -> dict[Path, str]:
         if one != two:
             raise UserError(
                 f"{other} and {path} are both called {label}, but started from {one or 'unknown weights'} and "
-                f"{two or 'unknown weights'}: label them by pretraining"
+                f"{two or 'unknown weights'}: give --label_by pretraining, or omit one of the two"
             )
     return labels
 
@@ -292,7 +292,7 @@ def _shown(value) -> str:
 
 def check_runs(label: str, runs: dict[Path, dict]) -> None:
     """Runs of one label on the same data must differ in their seeds, and there alone."""
-    advice = "label them by the other of model and pretraining, or leave one out"
+    advice = "give the other --label_by (model or pretraining), or omit one of the two"
     (first, reference), *others = runs.items()
     for path, found in others:
         for what in ("type", "parameters"):

@@ -1,28 +1,32 @@
 """Evaluation of saved models: by name or folder, and a check that a saved model predicts as it did before saving."""
 
+import logging
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
+from ..checkpointing import make_output_dir
 from ..data import SurgicalData
 from ..distributed import is_main_process, process_state
 from ..errors import UserError
 from ..image_processing import load_image_processor
 from ..inference.prediction import predict_segmentation
-from ..models import resolve_model
+from ..models import load_config, load_model, resolve_model
 from ..tasks import TASKS
 from .evaluate import evaluate, write_results
 from .reporting import write_figures
 from .results import read_results_file
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate_model(
     model_name_or_path: str,
     data: SurgicalData,
-    split: str = "test",
+    split: str | None = None,
     batch_size: int = 8,
     output_dir: str | os.PathLike | None = None,
     command: str | None = None,
@@ -32,7 +36,7 @@ def evaluate_model(
     Args:
         model_name_or_path: folder of the model, output folder of its training, or repository on the Hub.
         data: dataset of the model's task.
-        split: split to evaluate on.
+        split: split to evaluate on. None: test if the dataset has one, otherwise validation.
         batch_size: number of frames per forward pass.
         output_dir: folder to write to. None: nothing is written.
         command: command line, recorded in results.json.
@@ -41,10 +45,13 @@ def evaluate_model(
         The results, as in results.json.
 
     Raises:
-        UserError: there is no such model, it has no trained head, or it does not fit the data.
+        UserError: there is no such model, it has no trained head, or it does not fit the data; or the output folder
+            cannot be written to.
     """
+    if batch_size < 1:
+        raise UserError(f"--per_device_eval_batch_size must be at least 1 frame, got {batch_size}")
     source = resolve_model(model_name_or_path)
-    architecture = (AutoConfig.from_pretrained(source).architectures or ["unknown model"])[0]
+    architecture = (load_config(source).architectures or ["unknown model"])[0]
     tasks = {task.architecture: (name, task) for name, task in TASKS.items()}
     if architecture not in tasks:
         raise UserError(
@@ -54,11 +61,16 @@ def evaluate_model(
     name, task = tasks[architecture]
     if (name == "semantic-segmentation") != (data.task == "semantic-segmentation"):
         raise UserError(f"{source} is a model for {name}, {data.name} is a dataset for {data.task}")
-    model = task.auto_class.from_pretrained(source, dtype=torch.float32).to(process_state().device)
+    if split is None:
+        split = data.evaluation_split
+        if split != "test":
+            logger.info(f"{data.name} has no test split: evaluating on {split}.")
+    if output_dir is not None:
+        make_output_dir(output_dir)  # before the evaluation, which can take hours
+    model = load_model(task.auto_class, source, dtype=torch.float32).to(process_state().device)
     processor = load_image_processor(source)
     evaluation = evaluate(model, processor, data, split, batch_size, recorded_seed(source), command=command)
     if output_dir is not None and is_main_process():
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
         write_figures(evaluation, model, processor, data, split, output_dir)
         write_results(evaluation.results, Path(output_dir, "results.json"))
     return evaluation.results

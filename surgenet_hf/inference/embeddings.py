@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from ..atomic import atomic_write
 from ..data import SurgicalData, load_data
 from ..errors import UserError
 from ..image_processing import load_image_processor
 from ..modeling_surgenet import SurgeNetForSemanticSegmentation, SurgeNetModel
-from ..models import load_model, resolve_model
+from ..models import load_config, load_model, resolve_model
 from .prediction import predict
 
 MAPS_DRAWN = 4  # frames with dense features
@@ -63,7 +62,7 @@ def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[Surg
     Returns:
         The backbone, and what its embedding is: `POOLED` or `SPATIAL_MEAN`.
     """
-    architecture = (AutoConfig.from_pretrained(source).architectures or [None])[0]
+    architecture = (load_config(source).architectures or [None])[0]
     if architecture == SurgeNetForSemanticSegmentation.__name__:
         return load_model(SurgeNetForSemanticSegmentation, source, dtype=dtype).surgenet, SPATIAL_MEAN
     return load_model(SurgeNetModel, source, dtype=dtype), POOLED

@@ -41,19 +41,22 @@ NOTHING = {"sampled": 0, "black": 0, "duplicate": 0, "error": None, "missing": [
 
 @dataclass
 class FrameOptions:
-    """What frames are taken and how they are stored."""
+    """Which frames are taken, and how they are stored."""
 
-    frames_per_second: float = option(1.0, "How many frames to take, by time stamps.")
-    max_side: int = option(0, "Shrink frames whose longer side is above this; 0: never.")
-    jpeg_quality: int = option(JPEG_QUALITY, "1 to 95.")
-    drop_black: bool = option(False, "Leave out black frames.")
-    black_threshold: float = option(10.0, "Black: a mean gray below this, of 255.")
-    drop_duplicates: bool = option(False, "Leave out frames like the last one kept.")
-    duplicate_threshold: float = option(
-        1.0, "Alike: a mean difference below this, in gray levels of 32x32 thumbnails."
+    frames_per_second: float = option(
+        1.0, "Number of frames per second of video, by time stamps (1: as in SurgeNet's pretraining)."
     )
-    frames_per_shard: int = option(10_000, "The most a shard holds (some 1 GB at 480p).")
-    shard_format: str = option("tar", "WebDataset tar, or zip.", choices=["tar", "zip"])
+    max_side: int = option(0, "Largest side of a frame in pixels; larger frames are shrunk. 0: no limit.")
+    jpeg_quality: int = option(JPEG_QUALITY, "JPEG quality of the frames, 1 to 95.")
+    drop_black: bool = option(False, "Whether to leave out black frames.")
+    black_threshold: float = option(10.0, "Mean gray level, 0 to 255, below which a frame is black.")
+    drop_duplicates: bool = option(False, "Whether to leave out frames that look like the last one kept.")
+    duplicate_threshold: float = option(
+        1.0,
+        "Mean difference of 32x32 thumbnails in gray levels, 0 to 255, below which two frames look alike.",
+    )
+    frames_per_shard: int = option(10_000, "Largest number of frames in a shard (10,000: about 1 GB at 480p).")
+    shard_format: str = option("tar", "File format of the shards: tar (WebDataset) or zip.", choices=["tar", "zip"])
 
     def __post_init__(self):
         limits = {"max_side": 0, "black_threshold": 0, "duplicate_threshold": 0, "frames_per_shard": 1}
@@ -95,8 +98,10 @@ def scan_videos(videos_dir: Path) -> list[Video]:
 
     Raises:
         MissingFileError: there is no such folder.
-        UserError: it holds no video.
+        UserError: it is a file, or holds no video.
     """
+    if videos_dir.is_file():
+        raise UserError(f"{videos_dir} is a file, expected a folder of videos; give the folder that contains it")
     if not videos_dir.is_dir():
         raise MissingFileError(f"there is no folder {videos_dir}; check the path")
 
@@ -122,8 +127,10 @@ def scan_videos(videos_dir: Path) -> list[Video]:
             procedure = parts[0] if len(parts) > 1 else printable(videos_dir.resolve().name)
             found.append((procedure, "/".join(parts), path))
     if not found:
-        there = ", ".join(f"{number} *{suffix}" for suffix, number in others.most_common(5)) or "nothing"
-        raise UserError(f"{videos_dir} holds no video ({', '.join(VIDEO_SUFFIXES)}) but {there}")
+        there = ", ".join(f"{number} *{suffix}" for suffix, number in others.most_common(5)) or "no files"
+        raise UserError(
+            f"{videos_dir} holds {there}, expected videos ({', '.join(VIDEO_SUFFIXES)}) at any depth; check the path"
+        )
     videos, procedures = [], set()
     for procedure, group in groupby(sorted(found), key=lambda row: row[0]):
         folder, taken = _unique(procedure, procedures), set()

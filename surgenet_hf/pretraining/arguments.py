@@ -85,32 +85,40 @@ class PretrainingArguments:
         "auto", "Channel mean and standard deviation of frames. auto: those of the start weights, else SurgeNet's.",
         choices=["auto", "surgenet", "imagenet"],
     )  # fmt: skip
-    drop_path_rate: float = option(0.1, "Stochastic depth of the student. The teacher has none.")
-    per_device_train_batch_size: int = option(64, "Frames of each process in one forward pass.")
-    gradient_accumulation_steps: int = option(1, "Forward passes in one optimizer step.")
-    max_steps: int = option(-1, "Steps after which the run ends. The schedules still cover all epochs. -1: all.")
+    drop_path_rate: float = option(
+        0.1, "Stochastic depth of the student's last block, growing linearly from 0, in [0, 1). The teacher has none."
+    )
+    per_device_train_batch_size: int = option(64, "Number of frames of each process in one forward pass.")
+    gradient_accumulation_steps: int = option(1, "Number of forward passes in one optimizer step.")
+    max_steps: int = option(
+        -1, "Number of steps after which the run ends. The schedules still cover all epochs. -1: all."
+    )
     seed: int = option(0, "Seed of weights, frame order, crops, and drop path.")
-    bf16: bool = option(False, "Autocast to bfloat16.")
-    fp16: bool = option(False, "Autocast to float16 with loss scaling.")
-    gradient_checkpointing: bool = option(False, "Recomputation of activations, which saves memory and costs time.")
-    torch_compile: bool = option(False, "Compilation of the backbones.")
-    channels_last: bool = option(False, "Channels-last memory format of weights and crops.")
+    bf16: bool = option(False, "Whether to train under bfloat16 autocast.")
+    fp16: bool = option(False, "Whether to train under float16 autocast, with loss scaling.")
+    gradient_checkpointing: bool = option(
+        False, "Whether to compute activations again in the backward pass, which saves memory and costs time."
+    )
+    torch_compile: bool = option(False, "Whether to compile the backbones.")
+    channels_last: bool = option(False, "Whether weights and crops have the channels-last memory format.")
     crop_on: str = option(
         "auto", "Where crops are made. auto: in the workers on a CPU, on the device otherwise.",
         choices=["auto", "workers", "device"],
     )  # fmt: skip
-    dataloader_num_workers: int = option(0, "Processes that read frames, for each training process.")
-    logging_steps: int = option(10, "Steps between entries of the log.")
-    ignore_collapse: bool = option(False, "Warning at a collapse, instead of the end of the run.")
-    save_steps: int = option(1000, "Steps between checkpoints. There is also one at the end of each epoch.")
+    dataloader_num_workers: int = option(0, "Number of processes that read frames, for each training process.")
+    logging_steps: int = option(10, "Number of steps between entries of the log.")
+    ignore_collapse: bool = option(False, "Whether to warn at a collapse instead of ending the run.")
+    save_steps: int = option(1000, "Number of steps between checkpoints. There is also one at the end of each epoch.")
     save_total_limit: int = option(2, "Number of checkpoints that are kept.")
-    export_dino_checkpoint: bool = option(False, "At the end, a full DINO checkpoint (.pth) of the original format.")
+    export_dino_checkpoint: bool = option(
+        False, "Whether to also write a full DINO checkpoint (.pth) of the original format at the end."
+    )
     knn_dataset: str | None = option(None, "Labeled dataset for k-NN metrics after each epoch.")
     knn_data_dir: str | None = option(None, "Folder of the labeled dataset.")
     report_to: list[str] = option(["none"], "Trackers: tensorboard, wandb, ..., all, or none.")
-    push_to_hub: bool = option(False, "Upload of the teacher at the end.")
-    hub_model_id: str | None = option(None, "Repository of the upload. Default: the name of output_dir.")
-    hub_private_repo: bool = option(False, "Private repository.")
+    push_to_hub: bool = option(False, "Whether to upload the teacher to the Hub at the end.")
+    hub_model_id: str | None = option(None, "Repository on the Hub. Default: the name of output_dir.")
+    hub_private_repo: bool = option(False, "Whether a new repository is private.")
 
     def __post_init__(self):
         if not self.output_dir:
@@ -162,9 +170,10 @@ class FrameArguments:
         "Column with the frames, if a dataset has several. For shards: suffix of the images, for example jpg.",
     )
     streaming: bool = option(
-        False, "Sequential reading through a shuffle buffer. To resume, all frames of the epoch are read again."
+        False,
+        "Whether to read frames in sequence through a shuffle buffer. To resume, the whole epoch is read again.",
     )
-    shuffle_buffer: int = option(1000, "Frames in the shuffle buffer of each worker.")
+    shuffle_buffer: int = option(1000, "Number of frames in the shuffle buffer of each worker.")
     frames_per_epoch: int | None = option(
         None, "Number of frames in an epoch. Default: all. Required with --streaming."
     )
@@ -218,7 +227,7 @@ class CropConfig:
     local_crops_scale: list[float] = option(
         [0.05, 0.4], "Smallest and largest share of the frame's area that a local crop covers."
     )
-    local_crops_number: int = option(8, "Local crops of each frame. 0: global crops only.")
+    local_crops_number: int = option(8, "Number of local crops of each frame. 0: global crops only.")
     global_crops_size: int = option(224, "Side of the two global crops, in pixels.")
     local_crops_size: int = option(96, "Side of the local crops, in pixels.")
 
@@ -255,19 +264,19 @@ class DinoConfig:
     weight_decay: float = option(0.04, "Weight decay at the start, of all parameters but biases and vectors.")
     weight_decay_end: float = option(0.4, "Weight decay at the end.")
     clip_grad: float = option(3.0, "Largest L2 norm of the gradient of each single parameter. 0: no clipping.")
-    freeze_last_layer: int = option(1, "Epochs in which the last layer of the head is frozen.")
+    freeze_last_layer: int = option(1, "Number of first epochs in which the last layer of the head is frozen.")
     momentum_teacher: float = option(0.996, "Momentum of the teacher's moving average at the start. It rises to 1.")
     warmup_teacher_temp: float = option(0.04, "Temperature of the teacher at the start.")
     teacher_temp: float = option(0.04, "Temperature of the teacher after its warm-up.")
     warmup_teacher_temp_epochs: int = option(0, "Warm-up of the teacher's temperature, in epochs.")
     student_temp: float = option(0.1, "Temperature of the student.")
     center_momentum: float = option(0.9, "Momentum of the running mean of the teacher's logits.")
-    out_dim: int = option(65_536, "Prototypes of the head.")
+    out_dim: int = option(65_536, "Number of prototypes of the head.")
     hidden_dim: int = option(2048, "Width of the head's hidden layers.")
     bottleneck_dim: int = option(256, "Width of the head's output before the prototypes.")
-    head_layers: int = option(3, "Layers of the head's MLP.")
-    use_bn_in_head: bool = option(False, "Batch normalization in the head.")
-    norm_last_layer: bool = option(True, "Fixed norm of 1 of each prototype, which is more stable.")
+    head_layers: int = option(3, "Number of layers of the head's MLP.")
+    use_bn_in_head: bool = option(False, "Whether the head has batch normalization.")
+    norm_last_layer: bool = option(True, "Whether each prototype has a fixed norm of 1, which is more stable.")
 
     def __post_init__(self):
         # also refuses NaN, and integers that no float can hold

@@ -46,6 +46,11 @@ class Plan:
         return describe_pretraining(base, self.data_names, self.epochs_after(step), self.num_frames, normalization)
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number and a noun, e.g. "1 epoch" or "2,000 epochs"."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def describe_pretraining(
     base: dict | None, data: Sequence[str], epoch: int | float, frames: int, normalization: str = "surgenet"
 ) -> dict:

@@ -39,7 +39,7 @@ from .dino.collapse import Monitor
 from .dino.method import StepResult, build_optimizer, build_schedules, training_step
 from .frames.loader import PretrainingLoader, split_batch
 from .outputs import Outputs
-from .plan import Plan
+from .plan import Plan, count
 from .start import as_dino_training, build_model, load_start
 from .state import register_model, save_checkpoint
 
@@ -364,7 +364,6 @@ class Pretraining:
     def _finish(self) -> None:
         if not self.is_main:
             return
-        logger.info(f"The teacher is in {self.output_dir / 'model'}")
         if self.args.export_dino_checkpoint:
             done = max(self.plan.last_step, self.start.step)  # --max_steps may be lower than the start
             epoch = done // self.plan.steps_per_epoch
@@ -382,8 +381,9 @@ class Pretraining:
         if plan.num_frames < SMALL_SET and self.dino.out_dim > 2 * SMALL["out_dim"]:
             hint = [f"With fewer than {SMALL_SET:,} frames, --preset small often learns more than the recipe."]
         return [
-            f"{plan.num_frames:,} frames of {', '.join(plan.data_names)}: "
-            f"{plan.steps_per_epoch:,} steps of {plan.total_batch_size} frames an epoch, {plan.epochs} epochs"
+            f"{count(plan.num_frames, 'frame')} of {', '.join(plan.data_names)}: "
+            f"{count(plan.steps_per_epoch, 'step')} of {count(plan.total_batch_size, 'frame')} per epoch, "
+            + count(plan.epochs, "epoch")
             + (f", up to step {plan.last_step:,}" if plan.last_step < plan.num_steps else "")
             + f"; {plan.num_processes} x {self.device.type}, {self.args.mixed_precision} mixed precision, "
             f"crops made {'on the device' if self.crop_on_device else 'by the workers'}.",

@@ -19,7 +19,7 @@ from ..modeling_surgenet import SurgeNetModel
 from ..models import resolve_model
 from .arguments import DinoConfig, PretrainingArguments
 from .dino.method import DinoModel
-from .plan import Plan
+from .plan import Plan, count
 
 DEFAULT_BACKBONE = "caformer_s18"
 
@@ -131,7 +131,9 @@ def load_start(
         config = model.student.backbone.config
         name = args.model_name_or_path
         start = Start(pretraining=config.pretraining if name else {"name": RANDOM_WEIGHTS})
-        start.notes.append(f"Student and teacher start from {name or f'random weights ({config.backbone})'}.")
+        start.notes.append(
+            f"Student and teacher start from {name or f'random weights ({args.backbone or config.backbone})'}."
+        )
         start.normalization = recorded_normalization(start.pretraining) or "surgenet"
         if (args.resume_from_checkpoint or "").lower() == "true":
             start.notes.append(f"There is no checkpoint in {args.output_dir} yet.")
@@ -171,11 +173,11 @@ def _load_original(
         notes=[str(report), f"Normalization: {normalization} ({reason})."],
     )
     if extended:
-        start.notes.append(f"New schedules over {plan.epochs} epochs.")
+        start.notes.append(f"New schedules over {count(plan.epochs, 'epoch')}.")
     elif start.step >= plan.num_steps:
         raise UserError(
-            f"the checkpoint is at the end of its {plan.epochs} epochs; start new schedules with --extend_epochs N, "
-            "in another --output_dir"
+            f"the checkpoint is at the end of its {count(plan.epochs, 'epoch')}; start new schedules with "
+            "--extend_epochs N, in another --output_dir"
         )
     return start
 
@@ -210,7 +212,7 @@ def _load_own(args: PretrainingArguments, plan: Plan, accelerator: Accelerator, 
     if extended:
         start.counts = {}
         start.pretraining = record["pretraining"]
-        start.notes.append(f"Weights and moments of {folder}. New schedules over {plan.epochs} epochs.")
+        start.notes.append(f"Weights and moments of {folder}. New schedules over {count(plan.epochs, 'epoch')}.")
         return start
     start.step = record["step"]
     start.notes.append(f"Resuming from {folder}, after step {record['step']}.")

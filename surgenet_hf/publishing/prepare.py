@@ -26,7 +26,7 @@ from ..evaluation.results import find_results, read_results_file
 from ..image_processing import build_image_processor, load_image_processor
 from ..modeling_surgenet import SurgeNetBackbone, SurgeNetModel, SurgeNetPreTrainedModel
 from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition
-from ..models import convert_entry, download_teacher, model_folder
+from ..models import convert_entry, download_teacher, load_config, model_folder
 from ..privacy import Sanitizer, neutral_names, sanitize_results
 from .cards import checkpoint_card, finetuned_card, pretrained_card
 
@@ -193,7 +193,7 @@ def timm_reference(entry: CatalogEntry, source: Path) -> nn.Module:
 
 def _load_model(model_dir: Path) -> SurgeNetPreTrainedModel | SurgeNetForPhaseRecognition:
     try:
-        config = AutoConfig.from_pretrained(model_dir)
+        config = load_config(model_dir)
         modules = REMOTE_CODE.get(config.model_type, ())
         classes = {name: cls for module in modules for name, cls in vars(module).items() if isinstance(cls, type)}
         architecture = (config.architectures or [None])[0]

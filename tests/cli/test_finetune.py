@@ -77,7 +77,7 @@ def results_of(folder):
 
 
 @pytest.mark.slow
-def test_segmentation_and_evaluation(masks, tmp_path):
+def test_segmentation_and_evaluation(masks, tmp_path, capsys):
     options = "--class_weights balanced --loss cross_entropy+dice --layer_decay 0.8 --augmentation strong".split()
     data = ["--dataset", "folder", "--data_dir", str(masks)]
     finetune_segmentation([*COMMON, *data, *options, "--output_dir", str(tmp_path / "out"), "--seed", "3"])
@@ -90,13 +90,14 @@ def test_segmentation_and_evaluation(masks, tmp_path):
     assert results["data"]["leakage"] == selected  # and random weights have seen nothing else
     AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out" / "model")
 
-    model = ["--model_name_or_path", str(tmp_path / "out" / "model"), "--split", "validation"]
+    model = ["--model_name_or_path", str(tmp_path / "out" / "model")]
     evaluate_model([*model, *data, "--output_dir", str(tmp_path / "again")])
+    assert "folder has no test split: evaluating on validation" in capsys.readouterr().out
     again = results_of(tmp_path / "again")
     for key in ("metrics", "intervals", "bootstrap", "per_video", "seed"):
         assert again[key] == results[key]
     assert again["data"]["leakage"] == selected
-    model[-1] = "train"
+    model += ["--split", "train"]
     evaluate_model([*model, *data, "--background_class", "liver", "--output_dir", str(tmp_path / "train")])
     leakage = results_of(tmp_path / "train")["data"]["leakage"]
     assert leakage == "2 of 2 videos trained this model (matched by name)"
@@ -352,6 +353,9 @@ def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path
     SurgeNetForImageClassification(config).save_pretrained(tmp_path / "head")
     with pytest.raises(SystemExit, match="trained for single_label_classification"):
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split", "validation"])
+    for option in (["--output_dir", f"{__file__}/results"], ["--per_device_eval_batch_size", "0"]):
+        with pytest.raises(SystemExit, match=f"error: {option[0]} .*(is a file|got 0)"):
+            evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, *option])
     with pytest.raises(SystemExit, match="has no option split_protocol"):
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split_protocol", "x"])
 

@@ -62,7 +62,9 @@ def test_broken_videos_are_named_and_the_exit_status_is_1(tmp_path, capsys):
     (tmp_path / "v" / "bad.mp4").write_bytes(b"")
     arguments = ["--videos_dir", str(tmp_path / "v"), "--output_dir", str(tmp_path / "out")]
     for _ in range(2):  # again: it is not forgotten
-        with pytest.raises(SystemExit, match=r"error: 1 of 2 videos could not be read\n.*bad\.mp4 cannot be read"):
+        with pytest.raises(
+            SystemExit, match=r"error: 1 of 2 videos skipped, because they cannot be read:\n.*bad\.mp4 cannot be read"
+        ):
             prepare_frames.main(arguments)
         assert "2 videos: 3 of 3 frames kept" in capsys.readouterr().out
 
@@ -71,6 +73,7 @@ def test_broken_videos_are_named_and_the_exit_status_is_1(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--videos_dir", "nowhere"], "error: there is no folder nowhere"),
+        (["--videos_dir", __file__], r"error: .*\.py is a file, expected a folder of videos"),
         (["--videos_dir", ".", "--jpeg_quality", "0"], "error: jpeg_quality must be from 1 to 95, got 0"),
     ],
 )

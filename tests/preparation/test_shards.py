@@ -363,7 +363,7 @@ def test_what_is_refused(videos, prepared, tmp_path):
         prepare_frames(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("")
-    with pytest.raises(ValueError, match=r"holds no video \(\.mp4, .*\) but 1 \*\.txt"):
+    with pytest.raises(ValueError, match=r"holds 1 \*\.txt, expected videos \(\.mp4, .*\)"):
         prepare_frames(tmp_path / "texts", tmp_path / "out")
     with pytest.raises(ValueError, match="texts holds files from elsewhere"):
         prepare_frames(videos, tmp_path / "texts")
