@@ -130,6 +130,7 @@ def test_any_damaged_byte_is_noticed(tmp_path_factory, data):
         check_complete(folder)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     record=st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
