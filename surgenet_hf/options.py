@@ -139,7 +139,7 @@ class OptionParser(HfArgumentParser):
         Those of TrainingArguments are written if they differ from the default.
         """
         ours = {field.name for kind in self.dataclass_types for field in _own_fields(kind)}
-        defaults = {action.dest: action.default for action in self._actions}
+        defaults = {action.dest: action.default for action in reversed(self._actions)}  # `--x` comes before `--no_x`
         options = {
             name: value.value if isinstance(value, Enum) else value
             for name, value in self.resolved.items()

@@ -44,7 +44,7 @@ class QuickstartArguments:
     backbone: str | None = option(
         None,
         "Full-size backbone with random weights to start from, instead of --model_name_or_path.",
-        choices=[*BACKBONES],
+        choices=[*BACKBONES, "tiny"],
     )
     max_steps: int = option(150, "Number of training steps.")
     per_device_train_batch_size: int = option(8, "Number of frames per step and device.")
@@ -86,7 +86,9 @@ def main(argv: list[str] | None = None) -> None:
     source = choose_source(args)
     set_seed(args.seed)
     model, processor = build_model(source, data, args.image_size)
-    training_args = training_arguments(args, 1e-3 if isinstance(source, SurgeNetConfig) else 1e-4)
+    args.learning_rate = args.learning_rate or (1e-3 if isinstance(source, SurgeNetConfig) else 1e-4)
+    parser.resolved |= vars(args)
+    training_args = training_arguments(args)
     with lock_run(output_dir):
         parser.save_resolved(output_dir)
         baseline = majority_class_baseline(data)
@@ -124,8 +126,8 @@ print(pipeline('image-segmentation', '{model_dir}')('YOUR_FRAME.jpg'))"
   surgenet quickstart --dataset folder --data_dir YOUR_FOLDER --model_name_or_path {model_dir}""")
 
 
-def training_arguments(args: QuickstartArguments, learning_rate: float):
-    """Return the arguments of Trainer; `learning_rate` is the default."""
+def training_arguments(args: QuickstartArguments):
+    """Return the arguments of Trainer."""
     import torch
     from transformers import TrainingArguments
 
@@ -133,7 +135,7 @@ def training_arguments(args: QuickstartArguments, learning_rate: float):
         output_dir=args.output_dir,
         max_steps=args.max_steps,
         per_device_train_batch_size=args.per_device_train_batch_size,
-        learning_rate=args.learning_rate or learning_rate,
+        learning_rate=args.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         weight_decay=0.05,
@@ -147,21 +149,29 @@ def training_arguments(args: QuickstartArguments, learning_rate: float):
 
 
 def choose_source(args: QuickstartArguments) -> str | SurgeNetConfig:
-    """Resolve what to start from: what the user named, otherwise SurgeNetXL, otherwise a small random model."""
+    """Resolve what to start from: what the user named, otherwise SurgeNetXL, otherwise a small random model.
+
+    The choice is set in the arguments, to be saved.
+    """
     from ..checkpoints.catalog import find_entry
     from ..models import TINY, fetch_checkpoint, resolve_model
 
     if args.model_name_or_path:
         return resolve_model(args.model_name_or_path)
     if args.backbone:
-        return SurgeNetConfig(backbone=args.backbone, drop_path_rate=0.1)
+        config = resolve_model(None, args.backbone)
+        config.drop_path_rate = 0.0 if args.backbone == "tiny" else 0.1
+        return config
     problem = probe_hub(find_entry(DEFAULT_MODEL).upstream_repo)
     try:
-        return str(fetch_checkpoint(DEFAULT_MODEL, local_files_only=problem is not None))
+        folder = str(fetch_checkpoint(DEFAULT_MODEL, local_files_only=problem is not None))
+        args.model_name_or_path = DEFAULT_MODEL
+        return folder
     except UnavailableError:
         if problem is None:
             raise
     print(f"{DEFAULT_MODEL} could not be downloaded ({problem}); using a small, randomly initialized model.")
+    args.backbone = "tiny"
     return SurgeNetConfig(**TINY)
 
 
