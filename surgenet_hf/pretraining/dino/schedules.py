@@ -13,8 +13,8 @@ from ...errors import UserError
 def cosine_schedule(base: float, final: float, num_steps: int, warmup_steps: int = 0) -> np.ndarray:
     """Compute a linear warm-up from 0 to `base`, followed by half a cosine wave from `base` to `final`.
 
-    The warm-up ends with `base` and the cosine starts with it, so this value occurs twice. Step `num_steps`, which is not
-    part of the schedule, would have the value `final`.
+    The warm-up ends with `base` and the cosine starts with it, so this value occurs twice. Step `num_steps`, which is
+    not included, would have the value `final`.
 
     Args:
         base: value at the start of the cosine.
