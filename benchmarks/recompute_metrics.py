@@ -44,7 +44,7 @@ def recompute(results: dict) -> dict[str, float]:
         below = sum(denominator(video[label]) for video in videos)
         return sum(numerator(video[label]) for video in videos) / below if below else math.nan
 
-    def summed_dice(counts: dict) -> float:  # over frames with the class in the labels; the Dice of spurious frames is 0
+    def summed_dice(counts: dict) -> float:  # over frames with the class in the labels; others have Dice 0
         return (counts["frame_dice"] or 0.0) * counts["reference_frames"]
 
     found = {}

@@ -212,8 +212,8 @@ def _original_shape(name: str, shape: torch.Size) -> torch.Size:
 def choose_normalization(checkpoint: CheckpointFile, config: SurgeNetConfig, choice: str = "auto") -> tuple[str, str]:
     """Return the normalization that the weights expect, "surgenet" or "imagenet", and the reason.
 
-    "auto" uses the first of these that applies: the `args` of a full DINO checkpoint, the checksum of a published
-    file, ImageNet's normalization for StarReLU, and SurgeNet's own with a warning.
+    With "auto", it comes from the `args` of a full DINO checkpoint, or else from the checksum of a published file.
+    Without either, StarReLU implies ImageNet's normalization. In all other cases it is SurgeNet's own, with a warning.
     """
     if choice != "auto":
         if choice not in NORMALIZATIONS:

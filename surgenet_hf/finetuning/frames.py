@@ -65,9 +65,9 @@ def augment_frame(
     strength: str = "light",
     flip: bool = True,
 ) -> tuple[Image.Image, np.ndarray | None]:
-    """Crop, flip, and change brightness and contrast of an image and its mask. See `STRENGTHS`.
+    """Crop, flip, and rotate an image and its mask, and change brightness and contrast of the image. See `STRENGTHS`.
 
-    The mask is only cropped and flipped. With "strong", both are also rotated.
+    Only "strong" rotates.
 
     Args:
         image: RGB of size (W, H).

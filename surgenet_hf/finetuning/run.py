@@ -232,7 +232,7 @@ def check_same_run(output_dir: str, record: dict) -> None:
     """Check that a finished stage had the current options and data.
 
     Raises:
-        UserError: it had others, or has no record of them.
+        UserError: the options or data differ, or the stage has no record of them.
     """
     path = Path(output_dir, RECORD)
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -70,8 +70,8 @@ def open_source(
 
     Raises:
         MissingFileError: the folder or dataset does not exist or has no frames. The message lists what was found.
-        UserError: a shard is damaged, compressed, or encrypted; or the split does not exist; or the number of columns
-            with images is not one.
+        UserError: a shard is damaged, compressed, or encrypted, or the split does not exist. Also raised without
+            `image_column` if several columns have images, and for a column without images.
     """
     if dataset in IN_FOLDERS and data_dir is None:
         raise UserError(f"--dataset {dataset} needs --data_dir, the folder that it is in")
