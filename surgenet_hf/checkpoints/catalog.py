@@ -159,7 +159,7 @@ class CatalogEntry:
 
 
 def _dino(name: str, file_prefix: str, sets: tuple[PretrainingSet, ...], **others) -> CatalogEntry:
-    """Return the entry of a DINO training by the authors, whose files have names of one pattern."""
+    """Return the entry of a DINO training by the authors, whose file names follow one pattern."""
     return CatalogEntry(
         name=name,
         repo_name=name.lower(),
@@ -188,7 +188,7 @@ CATALOG = (
     _dino("SurgeNet-Cholec", "CHOLEC", _CHOLEC),
     _dino("SurgeNet-RAMIE", "RAMIE", _RAMIE),
     _dino("SurgeNet-RARP", "RARP", _RARP),
-    # The authors' README links to the full file. Their loader treats it as a teacher file and returns a random
+    # The authors' README links to the full file. Their loader takes it for a teacher file and returns a random
     # network.
     _dino("SurgeNet-Public", "Public", tuple(data for data in _SURGENET if data.public)),
     _dino(

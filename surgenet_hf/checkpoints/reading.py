@@ -35,8 +35,7 @@ def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:
     return value
 
 
-# Globals other than tensors in a full DINO checkpoint: its command line and numpy scalars (with names of numpy 1 and
-# 2).
+# Globals of a full DINO checkpoint besides tensors: its command line and numpy scalars (as numpy 1 and 2 name them).
 _SAFE_GLOBALS = [
     argparse.Namespace,
     (_numpy_dtype, "numpy.dtype"),
@@ -63,8 +62,7 @@ _DTYPES = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 }
-# Limits far above those of real files. A container that contains itself exceeds the first, shared containers the
-# second.
+# Limits far above those of real files. Cyclic containers exceed the first, and shared containers the second.
 _MAX_DEPTH = 20
 _MAX_ITEMS = 100_000
 _NESTINGS = ("state_dict", "model_state_dict", "model")

@@ -167,11 +167,14 @@ def segmentation_loss(name: str, ignore_index: int = 255, weights: torch.Tensor 
     """Return a function `loss(logits (B, k, H, W), labels (B, H, W)) -> scalar`.
 
     Args:
-        name: "cross_entropy" or "cross_entropy+dice". Cross-entropy is the mean over the pixels that are not ignored.
-            The Dice loss is 1 minus the soft Dice (Milletari et al. 2016), pooled over the batch and averaged over the
-            classes in its labels.
+        name: "cross_entropy", the mean over the pixels that are not ignored; or "cross_entropy+dice", which adds 1
+            minus the soft Dice (Milletari et al. 2016). Dice is pooled over the batch and averaged over the classes in
+            its labels.
         ignore_index: label of ignored pixels.
         weights: (k,) weights of the classes in the cross-entropy.
+
+    Raises:
+        ValueError: the name is unknown.
     """
     if name not in LOSSES:
         raise ValueError(f"loss must be one of {LOSSES}, got {name!r}")

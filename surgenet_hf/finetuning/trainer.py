@@ -228,8 +228,7 @@ class RecordedCheckpoints(TrainerCallback):
             delete_later_checkpoints(Path(args.output_dir), state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        # Do not save after the last step of an epoch. A resumed run would start with the next epoch and omit the
-        # evaluation.
+        # At the end of an epoch, save after its evaluation, because a resumed run would start with the next epoch.
         if not float(state.epoch).is_integer():
             self._ask_to_save(control, control.should_log or control.should_save)
 
@@ -252,8 +251,8 @@ class RecordedCheckpoints(TrainerCallback):
         if args.should_save:
             previous, last = [None, *list_checkpoints(output_dir)][-2:]
             write_record(last, self.record)
-            # If the last checkpoint is damaged, a run falls back to the previous one, so keep the best one of that
-            # time as well.
+            # A run falls back to the previous checkpoint if the last is damaged, so also keep the best one at that
+            # time.
             kept = {path for path in (previous, last) if path is not None}
             delete_old_checkpoints(output_dir, self.keep, kept | set(filter(None, map(best_checkpoint, kept))))
         wait_for_everyone()

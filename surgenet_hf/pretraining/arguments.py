@@ -39,8 +39,7 @@ RECORDED = tuple(
 )
 
 _MAX_EPOCHS = 100_000  # schedules store a value per step; 100 times as long as published trainings
-# Far more than recipes use (10 local crops, 518 pixels). Every frame of a batch has all crops at these sizes in
-# memory.
+# Far more than recipes use (10 local crops, 518 pixels). All crops of a batch are in memory at once.
 _MAX_LOCAL_CROPS = 100
 _MAX_SIZE = 4096
 

@@ -1,4 +1,4 @@
-"""Monitoring of DINO: statistics of outputs and features, and detection of a collapse.
+"""Monitoring of DINO: metrics of outputs and features, and detection of a collapse.
 
 Centering alone drives the teacher's outputs to the uniform distribution. Sharpening alone drives them to one
 prototype. Each prevents the collapse that the other causes. Without this balance, all samples get the same output, and

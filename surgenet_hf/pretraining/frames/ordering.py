@@ -283,8 +283,7 @@ class BatchLoader(DataLoader):
             collate_fn=collate,
             persistent_workers=num_workers > 0,
             worker_init_fn=_obey_parent_alone,
-            # Without its own generator, a loader draws from torch's global one, and a resumed run would get other
-            # random numbers.
+            # Without it, a loader draws from torch's global generator, and a resumed run would draw other numbers.
             generator=torch.Generator(),
             **options,
         )
