@@ -2,8 +2,9 @@
 
     python benchmarks/interval_coverage.py
 
-Each trial draws the values of n videos from a known distribution and checks whether the interval contains its mean:
-Beta(8, 3) (Dice-like), 1 - Beta(0.8, 8) (accuracy-like, skewed), and log-normal with sigma 1 (HD95-like).
+Each trial draws the values of n videos from a known distribution and checks whether the interval contains its mean.
+The distributions are Beta(8, 3) (Dice-like), 1 - Beta(0.8, 8) (accuracy-like, skewed), and log-normal with sigma 1
+(HD95-like).
 """
 
 import argparse
@@ -21,12 +22,16 @@ VIDEOS = (5, 7, 10, 20, 40)
 
 
 def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
-    """The plain percentile interval, for comparison."""
+    """Compute the plain percentile interval, for comparison."""
     return tuple(np.quantile(draws, [0.025, 0.975]))
 
 
 def coverage(draw, truth: float, videos: int, trials: int, resamples: int) -> list[float]:
-    """Share of trials whose interval contains the truth: Student's t, expanded percentiles, plain percentiles."""
+    """Compute the fraction of trials whose interval contains the true mean.
+
+    Returns:
+        Fractions of Student's t, expanded percentiles, and plain percentiles.
+    """
     rng = np.random.default_rng(0)
     hits = np.zeros(3)
     for trial in range(trials):

@@ -1,4 +1,7 @@
-"""Loop of facebookresearch/dino for `pretraining.py`: it calls parts of a checkout in their order."""
+"""Training loop of facebookresearch/dino for `pretraining.py`.
+
+It calls the functions of a checkout in their original order.
+"""
 
 import importlib
 import sys
@@ -20,12 +23,14 @@ from surgenet_hf.pretraining.arguments import CropConfig
 
 
 class OriginalLoop:
-    """Crops, batches, and steps of the original.
+    """Crops, batches, and steps of the original code.
 
     Args:
         modules: see `original_modules`.
-        backbone: network, unless a checkout of SurgeNet has one.
-        out_dim: prototypes of the head.
+        backbone: backbone of this package, used if there is no checkout of SurgeNet.
+        out_dim: number of prototypes of the head.
+        crop_config: number, sizes, and scales of the crops.
+        device: device of the steps.
     """
 
     def __init__(
@@ -40,7 +45,7 @@ class OriginalLoop:
         self.crop_config, self.device = crop_config, device
 
     def transform(self) -> Callable:
-        """Return the transform of a PIL image to crops."""
+        """Return the transform from a PIL image to crops."""
         config = self.crop_config
         if (config.global_crops_size, config.local_crops_size) != (224, 96):
             raise UserError(
@@ -53,7 +58,7 @@ class OriginalLoop:
     def batches(
         self, paths: list[Path], num_frames: int, batch_size: int, num_workers: int
     ) -> Iterator[list[torch.Tensor]]:
-        """Yield the crops of shuffled frames in one epoch: short epochs of few frames would start new workers."""
+        """Yield the crops of shuffled frames in one long epoch, because every short epoch would start new workers."""
         frames = _Frames(paths, self.transform())
         yield from DataLoader(
             frames,
@@ -64,7 +69,7 @@ class OriginalLoop:
         )
 
     def step(self, half: bool) -> Callable[[list[torch.Tensor]], None]:
-        """Return the body of the original's `train_one_epoch`."""
+        """Return the body of the original `train_one_epoch`."""
         main_dino, utils = self.modules["main_dino"], self.modules["utils"]
 
         def network():
@@ -81,7 +86,7 @@ class OriginalLoop:
         num_crops = len(self.crop_config.sizes)
         dino_loss = main_dino.DINOLoss(self.out_dim, num_crops, 0.04, 0.04, 0, 50).to(self.device)
         optimizer = torch.optim.AdamW(utils.get_params_groups(student), lr=1e-5)
-        on_gpu = half and self.device.type == "cuda"  # where the original trains in fp16
+        on_gpu = half and self.device.type == "cuda"  # the original code trains in fp16 on GPUs
         scaler = torch.amp.GradScaler(enabled=on_gpu)
 
         def step(crops: list[torch.Tensor]):
@@ -106,7 +111,7 @@ class OriginalLoop:
 
 
 class _Pooled(nn.Module):
-    """Our backbone as the original's wrapper expects one."""
+    """Our backbone in the form that the original wrapper expects."""
 
     def __init__(self, backbone: SurgeNetModel):
         super().__init__()
@@ -117,7 +122,7 @@ class _Pooled(nn.Module):
 
 
 class _Frames(Dataset):
-    """Frames as the original's ImageFolder reads them."""
+    """Frames, read like in the original ImageFolder."""
 
     def __init__(self, paths: list[Path], transform: Callable):
         self.paths, self.transform = paths, transform
@@ -132,7 +137,7 @@ class _Frames(Dataset):
 
 @contextmanager
 def single_process(device: torch.device):
-    """Form a group of one process: the original reduces its center over processes."""
+    """Initialize a process group of one process, which the original loss needs to reduce its center."""
     backend = "nccl" if device.type == "cuda" else "gloo"  # gloo would wait for a GPU in each step
     with tempfile.TemporaryDirectory() as folder:
         distributed.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
@@ -144,7 +149,10 @@ def single_process(device: torch.device):
 
 @contextmanager
 def original_modules(dino_repo: str | None, surgenet_repo: str | None) -> Iterator[dict[str, ModuleType]]:
-    """Import `main_dino` and `utils` of facebookresearch/dino, and SurgeNet's `metaformer`; {} without a checkout."""
+    """Import `main_dino` and `utils` of facebookresearch/dino, and SurgeNet's `metaformer`.
+
+    Without a checkout, the result is {}.
+    """
     folders = {"main_dino": dino_repo, "utils": dino_repo, "metaformer": surgenet_repo}
     before = list(sys.path)
     try:

@@ -1,11 +1,12 @@
-"""Measure DINO pretraining on this machine, part by part, and against the original loop in a checkout.
+"""Measure the speed of DINO pretraining on this machine, part by part, and compare it with the original code.
 
 python benchmarks/pretraining.py --batch_size 4
 python benchmarks/pretraining.py --batch_size 64 --dataloader_num_workers 16 --channels_last --torch_compile \\
     --dino_repo dino --surgenet_repo SurgeNet
 
-All candidates take turns in one process, so that they meet the same noise. The original is facebookresearch/dino in a
-checkout, see `original_dino`. Its network is that of a checkout of TimJaspers0801/SurgeNet, or else ours.
+All candidates are measured alternately in one process, so that noise affects them equally. The original code is a
+checkout of facebookresearch/dino, see `original_dino`. Its network is that of a checkout of TimJaspers0801/SurgeNet,
+or else ours.
 """
 
 import io
@@ -37,7 +38,7 @@ from surgenet_hf.pretraining.start import build_model
 from surgenet_hf.rng import rng_for
 
 PARTS = ("decode", "crops", "step", "end_to_end")
-PREFETCH = 2  # batches that each worker of a DataLoader has begun or holds ready
+PREFETCH = 2  # batches that each worker of a DataLoader prepares ahead
 
 Candidates = dict[str, Callable[[], None]]
 
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     ).parse_args_into_dataclasses(argv)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, batches of {args.batch_size}")
-    torch.backends.cudnn.benchmark = True  # as both loops have it
+    torch.backends.cudnn.benchmark = True  # as in both loops
     with (
         tempfile.TemporaryDirectory() as temporary,
         single_process(device),
@@ -103,8 +104,10 @@ class Benchmark:
     """Parts of the measurement. Each returns the median seconds per frame of its candidates.
 
     Args:
+        args, crop_config: arguments of the measurement and the crops.
+        device: device of the steps.
         original: the original loop, or None.
-        paths: JPEG frames, at least a batch.
+        paths: paths of JPEG frames, at least one batch.
     """
 
     def __init__(
@@ -120,10 +123,10 @@ class Benchmark:
         self.contents = [path.read_bytes() for path in paths[: args.batch_size]]
         self.turn = 0
         self.ahead = PREFETCH * args.dataloader_num_workers
-        self.frames_per_loader = (6 * self.ahead + 2) * args.batch_size  # it does not end within a turn
+        self.frames_per_loader = (6 * self.ahead + 2) * args.batch_size  # the loader does not end within a turn
 
     def decode(self) -> dict[str, float]:
-        """Measure a batch of JPEGs, at full size and as far as the crops need."""
+        """Measure decoding of a batch of JPEGs, at full size and at the scale that the crops need."""
         loader = self._loader(on_device=True)
 
         def in_full():
@@ -153,20 +156,21 @@ class Benchmark:
         return self._take_turns(candidates)
 
     def step(self) -> dict[str, float]:
-        """Measure a whole step on crops that are on the device."""
+        """Measure a whole step with crops that are already on the device."""
         crops = self._random_crops()
         return self._take_turns({name: lambda step=step: step(crops) for name, step in self.steps().items()})
 
     def end_to_end(self) -> dict[str, float]:
         """Measure from JPEG files through workers and crops to the end of the step.
 
-        The workers of a candidate exist only in its turns. Otherwise they would load ahead in those of others. First,
-        the batches that may be ready after a long first step are used up; then four times as many are timed. So at
-        most a quarter of the timed batches was loaded before, and none if loading is the bottleneck.
+        The workers of a candidate exist only during its turns. Otherwise they would load batches during the turns of
+        others. Each turn first uses up the batches that may be ready after a long first step. It then times four times
+        as many. Therefore at most a quarter of the timed batches was loaded before, and none if loading is the
+        bottleneck.
         """
         steps, times = self.steps(), {}
         for step in steps.values():
-            step(self._random_crops())  # allocation and compilation give workers no head start
+            step(self._random_crops())  # otherwise workers would load batches during allocation and compilation
         for _ in range(min(self.args.rounds, 2) if self.ahead else self.args.rounds):
             for name, step in steps.items():
                 with closing(self._batches("original" in name)) as batches:
@@ -182,7 +186,7 @@ class Benchmark:
         return {name: statistics.median(values) for name, values in times.items()}
 
     def steps(self) -> dict[str, Callable[[list[torch.Tensor]], None]]:
-        """Return the steps to compare, functions of the crops."""
+        """Return the steps to compare, as functions of the crops."""
         steps = {}
         if self.original:
             steps |= {"original, float32": self.original.step(False), "original, autocast": self.original.step(True)}
@@ -236,7 +240,7 @@ class Benchmark:
             yield from split_batch(batch, size, self.crop_config, self.device, mean, std)
 
     def _take_turns(self, candidates: Candidates) -> dict[str, float]:
-        """Measure every candidate in each round, after one round that does not count."""
+        """Measure every candidate in each round, after a warm-up round."""
         times: dict[str, list[float]] = {name: [] for name in candidates}
         for turn in range(self.args.rounds + 1):
             for name, run in candidates.items():
@@ -253,7 +257,10 @@ class Benchmark:
 
 
 def _frames(args: BenchmarkArguments, folder: Path) -> list[Path]:
-    """Return JPEG frames, at least a batch: the user's, or synthetic scenes that are drawn to `folder`."""
+    """Return paths of JPEG frames, at least one batch.
+
+    They are the user's frames, or synthetic scenes that are written to `folder`.
+    """
     if args.data_dir:
         paths = sorted(Path(args.data_dir).glob("*.jpg"))
         if len(paths) < args.batch_size:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def mean(values) -> float:
-    """Mean of what is defined."""
+    """Compute the mean of the defined values."""
     kept = [value for value in values if value is not None and not math.isnan(value)]
     return sum(kept) / len(kept) if kept else math.nan
 
@@ -23,7 +23,14 @@ def dice(reference: float, predicted: float, intersection: float) -> float:
 
 
 def recompute(results: dict) -> dict[str, float]:
-    """Each convention by the name of its metric, over the foreground classes and, where there is a background, all."""
+    """Compute the metrics of all conventions over the foreground classes.
+
+    If there is a background class, some metrics are also computed over all classes. Their names end with
+    "_with_background".
+
+    Returns:
+        {name of the metric: value}.
+    """
     videos = [video["per_class"] for video in results["per_video"].values()]
     labels = results["data"]["labels"]
     suffixes = {"": labels}
@@ -37,7 +44,7 @@ def recompute(results: dict) -> dict[str, float]:
         below = sum(denominator(video[label]) for video in videos)
         return sum(numerator(video[label]) for video in videos) / below if below else math.nan
 
-    def summed_dice(counts: dict) -> float:  # of the frames with the class in the reference; others have Dice 0
+    def summed_dice(counts: dict) -> float:  # over frames with the class in the labels; others have Dice 0
         return (counts["frame_dice"] or 0.0) * counts["reference_frames"]
 
     found = {}

@@ -1,7 +1,7 @@
-"""Records of the published checkpoints, of the data that they saw, and of their citations.
+"""Catalog of the published checkpoints, their pretraining data, and their citations.
 
 Sources: the authors' repositories github.com/TimJaspers0801/SurgeNet and huggingface.co/TimJaspersTue/SurgeNetModels,
-and the papers in `CITATIONS`. Sums of frames over the datasets of a subset are ours.
+and the papers in `CITATIONS`. We computed the sums of frames over the datasets of a subset.
 """
 
 import difflib
@@ -23,14 +23,15 @@ UPSTREAM_REPO = "TimJaspersTue/SurgeNetModels"
 
 @dataclass(frozen=True)
 class PretrainingSet:
-    """A dataset that frames were taken from, at one frame per second.
+    """Dataset whose frames were used in pretraining, at one frame per second.
 
     Attributes:
-        name, procedure: of the dataset; RA means robot-assisted.
+        name: name of the dataset.
+        procedure: surgical procedure. RA means robot-assisted.
         videos: number of videos, or None if it is not published.
         frames: number of frames in SurgeNetXL.
-        url: of the dataset or its paper.
-        public: whether others can get it.
+        url: address of the dataset or its paper.
+        public: whether the dataset is available to others.
     """
 
     name: str
@@ -50,7 +51,7 @@ _CHOLEC = (
 )
 _RAMIE = (PretrainingSet("RAMIE-UMCU", "RA esophagectomy", 28, 377_287, public=False),)
 _RARP = (
-    # the authors' table says esophagectomy; ESAD is prostatectomy (its paper)
+    # The authors' table says esophagectomy. According to its paper, ESAD is prostatectomy.
     PretrainingSet("ESAD", "RA prostatectomy", 28, 47_282, "https://arxiv.org/abs/2006.07164"),
     PretrainingSet("PSI-AVA", "RA prostatectomy", 8, 73_618, "https://arxiv.org/abs/2212.04582"),
     PretrainingSet("RARP-AvL", "RA prostatectomy", 8, 261_516, public=False),
@@ -113,20 +114,20 @@ CITATIONS = {
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """One published checkpoint.
+    """Published checkpoint.
 
     Attributes:
-        name: as the authors write it.
-        repo_name: of our repository in `NAMESPACE`.
+        name: name as the authors write it.
+        repo_name: name of our repository in `NAMESPACE`.
         teacher_file, full_file: the weights, and the full DINO checkpoint (None: not published), in `upstream_repo`.
-        teacher_sha256, full_sha256: of these files, or None if unknown.
+        teacher_sha256, full_sha256: SHA-256 of these files, or None if unknown.
         backbone, activation: as in `SurgeNetConfig`.
-        normalization: key of `NORMALIZATIONS`, of the images in pretraining.
+        normalization: key of `NORMALIZATIONS` for the images in pretraining.
         image_size: side of the global crops in pretraining, in pixels.
-        epochs: of pretraining.
-        pretraining_sets: what it was pretrained on.
-        pretraining_share: the part of their frames that was used.
-        licence: of the weights, as the Hub writes it.
+        epochs: number of epochs of pretraining.
+        pretraining_sets: datasets of pretraining.
+        pretraining_share: fraction of their frames that was used.
+        licence: license of the weights, as the Hub writes it.
         citations: keys of `CITATIONS`.
     """
 
@@ -153,12 +154,12 @@ class CatalogEntry:
 
     @property
     def pretraining_frames(self) -> int:
-        # the authors count 263,679 frames for SurgeNet-Small, a tenth of SurgeNet's 2,636,790
+        # The authors count 263,679 frames for SurgeNet-Small, a tenth of SurgeNet's 2,636,790.
         return round(self.pretraining_share * sum(data.frames for data in self.pretraining_sets))
 
 
 def _dino(name: str, file_prefix: str, sets: tuple[PretrainingSet, ...], **others) -> CatalogEntry:
-    """Return the entry of a DINO training by the authors, whose files are all named alike."""
+    """Return the entry of a DINO training by the authors, whose file names follow one pattern."""
     return CatalogEntry(
         name=name,
         repo_name=name.lower(),
@@ -187,7 +188,8 @@ CATALOG = (
     _dino("SurgeNet-Cholec", "CHOLEC", _CHOLEC),
     _dino("SurgeNet-RAMIE", "RAMIE", _RAMIE),
     _dino("SurgeNet-RARP", "RARP", _RARP),
-    # the authors' README points to the full file, which their loader then takes for a teacher: a random network
+    # The authors' README links to the full file. Their loader takes it for a teacher file and returns a random
+    # network.
     _dino("SurgeNet-Public", "Public", tuple(data for data in _SURGENET if data.public)),
     _dino(
         "SurgeNet-ConvNeXtV2",
@@ -218,14 +220,14 @@ CATALOG = (
 
 
 def find_entry(name: str, advice: str = "Load your own folder or Hub repository with from_pretrained") -> CatalogEntry:
-    """Return the entry of a name. Case, separators, namespace, and a missing "e" in SurgNet do not matter.
+    """Return the entry of a name, ignoring case, separators, the namespace, and the spelling "SurgNet".
 
     Args:
         name: name of a published checkpoint.
-        advice: last sentence of the error: what to do for other models.
+        advice: last sentence of the error message, with advice for other models.
 
     Raises:
-        UserError: there is no such checkpoint. The message names the nearest ones.
+        UserError: there is no such checkpoint. The message lists the closest names.
     """
     spellings = {
         spelling: entry for entry in CATALOG for spelling in (_spelling(entry.name), _spelling(entry.repo_name))
@@ -263,47 +265,49 @@ _LEAKAGE_TITLES = {
     "dsad": "DSAD",
     "autolaparo": "AutoLaparo",
 }
-CHOLEC80_LEFT_OUT = 4  # of its 80 videos; which ones is not published
+CHOLEC80_LEFT_OUT = 4  # number of its 80 videos; which ones is not published
 
 
-# `config.pretraining["name"]` of weights that are not published ones
+# Value of `config.pretraining["name"]` for random weights.
 RANDOM_WEIGHTS = "none (random initialisation)"
 _FROM_SCRATCH = "DINO on "
 _CONTINUED = ", continued on "
 
 
 def pretraining_name(base_name: str, data_names: Sequence[str]) -> str:
-    """Name of weights after further DINO pretraining, e.g. "SurgeNetXL, continued on mydata"; leakage notes read it.
+    """Return the name of weights after further DINO pretraining, e.g. "SurgeNetXL, continued on mydata".
+
+    Leakage notes read this name.
 
     Args:
-        base_name: of the start weights, `RANDOM_WEIGHTS` for none.
-        data_names: of the datasets that the frames came from.
+        base_name: name of the start weights. `RANDOM_WEIGHTS`: random weights.
+        data_names: names of the datasets with the frames.
     """
     data = " + ".join(data_names)
     return f"{_FROM_SCRATCH}{data}" if base_name == RANDOM_WEIGHTS else f"{base_name}{_CONTINUED}{data}"
 
 
 def is_from_scratch(pretraining_name: str | None) -> bool:
-    """Return whether weights were trained from random ones."""
+    """Return whether weights are random or were trained from random ones."""
     return (pretraining_name or "").startswith((RANDOM_WEIGHTS, _FROM_SCRATCH))
 
 
 def base_entry(pretraining_name: str | None) -> CatalogEntry | None:
-    """Return the published checkpoint that weights are, or were continued from, or None."""
+    """Return the published checkpoint that the weights are, or were continued from, or None."""
     base = (pretraining_name or "").split(_CONTINUED)[0]
     return next((entry for entry in CATALOG if entry.name == base), None)
 
 
 def leakage_note(pretraining_name: str | None, data_name: str, num_videos: int | None = None) -> str | None:
-    """Describe which videos of an evaluation pretraining saw (without labels), in one sentence without a period.
+    """Describe which videos of an evaluation were used in pretraining (without labels).
 
     Args:
-        pretraining_name: `config.pretraining["name"]` of the model; None if it is not recorded.
-        data_name: of the dataset, e.g. "cholec80-phase".
-        num_videos: number of videos of the evaluation; None for a statement in general.
+        pretraining_name: `config.pretraining["name"]` of the model. None: not recorded.
+        data_name: name of the dataset, e.g. "cholec80-phase".
+        num_videos: number of videos of the evaluation. None: the note is about the dataset in general.
 
     Returns:
-        The sentence, or None if pretraining saw none of its videos.
+        One sentence without a period, or None if pretraining used none of its videos.
     """
     if data_name.startswith("synthetic"):
         return None
@@ -345,7 +349,8 @@ def _leakage_of_published(name: str, data_name: str, num_videos: int | None) -> 
     if name == "endoscapes":
         return f"{saw}, and Endoscapes shares videos with Cholec80 (camma_dataset_overlaps of CAMMA lists them)"
     if name == "cholecseg8k":
-        # EndoViT's four last longer than the four that were left out: 6,444 s, against 184,498 s - 179,164 frames
+        # EndoViT's four videos last 6,444 s in total. The four omitted videos have only 184,498 - 179,164 = 5,334 s
+        # (one frame per second), so at least one of EndoViT's videos was used.
         return (
             f"{saw}, so at least 13 of the 17 videos of CholecSeg8k, and at least one of EndoViT's validation and "
             "test videos (12, 17, 27, 52)"

@@ -35,7 +35,7 @@ TASKS = {
 }
 SEGMENTATION_WRAPPERS = {"caformer_s18": "metaformer.", "convnextv2_tiny": "convnext.", "pvt_v2_b2": "pvtv2."}
 
-# (pattern of our name, replacement); all that match are applied in this order, heads first
+# (pattern of our name, replacement). All matching patterns are applied in this order, heads first.
 _ORIGINAL_FPN = [
     (r"^decode_head\.classifier\.", "FPN.segmentation_head.0."),
     (r"^decode_head\.lateral\.3\.", "FPN.p5."),
@@ -81,7 +81,7 @@ _TIMM_NAMES = {
     "pvt_v2_b2": [(r"^classifier\.", "head."), (r"^encoder\.stem\.", "patch_embed."), (r"^encoder\.", "")],
 }
 _NAMINGS = {"original": _ORIGINAL_NAMES, "timm": _TIMM_NAMES}
-# the parameter that identifies family and naming
+# Parameter names that identify the backbone family and the naming.
 _SIGNATURES = {
     "downsample_layers.0.conv.weight": ("caformer_s18", "original"),
     "downsample_layers.0.0.weight": ("convnextv2_tiny", "original"),
@@ -90,7 +90,7 @@ _SIGNATURES = {
     "stem.0.weight": ("convnextv2_tiny", "timm"),
     "patch_embed.proj.weight": ("pvt_v2_b2", "timm"),
 }
-# heads that a file may hold although the requested model has none
+# Heads that a file may contain although the requested model has none.
 _KNOWN_HEADS = re.compile(
     r"(norm|head|head\.norm|head\.(fc\.)?(fc1|norm|fc2)|head\.fc"
     r"|FPN\.(p5|p[234]\.skip_conv|seg_blocks\.[0-3]\.block\.[0-2]\.block\.[01]|segmentation_head\.0))\.(weight|bias)"
@@ -107,30 +107,30 @@ def convert_checkpoint(
     output_dir: str | os.PathLike | None = None,
     image_size: int = IMAGE_SIZE,
 ) -> SurgeNetPreTrainedModel:
-    """Convert a weight file of the authors, of their code, or of timm to one of our models; every tensor is checked.
+    """Convert a weight file of the authors, of their code, or of timm to one of our models.
 
-    The model keeps the dtype of the weights. If they have several, it gets the smallest dtype that holds all of them
-    exactly, e.g. float32 for float16 and float32.
+    Every tensor is checked. The model keeps the dtype of the weights. If they have several, it gets the smallest dtype
+    that represents all of them exactly, e.g. float32 for float16 and float32.
 
     Args:
         path: a teacher file, a full DINO checkpoint, or a classification or segmentation checkpoint.
         task: "backbone", "image-classification", "semantic-segmentation", or "auto" for the head in the file.
-        network: of a full DINO checkpoint, "teacher" or "student".
-        normalization: "surgenet", "imagenet", or "auto"; see `choose_normalization`.
+        network: network of a full DINO checkpoint, "teacher" or "student".
+        normalization: "surgenet", "imagenet", or "auto". See `choose_normalization`.
         labels: names of the classes in the order of the head's outputs.
-        config: for a network of other sizes than the published ones.
-        output_dir: new folder to write the model and its image processor to. Without it nothing is written, and
-            `save_pretrained` of the model alone leaves a folder without an image processor.
+        config: configuration of a network whose sizes differ from the published ones.
+        output_dir: new folder for the model and its image processor. By default nothing is written. `save_pretrained`
+            of the model alone would write no image processor.
         image_size: height and width in pixels that the written image processor resizes to.
 
     Returns:
-        The model in evaluation mode. `config.pretraining` holds the source and the normalization of the weights;
-        `image_processor_for(model)` builds the image processor that belongs to it.
+        The model in evaluation mode. `config.pretraining` has the source and the normalization of the weights.
+        `image_processor_for(model)` builds the matching image processor.
 
     Raises:
-        MissingFileError: there is no such file.
-        UserError: `output_dir` exists and is not an empty folder, or the file is refused. The message gives the
-            reason, or all tensors that are missing, unexpected, or of another shape.
+        MissingFileError: the file does not exist.
+        UserError: `output_dir` exists and is not an empty folder, or the file is rejected. The message gives the
+            reason, or all tensors that are missing, unexpected, or of the wrong shape.
         UnavailableError: `output_dir` cannot be written.
     """
     checkpoint = read_checkpoint(path, network)
@@ -141,7 +141,7 @@ def convert_checkpoint(
     elif config.backbone != backbone:
         raise UserError(f"{path} holds a {backbone}, the config asks for a {config.backbone}")
     config = copy.deepcopy(config)
-    # before the labels are set: a head of any declared size would be accepted then
+    # Check the file first, because `_set_labels` trusts the size of its head.
     check_fit(checkpoint, config, task, naming)
     _set_labels(config, checkpoint, task, naming, labels)
     with torch.device("meta"):
@@ -167,8 +167,8 @@ def convert_checkpoint(
 def to_original_state_dict(model: SurgeNetPreTrainedModel) -> dict[str, torch.Tensor]:
     """Return the weights of one of our models with the names and shapes of the original code.
 
-    The original networks load them with `strict=True`, except for the classification norm and head that the original
-    segmentation networks have and never use.
+    The original networks load them with `strict=True`. The exception is a classification norm and head that the
+    original segmentation networks have and never use.
     """
     if not isinstance(model, tuple(TASKS.values())):
         raise ValueError(f"expected one of {[cls.__name__ for cls in TASKS.values()]}, got {type(model).__name__}")
@@ -198,7 +198,10 @@ def _translate(name: str, backbone: str, naming: str) -> str:
 
 
 def _original_shape(name: str, shape: torch.Size) -> torch.Size:
-    """Return the shape with linear layers for the 1x1 convolutions of CAFormer, and a GRN of 4 dimensions."""
+    """Return the original shape of a parameter.
+
+    The original CAFormer has linear layers instead of 1x1 convolutions. The original GRN parameters have 4 dimensions.
+    """
     if name.endswith((".grn.gamma", ".grn.beta")):
         return torch.Size((1, 1, 1, *shape))
     if len(shape) == 4 and shape[2:] == (1, 1) and not name.startswith("FPN."):
@@ -209,8 +212,8 @@ def _original_shape(name: str, shape: torch.Size) -> torch.Size:
 def choose_normalization(checkpoint: CheckpointFile, config: SurgeNetConfig, choice: str = "auto") -> tuple[str, str]:
     """Return the normalization that the weights expect, "surgenet" or "imagenet", and the reason.
 
-    "auto" uses the `args` of a full DINO checkpoint, then the checksum of a published file, then ImageNet's for
-    StarReLU, and otherwise SurgeNet's own with a warning.
+    With "auto", it comes from the `args` of a full DINO checkpoint, or else from the checksum of a published file.
+    Without either, StarReLU implies ImageNet's normalization. In all other cases it is SurgeNet's own, with a warning.
     """
     if choice != "auto":
         if choice not in NORMALIZATIONS:
@@ -240,7 +243,7 @@ def choose_normalization(checkpoint: CheckpointFile, config: SurgeNetConfig, cho
 def _is_close(found: list, known: tuple) -> bool:
     try:
         return np.shape(found) == np.shape(known) and np.allclose(np.asarray(found, dtype=float), known, atol=1e-4)
-    except (TypeError, ValueError):  # not numbers, or fewer means than standard deviations
+    except (TypeError, ValueError):  # not numbers, or different numbers of means and standard deviations
         return False
 
 
@@ -262,7 +265,7 @@ def _identify(checkpoint: CheckpointFile) -> tuple[str, str]:
 
 
 def describe_network(checkpoint: CheckpointFile) -> dict:
-    """Return backbone, activation, naming, head, and its number of outputs, or the `problem` if it is none of ours."""
+    """Return backbone, activation, naming, head, and its number of outputs, or the `problem` of an unknown network."""
     try:
         backbone, naming = _identify(checkpoint)
     except UserError as error:
@@ -298,7 +301,7 @@ def _choose_task(checkpoint: CheckpointFile, task: str) -> str:
         raise UserError(f"task must be 'auto' or one of {sorted(TASKS)}, got {task!r}")
     heads = {
         "semantic-segmentation": any(name.startswith("FPN.") for name in checkpoint.tensors),
-        # for num_classes=0 the original code builds a head without outputs
+        # With num_classes=0, the original code builds a head without outputs.
         "image-classification": any(
             re.fullmatch(r"head\.(fc\.)?(fc2\.)?weight", name) and tensor.numel()
             for name, tensor in checkpoint.tensors.items()
@@ -342,8 +345,8 @@ def check_fit(checkpoint: CheckpointFile, config: SurgeNetConfig, task: str, nam
     The model is built without memory for its weights. The number of labels is that of the head in the file.
 
     Raises:
-        UserError: names all tensors that are missing, unexpected, of another shape, or of integers, or the first that
-            is not finite.
+        UserError: lists all tensors that are missing, unexpected, of the wrong shape, or of integers. If there are
+            none, names the first tensor with values that are not finite.
     """
     with torch.device("meta"):
         model = TASKS[task](config)
@@ -378,19 +381,19 @@ def check_fit(checkpoint: CheckpointFile, config: SurgeNetConfig, task: str, nam
 
 
 def _rename(checkpoint: CheckpointFile, model: SurgeNetPreTrainedModel, naming: str) -> dict[str, torch.Tensor]:
-    """Return the file's tensors, which passed `check_fit`, by our names, in our shapes and in one dtype."""
+    """Return the file's tensors, which passed `check_fit`, with our names and shapes and in one dtype."""
     mapping = parameter_map(model, naming)
     found = checkpoint.tensors
     if dropped := sorted(found.keys() - {name for name, _ in mapping.values()}):
         logger.info(f"Omitted, as {type(model).__name__} does not have them: {', '.join(dropped)}")
     dtype = functools.reduce(torch.promote_types, {found[name].dtype for name, _ in mapping.values()})
     shapes = {ours: tensor.shape for ours, tensor in model.state_dict().items()}
-    # copied, because the file is memory-mapped and may be deleted earlier than the model
+    # Copy, because the file is memory-mapped and may be deleted before the model.
     return {ours: found[name].reshape(shapes[ours]).to(dtype, copy=True) for ours, (name, _) in mapping.items()}
 
 
 def save_converted(model: SurgeNetPreTrainedModel, processor: SegformerImageProcessor, output_dir: str | os.PathLike):
-    """Write model and image processor to a new folder. After an error there is no folder.
+    """Write model and image processor to a new folder. After an error, the folder does not exist.
 
     Raises:
         UserError: `output_dir` exists and is not an empty folder.

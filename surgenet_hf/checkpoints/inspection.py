@@ -10,12 +10,14 @@ from .reading import CheckpointFile, plain, read_checkpoint
 def inspect_checkpoint(path: str | os.PathLike, network: str = "teacher") -> dict:
     """Describe the content of a weight file in JSON types.
 
+    For an unknown network, the description has a `problem`.
+
     Args:
         path: the file.
-        network: of a full DINO checkpoint, "teacher" or "student".
+        network: network of a full DINO checkpoint, "teacher" or "student".
 
     Raises:
-        MissingFileError, UserError: as `read_checkpoint`. For an unknown network, `problem` is set instead.
+        MissingFileError, UserError: see `read_checkpoint`.
     """
     checkpoint = read_checkpoint(path, network)
     entry = find_by_sha256(checkpoint.sha256)

@@ -24,10 +24,10 @@ _NUMPY_KINDS = ("f8", "f4", "f2", "i8", "i4", "b1")
 
 
 def _numpy_dtype(kind: str, *_) -> np.dtype:
-    """Return the dtype of a number; numpy.dtype itself accepts records of any size."""
+    """Return the dtype of a number. Unlike numpy.dtype, reject records, which can have any size."""
     if kind not in _NUMPY_KINDS:
         raise UserError(f"found a numpy dtype {str(kind)[:40]!r}, expected one of {', '.join(_NUMPY_KINDS)}")
-    return np.dtype(kind, copy=True)  # a copy, because the pickle then sets its byte order
+    return np.dtype(kind, copy=True)  # a copy, because the pickle sets its byte order afterward
 
 
 def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:
@@ -35,7 +35,7 @@ def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:
     return value
 
 
-# What a full DINO checkpoint pickles besides tensors: its command line and numpy scalars (as numpy 1 and 2 name them).
+# Globals of a full DINO checkpoint besides tensors: its command line and numpy scalars (as numpy 1 and 2 name them).
 _SAFE_GLOBALS = [
     argparse.Namespace,
     (_numpy_dtype, "numpy.dtype"),
@@ -43,25 +43,26 @@ _SAFE_GLOBALS = [
     (_numpy_scalar, "numpy.core.multiarray.scalar"),
     *{type(np.dtype(kind)) for kind in _NUMPY_KINDS},
 ]
-# What torch.save pickles for such content. torch allows more, e.g. bytearray(n) and torch.FloatTensor(n), which
-# allocate any n.
+# Globals that torch.save pickles for such content. torch accepts more, e.g. bytearray(n) and torch.FloatTensor(n),
+# which allocate n elements for any n.
 _PICKLED = re.compile(
     r"argparse\.Namespace|collections\.OrderedDict|_codecs\.encode|numpy\.dtype|numpy\._?core\.multiarray\.scalar"
     r"|torch\.([a-z]\w*|Size|(cuda\.)?\w+Storage|storage\.UntypedStorage|serialization\._get_layout"
     r"|_utils\._rebuild_\w+|nn\.parameter\.Parameter)"
 )
-# What torch.save writes after these. With other arguments, a few bytes could allocate memory or copy earlier objects.
+# Opcodes that torch.save writes after these globals. With other arguments, a few bytes could allocate memory or copy
+# earlier objects.
 _NEXT_OPCODE = {
     "collections.OrderedDict": "EMPTY_TUPLE",
     "_codecs.encode": "BINUNICODE",
     "torch.storage.UntypedStorage": "BINUNICODE",
 }
-# Everything else (complex, float8, quantized, ...) is refused: no checkpoint of the supported networks has it.
+# Other dtypes (complex, float8, quantized, ...) are rejected. No checkpoint of the supported networks has them.
 _DTYPES = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 }
-# More than real files have. A container that contains itself exceeds the first, shared containers the second.
+# Limits far above those of real files. Cyclic containers exceed the first, and shared containers the second.
 _MAX_DEPTH = 20
 _MAX_ITEMS = 100_000
 _NESTINGS = ("state_dict", "model_state_dict", "model")
@@ -76,16 +77,16 @@ class CheckpointFile:
 
     Attributes:
         path: the file.
-        sha256: of its bytes.
-        tensors: the network, without the prefixes of DDP, DINO (`backbone.`), and the original segmentation models
-            (`metaformer.`, ...); heads are `head.*` and `FPN.*`.
+        sha256: SHA-256 of its bytes.
+        tensors: the network without the prefixes of DDP, DINO (`backbone.`), and the original segmentation models
+            (`metaformer.`, ...). Names of heads start with `head.` and `FPN.`.
         layout: "dino" for a full DINO checkpoint, else "weights".
-        network: the one that was read from a DINO checkpoint, "teacher" or "student".
+        network: the network that was read from a DINO checkpoint, "teacher" or "student".
         prefix: the removed prefix, e.g. "module.backbone.".
-        dino_head: the projection head of a DINO checkpoint, by the names after `head.`.
-        center: of its loss, shape (1, out_dim).
+        dino_head: the projection head of a DINO checkpoint, with the names after `head.`.
+        center: center of the DINO loss, shape (1, out_dim).
         args: the training command line of a DINO checkpoint.
-        epoch: of a DINO checkpoint.
+        epoch: number of completed epochs of a DINO checkpoint.
     """
 
     path: Path
@@ -105,11 +106,11 @@ def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> Checkp
 
     Args:
         path: the file.
-        network: which network of a full DINO checkpoint to take, "teacher" or "student".
+        network: network to read from a full DINO checkpoint, "teacher" or "student".
 
     Raises:
-        MissingFileError: there is no such file.
-        UserError: the file cannot be read (see `read_content`), or does not hold exactly one network.
+        MissingFileError: the file does not exist.
+        UserError: the file cannot be read (see `read_content`), or does not contain exactly one network.
     """
     path = Path(path)
     if network not in ("teacher", "student"):
@@ -159,7 +160,7 @@ def is_state_dict(value) -> bool:
 
 
 def _other_entries(content: Mapping) -> list:
-    """Return the keys that do not belong in a state dict, by their own type or that of their values."""
+    """Return the keys that do not belong in a state dict, because of their own type or that of their values."""
     return [key for key, item in content.items() if not (isinstance(key, str) and isinstance(item, torch.Tensor))]
 
 
@@ -176,17 +177,17 @@ def plain(value):
 
 
 def validate_tensors(tensors: Sequence[tuple[str, torch.Tensor]], path: str | os.PathLike) -> None:
-    """Check that tensors from a file are dense, of a supported dtype, and no larger than the data that the file holds.
+    """Check that tensors from a file are dense, of a supported dtype, and no larger than the data in the file.
 
-    It reads no values, so a small file that declares large tensors costs no memory. Callers compare shapes next, and
-    then the values with `check_finite`.
+    No values are read, so a small file that declares large tensors uses no memory. Callers compare the shapes next,
+    and then check the values with `check_finite`.
 
     Args:
-        tensors: (name, tensor) pairs; names may repeat.
+        tensors: (name, tensor) pairs. Names may repeat.
         path: the file, for the message.
 
     Raises:
-        UserError: names how many tensors cannot be used, the first of them, and the reason.
+        UserError: some tensors cannot be used. The message gives their number, the first of them, and the reason.
     """
     size = os.stat(path).st_size
     faults = [(name, fault) for name, tensor in tensors if (fault := _find_fault(tensor, size))]
@@ -203,7 +204,7 @@ def _find_fault(tensor: torch.Tensor, file_size: int) -> str | None:
         return f"found a {tensor.layout} tensor on the {tensor.device} device, expected a dense one with its values"
     if tensor.dtype not in _DTYPES:
         return f"found {tensor.dtype}, expected float16, bfloat16, float32, float64, or an integer type"
-    # a file in the legacy format can declare a storage of any size
+    # A file in the legacy format can declare a storage of any size.
     stored = min(tensor.untyped_storage().nbytes(), file_size) // tensor.element_size() - tensor.storage_offset()
     if tensor.numel() > stored:
         return f"its shape {tuple(tensor.shape)} has {tensor.numel():,} elements, but the file stores {stored:,}"
@@ -211,14 +212,14 @@ def _find_fault(tensor: torch.Tensor, file_size: int) -> str | None:
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Refuse weights with NaN or infinite values, e.g. of a training run that diverged.
+    """Raise an error for weights with NaN or infinite values, e.g. from a training run that diverged.
 
     Args:
         tensors: name -> tensor of any shape and dtype, as in a state dict.
-        source: where the weights come from, for the message.
+        source: origin of the weights, for the message.
 
     Raises:
-        UserError: names how many tensors, and the first, hold values that are not finite.
+        UserError: some tensors have values that are not finite. The message gives their number and the first of them.
     """
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
@@ -240,10 +241,11 @@ def read_content(path: str | os.PathLike):
     The tensors are on the CPU and memory-mapped. They passed `validate_tensors`, but their values are not checked.
 
     Raises:
-        MissingFileError: there is no such file.
+        MissingFileError: the file does not exist.
         UnavailableError: the file cannot be opened.
-        UserError: the file is cut short or damaged, is no weight file, pickles objects other than weights and
-            arguments, contains itself, or has tensors that `validate_tensors` refuses. The message names the file.
+        UserError: the file is truncated or damaged, is not a weight file, or contains itself. It may also pickle
+            objects other than weights and arguments, or have tensors that `validate_tensors` rejects. The message
+            names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -264,14 +266,14 @@ def read_content(path: str | os.PathLike):
         )
     try:
         content = load_file(path) if is_safetensors else _load_pickle(path, is_zip)
-    except Exception as error:  # the unpickler acts on whatever bytes a damaged file has, and can raise any exception
+    except Exception as error:  # a damaged file can make the unpickler raise any exception
         unpickling = isinstance(error, pickle.UnpicklingError)
         if unpickling and (refused := re.search(r"GLOBAL (\S+)", str(error))):
             raise UserError(
                 f"{path} was refused: besides weights it pickles {refused[1]}, which could run code or fill the "
                 "memory. Save its state_dict() alone, in an environment that you trust it in"
             ) from error
-        # torch's own message for what it cannot unpickle suggests loading the file unsafely
+        # torch's own message for an unpickling error suggests loading the file unsafely.
         reason = "" if unpickling else f": {str(error).splitlines()[0]}" if str(error) else ""
         raise UserError(
             f"{path} ({path.stat().st_size:,} bytes) is cut short or damaged; download it again "
@@ -282,31 +284,31 @@ def read_content(path: str | os.PathLike):
 
 
 def _load_pickle(path: Path, is_zip: bool):
-    """Load a PyTorch file, and check first what torch.load does not: the checksums of an archive, and its pickles."""
+    """Load a PyTorch file after checks that torch.load omits: the checksums of an archive, and its pickles."""
     if is_zip:
         with zipfile.ZipFile(path) as archive:
-            # torch would map the compressed bytes as if they were weights
+            # torch would map the compressed bytes as if they were weights.
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise UserError("its members are compressed, expected stored ones as torch.save writes them")
             if damaged := archive.testzip():
                 raise UserError(f"the checksum of its member {damaged} is wrong")
-        # torch's own reader, because other readers can find another member under that name
+        # Use torch's own reader, because other readers can find another member with that name.
         _check_pickle(io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
     else:
         with open(path, "rb") as file:
-            for _ in range(5):  # magic number, protocol, system, content, storage keys; then the values follow
+            for _ in range(5):  # magic number, protocol, system, content, storage keys; the values follow
                 _check_pickle(file)
     with torch.serialization.safe_globals(_SAFE_GLOBALS):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
 def _check_pickle(file: BinaryIO) -> None:
-    """Refuse a pickle that calls what torch.save does not write, before anything in it is called.
+    """Reject a pickle that calls globals that torch.save does not write, before it can call any of them.
 
     Raises:
-        pickle.UnpicklingError: it names what it refuses as torch does, after "GLOBAL".
+        pickle.UnpicklingError: names the rejected global after "GLOBAL", as torch does.
     """
-    name, memo = None, {}  # the callable on top of the stack; the memoized ones
+    name, memo = None, {}  # callable on top of the stack, and the memoized ones
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = name
@@ -326,7 +328,7 @@ def _collect_tensors(content, path: Path) -> list[tuple[str, torch.Tensor]]:
     """Return every tensor of a file with its dotted name.
 
     Raises:
-        UserError: the content contains itself, or is larger than any other function could process.
+        UserError: the content contains itself, or exceeds the limits of depth or size.
     """
     tensors, count, pending = [], 1, deque([("", 0, content)])
     while pending:
@@ -378,10 +380,12 @@ def _unnest(content, path: Path) -> dict[str, torch.Tensor]:
 def strip_wrappers(
     tensors: dict[str, torch.Tensor], wrappers: tuple[str, ...] = _WRAPPERS, others: tuple[str, ...] = ()
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """Remove the prefixes `wrappers` that all names have; return the tensors and the removed prefix.
+    """Remove the prefixes `wrappers` that all names have, and return the tensors and the removed prefix.
 
     Args:
-        others: names that begin with these may lack the prefixes.
+        tensors: name -> tensor.
+        wrappers: prefixes to remove.
+        others: prefixes of names that may lack the prefixes `wrappers`.
     """
     stripped = ""
     while wrapper := next((wrapper for wrapper in wrappers if _is_wrapped(tensors, wrapper, others)), None):

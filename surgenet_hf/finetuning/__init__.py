@@ -1,4 +1,4 @@
-"""Fine-tuning on transformers' Trainer, one module per task."""
+"""Fine-tuning on the Trainer of transformers, with one module per task."""
 
 
 def finetune(task: str, *options, **kwargs) -> dict:
@@ -7,7 +7,7 @@ def finetune(task: str, *options, **kwargs) -> dict:
     Args:
         task: "semantic-segmentation", "image-classification", or "phase-recognition".
         options: argument dataclasses, as in `arguments.OPTIONS`.
-        kwargs: data and command, see `segmentation.run`, which also describes results and errors.
+        kwargs: data and command. See `segmentation.run`, also for results and errors.
     """
     from . import classification, phase, segmentation
 

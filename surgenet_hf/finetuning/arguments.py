@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..options import option
 from ..privacy import NO_TOKEN
 
-TASK_METRIC = "task"  # placeholder for the metric of the task; None would become the loss
+TASK_METRIC = "task"  # placeholder for the metric of the task; Trainer would replace None by the loss
 AUGMENTATIONS = ("none", "light", "strong")
 LOSSES = ("cross_entropy", "cross_entropy+dice")
 _DATASETS = (
@@ -22,7 +22,7 @@ _DATASETS = (
 
 @dataclass
 class ModelArguments:
-    """Which model is trained, and how."""
+    """Model to train, and options of its training."""
 
     model_name_or_path: str | None = option(
         None, "Model to start from: a published checkpoint by name, a Hub repository, or a folder."
@@ -66,7 +66,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which dataset a model is trained or evaluated on."""
+    """Dataset to train or evaluate a model on."""
 
     dataset: str = option("", f"Name of the dataset. {_DATASETS}")
     data_dir: str | None = option(None, "Folder of the dataset.")
@@ -89,7 +89,11 @@ class DataArguments:
 
 @dataclass
 class SurgeNetTrainingArguments(TrainingArguments):
-    """TrainingArguments with other defaults: AdamW, cosine, evaluation and checkpoint each epoch, the best kept."""
+    """TrainingArguments with different defaults.
+
+    The defaults are AdamW, a cosine schedule, evaluation and a checkpoint after each epoch, and the best weights at
+    the end.
+    """
 
     output_dir: str = option("", "Folder for checkpoints, the model, results and figures.")
     learning_rate: float = option(1e-4, "Peak learning rate of AdamW (1e-4: the authors', segmentation).")
@@ -129,10 +133,10 @@ class SurgeNetTrainingArguments(TrainingArguments):
         if not self.learning_rate >= 0:
             raise UserError(f"--learning_rate must not be negative, got {self.learning_rate}")
         if self.use_cpu is False and not torch.accelerator.is_available():
-            self.use_cpu = True  # otherwise Trainer refuses bf16 there
+            self.use_cpu = True  # otherwise Trainer rejects bf16 on the CPU
         try:
             super().__post_init__()
-        except (ImportError, ValueError) as error:  # of options that exclude each other, or that this machine lacks
+        except (ImportError, ValueError) as error:  # options that exclude each other, or that this machine lacks
             raise UserError(str(error)) from error
 
 
@@ -173,13 +177,13 @@ class PhaseTrainingArguments(SurgeNetTrainingArguments):
     )
 
 
-# the dataclasses of options of each task, in the order that `run` takes them
+# Argument dataclasses of each task, in the order of the arguments of `run`.
 OPTIONS = {
     "semantic-segmentation": (ModelArguments, DataArguments, SegmentationArguments, SurgeNetTrainingArguments),
     "image-classification": (ModelArguments, DataArguments, SurgeNetTrainingArguments),
     "phase-recognition": (ModelArguments, DataArguments, PhaseArguments, PhaseTrainingArguments),
 }
-# options of TrainingArguments that the weights and the selected checkpoint depend on
+# Options of TrainingArguments that determine the weights and the selected checkpoint.
 RECORDED = tuple(
     """
     learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim optim_args adam_beta1
@@ -188,8 +192,8 @@ RECORDED = tuple(
     eval_strategy eval_steps load_best_model_at_end metric_for_best_model greater_is_better
     """.split()
 )
-# own options that are not compared: the weights come from the checkpoint, the data is compared by its contents, and
-# the evaluated split has no influence on training
+# Our options that are not compared. The weights come from the checkpoint, the data is compared by its contents, and
+# the evaluated split does not influence training.
 NOT_RECORDED = ("model_name_or_path", "backbone", "dataset", "data_dir", "eval_split")
 
 

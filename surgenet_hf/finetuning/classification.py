@@ -1,4 +1,4 @@
-"""Classification of frames on Trainer: one label of many (phases), or several with soft targets (CVS, tools)."""
+"""Frame classification on Trainer, with one label per frame (phases) or several with soft targets (CVS, tools)."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def run(
     command: str | None = None,
     on_start: Callable[[], None] | None = None,
 ) -> dict | None:
-    """Fine-tune and evaluate a frame classifier; arguments, results, and errors as in `segmentation.run`."""
+    """Fine-tune and evaluate a frame classifier. For arguments, results, and errors, see `segmentation.run`."""
     set_seed(training_args.seed)
     data = load_training_data(
         model_args, data_args, training_args, ("image-classification", "phase-recognition"), data
@@ -47,7 +47,7 @@ def run(
 
 
 def build_model(source, data: SurgicalData, image_size: int):
-    """As `surgenet_hf.finetuning.segmentation.build_model`, with a classification head."""
+    """Build a model with a classification head. See `surgenet_hf.finetuning.segmentation.build_model`."""
     return build_any_model(source, data, image_size, AutoModelForImageClassification)
 
 
@@ -60,16 +60,22 @@ def finetune(
     loss=None,
     **options,
 ) -> SurgeNetTrainer:
-    """Train on the train split; Trainer's own evaluation runs on the validation split and chooses checkpoints.
+    """Train on the train split. Trainer's own evaluation runs on the validation split and selects checkpoints.
 
-    It gives "eval_mean_average_precision" for several labels at once, "eval_macro_f1" and "eval_accuracy" for one.
+    Its metric is "eval_mean_average_precision" with several labels per frame, and "eval_macro_f1" with one. With one
+    label, it also returns "eval_accuracy".
 
     Args:
-        model, processor: as `build_model` gives them.
-        training_args: its seed decides order and augmentation.
-        augmentation: of the training frames, see `Frames`. Phases are trained without flips, as the authors do.
-        loss: `loss(logits, labels)` as `classification_loss` makes it; None: the model's own.
-        options: of `SurgeNetTrainer`.
+        model, processor: model and image processor from `build_model`.
+        data: dataset to train on.
+        training_args: the seed determines order and augmentation.
+        augmentation: augmentation of the training frames, see `Frames`. Phases are trained without flips, as in the
+            authors' code.
+        loss: `loss(logits, labels)` from `classification_loss`. None: the loss of the model.
+        options: arguments of `SurgeNetTrainer`.
+
+    Returns:
+        The Trainer after training.
     """
     is_phases = data.is_single_label and data.frames_per_second is not None
     return train_on_frames(
@@ -87,14 +93,14 @@ def finetune(
 
 
 def multi_label_metrics(predictions: EvalPrediction) -> dict[str, float]:
-    """Of logits (n, k) and soft targets (n, k)."""
+    """Compute metrics of logits (n, k) and soft targets (n, k)."""
     metric = MultiLabelMetric(predictions.predictions.shape[1])
     metric.add(1 / (1 + np.exp(-predictions.predictions.astype(np.float64))), predictions.label_ids, "all")
     return {name: value for name, value in metric.compute().items() if isinstance(value, float)}
 
 
 def single_label_metrics(predictions: EvalPrediction) -> dict[str, float]:
-    """Of logits (n, k) and class ids (n,)."""
+    """Compute metrics of logits (n, k) and class ids (n,)."""
     metric = PhaseMetric(predictions.predictions.shape[1])
     metric.add(predictions.predictions.argmax(1), predictions.label_ids, "all")
     computed = metric.compute()
@@ -102,10 +108,14 @@ def single_label_metrics(predictions: EvalPrediction) -> dict[str, float]:
 
 
 def classification_loss(data: SurgicalData, balanced: bool):
-    """`loss(logits (B, k), labels) -> scalar` with balanced classes; None, for the model's own, without.
+    """Return `loss(logits (B, k), labels) -> scalar` with balanced classes, or None for the loss of the model.
 
-    For one label of many, classes weigh 1 / frequency; for several at once, the positives of each weigh
-    negatives / positives.
+    With one label per frame, the weight of a class is 1 / frequency. With several, the weight of the positives of a
+    class is negatives / positives.
+
+    Args:
+        data: dataset whose train split gives the frequencies.
+        balanced: whether to balance the classes. False: return None.
     """
     if not balanced:
         return None

@@ -1,4 +1,4 @@
-"""Rows of a dataset as a model's training inputs; every random draw is a function of (seed, epoch, index)."""
+"""Training inputs from the rows of a dataset. Every random draw is a function of (seed, epoch, index)."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,21 @@ from ..errors import UserError
 from ..rng import rng_for
 from .trainer import SetEpoch, SurgeNetTrainer
 
-# smallest side of the crop, and largest change of brightness and contrast, as shares; largest rotation in degrees
+# Smallest side of the crop and largest change of brightness and contrast, as fractions; largest rotation in degrees.
 STRENGTHS = {"light": (0.7, 0.2, 0), "strong": (0.5, 0.4, 15)}
 
 
 class Frames(torch.utils.data.Dataset):
     """Rows of a split as {"pixel_values": (3, height, width), "labels"}.
 
-    Labels are (height, width) class ids of masks, a class id, or (num_labels,) soft targets, as the rows have them.
+    Labels are class ids (height, width) of masks, a class id, or soft targets (num_labels,), depending on the rows.
 
     Args:
         split: rows {"image": PIL, "mask": uint8 (H, W) or "labels", ...}.
         processor: the model's image processor.
-        augmentation: "none", "light" or "strong"; frames and masks change alike, anew in every epoch.
-        seed: of the augmentation.
-        flip: whether the augmentation flips every second frame horizontally.
+        augmentation: "none", "light", or "strong". It transforms frame and mask together and differs in every epoch.
+        seed: seed of the augmentation.
+        flip: whether the augmentation flips frames horizontally with probability 0.5.
     """
 
     def __init__(self, split, processor, augmentation: str = "none", seed: int = 0, flip: bool = True):
@@ -38,7 +38,7 @@ class Frames(torch.utils.data.Dataset):
         self.augmentation = augmentation
         self.seed = seed
         self.flip = flip
-        # in shared memory, so that data loader workers that live through all epochs see it change
+        # Shared memory lets persistent data loader workers see changes.
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -65,18 +65,20 @@ def augment_frame(
     strength: str = "light",
     flip: bool = True,
 ) -> tuple[Image.Image, np.ndarray | None]:
-    """Crop, flip, change brightness and contrast and, if strong, rotate an image and its mask; see `STRENGTHS`.
+    """Crop, flip, and rotate an image and its mask, and change brightness and contrast of the image. See `STRENGTHS`.
+
+    Only "strong" rotates.
 
     Args:
         image: RGB of size (W, H).
-        mask: uint8 (H, W), which is cropped, flipped and rotated with the image; or None.
-        rng: the only source of random draws.
+        mask: uint8 (H, W) or None.
+        rng: the only source of randomness.
         strength: "light" or "strong".
-        flip: whether to flip every second image horizontally.
+        flip: whether to flip horizontally with probability 0.5.
 
     Returns:
-        image and mask at the crop's size; the image processor resizes both. Corners that a rotation leaves empty are
-        black in the image, and 255, to be ignored, in the mask.
+        Image and mask at the size of the crop. The image processor resizes both. Corners that a rotation leaves empty
+        are black in the image and 255 (ignored) in the mask.
     """
     smallest, jitter, degrees = STRENGTHS[strength]
     width, height = image.size
@@ -110,9 +112,10 @@ def train_on_frames(
 
     Args:
         model, processor: model and its image processor.
-        training_args: the seed in them determines order and augmentation.
+        data: dataset to train on.
+        training_args: the seed determines order and augmentation.
         augmentation, flip: see `Frames`.
-        callbacks: further callbacks of Trainer.
+        callbacks: additional callbacks of Trainer.
         options: arguments of `SurgeNetTrainer`.
 
     Returns:

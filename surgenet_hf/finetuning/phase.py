@@ -1,6 +1,6 @@
 """Phase recognition in two stages, like the SurgeNet authors': a frame classifier, then a causal TCN on its features.
 
-The differences from their code are listed in `surgenet_hf.cli.finetune_phase`. Stage 1 is
+`surgenet_hf.cli.finetune_phase` lists the differences from their code. Stage 1 is
 `surgenet_hf.finetuning.classification` on the phases. Stage 2 computes the features of every video once and trains the
 temporal model on whole videos.
 """
@@ -53,17 +53,17 @@ def run(
     command: str | None = None,
     on_start: Callable[[], None] | None = None,
 ) -> dict | None:
-    """Fine-tune and evaluate both stages; write model/, results.json, figures, stage1/, and stage2/.
+    """Fine-tune and evaluate both stages, and write model/, results.json, figures, stage1/, and stage2/.
 
     Args:
         model_args, data_args, training_args: options of stage 1, see `surgenet_hf.finetuning.arguments`.
         phase_args: options of stage 2.
-        data: dataset in place of the one that `data_args` names.
+        data: dataset instead of the one that `data_args` names.
         command: command line, recorded in results.json.
-        on_start: called by the main process once the run owns its output folder.
+        on_start: function that the main process calls once the run owns its output folder.
 
     Returns:
-        The results of the phase model, as in results.json; None if the data has no split to evaluate on.
+        The results of the phase model, as in results.json. None if the data has no split to evaluate on.
 
     Raises:
         UserError: options, data, or output folder do not allow the run.
@@ -146,11 +146,11 @@ def _stage2_arguments(training_args: PhaseTrainingArguments, phase_args: PhaseAr
 
 
 class VideoFeatures(torch.utils.data.Dataset):
-    """The embeddings and phases of each video of a split: {"features": (T, C), "labels": (T,)}, one item per video.
+    """Embeddings and phases of each video of a split, one item {"features": (T, C), "labels": (T,)} per video.
 
-    Embeddings are computed once and cached in a folder of `cache_dir` for these weights and this processor. Each
-    video has one file, named by hashes of its name and of its frames (name, size, and modification time). A killed run
-    continues with the next video.
+    Embeddings are computed once and cached in `cache_dir`, in a subfolder for these weights and this processor. Each
+    video has one file. Its name contains hashes of the video's name and of its frames (name, size, and modification
+    time). A killed run resumes with the next video.
     """
 
     def __init__(self, model: SurgeNetForPhaseRecognition, processor, split, cache_dir: str | os.PathLike):
@@ -159,7 +159,7 @@ class VideoFeatures(torch.utils.data.Dataset):
         ranges = video_ranges(split)
         self.videos = list(ranges)
         labels = split.select_columns(["labels"])[:]["labels"]
-        # hashed: the name of a video may not be one that a file can have
+        # Hash the name of a video, because it may not be a valid file name.
         self.keys = {video: f"{digest(video)}-{frames_key(split, rows)}" for video, rows in ranges.items()}
         self.labels = {video: torch.tensor([labels[i] for i in rows]) for video, rows in ranges.items()}
         state = process_state()
@@ -184,7 +184,7 @@ class VideoFeatures(torch.utils.data.Dataset):
 
 
 def fingerprint(model: torch.nn.Module, processor) -> str:
-    """Of weights and preprocessing: 16 hexadecimal digits."""
+    """Return a fingerprint of weights and preprocessing with 16 hexadecimal digits."""
     digest = hashlib.sha256(processor.to_json_string().encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -192,13 +192,13 @@ def fingerprint(model: torch.nn.Module, processor) -> str:
 
 
 def compute_features(model, processor, split, rows: range, batch_size: int = 32) -> np.ndarray:
-    """Embeddings (T, C), float32, of the given rows of a split."""
+    """Compute float32 embeddings (T, C) of the given rows of a split."""
     batches = predict(model.surgenet, processor, split, rows, batch_size)
     return np.concatenate([outputs.pooler_output.float().cpu().numpy() for _, outputs in batches])
 
 
 def collate_videos(videos: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Videos of different lengths to one batch, padded at the end; padding has the label -100."""
+    """Combine videos of different lengths to one batch, padded at the end. Padding has the label -100."""
     return {
         "features": pad_sequence([video["features"] for video in videos], batch_first=True),
         "labels": pad_sequence([video["labels"] for video in videos], batch_first=True, padding_value=-100),
@@ -214,16 +214,19 @@ def finetune(
     balanced: bool = False,
     **options,
 ) -> SurgeNetTrainer:
-    """Train the temporal model on the features of the frozen backbone; checkpoints are chosen by "eval_macro_f1".
+    """Train the temporal model on the features of the frozen backbone. The metric "eval_macro_f1" selects checkpoints.
 
     Args:
-        model: as `SurgeNetForPhaseRecognition.from_backbone` makes it of stage 1.
+        model: model from `SurgeNetForPhaseRecognition.from_backbone`, with the backbone of stage 1.
         processor: the image processor of stage 1.
-        data: phases, rows in order of video and time.
+        data: phases, with rows ordered by video and time.
         training_args: a step takes `per_device_train_batch_size` whole videos.
-        cache_dir: for the features.
-        balanced: weigh the phases in the cross-entropy by 1 / frequency.
-        options: of `SurgeNetTrainer`.
+        cache_dir: folder for the features.
+        balanced: whether to weight the phases in the cross-entropy by 1 / frequency.
+        options: arguments of `SurgeNetTrainer`.
+
+    Returns:
+        The Trainer after training.
     """
     model.surgenet.requires_grad_(False)
     model.to(training_args.device)
@@ -257,7 +260,7 @@ def finetune(
 
 
 def phase_metrics(predictions: EvalPrediction) -> dict[str, float]:
-    """Of logits (videos, T, k) and phases (videos, T), padded with -100."""
+    """Compute metrics of logits (videos, T, k) and phases (videos, T), which are padded with -100."""
     metric = PhaseMetric(predictions.predictions.shape[-1])
     for i, (logits, labels) in enumerate(zip(predictions.predictions, predictions.label_ids, strict=True)):
         known = labels != -100

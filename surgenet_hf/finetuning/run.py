@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def output_folder(training_args: TrainingArguments, on_start: Callable[[], None] | None) -> Iterator[None]:
-    """Lock the output folder of a run while the block runs.
+    """Lock the output folder of a run during the context.
 
     Args:
-        training_args: the output folder.
-        on_start: called by the main process once the run owns its folder. None: nothing.
+        training_args: arguments with the output folder.
+        on_start: function that the main process calls once the run owns its folder, or None.
     """
     is_main = training_args.process_index == 0
     with lock_run(training_args.output_dir, is_main):
@@ -49,18 +49,18 @@ def load_training_data(
     tasks: tuple[str, ...],
     data: SurgicalData | None = None,
 ) -> SurgicalData:
-    """Load a dataset and log the notes on it.
+    """Load a dataset and log its notes.
 
     Args:
-        model_args: the split of the reported metrics.
+        model_args: arguments with the split of the reported metrics.
         data_args: name and folder of the dataset.
-        training_args: `eval_strategy` decides whether validation videos are needed.
+        training_args: `eval_strategy` determines whether validation videos are needed.
         tasks: names of the tasks whose datasets are accepted.
-        data: the dataset itself, in place of its name and folder.
+        data: the dataset itself, instead of its name and folder.
 
     Raises:
-        UserError: a dataset of another task, or one without the split of the reported metrics or the validation videos
-            that select the checkpoint; or an earlier run is in the output folder.
+        UserError: the dataset is for another task, has no split for the reported metrics, or has no validation videos
+            to select the checkpoint. Also raised if the output folder contains an earlier run.
     """
     resume_point(Path(training_args.output_dir), training_args.resume_from_checkpoint)
     task = (
@@ -84,15 +84,18 @@ def load_training_data(
 
 
 def prepare(build_model: Callable, model_args: ModelArguments, data: SurgicalData) -> tuple[nn.Module, object]:
-    """Build what a run in one stage trains: (model, image processor).
+    """Build the model and the image processor of a run with one stage.
 
     Args:
         build_model: function of the module of the task.
-        model_args: the model to start from.
-        data: dataset that gives the classes.
+        model_args: arguments with the model to start from.
+        data: dataset that determines the classes.
+
+    Returns:
+        (model, image processor).
 
     Raises:
-        UserError: the model does not exist or does not fit.
+        UserError: the model does not exist or is not suitable.
     """
     model, processor = build_model(start_model(model_args), data, model_args.image_size)
     if model_args.freeze_backbone:
@@ -101,7 +104,10 @@ def prepare(build_model: Callable, model_args: ModelArguments, data: SurgicalDat
 
 
 def start_model(args: ModelArguments) -> str | SurgeNetConfig:
-    """Resolve what to start from, see `resolve_model`. Random weights of full size train with drop path."""
+    """Return the model to start from, see `resolve_model`.
+
+    Full-size networks with random weights are trained with drop path.
+    """
     source = resolve_model(args.model_name_or_path, args.backbone)
     if isinstance(source, SurgeNetConfig) and args.backbone != "tiny":
         source.drop_path_rate = 0.1
@@ -109,14 +115,14 @@ def start_model(args: ModelArguments) -> str | SurgeNetConfig:
 
 
 def run_record(model, data: SurgicalData, training_args: TrainingArguments, *others, **facts) -> dict:
-    """Return {name: value} of model, data, and options. A resumed run must have the same.
+    """Return {name: value} of model, data, and options, which a resumed run must have in common.
 
     Args:
         model: model before training.
         data: dataset that it is trained on.
-        training_args: its training arguments.
+        training_args: the training arguments.
         others: argument dataclasses of the task.
-        facts: further values.
+        facts: additional values.
     """
     config: PreTrainedConfig = model.config
     values = {k: v for k, v in config.to_diff_dict().items() if k not in ("transformers_version", "_name_or_path")}
@@ -136,10 +142,10 @@ def evaluate_and_save(
     output_dir: str | None = None,
     command: str | None = None,
 ) -> dict | None:
-    """Save the model, evaluate it, and write model/, results.json, and figures. All processes must call it.
+    """Save the model, evaluate it, and write model/, results.json, and figures. All processes must call this function.
 
     Args:
-        trainer: after training.
+        trainer: Trainer after training.
         processor: image processor of the model.
         data: dataset to evaluate on.
         split: split to evaluate on. None: test if the dataset has one, otherwise validation. Without either, the model
@@ -148,7 +154,7 @@ def evaluate_and_save(
         command: command line of the run, recorded in results.json.
 
     Returns:
-        The results, as in results.json; None without a split to evaluate on.
+        The results, as in results.json. None without a split to evaluate on.
     """
     args, model = trainer.args, trained_model(trainer)
     output_dir = Path(output_dir or args.output_dir)
@@ -174,7 +180,7 @@ def evaluate_and_save(
 def stage_arguments(
     args: TrainingArguments, output_dir: str, results_dir: str | None = None, **changes
 ) -> TrainingArguments:
-    """Return the arguments of one stage of several, which is resumed only if it has begun.
+    """Return the arguments of one stage of a run with several stages. A stage is resumed only if it has a checkpoint.
 
     Args:
         args: arguments of the run.
@@ -183,7 +189,7 @@ def stage_arguments(
         changes: other arguments of the stage.
 
     Raises:
-        UserError: an earlier run has begun this stage, and no resuming was requested.
+        UserError: an earlier run started this stage, and resuming was not requested.
     """
     args = copy.deepcopy(args)
     args.output_dir = output_dir
@@ -199,17 +205,17 @@ def stage_arguments(
 
 
 def finished(output_dir: str) -> bool:
-    """Whether a run has written its results there, which is the last thing that it does."""
+    """Return whether a run has written its results to a folder, which is its last action."""
     return Path(output_dir, "results.json").is_file()
 
 
 def finished_results(training_args: TrainingArguments, record: dict, record_dir: str | None = None) -> dict | None:
-    """Return the results of a run that has already finished, if it is to be resumed; otherwise None.
+    """Return the results of a finished run that is resumed, otherwise None.
 
     Args:
-        training_args: output folder, and whether to resume.
-        record: what the run consists of, see `run_record`.
-        record_dir: folder of the recorded one. Default: the output folder.
+        training_args: arguments with the output folder and whether to resume.
+        record: record of the current run, see `run_record`.
+        record_dir: folder with the record of the finished run. Default: the output folder.
 
     Raises:
         UserError: the finished run had other options or data.
@@ -223,10 +229,10 @@ def finished_results(training_args: TrainingArguments, record: dict, record_dir:
 
 
 def check_same_run(output_dir: str, record: dict) -> None:
-    """Check that a finished stage had the options and data that are now given.
+    """Check that a finished stage had the current options and data.
 
     Raises:
-        UserError: it had others, or it does not say which.
+        UserError: the options or data differ, or the stage has no record of them.
     """
     path = Path(output_dir, RECORD)
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""Semantic segmentation on transformers' Trainer."""
+"""Semantic segmentation on the Trainer of transformers."""
 
 import copy
 from collections.abc import Callable
@@ -35,17 +35,17 @@ def run(
     command: str | None = None,
     on_start: Callable[[], None] | None = None,
 ) -> dict | None:
-    """Fine-tune and evaluate a segmentation model; write model/, results.json, and figures to the output folder.
+    """Fine-tune and evaluate a segmentation model, and write model/, results.json, and figures to the output folder.
 
     Args:
         model_args, data_args, loss_args, training_args: options, see `surgenet_hf.finetuning.arguments`.
-        data: dataset in place of the one that `data_args` names.
+        data: dataset instead of the one that `data_args` names.
         command: command line, recorded in results.json.
-        on_start: called by the main process once the run owns its output folder.
+        on_start: function that the main process calls once the run owns its output folder.
 
     Returns:
-        The results, as in results.json; None if the data has no split to evaluate on. Those of a run that has already
-        finished, if it is resumed.
+        The results, as in results.json. If a finished run is resumed, its results. None if the data has no split to
+        evaluate on.
 
     Raises:
         UserError: options, data, or output folder do not allow the run.
@@ -72,20 +72,20 @@ def run(
 
 
 def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_class=AutoModelForSemanticSegmentation):
-    """A model for the classes of a dataset, in float32, and its image processor.
+    """Build a float32 model for the classes of a dataset, and its image processor.
 
     Args:
-        source: a name on the Hub or a local folder; or a configuration, for a randomly initialized model.
-        data: gives the classes, and the ignore index or the problem type.
+        source: a name on the Hub, a local folder, or a configuration for a randomly initialized model.
+        data: dataset that determines the classes, and the ignore index or the problem type.
         image_size: height and width in pixels that the processor resizes to.
-        auto_class: of the head.
+        auto_class: Auto class of the model, which determines its head.
 
     Returns:
-        (model, processor)
+        (model, processor).
 
     Raises:
-        UserError: there is no model of that name; or its folder has no image processor, and its config does not record
-            the normalization.
+        UserError: the model does not exist; or its folder has no image processor, and its config does not record the
+            normalization.
     """
     options = {
         "id2label": dict(enumerate(data.labels)),
@@ -104,7 +104,7 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
         processor = build_image_processor("surgenet", image_size)
     else:
         try:
-            # the head of another number of classes has other sizes, and is replaced by a new one
+            # A head with another number of classes does not match in size and is replaced by a new one.
             model = load_model(auto_class, source, **options, dtype=torch.float32, ignore_mismatched_sizes=True)
             processor = load_image_processor(source, image_size)
         except UserError:
@@ -124,30 +124,31 @@ def finetune(
     loss=None,
     **options,
 ) -> SurgeNetTrainer:
-    """Train on the train split; Trainer's own evaluation, if asked for, runs on the validation split.
+    """Train on the train split. Trainer's own evaluation, if enabled, runs on the validation split.
 
-    That evaluation is at the processor's size and serves to choose checkpoints ("eval_pooled_dice"); reported
-    numbers come from `surgenet_hf.evaluation.evaluate`.
+    That evaluation has the processor's image size. It only selects checkpoints, by "eval_pooled_dice". Reported
+    metrics come from `surgenet_hf.evaluation.evaluate`.
 
     Args:
-        model, processor: as `build_model` gives them.
-        training_args: its seed decides order and augmentation.
-        augmentation: of the training frames, see `Frames`.
-        loss: `loss(logits, labels)` as `segmentation_loss` makes it; None: the model's own cross-entropy.
-        options: of `train_on_frames`.
+        model, processor: model and image processor from `build_model`.
+        data: dataset to train on.
+        training_args: the seed determines order and augmentation.
+        augmentation: augmentation of the training frames, see `Frames`.
+        loss: `loss(logits, labels)` from `segmentation_loss`. None: the model's own cross-entropy.
+        options: arguments of `train_on_frames`.
 
     Returns:
-        the Trainer after training.
+        The Trainer after training.
 
     Raises:
-        ValueError: the model has another number of classes than the data.
+        ValueError: the model and the data have different numbers of classes.
     """
     if model.config.num_labels != len(data.labels):
         raise ValueError(
             f"The model has {model.config.num_labels} classes, the dataset {data.name!r} has {len(data.labels)}: "
             "build the model with build_model(..., data)."
         )
-    training_args.batch_eval_metrics = True  # the metric accumulates: no logits of a whole split in memory
+    training_args.batch_eval_metrics = True  # avoids keeping the logits of a whole split in memory
     return train_on_frames(
         model,
         processor,
@@ -163,19 +164,24 @@ def finetune(
 
 
 def segmentation_loss(name: str, ignore_index: int = 255, weights: torch.Tensor | None = None):
-    """`loss(logits (B, k, H, W), labels (B, H, W)) -> scalar`.
+    """Return a function `loss(logits (B, k, H, W), labels (B, H, W)) -> scalar`.
 
     Args:
-        name: "cross_entropy", the mean over the pixels that are not ignored; or "cross_entropy+dice", with 1 minus the
-            soft Dice, pooled over the batch, averaged over the classes that its labels hold (Milletari et al. 2016).
-        weights: (k,), of the classes in the cross-entropy.
+        name: "cross_entropy", the mean over the pixels that are not ignored; or "cross_entropy+dice", which adds 1
+            minus the soft Dice (Milletari et al. 2016). Dice is pooled over the batch and averaged over the classes in
+            its labels.
+        ignore_index: label of ignored pixels.
+        weights: (k,) weights of the classes in the cross-entropy.
+
+    Raises:
+        ValueError: the name is unknown.
     """
     if name not in LOSSES:
         raise ValueError(f"loss must be one of {LOSSES}, got {name!r}")
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         kept = labels != ignore_index
-        # weighted by hand: with `weight=` a batch that is all ignored would be NaN
+        # Weight explicitly. With `weight=`, a batch of only ignored pixels would have a loss of NaN.
         each = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
         pixel_weights = kept.float() if weights is None else weights.to(logits)[labels.where(kept, 0)] * kept
         value = (each * pixel_weights).sum() / pixel_weights.sum().clamp(min=1e-6)
@@ -193,7 +199,7 @@ def segmentation_loss(name: str, ignore_index: int = 255, weights: torch.Tensor 
 
 
 def pixel_weights(data: SurgicalData) -> torch.Tensor:
-    """Balanced weights (k,) of the classes, from the pixels of the train split."""
+    """Compute balanced weights (k,) of the classes, from the pixels of the train split."""
     counts = torch.zeros(256, dtype=torch.int64)
     for row in data.splits["train"].select_columns(["mask"]):
         counts += torch.bincount(torch.from_numpy(row["mask"]).flatten().long(), minlength=256)
@@ -201,7 +207,10 @@ def pixel_weights(data: SurgicalData) -> torch.Tensor:
 
 
 class _EvalMetrics:
-    """`compute_metrics` for `batch_eval_metrics=True`: called with every batch, computes at the last."""
+    """`compute_metrics` function for `batch_eval_metrics=True`.
+
+    It is called with every batch and computes the metrics at the last one.
+    """
 
     def __init__(self, data: SurgicalData):
         self.settings = (len(data.labels), data.ignore_index, False, data.background_id)

@@ -1,4 +1,4 @@
-"""Trainer of all tasks, with runs that resume exactly: losses, learning rates, checkpoints, and SIGTERM."""
+"""Trainer of all tasks, with exactly resumable runs: losses, learning rates, checkpoints, and SIGTERM."""
 
 import json
 import logging
@@ -35,21 +35,22 @@ from .arguments import TASK_METRIC
 
 logger = logging.getLogger(__name__)
 
-NONFINITE_STEPS = 10  # in a row, of fp16, whose loss scaling skips a step now and then
+NONFINITE_STEPS = 10  # consecutive steps of fp16, whose loss scaling occasionally skips a step
 NEW = "start a new run in another --output_dir"
 
 
 class SurgeNetTrainer(Trainer):
-    """Trainer that records what a run consists of, and resumes it exactly or refuses to.
+    """Trainer that records the settings of a run, and only resumes a run with the same settings.
 
-    A checkpoint counts once its record is written (`surgenet_hf.checkpointing`). SIGTERM saves one and exits.
+    A checkpoint is valid once its record is written (`surgenet_hf.checkpointing`). After SIGTERM, the trainer saves a
+    checkpoint and exits.
 
     Args:
         args: `TrainingArguments`.
         data: dataset that the model is trained on. Its videos are recorded in the model's config
             (`surgenet_hf.leakage`).
         task_metric: metric that selects the checkpoint, unless the arguments name another.
-        record: {name: value} of what the run consists of. A resumed run must have the same. None: not compared.
+        record: {name: value} of the settings of the run. A resumed run must have the same. None: not compared.
         loss: `loss(output, labels) -> scalar`, a mean over the batch. None: the loss of the model.
         loss_on: name of the model output that `loss` takes.
         layer_decay: factor of the learning rate from each block to the previous one, see `layer_groups`.
@@ -72,7 +73,7 @@ class SurgeNetTrainer(Trainer):
     ):
         if args.metric_for_best_model == TASK_METRIC:
             args.metric_for_best_model = task_metric
-        keep, args.save_total_limit = args.save_total_limit, None  # old checkpoints go once the new one has its record
+        keep, args.save_total_limit = args.save_total_limit, None  # the callback deletes checkpoints after the record
         args.average_tokens_across_devices = False  # the losses are means over pixels or frames
         if loss is not None:
             kwargs["compute_loss_func"] = self._loss_function(loss, loss_on)
@@ -92,7 +93,7 @@ class SurgeNetTrainer(Trainer):
         self.add_callback(self.checkpoints)
 
     def _loss_function(self, loss: Callable, name: str) -> Callable:
-        """Return the loss in the form of `compute_loss_func`, which must divide by the accumulation steps itself."""
+        """Return the loss as a `compute_loss_func`, which must divide by the accumulation steps itself."""
 
         def compute_loss(outputs, labels, num_items_in_batch=None):
             value = loss(outputs[name].float(), labels)
@@ -106,7 +107,7 @@ class SurgeNetTrainer(Trainer):
         Raises:
             UserError: the output folder or the checkpoint does not allow it, see `checkpointing.resume_point`.
             TrainingStopped: the loss or the weights are not finite.
-            SystemExit: after SIGTERM, with a checkpoint saved.
+            SystemExit: SIGTERM was received and a checkpoint was saved.
         """
         output_dir = Path(self.args.output_dir)
         checkpoint = resume_point(output_dir, self.args.resume_from_checkpoint)
@@ -115,7 +116,7 @@ class SurgeNetTrainer(Trainer):
                 read_record(checkpoint), self.record, checkpoint, f"Give the same options and data, or {NEW}"
             )
             if best_checkpoint(checkpoint) and self.args.load_best_model_at_end:
-                # the folder may have been moved, and without this one the run would end with other weights
+                # The folder may have been moved. Without the best checkpoint, the run would end with other weights.
                 self.checkpoints.best = best_checkpoint(checkpoint)
                 check_complete(self.checkpoints.best)
         elif self.record and self.args.process_index == 0:
@@ -167,7 +168,7 @@ class SurgeNetTrainer(Trainer):
 
 
 class SetEpoch(TrainerCallback):
-    """Tell the training frames the epoch: accelerate's data loader does so only in a run of one process."""
+    """Callback that sets the epoch of the training frames. Accelerate's data loader does so only with one process."""
 
     def __init__(self, frames):
         self.frames = frames
@@ -177,7 +178,7 @@ class SetEpoch(TrainerCallback):
 
 
 class LogLosses(TrainerCallback):
-    """Log what Trainer reports: losses, learning rates, and metrics of the validation split."""
+    """Callback that logs losses, learning rates, and metrics of the validation split."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         values = {name: f"{value:.4g}" for name, value in (logs or {}).items() if isinstance(value, int | float)}
@@ -185,7 +186,7 @@ class LogLosses(TrainerCallback):
 
 
 class EstimateDuration(TrainerCallback):
-    """Log how long training will take, after its first steps."""
+    """Callback that logs an estimate of the training time after the first steps."""
 
     WARMUP, MEASURED = 2, 5  # steps; the first ones are slower
 
@@ -206,11 +207,12 @@ class EstimateDuration(TrainerCallback):
 
 
 class RecordedCheckpoints(TrainerCallback):
-    """Complete the checkpoints of a Trainer with their record, delete old ones, and save on SIGTERM.
+    """Callback that adds records to the checkpoints of a Trainer, deletes old ones, and saves on SIGTERM.
 
     Args:
         record: record of the run.
-        keep: number of checkpoints kept. The last two, and the best at the time of each, always are. None: all.
+        keep: number of checkpoints to keep. None: all. The last two checkpoints are always kept, and for each of them
+            the checkpoint that was the best when it was saved.
     """
 
     def __init__(self, record: dict, keep: int | None):
@@ -226,7 +228,7 @@ class RecordedCheckpoints(TrainerCallback):
             delete_later_checkpoints(Path(args.output_dir), state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        # After the last step of an epoch, its evaluation comes first: a resumed run would begin with the next epoch.
+        # At the end of an epoch, save after its evaluation, because a resumed run would start with the next epoch.
         if not float(state.epoch).is_integer():
             self._ask_to_save(control, control.should_log or control.should_save)
 
@@ -234,7 +236,10 @@ class RecordedCheckpoints(TrainerCallback):
         self._ask_to_save(control, True)
 
     def _ask_to_save(self, control, agree: bool):
-        """Save and stop after SIGTERM. Several processes agree on the step, when they exchange numbers anyway."""
+        """Request a checkpoint after SIGTERM.
+
+        Several processes agree on it only at steps where they communicate anyway.
+        """
         if agree or process_state().num_processes == 1:
             self.terminated = any_process(self.termination.received)
         if self.terminated:
@@ -246,7 +251,8 @@ class RecordedCheckpoints(TrainerCallback):
         if args.should_save:
             previous, last = [None, *list_checkpoints(output_dir)][-2:]
             write_record(last, self.record)
-            # also the best at the time of the previous one, to which a run falls back if the last is damaged
+            # A run falls back to the previous checkpoint if the last is damaged, so also keep the best one at that
+            # time.
             kept = {path for path in (previous, last) if path is not None}
             delete_old_checkpoints(output_dir, self.keep, kept | set(filter(None, map(best_checkpoint, kept))))
         wait_for_everyone()
@@ -256,13 +262,13 @@ class RecordedCheckpoints(TrainerCallback):
 
 
 def best_checkpoint(checkpoint: Path) -> Path | None:
-    """Return the checkpoint that was the best when this one was saved; None if none was evaluated."""
+    """Return the checkpoint that was the best when this one was saved, or None if none was evaluated."""
     state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
     return checkpoint.with_name(f"checkpoint-{state.best_global_step}") if state.best_global_step else None
 
 
 def trained_model(trainer: Trainer) -> nn.Module:
-    """Return the model as it is saved: without the autocast that accelerate wraps around it for --bf16 and --fp16."""
+    """Return the model as it is saved, without the autocast wrapper of accelerate for --bf16 and --fp16."""
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
@@ -280,11 +286,11 @@ def layer_groups(model: nn.Module, layer_decay: float, learning_rate: float, wei
             continue
         found = re.search(r"encoder\.(stages\.(\d)\.(blocks\.\d+\.)?)?", name)
         if found is None:
-            layer = len(blocks) + 1  # a head
+            layer = len(blocks) + 1  # head
         elif found.group(1) is None:
-            layer = 0  # the stem
+            layer = 0  # stem
         else:
-            # what a stage has outside of its blocks counts as part of its first block
+            # Layers of a stage outside of its blocks belong to its first block.
             block = found.group(1) if found.group(3) else f"stages.{found.group(2)}.blocks.0."
             layer = blocks.index(block) + 1
         decayed = parameter.dim() > 1
@@ -301,19 +307,25 @@ def layer_groups(model: nn.Module, layer_decay: float, learning_rate: float, wei
 
 
 def freeze_backbone(model: nn.Module) -> None:
-    """Train only the head. The norm of the pooled embedding is part of the backbone."""
+    """Freeze the backbone, so that only the head is trained.
+
+    The norm of the pooled embedding is part of the backbone.
+    """
     model.base_model.requires_grad_(False)
 
 
 def balanced_weights(counts: torch.Tensor) -> torch.Tensor:
-    """Return weights (k,) proportional to 1 / counts (k,), with mean 1 over the classes that occur; 0 for others."""
+    """Return weights (k,) proportional to 1 / counts (k,), with mean 1 over the classes that occur.
+
+    Classes that do not occur have weight 0.
+    """
     counts = counts.double()
     weights = torch.where(counts > 0, counts.sum() / counts.clamp(min=1), 0.0)
     return (weights / weights[counts > 0].mean()).float()
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration for people, e.g. "45 s", "12 min", or "3.5 h"."""
+    """Format a duration for messages, e.g. "45 s", "12 min", or "3.5 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

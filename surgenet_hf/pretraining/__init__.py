@@ -1,1 +1,1 @@
-"""DINO pretraining (Caron et al. 2021): head, loss, schedules, student and teacher."""
+"""DINO pretraining (Caron et al. 2021): head, loss, schedules, student, and teacher."""

@@ -19,10 +19,10 @@ from ..configuration_surgenet import BACKBONES
 from ..errors import UserError
 from ..options import option
 
-NUM_GLOBAL_CROPS = 2  # the teacher sees these, the first of each sample; the student sees all
-IN_FOLDERS = ("folder", "shards", "parquet")  # the kinds of dataset that need a data_dir
+NUM_GLOBAL_CROPS = 2  # the first crops of each sample; the teacher sees only these, the student sees all
+IN_FOLDERS = ("folder", "shards", "parquet")  # kinds of datasets that need a data_dir
 # For a few thousand frames: fewer prototypes, a faster teacher, a longer warm-up, and a sharper teacher. With a
-# temperature of 0.04 the outputs drifted to uniform ones (343 frames, small CAFormer, momentum 0.99 and 0.996).
+# temperature of 0.04, the outputs drifted to uniform ones (343 frames, small CAFormer, momentum 0.99 and 0.996).
 SMALL = {
     "out_dim": 4096,
     "momentum_teacher": 0.99,
@@ -31,21 +31,21 @@ SMALL = {
     "teacher_temp": 0.02,
 }
 PRESETS = {"surgenet": {}, "small": SMALL}
-# options of `PretrainingArguments` that the losses of a run depend on
+# Options of `PretrainingArguments` that influence the losses of a run.
 RECORDED = tuple(
     """
     per_device_train_batch_size gradient_accumulation_steps drop_path_rate normalization seed bf16 fp16 crop_on
     """.split()
 )
 
-_MAX_EPOCHS = 100_000  # schedules hold values of every step; 100 times as long as published trainings
-# Far more than recipes use (10 local crops, 518 pixels); every frame of a batch is held at these sizes.
+_MAX_EPOCHS = 100_000  # schedules store a value per step; 100 times as long as published trainings
+# Far more than recipes use (10 local crops, 518 pixels). All crops of a batch are in memory at once.
 _MAX_LOCAL_CROPS = 100
 _MAX_SIZE = 4096
 
 
 def _check(arguments, requirement: str, is_valid: Callable, *names: str, prefix: str = "") -> None:
-    """Refuse values that do not meet a requirement; None is not given."""
+    """Raise a UserError for values that do not meet a requirement. Values of None are skipped."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and not is_valid(value):
@@ -141,7 +141,7 @@ class PretrainingArguments:
 
     @property
     def step_batch_size(self) -> int:
-        """Frames of one step and process."""
+        """Return the number of frames of one process in a step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     @property
@@ -198,7 +198,7 @@ class FrameArguments:
         self.data_dirs()
 
     def data_dirs(self) -> list[str | None]:
-        """Return the folder of each dataset, or None where it has none."""
+        """Return the folder of each dataset, or None for datasets without a folder."""
         given = self.data_dir or []
         if len(given) == len(self.dataset):
             return list(given)
@@ -215,10 +215,12 @@ class FrameArguments:
 
 @dataclass
 class CropConfig:
-    """Number, sizes, and scales of the crops, by the names of the original. There are always two global crops.
+    """Number, sizes, and scales of the crops, with the names of the original code.
+
+    There are always two global crops.
 
     Raises:
-        UserError: a size or number outside its limits, or a scale that is not two shares 0 < min <= max <= 1.
+        UserError: a size or number is outside its limits, or a scale does not meet 0 < min <= max <= 1.
     """
 
     global_crops_scale: list[float] = option(
@@ -245,13 +247,13 @@ class CropConfig:
 
     @property
     def sizes(self) -> list[int]:
-        """Side of each crop in pixels, the global crops first."""
+        """Return the side of each crop in pixels, the global crops first."""
         return [self.global_crops_size] * NUM_GLOBAL_CROPS + [self.local_crops_size] * self.local_crops_number
 
 
 @dataclass
 class DinoConfig:
-    """Hyperparameters of the method, by the names of the original. The defaults are SurgeNet's recipe."""
+    """Hyperparameters of the method, with the names of the original code. The defaults are SurgeNet's recipe."""
 
     epochs: int = option(50, "Length of all schedules, in epochs.", aliases=["--num_train_epochs"])
     lr: float = option(
@@ -279,7 +281,7 @@ class DinoConfig:
     norm_last_layer: bool = option(True, "Whether each prototype has a fixed norm of 1, which is more stable.")
 
     def __post_init__(self):
-        # also refuses NaN, and integers that no float can hold
+        # This also rejects NaN, and integers that no float can represent.
         _check(self, "be finite and at most 1e9", lambda value: abs(value) <= 1e9, *vars(self))
         temperatures = ("warmup_teacher_temp", "teacher_temp", "student_temp")
         sizes = ("out_dim", "hidden_dim", "bottleneck_dim", "head_layers")
@@ -299,16 +301,21 @@ def implied_defaults(
     resume_from_checkpoint: str | None = None,
     extend_epochs: int | None = None,
 ) -> tuple[dict, Path | DinoCheckpoint | None]:
-    """Return the defaults that a preset and a checkpoint imply, and what the run resumes from.
+    """Return the defaults that a preset and a checkpoint imply, and the checkpoint to resume from.
 
-    Options that a user does not give have these defaults: those of the preset, and in a resumed run those of the
-    checkpoint.
+    The defaults apply to options that a user does not give. They are those of the preset, and in a resumed run those
+    of the checkpoint.
+
+    Args:
+        output_dir: folder of the run.
+        preset: name of a preset.
+        resume_from_checkpoint, extend_epochs: see `PretrainingArguments`.
 
     Returns:
         Options by name; and a checkpoint folder, the content of a full DINO checkpoint, or None.
 
     Raises:
-        UserError: a checkpoint that does not exist or is damaged.
+        UserError: the preset is unknown, or the checkpoint does not exist or is damaged.
     """
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
@@ -331,18 +338,20 @@ def implied_defaults(
         defaults |= {name: value for name, value in recorded.items() if name in known}
     own = isinstance(resume, Path) and resume.resolve().parent == Path(output_dir).resolve()
     if extend_epochs is not None and not own:
-        # the recipe's warm-up is for a whole run, and could be all of this one
+        # The recipe's warm-up is for a whole run, and could take all epochs of this one.
         defaults |= {"epochs": extend_epochs, "warmup_epochs": extend_epochs // 10, "warmup_teacher_temp_epochs": 0}
     return defaults, resume
 
 
 def dino_settings(checkpoint: DinoCheckpoint) -> dict:
-    """Return the settings of `DinoConfig` in a full DINO checkpoint: the head's from its tensors, others from `args`.
+    """Return the settings of `DinoConfig` in a full DINO checkpoint.
+
+    The settings of the head come from its tensors, all others from `args`.
 
     Raises:
-        UserError: a setting of another type or outside its limits, or a head whose layers do not fit one another.
+        UserError: a setting has the wrong type or is outside its limits, or the layers of the head do not match.
     """
-    # the command line may still replace the default warm-up, which can be longer than the file's epochs
+    # Check without a warm-up. The default warm-up can be longer than the file's epochs, and the user may replace it.
     settings = _read_settings(checkpoint, DinoConfig) | head_settings(checkpoint)
     return _check_settings(checkpoint, DinoConfig, settings, warmup_epochs=0)
 
@@ -351,7 +360,7 @@ def crop_settings(checkpoint: DinoCheckpoint) -> dict:
     """Return the settings of `CropConfig` in the `args` of a full DINO checkpoint.
 
     Raises:
-        UserError: a setting of another type or outside its limits.
+        UserError: a setting has the wrong type or is outside its limits.
     """
     return _check_settings(checkpoint, CropConfig, _read_settings(checkpoint, CropConfig))
 

@@ -1,4 +1,4 @@
-"""Export of the teacher as a model folder, again after every epoch."""
+"""Export of the teacher as a model folder, after every epoch."""
 
 import os
 import shutil
@@ -26,29 +26,31 @@ def export_teacher(
     knn: dict | None = None,
     write_card: Callable[[Path], str] | None = None,
 ) -> None:
-    """Write backbone, image processor, and card to a folder, which may exist and which others may be reading.
+    """Write backbone, image processor, and card to a folder.
 
-    Each file is replaced as a whole. Between two replacements the folder holds files of two epochs, and still loads:
-    only the weights and their description change, never names or shapes. The weights are replaced last, so a folder
-    with weights is complete. In a run of several processes, one of them calls this.
+    The folder may exist, and other processes may read it. Each file is replaced atomically. During the replacement,
+    the folder contains files of two epochs, and still loads. Only the weights and their description change, not the
+    names or shapes of parameters. The weights are replaced last, so a folder with weights is complete. Only one of
+    several processes may call this function.
 
     Args:
-        backbone: backbone of the teacher. Its config gets `pretraining`.
+        backbone: backbone of the teacher. Its `config.pretraining` is set to `pretraining`, recipe, and k-NN metrics.
+        folder: the model folder.
         pretraining: see `plan.describe_pretraining`.
         processor: the image processor.
         recipe: settings of the training, for the card.
         knn: k-NN metrics and their dataset, for the card.
-        write_card: returns the card of a model folder. None: no card is written.
+        write_card: function that returns the card of a model folder. None: no card is written.
 
     Raises:
         UserError: the weights are not finite.
-        UnavailableError: the files cannot be written. Those that could not be replaced are unchanged.
+        UnavailableError: the files cannot be written. Files that could not be replaced are unchanged.
     """
     check_finite(backbone.state_dict(), "the teacher")
     folder = Path(folder)
-    card = {"recipe": recipe, "knn": knn}  # kept in the config: a card is written again when the model is published
+    card = {"recipe": recipe, "knn": knn}  # stored in the config, because publishing the model writes the card again
     backbone.config.pretraining = pretraining | {key: value for key, value in card.items() if value}
-    # beside the folder: on the same file system, and a run that was killed leaves one at most
+    # Next to the folder, so that both are on the same file system. A killed run leaves at most one such folder.
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -72,7 +74,7 @@ def export_teacher(
 
 @contextmanager
 def _no_progress_bar():
-    """Hide the progress bar of `save_pretrained`, which would break that of the run."""
+    """Hide the progress bar of `save_pretrained`, which would disrupt that of the run."""
     enabled = is_progress_bar_enabled()
     disable_progress_bar()
     try:

@@ -8,12 +8,12 @@ from ..atomic import atomic_write
 
 
 class History:
-    """Entries {"step", ...} of `history.jsonl`, in the order of steps.
+    """Entries {"step", ...} of `history.jsonl`, ordered by step.
 
     Args:
         folder: folder of the file. It is created if it does not exist.
-        step: step after which the run resumes. Later entries, of a run that was killed, are deleted.
-        write: whether this process writes the file; one of several does.
+        step: step after which the run resumes. Later entries, from a run that was killed, are deleted.
+        write: whether this process writes the file. Exactly one process does.
     """
 
     def __init__(self, folder: Path, step: int, write: bool = True):
@@ -22,7 +22,7 @@ class History:
         self.entries: list[dict] = []
         if self.path.is_file():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            entries = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be cut
+            entries = [json.loads(line) for line in lines if line.endswith("\n")]  # the last line may be incomplete
             self.entries = [entry for entry in entries if entry["step"] <= step]
         if write:
             with atomic_write(self.path) as temporary:

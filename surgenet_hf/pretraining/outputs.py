@@ -1,4 +1,4 @@
-"""Outputs of a run beside its checkpoints: k-NN metrics, curves, and the teacher as a model."""
+"""Outputs of a run in addition to its checkpoints: k-NN metrics, curves, and the teacher as a model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from .history import History
 from .plan import Plan
 from .start import Start
 
-KNN_FRAMES = 5000  # of each split at most: more hardly change the metrics and cost minutes in each epoch
+KNN_FRAMES = 5000  # maximum of each split; more hardly change the metrics and cost minutes in each epoch
 
 
 class Outputs:
@@ -21,11 +21,11 @@ class Outputs:
 
     Args:
         output_dir: folder of the run.
-        plan, start: of the run.
+        plan, start: plan and start of the run.
         image_size: image size of the processor.
-        knn_dataset, knn_data: labeled dataset and its name, or None.
-        write: whether this process writes files; one of several does.
-        write_card: writes the card of a model folder, see `export_teacher`.
+        knn_dataset, knn_data: name of the labeled dataset and its data, or None.
+        write: whether this process writes files. Exactly one process does.
+        write_card: function that writes the card of a model folder, see `export_teacher`.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class Outputs:
         self.history = History(output_dir, start.step, write)
 
     def finish_epoch(self, teacher: SurgeNetModel, step: int) -> dict[str, float]:
-        """Measure k-NN, and write the teacher as a model folder and the curves. All processes must call it.
+        """Measure k-NN metrics, and write the teacher as a model folder and the curves.
 
-        `best_model` is the teacher with the best k-NN metric so far: on small datasets, long training can make the
-        features worse.
+        All processes must call this function. `best_model` is the teacher with the best k-NN metric so far. On small
+        datasets, long training can make the features worse.
 
         Args:
             teacher: backbone of the teacher.
-            step: number of completed steps. With 0, only the k-NN of the start weights is measured.
+            step: number of completed steps. With 0, only the k-NN metrics of the start weights are measured.
 
         Returns:
-            The k-NN metrics; empty without a labeled dataset.
+            The k-NN metrics. Empty without a labeled dataset.
         """
         metrics = {}
         if self.knn_data is not None:
@@ -65,7 +65,7 @@ class Outputs:
         if self.write and step:
             for name in ["model", "best_model"] if self._is_best(metrics) else ["model"]:
                 self._export(teacher, self.output_dir / name, step, metrics)
-            if self.history.entries:  # not for a finished run of another folder
+            if self.history.entries:  # a finished run from another folder has no history
                 figure = pretraining_figure(self.history.entries, self.output_dir.name)
                 save_figure(figure, self.output_dir / "pretraining.png", dpi=120)
         return metrics
@@ -80,7 +80,7 @@ class Outputs:
         export_teacher(teacher, folder, self.pretraining(step), self.processor, recipe, knn, self.write_card)
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
-        """Whether k-NN metrics, which the history already holds, are its best."""
+        """Return whether k-NN metrics, which the history already contains, are the best in it."""
         if not metrics:
             return False
         (name,) = (name for name in metrics if name != "knn_chance")

@@ -1,4 +1,4 @@
-"""Plan of a run: the plain values that its checkpoints record, and that its parts share."""
+"""Plan of a run: the values that its checkpoints record and that its parts share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Plan:
         data_names: names of the datasets.
         num_frames: number of different frames. For streams: frames in an epoch.
         num_processes: number of training processes.
-        total_batch_size: frames in a step of all processes.
+        total_batch_size: number of frames in a step of all processes.
         steps_per_epoch: number of steps in an epoch.
         num_steps: number of steps of the schedules.
         last_step: step after which the run ends.
@@ -34,15 +34,15 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs of the schedules."""
+        """Return the number of epochs of the schedules."""
         return self.num_steps // self.steps_per_epoch
 
     def epochs_after(self, step: int) -> int | float:
-        """Return the number of epochs after a number of steps, to two digits."""
+        """Return the number of epochs after a number of steps, rounded to two decimals."""
         return round(step / self.steps_per_epoch, 2) if step % self.steps_per_epoch else step // self.steps_per_epoch
 
     def describe_pretraining(self, base: dict | None, step: int, normalization: str) -> dict:
-        """Return `config.pretraining` of the teacher after a number of steps; see the function of this name."""
+        """Return `config.pretraining` of the teacher after a number of steps. See the function of the same name."""
         return describe_pretraining(base, self.data_names, self.epochs_after(step), self.num_frames, normalization)
 
 
@@ -54,18 +54,18 @@ def count(number: int, noun: str) -> str:
 def describe_pretraining(
     base: dict | None, data: Sequence[str], epoch: int | float, frames: int, normalization: str = "surgenet"
 ) -> dict:
-    """Return `config.pretraining` of a teacher: the origin of its start weights, and the data it was trained on.
+    """Return `config.pretraining` of a teacher: the origin of its start weights, and its training data.
 
     Args:
-        base: `config.pretraining` of the start weights. `{"name": RANDOM_WEIGHTS}`: random ones. None: unknown.
+        base: `config.pretraining` of the start weights. `{"name": RANDOM_WEIGHTS}`: random weights. None: unknown.
         data: names of the datasets, at least one.
         epoch: number of completed epochs.
         frames: number of different frames. For streams: frames in an epoch.
         normalization: "surgenet" or "imagenet".
 
     Returns:
-        `name`, which contains base and data (`checkpoints.catalog.leakage_note` reads it), `method`, `base` (None for
-        random weights), `data`, `epoch`, `frames`, and the normalization.
+        `name`, `method`, `base` (None for random weights), `data`, `epoch`, `frames`, and `normalization`. The name
+        contains base and data, and `checkpoints.catalog.leakage_note` reads it.
     """
     base = {"name": "unknown"} | (base or {})
     return {

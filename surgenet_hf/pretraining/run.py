@@ -1,4 +1,4 @@
-"""The pretraining loop on Accelerate, in one process or several. A resumed run is exact.
+"""Pretraining loop on Accelerate, in one process or several. A resumed run gives exactly the same results.
 
 A run writes to its `output_dir`
 
@@ -11,7 +11,7 @@ A run writes to its `output_dir`
     checkpointEPOCH.pth    at the end, if requested: a full DINO checkpoint of the original format
 
 All random draws are functions of (seed, epoch, position) or of (seed, step, process). The loop waits for the device
-only to log.
+only to log and to check for a collapse.
 """
 
 import logging
@@ -45,11 +45,11 @@ from .state import register_model, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
-SMALL_SET = 50_000  # frames, below which the recipe for millions rarely works
+SMALL_SET = 50_000  # frames; the recipe for millions of frames rarely works with fewer
 MONITOR_STEPS = 50  # steps between checks for a collapse
-SKIPPED_IN_A_ROW = 10  # steps without finite gradients, after which a run stops
-UNREADABLE_FROM = 1000  # frames read, from which on the share of unreadable ones is judged
-PROCESS_DRAWS = 2**40  # seeds of processes use indices from here on, so that none equals that of a frame
+SKIPPED_IN_A_ROW = 10  # consecutive steps without finite gradients, after which a run ends
+UNREADABLE_FROM = 1000  # the unreadable share is of at least this many frames, so a few early ones do not end a run
+PROCESS_DRAWS = 2**40  # seeds of processes use indices from here on, so that none equals the index of a frame
 
 
 def pretrain(
@@ -65,17 +65,18 @@ def pretrain(
     """Pretrain a backbone with DINO.
 
     Args:
-        resume: checkpoint to resume from, as `arguments.implied_defaults` returns it.
-        write_card: returns the card of a model folder, for example `publishing.cards.pretrained_card`.
-        on_start: called by the main process once the run owns its output folder.
+        args, frame_args, crop_config, dino: arguments of the run, its frames, its crops, and the method.
+        resume: checkpoint to resume from, as returned by `arguments.implied_defaults`.
+        write_card: function that returns the card of a model folder, for example `publishing.cards.pretrained_card`.
+        on_start: function that the main process calls once the run owns its output folder.
 
     Returns:
         {"model": folder, "best_model": folder or None, "history": entries of history.jsonl}.
 
     Raises:
-        UserError: arguments, data, or a checkpoint that the run cannot use.
+        UserError: the run cannot use the arguments, the data, or a checkpoint.
         TrainingStopped: a collapse, steps without finite gradients, or too many unreadable frames.
-        SystemExit: after SIGTERM, with a checkpoint saved; its code is 143.
+        SystemExit: SIGTERM was received and a checkpoint was saved. The exit code is 143.
     """
     return Pretraining(args, frame_args, crop_config, dino, resume, write_card).train(on_start)
 
@@ -96,7 +97,7 @@ def find_trackers(report_to: list[str]) -> list[str] | None:
 
 
 class Pretraining:
-    """A run. See `pretrain` for the arguments and errors."""
+    """Pretraining run. See `pretrain` for the arguments and errors."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class Pretraining:
         self.max_unreadable_fraction = frame_args.max_unreadable_fraction
         self.output_dir, self.write_card = Path(args.output_dir), write_card
         self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # else Accelerate ignores torchrun's processes on CPUs
+            cpu=not torch.accelerator.is_available(),  # otherwise Accelerate ignores torchrun's processes on CPUs
             mixed_precision=args.mixed_precision,
             log_with=find_trackers(args.report_to),
             project_dir=args.output_dir,
@@ -161,10 +162,10 @@ class Pretraining:
         )
 
     def _build(self) -> None:
-        """Build model and optimizer, prepared by Accelerate, and load their start."""
+        """Build model and optimizer, prepare them with Accelerate, and load their start."""
         args = self.args
         self.model = build_model(args, self.dino, self.device, self.resume)
-        torch.backends.cudnn.benchmark = True  # shapes stay the same
+        torch.backends.cudnn.benchmark = True  # input shapes do not change
         self.student, self.optimizer = self.accelerator.prepare(
             self.model.student, build_optimizer(self.model.student)
         )
@@ -172,7 +173,7 @@ class Pretraining:
         self.start = load_start(args, self.plan, self.model, self.optimizer, self.accelerator, self.resume)
 
     def train(self, on_start: Callable[[], None] | None = None) -> dict:
-        """Train to the last step; see `pretrain`."""
+        """Train to the last step. See `pretrain`."""
         with lock_run(self.output_dir, self.is_main):
             is_checkpoint = not isinstance(self.resume, DinoCheckpoint)
             if is_checkpoint and resume_point(self.output_dir, self.args.resume_from_checkpoint) != self.resume:
@@ -209,7 +210,7 @@ class Pretraining:
         try:
             with self.termination, bar as self.progress:
                 if start == 0 or start >= last:
-                    self._finish_epoch(start)  # k-NN of the start; or the outputs of a finished run again
+                    self._finish_epoch(start)  # k-NN metrics of the start weights, or the outputs of a finished run
                 self._train()
             self._finish()
         finally:
@@ -238,7 +239,7 @@ class Pretraining:
             self._after_step(step + 1, result, losses)
 
     def _after_step(self, done: int, result: StepResult, losses: list[torch.Tensor]) -> None:
-        """Log, finish the epoch, and save a checkpoint, if it is time."""
+        """Log, finish the epoch, and save a checkpoint where they are due."""
         args, last = self.args, done == self.plan.last_step
         ends_epoch = done % self.plan.steps_per_epoch == 0
         logs = done % args.logging_steps == 0 or ends_epoch or last
@@ -272,7 +273,7 @@ class Pretraining:
 
     @torch.no_grad()
     def _measure(self, result: StepResult, done: int) -> dict[str, float]:
-        """Measure the values after a step that show a collapse."""
+        """Measure the collapse metrics after a step."""
         with self.accelerator.autocast():
             embeddings = self.model.teacher.backbone(self.first_crop).pooler_output
         values = self.monitor.measure(
@@ -286,7 +287,7 @@ class Pretraining:
         return {name: value.item() for name, value in values.items()}
 
     def _log(self, done: int, losses: list[torch.Tensor], measured: dict[str, float]) -> None:
-        """Read what the device has accumulated since the last entry, log it, and stop the run if it is bad."""
+        """Log the values that the device has accumulated since the last entry, and end the run if they are bad."""
         losses = self.accelerator.reduce(torch.stack(losses), "mean").tolist()
         finite = [loss for loss in losses if math.isfinite(loss)]
         frames, now = len(losses) * self.plan.total_batch_size, time.perf_counter()
@@ -391,7 +392,7 @@ class Pretraining:
         ]
 
     def _is_terminated(self, logs: bool) -> bool:
-        """Whether any process received SIGTERM. Several processes compare only when they log."""
+        """Return whether any process received SIGTERM. Several processes compare only when they log."""
         if self.plan.num_processes == 1:
             return self.termination.received
         return logs and any_process(self.termination.received)

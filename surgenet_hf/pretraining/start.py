@@ -1,4 +1,4 @@
-"""Start of a run: random or published weights, its own checkpoint, or a full DINO checkpoint of the original."""
+"""Start of a run: random or published weights, its own checkpoint, or a full DINO checkpoint of the original code."""
 
 import copy
 from dataclasses import asdict, dataclass, field
@@ -26,7 +26,7 @@ DEFAULT_BACKBONE = "caformer_s18"
 
 @dataclass
 class Start:
-    """Beginning of a run.
+    """Initial state of a run.
 
     Attributes:
         step: number of completed optimizer steps.
@@ -44,10 +44,15 @@ class Start:
 
 
 def build_backbone(args: PretrainingArguments, resume: Path | DinoCheckpoint | None) -> SurgeNetModel:
-    """Build the student's backbone, with its start weights, or of the sizes of the checkpoint that will set them.
+    """Build the student's backbone with its start weights, or with the sizes of a checkpoint that is loaded later.
+
+    Args:
+        args: arguments of the run.
+        resume: see `arguments.implied_defaults`.
 
     Raises:
-        UserError: start weights that are damaged or have no embedding, or another backbone than the checkpoint's.
+        UserError: the start weights have no embedding, or the backbone differs from that of the checkpoint.
+        UnavailableError: the start weights are damaged.
     """
     if isinstance(resume, DinoCheckpoint):
         config = backbone_config(resume)
@@ -89,7 +94,7 @@ def build_model(
     if args.gradient_checkpointing:
         model.student.backbone.gradient_checkpointing_enable()
     if args.torch_compile:
-        model.student.backbone.compile(dynamic=False)  # once for each size of crops
+        model.student.backbone.compile(dynamic=False)  # compiles once for each crop size
         model.teacher.backbone.compile(dynamic=False)
     if device.type == "cpu":
         speed_up(model, half=args.bf16)
@@ -115,12 +120,14 @@ def load_start(
     """Set weights and optimizer to the start of the run.
 
     Args:
-        optimizer: as Accelerate wraps it.
-        accelerator: loads the run's own checkpoints.
+        args, plan: arguments and plan of the run.
+        model: student, teacher, and loss.
+        optimizer: optimizer as wrapped by Accelerate.
+        accelerator: accelerator that loads the run's own checkpoints.
         resume: see `arguments.implied_defaults`.
 
     Raises:
-        UserError: a checkpoint that does not fit the run, or at the end of its schedules.
+        UserError: the checkpoint does not match the run, or is at the end of its schedules.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
     if isinstance(resume, DinoCheckpoint):
@@ -144,7 +151,7 @@ def load_start(
 
 
 def as_dino_training(model: DinoModel, optimizer: torch.optim.Optimizer | None = None) -> DinoTraining:
-    """Return the parts of a model that a full DINO checkpoint holds."""
+    """Return the parts of a model that a full DINO checkpoint contains."""
     sizes = model.student.backbone.config.to_dict() | asdict(model.config)
     return DinoTraining(
         model.student, model.teacher, model.loss.center, model.student.original_names(), optimizer, sizes
@@ -183,7 +190,7 @@ def _load_original(
 
 
 def _load_own(args: PretrainingArguments, plan: Plan, accelerator: Accelerator, folder: Path) -> Start:
-    """Resume from a checkpoint of this package; or, with `--extend_epochs`, use it as the start of another run."""
+    """Resume from a checkpoint of this package. With `--extend_epochs`, use it as the start of another run."""
     record = read_record(folder)
     if "normalization" not in record["start"]:
         raise UserError(
@@ -202,7 +209,7 @@ def _load_own(args: PretrainingArguments, plan: Plan, accelerator: Accelerator, 
         )
     try:
         accelerator.load_state(str(folder))
-    except (RuntimeError, SafetensorError) as error:  # `resume_point` has verified the files
+    except (RuntimeError, SafetensorError) as error:  # `resume_point` has already verified the files
         raise UserError(f"{folder} is of a network of other sizes: {error}") from error
     start = Start(
         pretraining=record["start"]["pretraining"],

@@ -22,10 +22,10 @@ WEIGHTS = "model.safetensors"
 
 
 def register_model(accelerator: Accelerator, model: DinoModel) -> None:
-    """Let Accelerate save and load student, teacher, and center as one file, whatever wraps the student."""
+    """Make Accelerate save and load student, teacher, and center as one file, with or without a wrapped student."""
 
     def save(models, weights, output_dir):
-        weights.clear()  # of the wrapped student: its names depend on the number of processes
+        weights.clear()  # parameter names of the wrapped student depend on the number of processes
         if accelerator.is_main_process:
             save_model(model, os.path.join(output_dir, WEIGHTS))
 
@@ -38,20 +38,28 @@ def register_model(accelerator: Accelerator, model: DinoModel) -> None:
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, record: dict, keep: int) -> Path:
-    """Write `checkpoint-STEP`, under another name until it is complete; then delete all but the last `keep`.
+    """Write `checkpoint-STEP`, and then delete all but the last `keep` checkpoints.
 
-    Checkpoints of later steps are deleted, too. They are from a run that was resumed from before them, or with another
-    number of processes, and would be mistaken for the newest. Several nodes need a shared `output_dir`.
+    The checkpoint has a temporary name until it is complete. Checkpoints of later steps are also deleted, because they
+    would be mistaken for the latest. They are from a run that was resumed from an earlier step, or with another number
+    of processes. Several nodes need a shared `output_dir`.
 
     Args:
-        record: written to the checkpoint by `checkpointing.write_record`.
+        accelerator: accelerator of the run.
+        output_dir: folder of the run.
+        step: number of completed steps.
+        record: record that `checkpointing.write_record` writes to the checkpoint.
+        keep: number of checkpoints to keep.
+
+    Returns:
+        Folder of the checkpoint.
 
     Raises:
-        UnavailableError: the checkpoint could not be written, e.g. to a full disk. Earlier ones are unchanged.
+        UnavailableError: the checkpoint could not be written, e.g. to a full disk. Earlier checkpoints are unchanged.
     """
     folder, temporary = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}"
     if accelerator.is_main_process:
-        for leftover in output_dir.glob(".checkpoint-*"):  # of a run that was killed
+        for leftover in output_dir.glob(".checkpoint-*"):  # left by a run that was killed
             shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
@@ -60,7 +68,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, recor
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_record(temporary, record)
-    except (OSError, RuntimeError, SafetensorError) as error:  # full disks come as any of them
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk can cause any of these errors
         shutil.rmtree(temporary, ignore_errors=True)
         last = [None, *list_checkpoints(output_dir)][-1]
         raise UnavailableError(
@@ -68,7 +76,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, recor
             "space, and resume with --resume_from_checkpoint true"
         ) from error
     if accelerator.is_main_process:
-        if folder.exists():  # of the same step, from a run that was resumed from before it
+        if folder.exists():  # from a run that was resumed from an earlier step
             delete_checkpoint(folder)
         temporary.replace(folder)
         delete_later_checkpoints(output_dir, step)

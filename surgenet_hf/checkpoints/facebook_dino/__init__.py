@@ -1,8 +1,8 @@
-"""The full DINO checkpoints of facebookresearch/dino, in both directions.
+"""Reading and writing of the full DINO checkpoints of facebookresearch/dino.
 
 The layout is that of main_dino.py: `student`, `teacher`, `optimizer`, `epoch`, `args`, `dino_loss`, and sometimes
-`fp16_scaler`. The optimizer knows its parameters only by position: those of the student in the order of its state
-dict, without fixed ones, in two groups, decayed and not decayed.
+`fp16_scaler`. The optimizer identifies its parameters only by position. They are those of the student in the order of
+its state dict, without fixed ones, in two groups, decayed and not decayed.
 """
 
 from .reading import DinoCheckpoint, read_dino_checkpoint

@@ -24,23 +24,23 @@ from ..reading import (
 )
 
 OPTIMIZER_OPTIONS = ("lr", "betas", "eps", "weight_decay", "amsgrad")
-_FIXED = "head.last_layer.weight_g"  # fixed with norm_last_layer, and then unknown to the optimizer
+_FIXED = "head.last_layer.weight_g"  # fixed with norm_last_layer, and then not in the optimizer
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass
 class DinoCheckpoint:
-    """Content of a full DINO checkpoint, by the original's names `backbone.*` and `head.*`.
+    """Content of a full DINO checkpoint, with the original names `backbone.*` and `head.*`.
 
     Attributes:
-        path, sha256: of the file.
-        student, teacher: weights and buffers in the original's order and shapes.
+        path, sha256: the file and its SHA-256.
+        student, teacher: weights and buffers in the original order and shapes.
         center: center of the loss, (1, out_dim).
         epoch: number of completed epochs.
         args: command line of the training.
         moments: optimizer state of each parameter that has one: `step`, `exp_avg`, `exp_avg_sq`.
         options: options of the optimizer's groups (decayed, not decayed): `lr`, `betas`, ... Empty without moments.
-        norm_last_layer: whether the norm of the last layer was fixed; None if the file does not tell.
+        norm_last_layer: whether the norm of the last layer was fixed. None: unknown.
         no_moments: reason why there are no moments, or "".
         others: other entries of the file, for example "fp16_scaler".
     """
@@ -60,13 +60,16 @@ class DinoCheckpoint:
 
     @property
     def backbone(self) -> CheckpointFile:
-        """Backbone of the teacher, as the functions of `checkpoints.conversion` take it."""
+        """Return the backbone of the teacher in the type that the functions of `checkpoints.conversion` take."""
         names = {n.removeprefix("backbone."): t for n, t in self.teacher.items() if n.startswith("backbone.")}
         return CheckpointFile(self.path, self.sha256, names, "dino", "teacher", args=self.args, epoch=self.epoch)
 
     @property
     def pretraining(self) -> dict:
-        """Origin of the weights, as in `SurgeNetConfig.pretraining`: from the file's `args`, else its checksum."""
+        """Return the origin of the weights, as in `SurgeNetConfig.pretraining`.
+
+        It comes from the file's `args` if this package wrote the file, else from its checksum.
+        """
         if isinstance(self.args.get("pretraining"), dict):  # written by this package
             return plain(self.args["pretraining"])
         entry = find_by_sha256(self.sha256)
@@ -81,11 +84,11 @@ class DinoCheckpoint:
 def read_dino_checkpoint(path: str | os.PathLike) -> DinoCheckpoint:
     """Read a full DINO checkpoint without running code from it.
 
-    Tensors are memory-mapped, so the file must stay. Moments that cannot be assigned to parameters are omitted;
-    `no_moments` states the reason.
+    Tensors are memory-mapped, so do not delete the file. Moments that cannot be assigned to parameters are omitted,
+    and `no_moments` gives the reason.
 
     Raises:
-        UserError: the file does not exist, cannot be read safely, is no full DINO checkpoint, or lacks a part.
+        UserError: the file does not exist, cannot be read safely, is not a full DINO checkpoint, or lacks a part.
     """
     path = Path(path)
     content = read_content(path)
@@ -128,7 +131,7 @@ def _read_moments(checkpoint: DinoCheckpoint, optimizer) -> None:
     """Assign the optimizer's state to parameters, and set `moments`, `options`, and `norm_last_layer`.
 
     Raises:
-        UserError: the reason why the state cannot be used.
+        UserError: the state cannot be used. The message gives the reason.
     """
     optimizer = optimizer if isinstance(optimizer, Mapping) else {}
     state, groups = optimizer.get("state"), optimizer.get("param_groups")
@@ -194,7 +197,7 @@ def _is_positions(value) -> bool:
 
 
 def _original_groups(student: dict[str, torch.Tensor], norm_last_layer: bool) -> list[list[str]]:
-    """Return the names of the decayed and of the other parameters, by the original's rule and in its order."""
+    """Return the names of the decayed and of the other parameters, selected and ordered as in the original code."""
     groups = [[], []]
     for name, tensor in student.items():
         if not name.endswith(_BUFFERS) and not (norm_last_layer and name == _FIXED):

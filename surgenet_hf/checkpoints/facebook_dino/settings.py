@@ -11,9 +11,9 @@ from ..conversion import check_fit, describe_network
 from ..reading import plain
 from .reading import DinoCheckpoint
 
-# settings of the head, which the tensors and groups of a file tell
+# Settings of the head, which are read from the tensors and optimizer groups of a file.
 HEAD_SETTINGS = ("out_dim", "hidden_dim", "bottleneck_dim", "head_layers", "use_bn_in_head", "norm_last_layer")
-# the first layer of each stage: of CAFormer and ConvNeXtV2, of PVTv2
+# First layer of each stage: CAFormer and ConvNeXtV2, then PVTv2.
 _DOWNSAMPLING = re.compile(r"backbone\.(?:downsample_layers\.(\d)\.(?:conv|\d)|patch_embed(\d)\.proj)\.weight")
 _BLOCK = re.compile(r"backbone\.(?:stages\.(\d)|block(\d))\.(\d{1,3})\.")
 
@@ -45,10 +45,10 @@ def backbone_sizes(checkpoint: DinoCheckpoint) -> dict:
 
 
 def backbone_config(checkpoint: DinoCheckpoint) -> SurgeNetConfig:
-    """Return the config of the backbone: sizes from the tensors, `drop_path_rate` from `args` if it is there.
+    """Return the config of the backbone: sizes from the tensors, and `drop_path_rate` from `args` (default: 0).
 
     Raises:
-        UserError: as `backbone_sizes`; or the teacher does not have the parameters of that backbone.
+        UserError: see `backbone_sizes`. Also raised if the teacher does not have the parameters of that backbone.
     """
     rate = read_setting(checkpoint, "drop_path_rate", int, float) if "drop_path_rate" in checkpoint.args else 0.0
     sizes = backbone_sizes(checkpoint)
@@ -56,16 +56,18 @@ def backbone_config(checkpoint: DinoCheckpoint) -> SurgeNetConfig:
         config = SurgeNetConfig(**sizes, drop_path_rate=rate, pretraining=checkpoint.pretraining)
     except ValueError as error:
         raise UserError(f"{checkpoint.path} holds a network that cannot be built: {error}") from error
-    # before anyone builds the model: a small file can declare the sizes of a huge one
+    # Check before the model is built, because a small file can declare the sizes of a huge model.
     check_fit(checkpoint.backbone, config, "backbone", "original")
     return config
 
 
 def head_settings(checkpoint: DinoCheckpoint) -> dict:
-    """Return the settings of the head that the file tells, by the names in `HEAD_SETTINGS`.
+    """Return the settings of the head in the file, with the names in `HEAD_SETTINGS`.
+
+    Settings that the file does not contain are omitted.
 
     Raises:
-        UserError: the layers do not fit one another or the backbone.
+        UserError: the sizes of the layers do not match each other or the backbone.
     """
     head = {name.removeprefix("head."): t for name, t in checkpoint.student.items() if name.startswith("head.")}
     layers = [t for name, t in head.items() if re.fullmatch(r"mlp\.(\d+\.)?weight", name) and t.dim() == 2]
@@ -83,7 +85,7 @@ def head_settings(checkpoint: DinoCheckpoint) -> dict:
 
 
 def _check_head(checkpoint: DinoCheckpoint, layers: list[torch.Tensor], last: torch.Tensor) -> None:
-    """Check that the sizes of the layers fit: a small file can declare the sizes of a huge head."""
+    """Check that the sizes of the layers match, because a small file can declare the sizes of a huge head."""
     found = [tuple(layer.shape) for layer in (*layers, last)]
     widths = [backbone_sizes(checkpoint)["hidden_sizes"][-1], *(len(layer) for layer in layers)]
     hidden = set(widths[1:-1])

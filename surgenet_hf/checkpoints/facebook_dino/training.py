@@ -1,7 +1,7 @@
-"""A DINO training is set to the content of a full DINO checkpoint, and written as one.
+"""Loading of full DINO checkpoints into a DINO training, and saving of a training as such a checkpoint.
 
-Order, names, and some shapes of the parameters differ between the two. `DinoTraining.names` maps them, and the
-optimizer's moments are mapped by name and reshaped with their weights.
+Order, names, and some shapes of the parameters differ between the two. `DinoTraining.names` maps them. The optimizer's
+moments are mapped by name and reshaped with their weights.
 """
 
 import argparse
@@ -24,15 +24,16 @@ from .settings import backbone_sizes, head_settings
 
 @dataclass
 class DinoTraining:
-    """The parts of a DINO training that a full DINO checkpoint holds.
+    """Parts of a DINO training that a full DINO checkpoint contains.
 
     Attributes:
-        student, teacher: networks with the same names of parameters.
-        center: center of the loss, (1, out_dim). It is written to.
+        student, teacher: networks with the same parameter names.
+        center: center of the loss, (1, out_dim). It is modified in place.
         names: parameter or buffer name -> (name, shape) in the original: `backbone.*`, `head.*`.
         optimizer: AdamW over the student's decayed and other parameters, in two groups. None: the moments are not
             loaded.
-        sizes: sizes of the networks by the names of `SurgeNetConfig` and `HEAD_SETTINGS`, compared with the file.
+        sizes: sizes of the networks, with the names of `SurgeNetConfig` and `HEAD_SETTINGS`. They are compared with
+            the file.
     """
 
     student: nn.Module
@@ -45,11 +46,12 @@ class DinoTraining:
 
 @dataclass
 class LoadReport:
-    """Parts of a file that `load_dino_checkpoint` loaded and omitted, one phrase for each.
+    """Parts of a file that `load_dino_checkpoint` loaded and omitted.
 
     Attributes:
         path: the file.
         epoch: number of completed epochs.
+        loaded, omitted: one phrase for each part.
     """
 
     path: Path
@@ -64,18 +66,21 @@ class LoadReport:
 
 
 def load_dino_checkpoint(checkpoint: DinoCheckpoint, training: DinoTraining) -> LoadReport:
-    """Set student, teacher, center, and optimizer to the content of a full DINO checkpoint: all of it, or nothing.
+    """Set student, teacher, center, and optimizer to the content of a full DINO checkpoint.
 
-    The optimizer takes the moments, learning rate, weight decay, betas, and epsilon. Moments that the file does not
-    have start from zero.
+    After an error, nothing is changed. The optimizer takes the moments, learning rate, weight decay, betas, and
+    epsilon. Moments that the file does not have start from zero.
 
     Args:
         checkpoint: content of the file.
         training: networks of the file's sizes, see `backbone_config` and `head_settings`.
 
+    Returns:
+        Report of the parts that were loaded and omitted.
+
     Raises:
-        UserError: weights of a network of other sizes, with what to pass, or missing, unexpected, of another shape,
-            or not finite.
+        UserError: the sizes of the networks differ, or weights are missing, unexpected, of the wrong shape, or not
+            finite. For other sizes, the message gives the arguments to pass.
     """
     _compare_sizes(checkpoint, training.sizes)
     own = training.student.state_dict()
@@ -92,7 +97,7 @@ def load_dino_checkpoint(checkpoint: DinoCheckpoint, training: DinoTraining) -> 
             + "Nothing was loaded."
         )
     check_finite(
-        # as the model will have them: float64 values can be too large for float32
+        # As float32, like in the model, because float64 values can be too large for it.
         {
             f"{part}.{name}": tensor.to(torch.float32)
             for part, tensors in (networks | {"dino_loss": center}).items()
@@ -143,7 +148,7 @@ def _find_faults(
 
 
 def _load_moments(checkpoint: DinoCheckpoint, training: DinoTraining, report: LoadReport) -> None:
-    """Set the optimizer's state by name, in the shapes of our parameters; AdamW is elementwise."""
+    """Set the optimizer's state by name. Reshaping it to our parameters is exact, because AdamW is elementwise."""
     optimizer = training.optimizer
     original = {p: training.names[ours][0] for ours, p in training.student.named_parameters() if p.requires_grad}
     content = optimizer.state_dict()
@@ -154,7 +159,7 @@ def _load_moments(checkpoint: DinoCheckpoint, training: DinoTraining, report: Lo
             if moments is None:
                 content["state"].pop(position, None)
                 continue
-            # cloned: the file is memory-mapped, and the optimizer writes to these
+            # Clone, because the file is memory-mapped and the optimizer modifies its state in place.
             content["state"][position] = {
                 key: torch.tensor(float(value)) if key == "step" else value.reshape(parameter.shape).clone()
                 for key, value in moments.items()
@@ -176,10 +181,10 @@ def save_dino_checkpoint(
     """Write a full DINO checkpoint, from which the original loop and `load_dino_checkpoint` resume.
 
     Args:
-        path: the file. It appears completely or not at all.
+        path: the file. It is written atomically.
         training: networks and optimizer.
         epoch: number of completed epochs.
-        args: settings of the training, by the original's names.
+        args: settings of the training, with the names of the original code.
         pretraining: as in `SurgeNetConfig.pretraining`, written into `args`.
         normalization: "surgenet" or "imagenet", written into `args` as `data_mean` and `data_std`.
 
@@ -191,7 +196,7 @@ def save_dino_checkpoint(
         args["pretraining"] = pretraining
     if normalization is not None:
         args["data_mean"], args["data_std"] = NORMALIZATIONS[normalization]
-    # with batch normalization in the head, the original wraps its teacher for distributed training, too
+    # With batch normalization in the head, the original code also wraps its teacher for distributed training.
     batch_norm = any(name.endswith("running_mean") for name, _ in training.names.values())
     content = {
         "student": _original_state_dict(training.student, training.names, "module."),
@@ -209,7 +214,7 @@ def save_dino_checkpoint(
 
 
 def _original_order(names: Mapping[str, tuple[str, torch.Size]]) -> Iterable[str]:
-    """Sort our names in the original's order: where it keeps all downsampling in one list, that list comes first."""
+    """Sort our names in the original order, which begins with the list of all downsampling layers if there is one."""
     return sorted(names, key=lambda ours: not names[ours][0].startswith("backbone.downsample_layers."))
 
 
@@ -223,7 +228,10 @@ def _original_state_dict(
 
 
 def _original_optimizer(training: DinoTraining) -> dict:
-    """Return the state dict of the original's optimizer: parameters by position, moments in the original's shapes."""
+    """Return the state dict of the original optimizer.
+
+    It has parameters by position and moments in the original shapes.
+    """
     names, optimizer = training.names, training.optimizer
     parameters = dict(training.student.named_parameters())
     ordered = [ours for ours in _original_order(names) if ours in parameters]

@@ -1,8 +1,8 @@
-"""Is a DINO run alive: entropy and divergence of its outputs, spread and rank of its features, names for a collapse.
+"""Monitoring of DINO: metrics of outputs and features, and detection of a collapse.
 
-Centering alone drives the teacher's outputs to the uniform distribution, sharpening alone to one prototype; the two
-keep each other in balance. Where the balance is lost, all samples get the same output, and there is nothing left to
-learn (Caron et al. 2021, section 5.3).
+Centering alone drives the teacher's outputs to the uniform distribution. Sharpening alone drives them to one
+prototype. Each prevents the collapse that the other causes. Without this balance, all samples get the same output, and
+there is nothing left to learn (Caron et al. 2021, section 5.3).
 """
 
 import math
@@ -11,23 +11,24 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
-# Nats that the outputs must tell of their samples: entropy of the mean output less mean entropy of the outputs. Runs
-# that are well start with 0.07 and more, and small ones pass a plateau at 6e-3; in those that collapse (teacher too
-# hot, no centering, learning rate too high) it falls below 3e-4. An output within 1e-3 nats of the uniform one cannot
-# tell more than that.
+# Minimum information of the outputs about their samples, in nats: entropy of the mean output minus mean entropy of the
+# outputs. Healthy runs start with 0.07 or more, and small ones pass a plateau at 6e-3. In runs that collapse (teacher
+# temperature too high, no centering, learning rate too high), it falls below 3e-4. An output within 1e-3 nats of the
+# uniform one cannot have more information than that.
 INFORMATION = 1e-3
-# Nats, entropy of the mean output: one prototype has 98 % of it.
+# Entropy of the mean output in nats, below which one prototype has 98 % of it.
 ONE_PROTOTYPE = 0.1
-# The mean cosine similarity of two samples is about 1 - std^2, here 0.9999. At random initialization the std is 0.2.
+# Standard deviation. The mean cosine similarity of two samples is about 1 - std^2, here 0.9999. At random
+# initialization, the standard deviation is 0.2.
 SAME_FEATURES = 0.01
-# Two equally strong directions have rank 2; here the second has 2 % of the first's strength.
+# Effective rank. Two equally strong directions have rank 2. Here the second has 2 % of the strength of the first.
 ONE_DIRECTION = 1.1
-MIN_SAMPLES = 8  # fewer may well be neighbors in one video, and alike in a run that is well
-PATIENCE = 3  # one batch may be odd; so many in a row are not
+MIN_SAMPLES = 8  # fewer samples may be neighbors in one video, and similar even in a healthy run
+PATIENCE = 3  # a single batch may be unusual, but not this many in a row
 
 
 class Monitor:
-    """Measures a step of DINO, and says when the run has collapsed.
+    """Measurement of the outputs and features of DINO, and detection of a collapse.
 
     Args:
         out_dim: K, the number of prototypes.
@@ -36,7 +37,7 @@ class Monitor:
     def __init__(self, out_dim: int):
         self.out_dim = out_dim
         self._num_samples = 0
-        self._collapsed = 0  # measurements in a row
+        self._collapsed = 0  # consecutive measurements that show a collapse
 
     @torch.no_grad()
     def measure(
@@ -48,27 +49,28 @@ class Monitor:
         student_temp: float,
         teacher_temp: float,
     ) -> dict[str, torch.Tensor]:
-        """Float32 scalars on the device, over the samples of all processes, which all call this with equal B.
+        """Compute metrics of a step as float32 scalars on the device.
 
-        On a GPU the rank's singular values wait for the device; all else does not. Measure where the loss is read.
+        The metrics cover the samples of all processes. All processes must call this function with equal B. On a GPU,
+        only the singular values for the rank wait for the device, so call it where the loss is read anyway.
 
         Args:
             student_logits: (S, B, K), all crops.
             teacher_logits: (T, B, K), the first T of the same crops.
             embeddings: (B, C), the backbone's embedding of one crop of each sample.
-            center: (1, K), that of the loss at this step; `update_center` moves it afterwards.
+            center: (1, K), center of the loss at this step, before `update_center` changes it.
             student_temp, teacher_temp: temperatures of the softmax.
 
         Returns:
-            teacher_entropy: nats, of softmax((teacher - center) / temp), mean over crops and samples.
-            teacher_mean_entropy: nats, of the mean of these distributions.
-            teacher_student_kl: nats, KL(teacher || student), mean over pairs of different crops; the loss is this
-                and teacher_entropy.
-            center_norm: L2.
-            feature_std: of L2-normalized embeddings over the samples, mean over channels, times sqrt(C): 1 is
-                isotropic, 0 collapsed; NaN with one sample.
-            feature_rank: effective rank (Roy and Vetterli 2007) of the same embeddings, centered: exp of the entropy
-                of their normalized singular values; NaN with one sample.
+            teacher_entropy: entropy of softmax((teacher - center) / temp) in nats, mean over crops and samples.
+            teacher_mean_entropy: entropy of the mean of these distributions in nats.
+            teacher_student_kl: KL(teacher || student) in nats, mean over pairs of different crops. The loss is the sum
+                of this and `teacher_entropy`.
+            center_norm: L2 norm of the center.
+            feature_std: standard deviation of L2-normalized embeddings over the samples, mean over channels, times
+                sqrt(C). 1 is isotropic, 0 is collapsed. NaN with one sample.
+            feature_rank: effective rank (Roy and Vetterli 2007) of the same embeddings, centered. It is the
+                exponential of the entropy of their normalized singular values. NaN with one sample.
         """
         log_targets = F.log_softmax((teacher_logits.float() - center.float()) / teacher_temp, dim=-1)
         targets = log_targets.exp()
@@ -98,13 +100,13 @@ class Monitor:
         }
 
     def diagnose(self, values: dict[str, float]) -> str | None:
-        """What is wrong and what to do, if the last `PATIENCE` measurements all show a collapse; else None.
+        """Return the problem and its remedy if the last `PATIENCE` measurements all show a collapse, else None.
 
-        To be called once after each measurement. The plateau near the uniform output in which a run starts is no
-        collapse; whether to stop before the end of the warm-up is for the caller to decide.
+        Call this function once after each measurement. A run also starts on a plateau near the uniform output, which
+        is not a collapse. The caller decides whether to stop before the end of the warm-up.
 
         Args:
-            values: of `measure`, as numbers. NaNs show nothing.
+            values: result of `measure` as numbers. NaNs do not indicate a collapse.
         """
         found = self._collapse(values)
         self._collapsed = self._collapsed + 1 if found else 0
@@ -143,11 +145,11 @@ class Monitor:
 
 
 def _spread(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Standard deviation and effective rank of features (N, C) of length 1."""
+    """Compute the standard deviation and the effective rank of features (N, C) of length 1."""
     if len(features) < 2:
         return features.new_full((), torch.nan), features.new_full((), torch.nan)
     std = features.std(0).mean() * features.shape[1] ** 0.5
-    # an SVD of what is not finite is an error; std is NaN then, and the rank with it
+    # SVD fails on values that are not finite. They make std NaN, and the rank is set to NaN below.
     singular = torch.linalg.svdvals((features - features.mean(0)).nan_to_num(0, 0, 0))
     share = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
     rank = torch.exp(-torch.xlogy(share, share).sum())

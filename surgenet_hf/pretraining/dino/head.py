@@ -1,4 +1,4 @@
-"""The projection head of DINO (Caron et al., "Emerging properties in self-supervised vision transformers", 2021)."""
+"""Projection head of DINO (Caron et al., "Emerging properties in self-supervised vision transformers", 2021)."""
 
 import torch
 from torch import nn
@@ -6,37 +6,37 @@ from torch.nn import functional as F
 
 
 class WeightNormLinear(nn.Module):
-    """A linear layer without bias whose weight rows are `weight_g * weight_v / |weight_v|`.
+    """Linear layer without bias whose weight rows are `weight_g * weight_v / |weight_v|`.
 
-    The names are those of the original checkpoints, `weight_g` (out, 1) and `weight_v` (out, in).
+    The parameter names are those of the original checkpoints: `weight_g` (out, 1) and `weight_v` (out, in).
     """
 
     def __init__(self, in_features: int, out_features: int, fixed_norm: bool):
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(out_features, 1), requires_grad=not fixed_norm)
         self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
-        bound = in_features**-0.5  # as a linear layer starts in torch
+        bound = in_features**-0.5  # initialization of linear layers in torch
         nn.init.uniform_(self.weight_v, -bound, bound)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # the few logits are scaled, and not the many weights
+        # Scaling the logits is cheaper than scaling the weights.
         return F.linear(x, self.weight_v) * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)).T
 
 
 class DinoHead(nn.Module):
-    """An MLP to a narrow bottleneck, L2 normalization, and a weight-normed layer to the prototypes.
+    """MLP to a narrow bottleneck, L2 normalization, and a weight-normalized layer to the prototypes.
 
     Parameter names are those of the original head: `mlp.*`, `last_layer.weight_g`, `last_layer.weight_v`.
 
     Args:
-        in_dim: channels of the embedding.
+        in_dim: number of channels of the embedding.
         out_dim: number of prototypes.
         hidden_dim: width of the hidden layers of the MLP.
-        bottleneck_dim: width of its output.
-        num_layers: of the MLP, at least 1.
-        batch_norm: normalize before each activation, over the batches of all processes; with several processes
-            torch has this on GPUs only.
-        norm_last_layer: fix the norm of each prototype to 1, which makes training more stable.
+        bottleneck_dim: width of the output of the MLP.
+        num_layers: number of layers of the MLP, at least 1.
+        batch_norm: whether to normalize before each activation, over the batches of all processes. With several
+            processes, torch supports this only on GPUs.
+        norm_last_layer: whether to fix the norm of each prototype to 1, which makes training more stable.
     """
 
     def __init__(
@@ -66,5 +66,5 @@ class DinoHead(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Embeddings (N, in_dim) to logits (N, out_dim)."""
+        """Compute logits (N, out_dim) of embeddings (N, in_dim)."""
         return self.last_layer(F.normalize(self.mlp(x), dim=-1))

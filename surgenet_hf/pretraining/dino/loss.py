@@ -1,4 +1,4 @@
-"""The loss of DINO (Caron et al., "Emerging properties in self-supervised vision transformers", 2021)."""
+"""Loss of DINO (Caron et al., "Emerging properties in self-supervised vision transformers", 2021)."""
 
 import torch
 from torch import distributed, nn
@@ -6,12 +6,14 @@ from torch.nn import functional as F
 
 
 class DinoLoss(nn.Module):
-    """Cross-entropy between the teacher's view of a global crop and the student's view of every other crop.
+    """Cross-entropy between the teacher's output for a global crop and the student's output for every other crop.
+
+    The center is the running mean of the teacher's logits, a buffer (1, K) that starts at 0.
 
     Args:
         out_dim: K, the number of prototypes.
         student_temp: temperature of the student's softmax.
-        center_momentum: of the running mean of the teacher's logits, `center` (1, K), a buffer that starts at 0.
+        center_momentum: momentum of the center.
     """
 
     def __init__(self, out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9):
@@ -21,7 +23,9 @@ class DinoLoss(nn.Module):
         self.register_buffer("center", torch.zeros(1, out_dim))
 
     def forward(self, student_logits: torch.Tensor, teacher_logits: torch.Tensor, teacher_temp: float) -> torch.Tensor:
-        """The mean over samples and pairs of different crops, in float32; no gradient reaches the teacher.
+        """Compute the mean loss over samples and pairs of different crops, in float32.
+
+        No gradient reaches the teacher. The result equals
 
             for t in range(T):
                 for s in range(S):
@@ -46,10 +50,13 @@ class DinoLoss(nn.Module):
 
     @torch.no_grad()
     def update_center(self, teacher_logits: torch.Tensor, keep: torch.Tensor | bool = True):
-        """Move the center towards the mean of `teacher_logits` (T, B, K) over crops, samples and all processes.
+        """Move the center toward the mean teacher logits over crops, samples, and all processes.
 
-        To be called after the loss of the same step, by all processes with equal B; nothing changes unless `keep`, a
-        bool scalar on the device that all processes agree on.
+        All processes must call this function after the loss of the same step, with equal B.
+
+        Args:
+            teacher_logits: (T, B, K).
+            keep: bool scalar on the device, the same in all processes. If it is false, nothing changes.
         """
         mean = teacher_logits.float().mean(dim=(0, 1)).unsqueeze(0)
         if distributed.is_available() and distributed.is_initialized():

@@ -21,7 +21,7 @@ from .schedules import Schedules, StepValues, cosine_schedule, scaled_learning_r
 
 
 class DinoNetwork(nn.Module):
-    """Backbone and head: the student, or the teacher."""
+    """Backbone and head of the student or the teacher."""
 
     def __init__(self, backbone: SurgeNetModel, head: DinoHead):
         super().__init__()
@@ -29,9 +29,12 @@ class DinoNetwork(nn.Module):
         self.head = head
 
     def forward(self, crops: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Compute logits (N, B, out_dim) of N crops of each of B samples, each (B, 3, h, w) and of any size.
+        """Compute logits (N, B, out_dim) of N crops of each of B samples.
 
-        The backbone runs once for each size, the head once for all.
+        The backbone runs once for each crop size, the head once for all crops.
+
+        Args:
+            crops: N tensors (B, 3, h, w) of any sizes.
         """
         by_size: dict[torch.Size, list[int]] = {}
         for i, crop in enumerate(crops):
@@ -55,12 +58,14 @@ class DinoNetwork(nn.Module):
 class DinoModel(nn.Module):
     """Student, teacher, and loss.
 
-    The teacher starts equal to the student, has no gradients and no drop path, and follows by `update_teacher`. Both
-    stay in training mode, as in the original: batch normalization in the head uses the batch in both.
+    The teacher is initialized with the student's weights and updated by `update_teacher`. It has no gradients and no
+    drop path. As in the original code, both networks stay in training mode, so batch normalization in the head uses
+    batch statistics in both.
 
     Args:
         backbone: start weights of student and teacher. It becomes the student's backbone, and its
             `config.drop_path_rate` is the student's.
+        config: hyperparameters of the method.
     """
 
     def __init__(self, backbone: SurgeNetModel, config: DinoConfig):
@@ -86,9 +91,14 @@ class DinoModel(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float, keep: torch.Tensor):
-        """Set each parameter to momentum * teacher + (1 - momentum) * student, if `keep` (bool scalar)."""
+        """Set each teacher parameter to momentum * teacher + (1 - momentum) * student.
+
+        Args:
+            momentum: weight of the teacher.
+            keep: bool scalar on the device. If it is false, nothing changes.
+        """
         teacher = list(self.teacher.parameters())
-        weight = keep * (1 - momentum)  # `where` would move the numbers to the device and wait for it
+        weight = keep * (1 - momentum)  # `where` would copy the numbers to the device and wait for it
         torch._foreach_lerp_(teacher, list(self.student.parameters()), [weight] * len(teacher))
 
 
@@ -96,8 +106,9 @@ def build_schedules(config: DinoConfig, steps_per_epoch: int, total_batch_size: 
     """Build the schedules of a whole run.
 
     Args:
-        steps_per_epoch: number of optimizer steps.
-        total_batch_size: frames of one optimizer step, over all processes and accumulated batches.
+        config: hyperparameters of the method.
+        steps_per_epoch: number of optimizer steps in an epoch.
+        total_batch_size: number of frames in one optimizer step, over all processes and accumulated batches.
     """
     num_steps = config.epochs * steps_per_epoch
     warmup_steps = config.warmup_epochs * steps_per_epoch
@@ -115,9 +126,10 @@ def build_schedules(config: DinoConfig, steps_per_epoch: int, total_batch_size: 
 
 
 def parameter_groups(student: DinoNetwork) -> list[dict]:
-    """Return two groups for AdamW: decayed parameters; biases and vectors (norms, scales), which are not decayed.
+    """Return two parameter groups for AdamW.
 
-    Fixed parameters are in neither. The shapes of the original determine what is a vector. It decays the
+    The first group has weight decay. The second, of biases and vectors (norms, scales), has none. Fixed parameters are
+    in neither. A parameter is a vector if it is one in the original code. The original code therefore decays the
     (1, 1, 1, C) parameters of ConvNeXtV2's response normalization.
     """
     names = student.original_names()
@@ -130,16 +142,23 @@ def parameter_groups(student: DinoNetwork) -> list[dict]:
 
 
 def build_optimizer(student: DinoNetwork) -> torch.optim.AdamW:
-    """Build AdamW over the `parameter_groups`. Only the fused one can skip a step without waiting for the device."""
+    """Build AdamW over the `parameter_groups`.
+
+    It is the fused implementation, because only that one can skip a step without waiting for the device.
+    """
     return torch.optim.AdamW(parameter_groups(student), lr=0.0, fused=True)  # the schedules set lr and weight decay
 
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Scale the gradient of each parameter down to an L2 norm of `max_norm` (0: not at all), each by itself.
+    """Scale the gradient of each parameter separately, to an L2 norm of at most `max_norm`.
+
+    Args:
+        parameters: parameters, with or without a gradient.
+        max_norm: largest norm. 0: no clipping.
 
     Returns:
-        Norms (n,) before scaling, of the n parameters that have a gradient.
+        Norms (n,) before scaling of the n parameters that have a gradient.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
@@ -149,7 +168,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
 
 
 class Outputs(NamedTuple):
-    """Loss of this process's samples with its graph, and its inputs without graph."""
+    """Loss of this process's samples with its graph, and the inputs of the loss without their graph."""
 
     loss: torch.Tensor
     student_logits: torch.Tensor  # (S, B, K)
@@ -163,8 +182,10 @@ def compute_loss(
     """Run the forward pass.
 
     Args:
+        model: student, teacher, and loss.
         crops: N tensors (B, 3, h, w), the two global crops first.
-        student: `model.student` as wrapped for distributed training; default: `model.student`.
+        teacher_temp: temperature of the teacher's softmax.
+        student: `model.student` as wrapped for distributed training. Default: `model.student`.
     """
     with torch.no_grad():
         teacher_logits = model.teacher(crops[:NUM_GLOBAL_CROPS])
@@ -176,29 +197,31 @@ def compute_loss(
 def apply_gradients(
     model: DinoModel, optimizer: torch.optim.Optimizer, values: StepValues, teacher_means: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """Run the second half of a step: clip, optimize, and update center and teacher. Gradients are consumed.
+    """Run the second half of a step: clip gradients, run the optimizer, and update center and teacher.
 
-    If a gradient is not finite, nothing changes. Gradients are the mean over all processes, so all processes agree.
+    Gradients are reset. If a gradient is not finite, nothing else changes. Gradients are averaged over all processes,
+    so all processes agree.
 
     Args:
-        optimizer: from `build_optimizer`, perhaps as Accelerate wraps it.
-        values: of this step, from `Schedules.at`.
+        model: student, teacher, and loss.
+        optimizer: optimizer from `build_optimizer`, with or without Accelerate's wrapper.
+        values: values of this step, from `Schedules.at`.
         teacher_means: mean teacher logits (K,) of each of the step's batches in this process.
 
     Returns:
-        Whether all gradients were finite: a bool scalar on the device.
+        Whether all gradients were finite, as a bool scalar on the device.
     """
     for group, weight_decay in zip(optimizer.param_groups, (values.weight_decay, 0.0), strict=True):
         group["lr"] = values.lr
         group["weight_decay"] = weight_decay
     inner, scaler = getattr(optimizer, "optimizer", optimizer), getattr(optimizer, "scaler", None)
-    if scaler is not None:  # of fp16: gradients are clipped, not their multiples
+    if scaler is not None:  # with fp16, unscale gradients before they are clipped
         scaler.unscale_(inner)
     finite = clip_gradients(model.student.parameters(), model.config.clip_grad).isfinite().all()
-    if values.freeze_last_layer:  # without a gradient there is neither decay nor a moment
+    if values.freeze_last_layer:  # without gradients, there is neither weight decay nor a change of moments
         for parameter in model.student.head.last_layer.parameters():
             parameter.grad = None
-    inner.found_inf = (~finite).float()  # a scaler has found the same
+    inner.found_inf = (~finite).float()  # a scaler has found the same value
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     model.loss.update_center(torch.stack(list(teacher_means)).unsqueeze(1), finite)
@@ -207,7 +230,7 @@ def apply_gradients(
 
 
 class StepResult(NamedTuple):
-    """Mean loss of this process's samples, whether the step was taken, and its last outputs, all on the device."""
+    """Mean loss of this process's samples, whether the step was taken, and the last outputs, all on the device."""
 
     loss: torch.Tensor
     finite: torch.Tensor
@@ -227,15 +250,17 @@ def training_step(
 ) -> StepResult:
     """Run one step of DINO, over one batch or the accumulated gradients of several.
 
-    With several processes, each passes the same number of its own samples, and `student` in a
-    DistributedDataParallel wrapper. The loss is then the mean over the whole batch.
+    With several processes, each passes the same number of its own samples and a `student` in a DistributedDataParallel
+    wrapper. The loss is then the mean over the whole batch.
 
     Args:
-        optimizer: from `build_optimizer`.
+        model: student, teacher, and loss.
+        optimizer: optimizer from `build_optimizer`.
+        schedules: schedules from `build_schedules`.
         batches: crops of each batch: N tensors (B, 3, h, w), the two global crops first. They are read one by one.
         step: number of optimizer steps before this one, over all epochs.
         num_batches: number of batches.
-        student: `model.student` as wrapped for distributed training; default: `model.student`.
+        student: `model.student` as wrapped for distributed training. Default: `model.student`.
         backward: function that computes gradients, for example `Accelerator.backward`.
         autocast: context of the forward pass, for example `Accelerator.autocast`.
     """
@@ -243,7 +268,7 @@ def training_step(
     student = model.student if student is None else student
     losses, teacher_means = [], []
     for number, crops in enumerate(batches, 1):
-        # processes exchange gradients once a step
+        # Processes exchange gradients only once per step, with the last batch.
         alone = student.no_sync() if number < num_batches and hasattr(student, "no_sync") else nullcontext()
         with alone:
             with autocast():

@@ -1,6 +1,6 @@
-"""What changes from step to step in DINO (Caron et al. 2021), as arrays with one value a step.
+"""Schedules of DINO (Caron et al. 2021), as arrays with one value per step.
 
-All are functions of the step alone, so an interrupted run goes on where it was.
+The values depend only on the step, so a resumed run continues the schedules exactly.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,22 @@ from ...errors import UserError
 
 
 def cosine_schedule(base: float, final: float, num_steps: int, warmup_steps: int = 0) -> np.ndarray:
-    """(num_steps,) float64: a line from 0 to `base`, then half a cosine wave from `base` towards `final`.
+    """Compute a linear warm-up from 0 to `base`, followed by half a cosine wave from `base` to `final`.
 
-    The line ends on `base` and the cosine begins with it, so with a warm-up that value comes twice; `final` would be
-    reached at step `num_steps`.
+    The warm-up ends with `base` and the cosine starts with it, so this value occurs twice. Step `num_steps`, which is
+    not included, would have the value `final`.
+
+    Args:
+        base: value at the start of the cosine.
+        final: value at the end of the cosine.
+        num_steps: total number of steps.
+        warmup_steps: number of steps of the warm-up.
+
+    Returns:
+        (num_steps,) float64.
 
     Raises:
-        UserError: the warm-up is longer than the whole.
+        UserError: the warm-up is longer than the schedule.
     """
     if not 0 <= warmup_steps <= num_steps:
         raise UserError(f"a warm-up of {warmup_steps} steps does not fit into {num_steps} steps: shorten it")
@@ -28,15 +37,23 @@ def cosine_schedule(base: float, final: float, num_steps: int, warmup_steps: int
 
 
 def scaled_learning_rate(lr: float, total_batch_size: int) -> float:
-    """The linear scaling rule: `lr` is for 256 images a step, over all processes and accumulated batches."""
+    """Scale a learning rate linearly with the batch size.
+
+    Args:
+        lr: learning rate for 256 images per step.
+        total_batch_size: number of images per step, over all processes and accumulated batches.
+    """
     return lr * total_batch_size / 256
 
 
 def teacher_temperatures(start: float, final: float, num_epochs: int, warmup_epochs: int) -> np.ndarray:
-    """(num_epochs,) float64: a line from `start` to `final` over `warmup_epochs`, then `final`.
+    """Compute a linear warm-up from `start` to `final` over `warmup_epochs`, followed by `final`.
+
+    Returns:
+        (num_epochs,) float64.
 
     Raises:
-        UserError: the warm-up is longer than the whole.
+        UserError: the warm-up is longer than the schedule.
     """
     if not 0 <= warmup_epochs <= num_epochs:
         raise UserError(
@@ -46,7 +63,7 @@ def teacher_temperatures(start: float, final: float, num_epochs: int, warmup_epo
 
 
 class StepValues(NamedTuple):
-    """What holds at one step."""
+    """Values of the schedules at one step."""
 
     lr: float
     weight_decay: float
@@ -56,7 +73,7 @@ class StepValues(NamedTuple):
 
 
 class Schedules(NamedTuple):
-    """One value a step of each: all (num_steps,)."""
+    """Values of each step, as arrays (num_steps,)."""
 
     lr: np.ndarray
     weight_decay: np.ndarray

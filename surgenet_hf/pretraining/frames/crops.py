@@ -1,7 +1,7 @@
-"""The multi-crop augmentation of DINO (Caron et al. 2021): random draws, and crops on the CPU.
+"""Multi-crop augmentation of DINO (Caron et al. 2021): random draws, and crops on the CPU.
 
-`crop_frame` makes the crops of one frame in a worker; `device_crops.crop_batch` those of a whole batch on a GPU. Both
-use the same draws.
+`crop_frame` makes the crops of one frame in a worker. `device_crops.crop_batch` makes those of a whole batch on a GPU.
+Both use the same draws.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from torchvision.transforms import functional as F
 
 from ..arguments import NUM_GLOBAL_CROPS, CropConfig
 
-# Probabilities and ranges of the original. Colors change in random order. The first global crop is always blurred,
-# the second rarely; only the second may be solarized.
+# Probabilities and ranges of the original code. The color operations are applied in random order. The first global
+# crop is always blurred, and the second rarely is. Only the second may be solarized.
 FLIP = 0.5
 ASPECT_RATIO = (3 / 4, 4 / 3)
 JITTER = 0.8
@@ -31,28 +31,31 @@ SOLARIZE_THRESHOLD = 128
 
 ADJUST = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 
-_TRIES = 10  # to fit a box into the frame
+_TRIES = 10  # attempts to fit a box into the frame
 
 
 class Crops(NamedTuple):
-    """What happens to the N crops of a frame; arrays, or tensors with leading dimensions of a batch."""
+    """Parameters of the N crops of a frame.
+
+    Fields are arrays, or tensors with leading batch dimensions.
+    """
 
     boxes: np.ndarray  # (N, 4): left, top, right, bottom in pixels of the frame
     flip: np.ndarray  # (N,) bool
     order: np.ndarray  # (N, 4) int: permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE
-    factors: np.ndarray  # (N, 4): their factors, in that order; NO_JITTER where colors stay
+    factors: np.ndarray  # (N, 4): factors indexed by these operations; NO_JITTER leaves colors unchanged
     gray: np.ndarray  # (N,) bool
-    sigma: np.ndarray  # (N,): standard deviation of the blur in pixels of the crop; 0 where there is none
+    sigma: np.ndarray  # (N,): standard deviation of the blur in pixels of the crop; 0 for no blur
     solarize: np.ndarray  # (N,) bool
 
     def to_array(self) -> np.ndarray:
-        """All as float32 (N, 16), for transport; `np.stack` makes a batch of it."""
+        """Pack all fields into one float32 array (N, 16) for transport. `np.stack` combines arrays to a batch."""
         columns = [x if x.ndim == 2 else x[:, None] for x in self]
         return np.concatenate(columns, axis=1, dtype=np.float32, casting="unsafe")
 
     @classmethod
     def from_array(cls, array: np.ndarray | torch.Tensor) -> "Crops":
-        """From (..., N, 16), an array or a tensor, whatever its leading dimensions."""
+        """Unpack an array or tensor (..., N, 16) with any leading dimensions."""
         order = array[..., 5:9]
         order = order.long() if isinstance(array, torch.Tensor) else order.astype(int)
         flip, gray, solarize = (array[..., i] > 0 for i in (4, 13, 15))
@@ -60,12 +63,13 @@ class Crops(NamedTuple):
 
 
 def draw_crops(size: tuple[int, int], config: CropConfig, rng: np.random.Generator) -> Crops:
-    """Draw the crops of one frame, distributed as the original's.
+    """Draw the crops of one frame from the distribution of the original code.
 
     Args:
         size: (width, height) of the frame in pixels. For a frame that is decoded at a smaller scale, draw for the full
             size and scale the boxes: `crops._replace(boxes=crops.boxes * scale)`.
-        rng: the only source of random draws; how many are taken depends on `config` alone.
+        config: number, sizes, and scales of the crops.
+        rng: the only source of randomness. The number of draws depends on `config` alone.
     """
     number = len(config.sizes)
     num_local = config.local_crops_number
@@ -85,10 +89,16 @@ def draw_crops(size: tuple[int, int], config: CropConfig, rng: np.random.Generat
 
 
 def _draw_boxes(size: tuple[int, int], scale: Sequence[float], number: int, rng: np.random.Generator) -> np.ndarray:
-    """(number, 4) boxes of whole pixels, as torchvision's RandomResizedCrop draws them.
+    """Draw boxes (number, 4) of whole pixels like torchvision's RandomResizedCrop.
 
-    Of ten boxes of random area and aspect ratio the first that fits into the frame; where none does, the largest
-    central one whose ratio is allowed.
+    The result is the first of ten boxes of random area and aspect ratio that fits into the frame. If none fits, it is
+    the largest central box whose aspect ratio is allowed.
+
+    Args:
+        size: (width, height) of the frame in pixels.
+        scale: smallest and largest fraction of the frame's area.
+        number: number of boxes.
+        rng: source of randomness.
     """
     width, height = size
     area = width * height * rng.uniform(*scale, (number, _TRIES))
@@ -99,7 +109,7 @@ def _draw_boxes(size: tuple[int, int], scale: Sequence[float], number: int, rng:
     chosen = np.arange(number), fits.argmax(axis=1)
     shape = np.stack([widths[chosen], heights[chosen]], axis=1)
     origin = np.floor(place * ([width, height] - shape + 1))
-    # in whole numbers as torchvision does it: Python's round
+    # Python's round to integers, as in torchvision
     low, high = ASPECT_RATIO
     fallback = np.array([min(width, round(height * high)), min(height, round(width / low))])
     fallen = ~fits.any(axis=1, keepdims=True)
@@ -109,17 +119,18 @@ def _draw_boxes(size: tuple[int, int], scale: Sequence[float], number: int, rng:
 
 
 def crop_frame(image: Image.Image, crops: Crops, config: CropConfig) -> list[torch.Tensor]:
-    """Cut the crops of a frame, with torchvision's transforms of PIL images.
+    """Cut the crops of a frame with torchvision's transforms of PIL images.
 
-    Resizing alone is torch's, which is many times as fast as PIL's and differs in few values, by one gray level (by
-    two in one of 100,000 values of a crop that is enlarged).
+    Only resizing uses torch, which is many times faster than PIL. Few values differ from PIL's, by one gray level. In
+    an enlarged crop, one of 100,000 values differs by two.
 
     Args:
-        image: RGB; convert other modes first.
-        crops: boxes must lie in the frame; those with fractions of pixels are cut as PIL's `resize(box=)` does.
+        image: RGB image. Convert other modes first.
+        crops: boxes must be inside the frame. Boxes with fractional pixels are cut like PIL's `resize(box=)`.
+        config: number, sizes, and scales of the crops.
 
     Returns:
-        N uint8 tensors (3, size, size), the global crops first; see `normalize`.
+        N uint8 tensors (3, size, size), the global crops first. See `normalize`.
     """
     pixels = F.pil_to_tensor(image)
     return [
@@ -129,13 +140,20 @@ def crop_frame(image: Image.Image, crops: Crops, config: CropConfig) -> list[tor
 
 
 def _resize_box(image: Image.Image, pixels: torch.Tensor, box: np.ndarray, size: int) -> Image.Image:
-    """A box of a frame, given as `image` and as its `pixels` (3, H, W), at (size, size) with antialiased bicubic."""
+    """Resize a box of a frame to (size, size) with antialiased bicubic interpolation.
+
+    Args:
+        image: the frame.
+        pixels: the same frame as a tensor (3, H, W).
+        box: (4,) left, top, right, bottom in pixels.
+        size: side of the result in pixels.
+    """
     outer = [*np.floor(box[:2]).astype(int).tolist(), *np.ceil(box[2:]).astype(int).tolist()]
     left, top, right, bottom = outer
     if (box != outer).any():
         inner = (box - [left, top, left, top]).tolist()
         return image.crop(outer).resize((size, size), Image.Resampling.BICUBIC, box=inner)
-    # cut first: what lies beyond the box must not enter the crop
+    # Cut before resizing, because pixels outside the box must not contribute to the crop.
     resized = nn.functional.interpolate(
         pixels[None, :, top:bottom, left:right], (size, size), mode="bicubic", antialias=True
     )
@@ -143,7 +161,7 @@ def _resize_box(image: Image.Image, pixels: torch.Tensor, box: np.ndarray, size:
 
 
 def _change_colors(image: Image.Image, crops: Crops, i: int) -> Image.Image:
-    """What was drawn of flip, color jitter, grayscale, blur and solarization for crop i."""
+    """Apply the drawn flip, color jitter, grayscale, blur, and solarization to crop i."""
     if crops.flip[i]:
         image = F.hflip(image)
     for operation in crops.order[i]:
@@ -160,16 +178,16 @@ def _change_colors(image: Image.Image, crops: Crops, i: int) -> Image.Image:
 def normalize(
     crops: Sequence[torch.Tensor], mean: Sequence[float] | torch.Tensor, std: Sequence[float] | torch.Tensor
 ) -> list[torch.Tensor]:
-    """Crops with values of 0 to 255, of either way of cutting, as inputs of the model: (crop / 255 - mean) / std.
+    """Normalize crops with values from 0 to 255 to model inputs: (crop / 255 - mean) / std.
 
     Args:
-        crops: N tensors (..., 3, h, w), on any device.
-        mean, std: of the three channels at values of 0 to 1.
+        crops: N tensors (..., 3, h, w) from `crop_frame` or `crop_batch`, on any device.
+        mean, std: mean and standard deviation of the three channels, for values from 0 to 1.
 
     Returns:
         N float32 tensors of the same shapes.
     """
-    # without waiting for the device
+    # Copy asynchronously, so that the host does not wait for the device.
     mean, std = (
         torch.as_tensor(x, dtype=torch.float32).mul(255).view(3, 1, 1).to(crops[0].device, non_blocking=True)
         for x in (mean, std)

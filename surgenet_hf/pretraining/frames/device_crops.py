@@ -1,8 +1,8 @@
-"""The crops of a whole batch, made on the device: `crops.crop_frame` for a GPU.
+"""Crops of a whole batch, computed on the device. This is the GPU counterpart of `crops.crop_frame`.
 
-All crops of one size are computed at once, each with its own parameters, which stay on the device. Resizing and
-blurring are products with one matrix for each crop, flips are reversed rows of that matrix, and choices are masks. The
-host never waits. Values are rounded where PIL, which works on 8 bits, rounds them.
+All crops of one size are computed at once, each with its own parameters. The parameters stay on the device, so the
+host never waits for it. Resizing and blurring multiply by one matrix per crop, flips reverse the rows of that matrix,
+and random choices are masks. Values are rounded wherever PIL, which works on 8 bits, rounds them.
 """
 
 import itertools
@@ -12,29 +12,32 @@ import torch
 
 from .crops import BRIGHTNESS, CONTRAST, HUE, SOLARIZE_THRESHOLD, CropConfig, Crops
 
-# Frames are cut in parts of at most so many pixels, to bound the memory: 64 frames of 1280x720, whose crops by default
-# take 1.3 GB beside the frames' own 0.2 GB.
+# Upper limit of pixels that are cropped at once, which bounds the memory. It is 64 frames of 1280x720. With the
+# default settings, their crops take 1.3 GB in addition to 0.2 GB for the frames.
 PIXELS_AT_ONCE = 64 * 1280 * 720
 BLUR_PASSES = 3
-BLUR_REACH = 2  # pixels of a box on either side of the middle, enough for the largest sigma that is drawn
+BLUR_REACH = 2  # pixels on either side of the center of the box, enough for the largest sigma that is drawn
 
 
 @torch.no_grad()
 def crop_batch(images: Sequence[torch.Tensor], crops: torch.Tensor, config: CropConfig) -> list[torch.Tensor]:
-    """Cut the crops of a batch of frames; as `crop_frame` up to rounding.
+    """Cut the crops of a batch of frames.
+
+    The results equal those of `crop_frame` up to rounding.
 
     Args:
-        images: B uint8 tensors (3, H, W) on one device, of any sizes; frames of one size are cut together.
-        crops: (B, N, 16), the stacked `Crops.to_array` of the frames; a pinned tensor is moved without waiting. Boxes
-            may have fractions of pixels, and must overlap their frame.
+        images: B uint8 tensors (3, H, W) on one device, of any sizes. Frames of the same size are cropped together.
+        crops: (B, N, 16), the stacked `Crops.to_array` of the frames. A pinned tensor is copied asynchronously. Boxes
+            may have fractional pixels and must overlap their frame.
+        config: number, sizes, and scales of the crops.
 
     Returns:
-        N uint8 tensors (B, 3, size, size), the global crops first; see `normalize`.
+        N uint8 tensors (B, 3, size, size), the global crops first. See `normalize`.
     """
     device = images[0].device
-    drawn = crops.to(device, non_blocking=True).transpose(0, 1)  # crops of one kind together, as they are returned
+    drawn = crops.to(device, non_blocking=True).transpose(0, 1)  # crops first, in the order of the result
     results = []
-    with torch.autocast(device.type, enabled=False):  # the products need more than bfloat16's 8 bits
+    with torch.autocast(device.type, enabled=False):  # bfloat16 has too few bits for the products
         for size, group in itertools.groupby(config.sizes):
             ours = drawn[len(results) :][: len(list(group))]
             pixels = _resize_all(images, ours, size).flatten(0, 1)
@@ -44,7 +47,16 @@ def crop_batch(images: Sequence[torch.Tensor], crops: torch.Tensor, config: Crop
 
 
 def _resize_all(images: Sequence[torch.Tensor], crops: torch.Tensor, size: int) -> torch.Tensor:
-    """n crops (n, B, 16) of one size of each of B frames, resized and flipped: float32 (n, B, 3, size, size)."""
+    """Resize and flip n crops of one size for each of B frames.
+
+    Args:
+        images: B uint8 tensors (3, H, W).
+        crops: (n, B, 16), see `Crops.to_array`.
+        size: side of the crops in pixels.
+
+    Returns:
+        float32 (n, B, 3, size, size).
+    """
     by_shape: dict[torch.Size, list[int]] = {}
     for i, image in enumerate(images):
         by_shape.setdefault(image.shape, []).append(i)
@@ -61,12 +73,15 @@ def _resize_all(images: Sequence[torch.Tensor], crops: torch.Tensor, size: int) 
 
 
 def _product_dtype(device: torch.device) -> torch.dtype:
-    """Half precision where it is fast: pixels are exact in it, weights good to 1/4096."""
+    """Return half precision on CUDA, where it is fast, else float32.
+
+    Half precision represents pixels exactly and weights with an error of at most 1/4096.
+    """
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def _resize(frames: torch.Tensor, crops: Crops, size: int) -> torch.Tensor:
-    """One crop of each frame (B, 3, H, W), to float32 (B, 3, size, size)."""
+    """Resize one crop of each frame (B, 3, H, W) and return float32 (B, 3, size, size)."""
     height, width = frames.shape[2:]
     left, top, right, bottom = crops.boxes.unbind(-1)
     columns = bicubic_rows(left, right, size, width, crops.flip)
@@ -86,12 +101,15 @@ def _along_columns(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def bicubic_rows(start: torch.Tensor, stop: torch.Tensor, size: int, length: int, flip: torch.Tensor) -> torch.Tensor:
-    """Weights (B, size, length) that resize the stretches from `start` to `stop` of lines of `length` pixels.
+    """Compute weights (B, size, length) that resize an interval of a line of `length` pixels to `size` pixels.
 
-    PIL's antialiased bicubic (a = -0.5, as wide as the reduction is large), of the stretch cut out to whole pixels.
+    The filter is PIL's antialiased bicubic (a = -0.5), whose support grows with the reduction factor. It reads only
+    the pixels of the interval, which is extended outward to whole pixels.
 
     Args:
-        start, stop: (B,) in pixels.
+        start, stop: (B,) bounds of the intervals in pixels.
+        size: number of pixels of the result.
+        length: number of pixels of a line.
         flip: (B,) bool, whether to reverse the result.
     """
     scale = ((stop - start) / size)[:, None]
@@ -109,7 +127,15 @@ def bicubic_rows(start: torch.Tensor, stop: torch.Tensor, size: int, length: int
 
 
 def _change_colors(pixels: torch.Tensor, crops: Crops) -> torch.Tensor:
-    """Color jitter, grayscale, blur and solarization of M crops: float32 (M, 3, h, w), whole numbers of 0 to 255."""
+    """Apply color jitter, grayscale, blur, and solarization to M crops.
+
+    Args:
+        pixels: float32 (M, 3, h, w), integers from 0 to 255.
+        crops: the parameters of the M crops.
+
+    Returns:
+        float32 (M, 3, h, w), integers from 0 to 255.
+    """
     for operation in crops.order.unbind(-1):
         pixels = _jitter(pixels, operation, crops.factors.gather(1, operation[:, None])[:, 0])
     pixels = torch.where(_each(crops.gray), luma(pixels), pixels)
@@ -118,15 +144,20 @@ def _change_colors(pixels: torch.Tensor, crops: Crops) -> torch.Tensor:
 
 
 def _each(values: torch.Tensor) -> torch.Tensor:
-    """(M,) values, to go with (M, 3, h, w) crops."""
+    """Reshape values (M,) so that they broadcast to crops (M, 3, h, w)."""
     return values.view(-1, 1, 1, 1)
 
 
 def _jitter(pixels: torch.Tensor, operation: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """For each crop the one of the four operations (M,) that is its turn.
+    """Apply to each crop the color operation that is next in its order.
 
-    Brightness, contrast and saturation mix with black, the mean gray and the pixel's own gray; hue has a way of its
-    own.
+    Brightness, contrast, and saturation blend the pixel with black, the mean gray, and the pixel's own gray. Hue is
+    computed separately.
+
+    Args:
+        pixels: (M, 3, h, w).
+        operation: (M,) one of the four operations.
+        factor: (M,) factor of the operation.
     """
     operation, factor = _each(operation), _each(factor)
     gray = luma(pixels)
@@ -138,23 +169,26 @@ def _jitter(pixels: torch.Tensor, operation: torch.Tensor, factor: torch.Tensor)
 
 
 def luma(pixels: torch.Tensor) -> torch.Tensor:
-    """Gray (M, 1, h, w) of RGB (M, 3, h, w) in PIL's whole numbers, which float32 computes exactly."""
+    """Compute gray values (M, 1, h, w) of RGB (M, 3, h, w) like PIL.
+
+    PIL uses integer arithmetic, which float32 reproduces exactly.
+    """
     red, green, blue = pixels.split(1, dim=1)
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536).floor_()
 
 
 def shift_hue(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Turn the hue by a share of the circle, through hue and saturation of 8 bits, as PIL stores them.
+    """Shift the hue by a fraction of the color circle, with 8-bit hue and saturation as in PIL.
 
     Args:
         pixels: (M, 3, h, w).
-        factor: (M, 1, 1, 1), -0.5 to 0.5.
+        factor: (M, 1, 1, 1), from -0.5 to 0.5.
     """
     value, darkest = pixels.amax(1, keepdim=True), pixels.amin(1, keepdim=True)
     chroma = value - darkest
     red, green, blue = ((value - pixels) / chroma.clamp(min=1)).split(1, dim=1)
     hue = torch.where(red == 0, blue - green, torch.where(green == 0, 2 + red - blue, 4 + green - red))
-    hue = ((hue % 6 * 42.5).floor_() + (255 * factor).trunc()) % 256  # of 6 sectors to 255 steps
+    hue = ((hue % 6 * 42.5).floor_() + (255 * factor).trunc()) % 256  # from 6 sectors to 255 steps
     saturation = (255 * chroma / value.clamp(min=1)).floor_() / 255
     sector = (hue * (6 / 255) + torch.arange(5, 0, -2, device=pixels.device).view(3, 1, 1)) % 6
     fall = torch.minimum(sector, 4 - sector).clamp_(0, 1)
@@ -162,7 +196,7 @@ def shift_hue(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def _blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Blur M square crops (M, 3, size, size), each by its sigma (M,); 0 changes nothing."""
+    """Blur M square crops (M, 3, size, size), each with its own sigma (M,). A sigma of 0 changes nothing."""
     box = box_matrix(sigma, pixels.shape[-1])
     for _ in range(BLUR_PASSES):
         pixels = _along_rows(pixels, box)
@@ -172,12 +206,14 @@ def _blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def box_matrix(sigma: torch.Tensor, size: int) -> torch.Tensor:
-    """Matrices (M, size, size) that take means over a box of whole pixels and a part of the next at both ends.
+    """Compute matrices (M, size, size) that average over a box of pixels.
 
-    Three times, this is PIL's GaussianBlur (Gwosdek et al., SSVM 2011). Pixels beyond the border repeat the last one.
+    A box includes a fraction of one more pixel on each side. Applying a matrix three times equals PIL's GaussianBlur
+    (Gwosdek et al., SSVM 2011). Beyond the border, the last pixel is repeated.
 
     Args:
-        sigma: (M,) standard deviation of the three together, at most 2.4; 0 gives the identity.
+        sigma: (M,) standard deviation of the three passes together, at most 2.4. A sigma of 0 gives the identity.
+        size: number of pixels of a row or column.
     """
     variance = sigma**2 / BLUR_PASSES
     whole = ((torch.sqrt(12 * variance + 1) - 1) / 2).floor()

@@ -1,8 +1,8 @@
 """Frames in files: folders of images, and images in zip and tar shards.
 
 All frames are listed once, when a source is opened. A file is opened when its first frame is read. Paths and offsets
-are kept in a few large arrays: 4.7 million frames take about 200 MB, which forked workers share. With Python objects,
-each worker would end up with its own copy.
+are stored in a few large arrays. 4.7 million frames take about 200 MB, which forked workers share. With Python
+objects, each worker would end up with its own copy.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SHARD_SUFFIXES = (".zip", ".tar")
 COMPRESSED_SUFFIXES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".rar", ".7z")
 
-_OPEN_FILES = 64  # for each process
+_OPEN_FILES = 64  # maximum number of each process
 _TAR, _STORED, _DEFLATED = range(3)
 
 
@@ -51,9 +51,9 @@ class _Grouped:
 
 
 class FolderSource(_Grouped):
-    """All images below a folder, at any depth, in the order of their paths, without hidden files and folders.
+    """All images below a folder at any depth, in the order of their paths.
 
-    A shard is a folder. Links are followed.
+    Hidden files and folders are skipped, and links are followed. A shard is a folder.
     """
 
     def __init__(self, data_dir: str | Path):
@@ -65,7 +65,7 @@ class FolderSource(_Grouped):
             for folder, subfolders, files in os.walk(root, onerror=_refuse, followlinks=True):
                 subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
                 status = os.stat(folder)
-                if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+                if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was already visited
                     subfolders.clear()
                     continue
                 seen.add((status.st_dev, status.st_ino))
@@ -98,21 +98,21 @@ class _Members(NamedTuple):
     """The images in a shard."""
 
     names: "_Names"
-    offsets: np.ndarray  # int64: where the content begins; in a zip the header before it
-    sizes: np.ndarray  # int64, in the file
+    offsets: np.ndarray  # int64: start of the content; in a zip, start of the header before it
+    sizes: np.ndarray  # int64: number of bytes in the file
     methods: np.ndarray  # uint8: _TAR, _STORED or _DEFLATED
-    checksums: np.ndarray  # uint32: CRC-32 of what is in a zip; tar has none
+    checksums: np.ndarray  # uint32: CRC-32 of the uncompressed content in a zip; 0 in a tar, which has none
 
 
 class ShardSource(_Grouped):
-    """Images in zip and uncompressed tar files (WebDataset), shards and members in the order of their names.
+    """Images in zip and uncompressed tar files (WebDataset), in the order of the names of shards and members.
 
-    At first, only the directory of each zip and all headers of each tar are read. A frame then takes one or two reads.
-    The checksums of zip files are compared, so every damaged frame is noticed.
+    When a source is opened, only the directory of each zip and all headers of each tar are read. A frame then takes
+    one or two reads. The checksums of zip files are verified, so every damaged frame in a zip is detected.
 
     Args:
         data_dir: a folder with shards at any depth, or one shard.
-        suffix: suffix of the members to take, for example "jpg" if there is also "seg.png". None: all images.
+        suffix: suffix of the members to read, for example "jpg" if there is also "seg.png". None: all images.
     """
 
     def __init__(self, data_dir: str | Path, suffix: str | None = None):
@@ -185,7 +185,7 @@ def find_files(data_dir: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 class _Names:
-    """Many strings in two arrays."""
+    """Compact list of strings, stored as their bytes and an array of offsets."""
 
     def __init__(self, names: Iterable[str]):
         encoded = [os.fsencode(name) for name in names]
@@ -211,7 +211,7 @@ class _Names:
 
 
 class _OpenFiles:
-    """The last used files of this process, open. After a fork or a pickle: none."""
+    """Cache of the most recently used open files of this process. It is empty after a fork or unpickling."""
 
     def __init__(self):
         self.process = None
@@ -221,7 +221,7 @@ class _OpenFiles:
         return _OpenFiles, ()
 
     def get(self, path: str):
-        if self.process != os.getpid():  # a fork would share the position in the file
+        if self.process != os.getpid():  # forked processes would share the position in the file
             self.process, self.files = os.getpid(), OrderedDict()
         if path not in self.files:
             if len(self.files) == _OPEN_FILES:
@@ -254,12 +254,12 @@ def _index_tar(path: str, bar: tqdm) -> list[tuple]:
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # it would keep them all
+                archive.members.clear()  # otherwise the archive would keep all members in memory
                 bar.update(archive.offset - member.offset)
                 if member.isreg():
                     rows.append((member.name, member.offset_data, member.size, _TAR, 0))
             archive.fileobj.seek(archive.offset)
-            if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes any other bytes for the end
+            if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile treats any invalid header as the end
                 raise tarfile.ReadError(f"no header at byte {archive.offset}")
     except (tarfile.TarError, OSError) as error:
         raise UserError(
@@ -286,7 +286,7 @@ def _describe(counts: dict[str, int]) -> str:
 
 
 def _hint(suffixes: Iterable[str]) -> str:
-    """Return what to do with files that are there instead of the expected ones."""
+    """Return advice for files that were found instead of the expected ones."""
     hints = {
         SHARD_SUFFIXES: ".zip and .tar are read with --dataset shards",
         (".parquet",): ".parquet is read with --dataset parquet",

@@ -1,4 +1,4 @@
-"""Batches of one process, step by step and from any step on, of frames with random access or of streams."""
+"""Batches of one process for any range of steps, from frames with random access or from streams."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -16,14 +16,14 @@ from .streaming import StreamLoader, open_stream
 
 
 class PretrainingLoader:
-    """Batches of this process's part of the frames.
+    """Loader of this process's share of the frames.
 
     Args:
         args: the frames.
         crop_config, seed, on_device: see `FrameDataset`.
-        batch_size: frames of this process in a step.
+        batch_size: number of frames of this process in a step.
         rank, world_size: index of this process, and number of processes.
-        num_workers: processes that read frames.
+        num_workers: number of processes that read frames.
         pin_memory: whether batches are in pinned memory.
 
     Attributes:
@@ -33,7 +33,7 @@ class PretrainingLoader:
         description: JSON values that must be the same in a resumed run.
 
     Raises:
-        UserError: there are no frames, or fewer in an epoch than in a step.
+        UserError: there are no frames, or an epoch has fewer frames than a step.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PretrainingLoader:
             self.sampler = FrameSampler(order, batch_size, rank, world_size)
             self.loader = BatchLoader(self.dataset, num_workers, pin_memory, batch_sampler=self.sampler)
             frames_per_epoch = len(order)
-        # the names are written into the model, where the path to a folder would identify its user
+        # The names are written into the model. The full path of a folder could reveal who trained it.
         self.names = [Path(name).resolve().name if Path(name).exists() else name for name in names]
         self.steps_per_epoch = self.sampler.num_steps
         self.num_frames = frames_per_epoch if sizes is None else sum(sizes)
@@ -79,11 +79,11 @@ class PretrainingLoader:
             "frames_per_epoch": frames_per_epoch,
             "shuffle_buffer": args.shuffle_buffer if args.streaming else None,
         }
-        if args.streaming:  # the frames of a stream depend on it
+        if args.streaming:  # the number of workers determines the order of the frames of a stream
             self.description["dataloader_num_workers"] = num_workers
 
     def steps(self, start: int, stop: int) -> Iterator[tuple[int, dict]]:
-        """Yield number and batch (see `ordering.collate`) of the steps from `start` to before `stop`."""
+        """Yield the number and batch (see `ordering.collate`) of each step in [start, stop)."""
         while start < stop:
             self.sampler.set_epoch(start // self.steps_per_epoch, start % self.steps_per_epoch)
             for batch in islice(self.loader, stop - start):
@@ -94,15 +94,19 @@ class PretrainingLoader:
 def split_batch(
     batch: dict, size: int, config: CropConfig, device: torch.device, mean: torch.Tensor, std: torch.Tensor
 ) -> Iterator[list[torch.Tensor]]:
-    """Yield the normalized crops of each forward pass on the device. They are made there if the workers did not.
+    """Yield the normalized crops of each forward pass on the device.
+
+    If the workers did not make the crops, this function makes them on the device.
 
     Args:
         batch: see `ordering.collate`.
-        size: frames in a forward pass.
-        mean, std: of the three channels at values from 0 to 1.
+        size: number of frames in a forward pass.
+        config: number, sizes, and scales of the crops.
+        device: device of the results.
+        mean, std: mean and standard deviation of the three channels, for values from 0 to 1.
 
     Yields:
-        N tensors (size, 3, h, w), the global crops first.
+        N float32 tensors (size, 3, h, w), the global crops first.
     """
     on_device = "pixels" in batch
     if on_device:

@@ -1,11 +1,11 @@
-"""The frames of an epoch: their order, decoding and cropping in workers, and batches.
+"""Frames of an epoch: their order, decoding and cropping in workers, and batches.
 
-A frame has a key (epoch, position, index): its index among all frames of all sources, and its position in the order of
-the epoch. Its crops are drawn from `rng_for(seed, epoch, position)`. They are the same in any worker or process, and
-differ if one frame comes twice in an epoch.
+A frame has a key (epoch, position, index). The index refers to all frames of all sources, and the position to the
+order of the epoch. Its crops are drawn from `rng_for(seed, epoch, position)`. They are the same in any worker or
+process, and differ if a frame occurs twice in an epoch.
 
-Workers either make the crops, or only decode and leave the crops to the device. In the latter case a JPEG is scaled
-down while it is decoded, which is faster, but never so far that a crop has fewer pixels of the frame than its size.
+Workers either make the crops, or only decode the frames and let the device make the crops. In the latter case, a JPEG
+is scaled down while it is decoded, which is faster. The box of each crop keeps at least as many pixels as the crop.
 """
 
 import os
@@ -29,7 +29,7 @@ from ..arguments import CropConfig
 from .crops import Crops, crop_frame, draw_crops
 from .sources import FrameSource
 
-MAX_TRIES = 100  # unreadable frames in a row, after which the cause is not the frames
+MAX_TRIES = 100  # consecutive unreadable frames, after which the cause is not the frames
 
 Key = tuple[int, int, int]
 
@@ -38,17 +38,18 @@ class EpochOrder:
     """Order of the frames in an epoch, a function of (seed, epoch).
 
     Without weights, an epoch is a permutation of all frames. If `frames_per_epoch` differs from their number, epochs
-    are stretches of an endless row of such permutations: no frame is repeated before all others have come. With
-    weights, each source has its own row. An epoch takes its share of each row, and shuffles them.
+    are consecutive slices of an endless sequence of such permutations. No frame is repeated before all others have
+    occurred. With weights, each source has its own sequence. An epoch takes its share of each sequence and shuffles
+    them together.
 
     Args:
-        sizes: number of frames of each source. The indices of the second follow those of the first, and so on.
-        weights: shares of the sources, in any unit, rounded to whole frames by largest remainder.
+        sizes: number of frames of each source. The indices of the second source follow those of the first, and so on.
+        weights: shares of the sources, in any unit. They are rounded to whole frames by the largest remainder method.
         seed: seed of the order.
-        frames_per_epoch: frames in an epoch. Default: all.
+        frames_per_epoch: number of frames in an epoch. Default: all.
 
     Raises:
-        UserError: a source without frames, or one whose share of an epoch is less than a frame.
+        UserError: a source has no frames, or its share of an epoch is less than one frame.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class EpochOrder:
             )
 
     def __len__(self) -> int:
-        """Number of frames in an epoch."""
+        """Return the number of frames in an epoch."""
         return self._length
 
     def order(self, epoch: int) -> np.ndarray:
@@ -83,11 +84,11 @@ class EpochOrder:
         ]
         if len(parts) == 1:
             return parts[0]
-        # positions of frames are below len(self): no other draw has these indices
+        # Positions of frames are below len(self), so no other draw uses these indices.
         return rng_for(self.seed, epoch, self._length + len(parts)).permutation(np.concatenate(parts))
 
     def _stretch(self, pool: int, start: int, stop: int) -> np.ndarray:
-        """Return items start to stop of the endless row of permutations of a pool."""
+        """Return items `start` to `stop` of the endless sequence of permutations of a pool."""
         size = self._pools[pool]
         first = start // size
         rows = [
@@ -98,14 +99,15 @@ class EpochOrder:
 
 
 class FrameSampler(Sampler[list[Key]]):
-    """Batches of one process: from each `batch_size * world_size` frames of the order, those from rank * batch_size.
+    """Sampler of the batches of one process.
 
-    The frames at the end of an epoch that are too few for a step of all processes are omitted. Another epoch has
-    another order, and omits others.
+    A step takes `batch_size * world_size` frames of the order. This process gets `batch_size` of them, from
+    `rank * batch_size` on. Frames at the end of an epoch that are too few for a whole step are omitted. Each epoch has
+    a different order and omits different frames.
 
     Args:
         order: order of the frames in each epoch.
-        batch_size: frames of this process in a step.
+        batch_size: number of frames of this process in a step.
         rank, world_size: index of this process, and number of processes.
 
     Raises:
@@ -123,7 +125,7 @@ class FrameSampler(Sampler[list[Key]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose the epoch, and its step, at which the next iteration begins."""
+        """Set the epoch, and the step in it, at which the next iteration begins."""
         self.epoch, self.start_step = epoch, start_step
 
     def __len__(self) -> int:
@@ -139,10 +141,12 @@ class FrameSampler(Sampler[list[Key]]):
 
 
 class FrameDataset(Dataset):
-    """Samples by key, see `build_sample`. A frame that cannot be decoded is replaced by the next one of its shard.
+    """Samples by key. See `build_sample`.
+
+    A frame that cannot be decoded is replaced by the next frame of its shard.
 
     Args:
-        sources: sources whose frames are numbered one after the other.
+        sources: sources whose frames are numbered consecutively.
         crop_config: number, sizes, and scales of the crops.
         seed: seed of the crops.
         on_device: whether crops are made on the device.
@@ -174,18 +178,19 @@ def build_sample(
     """Build the sample of the first frame that can be decoded.
 
     Args:
-        frames: two functions for the requested frame and each of its substitutes: one returns its name, one its bytes.
+        frames: two functions for the requested frame and for each of its substitutes. The first returns the name of
+            the frame, the second its bytes.
         config: number, sizes, and scales of the crops.
         draw: (seed, epoch, index) of the random draws.
         on_device: whether crops are made on the device.
 
     Returns:
-        "crops": N uint8 tensors (3, size, size), or `Crops.to_array()`, (N, 16), in pixels of "image";
-        "image": if on_device, uint8 (H, W, 3);
+        "crops": N uint8 tensors (3, size, size). If `on_device`: `Crops.to_array()`, (N, 16), in pixels of "image".
+        "image": uint8 (H, W, 3), only if `on_device`.
         "unreadable": names of frames that could not be decoded.
 
     Raises:
-        UnavailableError: none of them can be decoded.
+        UnavailableError: none of the frames can be decoded.
     """
     unreadable: list[str] = []
     reason = None
@@ -196,7 +201,7 @@ def build_sample(
             if on_device:
                 scale = reduce_decoding(image, crops, config)
                 crops = crops._replace(boxes=crops.boxes / scale)
-            # as the original, without applying the orientation tag
+            # Like the original code, ignore the orientation tag.
             image = _undamaged(decode_frame, image, False)
         except _DamagedError as error:
             unreadable.append(name())
@@ -212,13 +217,13 @@ def build_sample(
 
 
 def reduce_decoding(image: Image.Image, crops: Crops, config: CropConfig) -> int:
-    """Choose to decode a JPEG at 1/1, 1/2, 1/4, or 1/8 of its sides, the smallest that is large enough for each crop.
+    """Set the scale at which a JPEG is decoded to the smallest of 1/1, 1/2, 1/4, and 1/8 that suffices for each crop.
 
-    Each box then still has at least as many pixels as its crop, on both sides. Other formats, and frames with a box
-    smaller than its crop, are decoded at full size.
+    Each box then still has at least as many pixels as its crop on both sides. Other formats are decoded at full size,
+    and so are frames with a box smaller than its crop.
 
     Returns:
-        Divisor of the sides, and of the boxes. The sides of the image are rounded up.
+        Divisor of the sides of the image and of the boxes. The sides of the image are rounded up.
     """
     sides = crops.boxes[:, 2:] - crops.boxes[:, :2]
     most = (sides / np.array(config.sizes)[:, None]).min()
@@ -233,9 +238,9 @@ def collate(samples: list[dict]) -> dict:
     """Combine samples to a batch.
 
     Returns:
-        "crops": N uint8 tensors (B, 3, size, size), or, if the device makes the crops, float32 (B, N, 16);
-        "pixels", "sizes": in that case, see `unpack_images`. One tensor for all frames goes through shared memory and
-        to the device at once;
+        "crops": N uint8 tensors (B, 3, size, size). If the device makes the crops: float32 (B, N, 16).
+        "pixels", "sizes": only if the device makes the crops, see `unpack_images`. One tensor for all frames requires
+            only one transfer through shared memory and to the device.
         "unreadable": names of frames that could not be decoded.
     """
     unreadable = [name for sample in samples for name in sample["unreadable"]]
@@ -252,17 +257,22 @@ def collate(samples: list[dict]) -> dict:
 
 
 def unpack_images(pixels: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-    """Return the frames of a batch: B views (3, H, W) of `pixels`, uint8 on any device. `sizes` are their (H, W)."""
+    """Return the frames of a batch as B uint8 views (3, H, W) of `pixels`, on any device.
+
+    Args:
+        pixels: uint8 (n,), the pixels of all frames.
+        sizes: (H, W) of each frame.
+    """
     parts = pixels.split([3 * height * width for height, width in sizes])
     return [part.view(*size, 3).permute(2, 0, 1) for part, size in zip(parts, sizes, strict=True)]
 
 
 class BatchLoader(DataLoader):
-    """Batches of one process. Accelerate must not prepare it: the sampler already returns this process's part.
+    """Loader of the batches of one process.
 
-    Workers live through all epochs, hold two batches each in shared memory, and end only on a SIGTERM from the
-    training process. Job schedulers send it to all processes, but the training process needs its workers to finish the
-    step.
+    Accelerate must not prepare it, because the sampler already returns only this process's part. Workers persist over
+    all epochs and hold two batches each in shared memory. They stop only on a SIGTERM from the training process. Job
+    schedulers send SIGTERM to all processes, but the training process needs its workers to finish the step.
     """
 
     def __init__(self, dataset: Dataset, num_workers: int = 0, pin_memory: bool = False, **options):
@@ -273,7 +283,7 @@ class BatchLoader(DataLoader):
             collate_fn=collate,
             persistent_workers=num_workers > 0,
             worker_init_fn=_obey_parent_alone,
-            # without one, a loader draws from torch's global generator, and a resumed run would draw other numbers
+            # Without it, a loader draws from torch's global generator, and a resumed run would draw other numbers.
             generator=torch.Generator(),
             **options,
         )
@@ -281,14 +291,14 @@ class BatchLoader(DataLoader):
     def __iter__(self) -> Iterator[dict]:
         if not _SIGNALS_WAIT or not self.num_workers:
             return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # workers start with it held back, too
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # workers inherit the blocked signal
         try:
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_SIGNALS_WAIT = hasattr(signal, "sigwaitinfo")  # on Linux
+_SIGNALS_WAIT = hasattr(signal, "sigwaitinfo")  # only on Linux
 
 
 def _obey_parent_alone(worker: int) -> None:
@@ -311,10 +321,10 @@ def _open(read: Callable[[], bytes]) -> Image.Image:
 
 
 def _undamaged(function: Callable, *args):
-    """Call a function that only reads or decodes the file: its errors mean a damaged frame."""
+    """Call a function that only reads or decodes a file, and raise `_DamagedError` if it fails."""
     try:
         return function(*args)
-    except (OSError, ValueError) as error:  # of the disk, and of `data.images` about the content
+    except (OSError, ValueError) as error:  # from the disk, or from `data.images` about the content
         raise _DamagedError(str(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""Sources of frames: folders, zip and tar shards, parquet files, datasets of the Hub, synthetic scenes.
+"""Sources of frames: folders, zip and tar shards, parquet files, Hub datasets, and synthetic scenes.
 
 A source returns the encoded bytes of any frame by its index, in any process.
 """
@@ -16,30 +16,34 @@ from ...errors import MissingFileError, UserError
 from ..arguments import IN_FOLDERS, FrameArguments
 from .files import FolderSource, ShardSource, find_files
 
-_ROWS = 1000  # rows of a table that count as one shard, because the boundaries of its files are unknown
+_ROWS = 1000  # rows of a table that count as one shard, because file boundaries are unknown
 _SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
 
 
 class FrameSource(Protocol):
-    """Frames by index. It can be pickled, and used after a fork."""
+    """Frames by index. A source can be pickled, and used after a fork."""
 
     name: str
-    identity: str  # a digest of what is known without reading the frames; independent of where the data is stored
+    identity: str  # digest of what is known without reading the frames; independent of the location of the data
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
-        """Return the encoded image, or raise an OSError if it is missing or damaged."""
+        """Return the encoded image.
+
+        Raises:
+            OSError: the image is missing or damaged.
+        """
 
     def frame_name(self, index: int) -> str:
-        """Return the place of the frame, for messages."""
+        """Return the location of the frame, for messages."""
 
     def shard_of(self, index: int) -> range:
         """Return the indices of all frames of the same folder or file."""
 
 
 def open_sources(args: FrameArguments) -> list[FrameSource]:
-    """Open the source of each dataset; see `open_source`."""
+    """Open the source of each dataset. See `open_source`."""
     return [
         open_source(dataset, data_dir, args.dataset_split, args.image_column)
         for dataset, data_dir in zip(args.dataset, args.data_dirs(), strict=True)
@@ -52,16 +56,22 @@ def open_source(
     """Open the source of a dataset.
 
     Args:
-        dataset: "folder" (every image below `data_dir`), "shards" (images in the *.zip and *.tar there), "parquet"
-            (the *.parquet there), "synthetic" ("synthetic:50": 50 videos of 12 frames), or what
-            `datasets.load_dataset` takes: a name on the Hub ("name:config" with a configuration) or a local path.
-        data_dir: a folder. For shards and parquet also a single file.
+        dataset: one of the following.
+
+            - "folder": every image below `data_dir`.
+            - "shards": images in the *.zip and *.tar files below `data_dir`.
+            - "parquet": the *.parquet files below `data_dir`.
+            - "synthetic": synthetic scenes. "synthetic:50" has 50 videos of 12 frames.
+            - An argument of `datasets.load_dataset`: a name on the Hub ("name:config" with a configuration) or a local
+              path.
+        data_dir: a folder. For shards and parquet, also a single file.
         split: split of parquet files and Hub datasets.
         image_column: column with the images, if there are several. For shards: their suffix, such as "jpg".
 
     Raises:
-        MissingFileError: no such folder or dataset, or no frames in it; the message lists what there is.
-        UserError: a damaged, compressed, or encrypted shard, no such split, no column or several ones with images.
+        MissingFileError: the folder or dataset does not exist or has no frames. The message lists what was found.
+        UserError: a shard is damaged, compressed, or encrypted, or the split does not exist. Also raised without
+            `image_column` if several columns have images, and for a column without images.
     """
     if dataset in IN_FOLDERS and data_dir is None:
         raise UserError(f"--dataset {dataset} needs --data_dir, the folder that it is in")
@@ -76,7 +86,7 @@ def open_source(
 
 
 class TableSource:
-    """Images in a column of a `datasets.Dataset`, whose Arrow files are mapped into memory.
+    """Images in a column of a `datasets.Dataset`, whose Arrow files are memory-mapped.
 
     A shard is a thousand rows.
     """
@@ -109,7 +119,10 @@ class TableSource:
 
 
 def load_table(dataset: str, data_dir: str | None, split: str, streaming: bool = False) -> Dataset | IterableDataset:
-    """Call `datasets.load_dataset` for "parquet", "webdataset" (tar files), or a name. Errors: see `open_source`."""
+    """Call `datasets.load_dataset` for "parquet", "webdataset" (tar files), or a name.
+
+    For errors, see `open_source`.
+    """
     if dataset in ("parquet", "webdataset"):
         files = _files_of_split(data_dir, (".parquet",) if dataset == "parquet" else (".tar",), split)
         options = {"path": dataset, "data_files": {split.partition("[")[0]: files}}
@@ -128,12 +141,12 @@ def load_table(dataset: str, data_dir: str | None, split: str, streaming: bool =
 
 
 def find_image_column(name: str, features: Features | None, image_column: str | None = None) -> str:
-    """Return the only column of type Image, or else the only one with bytes.
+    """Return the only column of type Image, or else the only column with bytes.
 
     Args:
         name: name of the dataset, for messages.
-        features: its columns.
-        image_column: the column to return.
+        features: columns of the dataset.
+        image_column: the column to return, if given.
 
     Raises:
         UserError: there is no such column, or there are several.
@@ -171,6 +184,6 @@ def _files_of_split(data_dir: str, suffixes: tuple[str, ...], split: str) -> lis
 
 
 def _holds_bytes(kind) -> bool:
-    """Whether a column holds bytes, or {"bytes", "path"} as `datasets` stores images."""
+    """Return whether a column contains bytes, or {"bytes", "path"} as `datasets` stores images."""
     kind = kind.get("bytes") if isinstance(kind, dict) else kind
     return isinstance(kind, Image) or (isinstance(kind, Value) and kind.dtype in ("binary", "large_binary"))

@@ -1,13 +1,15 @@
-"""Frames of a stream: datasets that are read from beginning to end, through a shuffle buffer.
+"""Frames of a stream, which is read from beginning to end through a shuffle buffer.
 
-This is for data without random access, such as on the Hub. It differs from `ordering` in three ways. The buffer
-determines how well frames are mixed. The frames and their order depend on the number of processes and workers. And to
-start at step k, all frames before it are read again, without being decoded. `IterableDataset.state_dict` of `datasets`
-would not read them again, but it loses the content of the shuffle buffer, so a resumed run would get other frames.
+Streams are for data without random access, for example on the Hub. They differ from `ordering` in three ways. First,
+the size of the buffer determines how well frames are shuffled. Second, the frames and their order depend on the number
+of processes and workers. Third, to start at step k, all previous frames are read again, without decoding them. The
+`IterableDataset.state_dict` of `datasets` would avoid this. However, it loses the content of the shuffle buffer, so a
+resumed run would get different frames.
 
-Steps have the same positions as in `ordering`, from which crops are drawn, and all processes have the same number of
-steps. Worker w of W prepares the steps w, w + W, w + 2W, ... from its own part of the stream, which begins again when
-it ends. An epoch has every frame once if its length is that of the stream, and parts and steps are of equal size.
+The positions of frames, from which crops are drawn, are the same as in `ordering`. All processes have the same number
+of steps. Worker w of W prepares the steps w, w + W, w + 2W, ... from its own part of the stream. A part that ends
+starts over. An epoch contains every frame once if its length is that of the stream, and parts and steps are of equal
+size.
 """
 
 import logging
@@ -35,17 +37,18 @@ _COLUMN = "image"
 
 
 class FrameStream(IterableDataset):
-    """Samples of a stream for one process, as those of `FrameDataset`. The stream begins again when it ends early.
+    """Samples of a stream for one process, in the format of `FrameDataset`.
 
-    A frame that cannot be decoded is replaced by the next one, which also comes in its own turn.
+    A stream that ends early starts over. A frame that cannot be decoded is replaced by the next frame, which is still
+    returned at its own position.
 
     Args:
         stream: rows with the images in the column "image".
         crop_config, seed, on_device: see `FrameDataset`.
-        frames_per_epoch: frames in an epoch of all processes.
-        batch_size: frames of this process in a step.
+        frames_per_epoch: number of frames in an epoch, over all processes.
+        batch_size: number of frames of this process in a step.
         rank, world_size: index of this process, and number of processes.
-        shuffle_buffer: frames in the shuffle buffer of each worker.
+        shuffle_buffer: number of frames in the shuffle buffer of each worker.
 
     Raises:
         UserError: an epoch has fewer frames than one step.
@@ -72,11 +75,11 @@ class FrameStream(IterableDataset):
         self.stream, self.crop_config, self.seed, self.on_device = stream, crop_config, seed, on_device
         self.frames_per_epoch, self.batch_size, self.shuffle_buffer = frames_per_epoch, batch_size, shuffle_buffer
         self.rank, self.world_size = rank, world_size
-        # in shared memory, so that workers that live through all epochs see it change
+        # Shared memory lets persistent workers see changes.
         self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose the epoch, and its step, at which the next iteration begins."""
+        """Set the epoch, and the step in it, at which the next iteration begins."""
         if start_step:
             logger.warning(
                 f"A stream has no random access: the frames of {start_step} steps are read again, not decoded."
@@ -89,17 +92,20 @@ class FrameStream(IterableDataset):
 
     @property
     def num_parts(self) -> int:
-        """Number of parts of this process's stream. More workers than parts have nothing to do."""
+        """Return the number of parts of this process's stream. Additional workers would be idle."""
         return split_dataset_by_node(self.stream, self.rank, self.world_size).num_shards
 
     def __iter__(self) -> Iterator[dict]:
-        """Yield the samples of this worker's steps, from the round (a step of each worker) of the first one on."""
+        """Yield the samples of this worker's steps.
+
+        Iteration begins with the round that contains the start step. A round is one step of each worker.
+        """
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         epoch, start_step = self._start.tolist()
         rounds = start_step // workers
         rows = islice(self._rows(epoch), rounds * self.batch_size, None)
-        ahead: deque = deque()  # the rows that a broken frame needed to be replaced
+        ahead: deque = deque()  # rows that were read early to replace an unreadable frame
         for step in range(rounds * workers + worker, self.num_steps, workers):
             first = (step * self.world_size + self.rank) * self.batch_size
             for position in range(first, first + self.batch_size):
@@ -108,9 +114,9 @@ class FrameStream(IterableDataset):
                 ahead.popleft()
 
     def _rows(self, epoch: int) -> Iterator[tuple]:
-        """Yield two functions for each frame of this worker, endlessly: one returns its name, one its bytes."""
+        """Yield two functions for each frame of this worker, endlessly. One returns its name, the other its bytes."""
         for times in count():
-            # positions of frames are below frames_per_epoch: no other draw has these indices
+            # Positions of frames are below frames_per_epoch, so no other draw uses these indices.
             seed = int(rng_for(self.seed, epoch, self.frames_per_epoch + times).integers(2**63))
             shuffled = self.stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer)
             number = -1
@@ -132,14 +138,14 @@ def open_stream(
 ) -> FrameStream:
     """Open the stream of the datasets: parquet files, tar shards, or what `datasets.load_dataset` can stream.
 
-    Several datasets are mixed by their weights. One that ends early begins again, until all have ended.
+    Several datasets are mixed by their weights. A dataset that ends early starts over until all have ended.
 
     Args:
         args: the frames.
-        crop_config, seed, batch_size, options: as `FrameStream` takes them.
+        crop_config, seed, batch_size, options: arguments of `FrameStream`.
 
     Raises:
-        UserError: as `sources.open_source`; or a dataset that is better read without streaming.
+        UserError: see `sources.open_source`. Also raised for a dataset that supports random access.
     """
     streams = []
     for dataset, data_dir in zip(args.dataset, args.data_dirs(), strict=True):
@@ -164,7 +170,7 @@ def open_stream(
 
 
 def mix_streams(streams: list[Stream], weights: Sequence[float] | None, seed: int) -> Stream:
-    """Return one stream that draws from each by its weight."""
+    """Return one stream that draws from each stream with a probability proportional to its weight."""
     if len(streams) == 1:
         return streams[0]
     shares = [weight / sum(weights) for weight in weights]
@@ -172,9 +178,9 @@ def mix_streams(streams: list[Stream], weights: Sequence[float] | None, seed: in
 
 
 class StreamLoader:
-    """Batches of one process, from `stream.start_step` on.
+    """Loader of the batches of one process, from `stream.start_step` on.
 
-    There are at most as many workers as the stream has parts. Workers live through all epochs.
+    The number of workers is at most the number of parts of the stream. Workers persist over all epochs.
     """
 
     def __init__(self, stream: FrameStream, num_workers: int = 0, pin_memory: bool = False):
@@ -190,12 +196,12 @@ class StreamLoader:
         return self.stream.num_steps - self.stream.start_step
 
     def __iter__(self) -> Iterator[dict]:
-        # the first batch is always that of worker 0: begin with its step, and leave out those before the start
+        # The first batch always comes from worker 0. Begin with its step, and drop the batches before the start step.
         return islice(iter(self.loader), self.stream.start_step % max(1, self.num_workers), None)
 
 
 def _peek(rows: Iterator, ahead: deque) -> Iterator:
-    """Yield the rows from the current one on, without taking them."""
+    """Yield the rows from the current one onward without consuming them."""
     for i in count():
         if i == len(ahead):
             ahead.append(next(rows))
