@@ -134,7 +134,7 @@ def sample_video(
                 yield index, shown
                 index += 1
             declared = float((stream.duration or 0) * stream.time_base)
-            if not declared and len(container.streams) == 1:  # for several streams, the container's length may be that of the audio
+            if not declared and len(container.streams) == 1:  # the container may count its audio
                 declared = (container.duration or 0) / av.time_base - start
             if end < declared - 1:
                 raise UserError(f"{path} breaks off after {end:.1f} of {declared:.1f} s; {repair}")
