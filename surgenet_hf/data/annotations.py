@@ -51,8 +51,7 @@ def read_label_file(path: Path, num_values: int = 1) -> LabelFile:
 
     Raises:
         UserError: a row has the wrong number of columns, or a frame number is invalid. Also if the frame numbers are
-            not
-            evenly spaced or do not start at 0 or 1. Messages about a row name its line.
+            not evenly spaced or do not start at 0 or 1. Messages about a row name its line.
     """
     lines = read_lines(path)
     separator = next((mark for mark in "\t,;" if lines and mark in lines[-1]), None)

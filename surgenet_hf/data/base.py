@@ -20,12 +20,11 @@ SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 class SurgicalData:
     """Frames with masks or labels, split by video.
 
-    A row of a split is `{"image": PIL RGB image, "mask": uint8 array (H, W), "video": str, "frame": int,
-    "split": str}`. Datasets for other tasks have "labels" instead of "mask". For single-label data, "labels" is an
-    int,
-    the class id. For multi-label data, it is a float32 array (num_labels,) of targets from 0 to 1. Targets may be
-    soft,
-    such as the mean of several raters.
+    A row of a split is
+    `{"image": PIL RGB image, "mask": uint8 array (H, W), "video": str, "frame": int, "split": str}`.
+    Datasets for other tasks have "labels" instead of "mask". For single-label data, "labels" is an int, the class id.
+    For multi-label data, it is a float32 array (num_labels,) of targets from 0 to 1. Targets may be soft, such as the
+    mean of several raters.
 
     Indexing a row decodes it. Indexing a column by name decodes every image too, but
     `splits[...].select_columns(["video", "frame"])[:]` does not.

@@ -38,8 +38,7 @@ def from_datasets(
     The data is not copied, and most frames are not decoded.
 
     Each split is a `datasets.Dataset` or a map-style torch dataset. Its items are dicts or (image, target) tuples. A
-    dict
-    has these keys:
+    dict has these keys:
 
     - "image": a PIL image or a uint8 array (H, W, 3).
     - "mask", "annotation", or "label" for segmentation: an image or integer array (H, W) of class ids. The value 255
@@ -61,8 +60,7 @@ def from_datasets(
 
     Raises:
         UserError: a split, a column, or the class names are missing, or a video is in two splits. Also if an image or
-            a
-            target is not as described.
+            a target is not as described.
     """
     if task not in TARGETS:
         raise UserError(f"unknown task {task!r}; expected one of {', '.join(TARGETS)}")

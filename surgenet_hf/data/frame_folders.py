@@ -41,8 +41,7 @@ def extract_frames(
     Raises:
         MissingFileError: the video does not exist.
         UserError: the video is broken (the frames before the damage are kept). Also if `out_dir` holds frames that
-            this
-            function did not write, or frames of another source, size, or rate.
+            this function did not write, or frames of another source, size, or rate.
         UnavailableError: a file cannot be written.
     """
     video_path, out_dir = Path(video_path), Path(out_dir)
@@ -88,8 +87,7 @@ def extract_videos(videos: Mapping[str, Path], out_dir: Path, max_side: int | No
     """Extract one frame per second from several videos into `out_dir/<name>/`.
 
     Up to eight videos, but not more than there are processor cores, are extracted in parallel. An error in one video
-    does
-    not stop the others. The first error is raised at the end, and its message includes the other errors.
+    does not stop the others. The first error is raised at the end, and its message includes the other errors.
     """
     if not videos:
         return
@@ -121,8 +119,7 @@ def find_frames(
     """Return the frames of each video, one per second, and extract missing frames to `frames_dir/<name>/`.
 
     Frames that another tool extracted are used unchanged, ordered by the number at the end of their names. These
-    numbers
-    must be evenly spaced. Videos with neither frames nor a video file are left out.
+    numbers must be evenly spaced. Videos with neither frames nor a video file are left out.
 
     Args:
         names: names of the videos, in the order of the result.

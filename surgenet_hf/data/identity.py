@@ -37,8 +37,7 @@ def data_identity(data) -> dict[str, dict]:
 
     `labels` hashes videos, frame numbers, and labels (for segmentation, only videos and frame numbers). `files` hashes
     the sizes of all frames and masks. `contents` hashes a sample of the files (see `content_digest`). Moving or
-    copying
-    the data does not change these values.
+    copying the data does not change these values.
 
     Splits that are torch datasets have `names` (a hash of videos and frame numbers) instead of `labels` and `files`.
     Their `contents` include the labels.

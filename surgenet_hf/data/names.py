@@ -40,8 +40,7 @@ def require_folder(path: Path, expected: str) -> Path:
 
     Raises:
         MissingFileError: the folder is missing or empty, or is a file. The message starts with `expected` and says
-            what
-            was found.
+            what was found.
         UserError: its name is not valid Unicode.
     """
     require_unicode(path)

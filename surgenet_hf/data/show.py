@@ -24,8 +24,7 @@ def show(data: SurgicalData, split: str = "train", num_frames: int = 8, seed: in
     class.
 
     The frames come from as many videos as possible. `seed` and the videos in the split determine the choice. Frames
-    are
-    drawn in the order of the data. If the split has at most `num_frames` frames, all of them are drawn.
+    are drawn in the order of the data. If the split has at most `num_frames` frames, all of them are drawn.
 
     Args:
         data: the dataset.

@@ -73,8 +73,7 @@ def split_videos(root: Path, videos: Iterable[str]) -> tuple[dict[str, str], str
 
     Raises:
         UserError: a video has no row or is in two splits, a split has an unknown name, or two video names look the
-            same.
-            Without `splits.csv`, also if there are fewer than two videos.
+            same. Without `splits.csv`, also if there are fewer than two videos.
     """
     videos, table = list(videos), root / "splits.csv"
     if not table.exists():

@@ -38,8 +38,7 @@ def iter_frames(
         max_side: pictures are shrunk if their longer side has more pixels than this. None means no limit.
         threads: number of decoder threads, or 0 for one per core.
         max_decoded_side: largest allowed side in pixels of a picture before shrinking. None means no limit. Each
-            picture
-            is checked, because it can be larger than the file header says.
+            picture is checked, because it can be larger than the file header says.
 
     Raises:
         MissingFileError: the file does not exist.
@@ -56,8 +55,7 @@ def iter_listed_frames(
     """Yield (n, second, upright RGB picture) for the requested frame numbers that the video has, in ascending order.
 
     Frame n is picture `n * max(1, int(fps))` of the video, counted from 0 in decoding order. `second` is its time
-    stamp
-    relative to the first picture, or None without a time stamp. Decoding stops after the last requested number.
+    stamp relative to the first picture, or None without a time stamp. Decoding stops after the last requested number.
 
     Args:
         path: a video that FFmpeg can read.

@@ -78,10 +78,8 @@ class FrameList:
         """Return the list entries of each video, or an empty dict for a video without entries.
 
         Lines of a video's own procedure take precedence over lines of other procedures, so two procedures may have
-        videos of
-        the same name. If no line names the video's procedure, its folder may have another name. The name alone then
-        decides,
-        if only one video has it. Lines without a procedure apply to every video with the name.
+        videos of the same name. If no line names the video's procedure, its folder may have another name. The name
+        alone then decides, if only one video has it. Lines without a procedure apply to every video with the name.
 
         Args:
             videos: (file name, procedure) of each video.

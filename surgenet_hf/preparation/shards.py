@@ -70,8 +70,7 @@ def prepare_frames(
     - `unmatched.txt` (only with a frame list): entries without a frame and videos without an entry, with the reason.
 
     Another call resumes an interrupted run. It also retries broken videos, unless shard writing has started. It does
-    not
-    change a complete output.
+    not change a complete output.
 
     Args:
         videos_dir: folder of the videos.
@@ -84,9 +83,8 @@ def prepare_frames(
     Raises:
         MissingFileError: the folder or the frame list does not exist.
         UserError: there are no videos or no frames, or the frame list matches no video. Also if `output_dir` holds
-            other
-            files, or shards of other videos or settings. Also if another run uses `output_dir`, or a worker process
-            died.
+            other files, or shards of other videos or settings. Also if another run uses `output_dir`, or a worker
+            process died.
         UnavailableError: a file cannot be written. No partial file is left under a final name.
     """
     if num_workers < 0:

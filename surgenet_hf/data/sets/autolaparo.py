@@ -55,8 +55,7 @@ def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: in
     Raises:
         MissingFileError: a folder is missing or empty, or a video has no labels.
         UserError: a video is broken, labels are unreadable, or the lengths of a video and its labels differ by more
-            than
-            a second. Also if training or validation has no videos.
+            than a second. Also if training or validation has no videos.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     require_folder(root / "labels", _LAYOUT)

@@ -82,8 +82,7 @@ def load(
     Raises:
         MissingFileError: a folder is missing or empty, or a video has no annotation.
         UserError: the task or the split protocol is unknown, a video is broken, or an annotation is unreadable. Also
-            if
-            the lengths of a video and its annotation differ by more than a second, or training or validation has no
+            if the lengths of a video and its annotation differ by more than a second, or training or validation has no
             videos.
     """
     videos_of = choose_protocol(SPLITS, split_protocol)

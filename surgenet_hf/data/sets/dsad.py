@@ -87,8 +87,7 @@ def load(data_dir: str | Path, config: str = "multi_organ", organ: str | None = 
 
     Raises:
         MissingFileError: a folder is missing or empty, or a mask has no frame. Also if, in a subset of one structure,
-            a
-            frame has no mask.
+            a frame has no mask.
         UserError: the config, the structure, or an operation is unknown, or a file is unreadable. Also if a mask has
             another size than its frame or holds no class ids, or if training or validation has no frames.
     """

@@ -70,8 +70,7 @@ def load(data_dir: str | Path) -> SurgicalData:
     Raises:
         MissingFileError: a folder is missing or empty, a mask has no frame, or a frame in `*_seg` has no mask.
         UserError: a frame is in the folder of another split, a link was unpacked as text, or a file is unreadable.
-            Also
-            if a mask has another size than its frame, or training or validation has no frames.
+            Also if a mask has another size than its frame, or training or validation has no frames.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     masks = sorted(_files(require_folder(root / "semseg", _LAYOUT), ".png"), key=lambda file: file[1:])

@@ -142,9 +142,8 @@ def load_videos(
     Raises:
         MissingFileError: `phases/` is missing, a video has no labels, or labels have no frames.
         UserError: a video is broken, labels are unreadable, or the lengths of a video and its labels differ by more
-            than
-            a second. Also if a phase is not in `classes.txt`, `splits.csv` has an error, or there are fewer than two
-            videos or phases.
+            than a second. Also if a phase is not in `classes.txt`, `splits.csv` has an error, or there are fewer than
+            two videos or phases.
     """
     root = require_folder(Path(data_dir).absolute(), _VIDEO_LAYOUT)
     require_folder(root / "phases", _VIDEO_LAYOUT)

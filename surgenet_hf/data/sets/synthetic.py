@@ -295,8 +295,7 @@ def shade_image(look: np.random.Generator, grid: Grid, image: np.ndarray, height
     ripples = smooth_noise(look, grid.u, grid.v, 0.06, 2)
     slope_y, slope_x = np.gradient(height + 0.003 * ripples, grid.pixel)
     # The lamp is next to the lens, and the scene is close. The direction to the lamp therefore differs between pixels,
-    # and
-    # so does the half-angle direction between lamp and lens, which determines the highlights.
+    # and so does the half-angle direction between lamp and lens, which determines the highlights.
     lamp_x, lamp_y = look.uniform(-0.25, 0.25, 2).tolist()
 
     def facing(x: np.ndarray, y: np.ndarray) -> np.ndarray:

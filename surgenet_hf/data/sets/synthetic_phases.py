@@ -109,8 +109,7 @@ def load(
     Args:
         data_dir: folder for `synthetic-phases-.../frames/`, `phases/`, and `classes.txt`, in the layout that
             `surgenet_hf.data.sets.own` reads as "videos". Files from an earlier call are reused. None keeps the data
-            in
-            memory.
+            in memory.
         num_videos: number of videos, at least 3.
         length: (shortest, longest) length of a video in frames (one per second), at least 21.
         size: (height, width) in pixels, at least 32 each.
