@@ -59,7 +59,7 @@ def read_label_file(path: Path, num_values: int = 1) -> LabelFile:
     for number, line in enumerate(lines, start=1):
         fields = [field.strip() for field in line.split(separator, num_values if separator is None else -1)]
         if number == 1 and not fields[0].isdecimal():
-            continue  # header
+            continue  # a header
         if len(fields) != num_values + 1 or not fields[0].isdecimal():
             raise UserError(
                 f"{path}, line {number}: expected a frame number and {num_values} value(s), found {line!r}"

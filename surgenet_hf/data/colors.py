@@ -24,7 +24,6 @@ def palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
         for target, share in ((0, 0.0), (0, 0.45), (255, 0.5), (0, 0.7), (255, 0.75))
         for color in _OKABE_ITO
     ]
-    # Further colors only need to differ. Fixed steps through the RGB cube give 254 colors, because 97 is coprime to
-    # 255.
+    # Further colors only need to differ. Steps through the RGB cube give 254 more, because 97 is coprime to 255.
     rest = [(97 * i % 255, 53 * i % 255, 171 * i % 255) for i in range(1, 255)]
     return tuple(dict.fromkeys(shades + rest))[:num_classes]

@@ -31,8 +31,7 @@ MAX_PIXELS = 89_478_485  # above this, PIL only warns; it raises DecompressionBo
 
 Source = Path | bytes | dict  # a dict is a cell of an image column in `datasets`
 
-# Exceptions that PIL raises for damaged files: mostly OSError, SyntaxError for PNG, the others for TIFF and EXIF
-# fields.
+# Exceptions of PIL for damaged files: mostly OSError, SyntaxError for PNG, the others for TIFF and EXIF fields.
 _DAMAGE = (
     ArithmeticError,
     EOFError,

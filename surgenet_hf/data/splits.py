@@ -13,7 +13,7 @@ from .labels import read_table
 from .names import WHY_BY_VIDEO, check_no_overlap, named, require_distinct
 
 SPLITS = ("train", "validation", "test")
-BY_NAME = "by video name, one fifth validates"  # the split protocol of `split_by_name`
+BY_NAME = "by video name, one fifth validates"  # split protocol of `split_by_name`
 
 
 def require_splits(samples: Mapping[str, list], needed: Iterable[str], where: Path, expected: str) -> None:

@@ -43,8 +43,7 @@ def precision_recall_figure(targets: np.ndarray, scores: np.ndarray, labels: Seq
         precision, recall, _ = precision_recall_curve(positive, scores[known, i])
         average = average_precision_score(positive, scores[known, i])
         prevalence = positive.mean()
-        # Points run from the highest threshold down. With "pre", the area under the steps equals the average
-        # precision.
+        # Points run from the highest threshold down. With "pre", the area under the steps is the average precision.
         panel.step(recall[::-1], precision[::-1], where="pre", color=color(i), linewidth=1.8)
         panel.axhline(prevalence, color="0.35", linewidth=1.2, linestyle=(0, (4, 2)))
         above = prevalence < 0.9

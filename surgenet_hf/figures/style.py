@@ -12,9 +12,8 @@ from matplotlib.patheffects import AbstractPathEffect, withStroke
 from ..atomic import atomic_write
 from ..errors import UserError
 
-# Palette of Okabe and Ito, distinguishable with every kind of color vision (https://jfly.uni-koeln.de/color/). Dark
-# gray replaces black, and yellow comes last because it is faint on white. Each color has its own marker, dash, and
-# hatch.
+# Palette of Okabe and Ito, distinct for every kind of color vision (https://jfly.uni-koeln.de/color/). Dark gray
+# replaces black, and yellow comes last because it is faint on white. Markers, dashes, and hatches add a second cue.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h", "p")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))

@@ -1,4 +1,4 @@
-"""Base class of the metrics, which keeps records per video and computes values for any sample of videos."""
+"""Base class of the metrics and helper functions."""
 
 from collections.abc import Sequence
 

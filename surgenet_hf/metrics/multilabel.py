@@ -95,17 +95,24 @@ class MultiLabelMetric(VideoMetric):
     def compute(self, videos=None) -> dict:
         """Compute the metrics.
 
+        The result has these entries, which are NaN where undefined:
+
+        - `mean_average_precision`, `mean_balanced_accuracy`: means over the criteria that have a value, with the
+          frames of all videos pooled.
+        - `frames`: number of frames.
+        - `per_class`: for each criterion, `average_precision`, `balanced_accuracy`, and `positives` (number of
+          frames).
+        - `per_video`: a dict for each video.
+            - `frames`: number of frames.
+            - `per_class`: for each criterion, the counts `positives`, `negatives`, `true_positives`, and
+              `true_negatives`. Also `average_precision` and `balanced_accuracy`, which are noisy or NaN in short
+              videos.
+
         Args:
             videos: ids of the videos to include, which may repeat. None means all videos.
 
         Returns:
-            A dict with these entries:
-            mean_average_precision, mean_balanced_accuracy: means over the criteria that have a value, with the frames
-                of all videos pooled.
-            frames: number of frames.
-            per_class: {criterion: average_precision, balanced_accuracy, positives (number of frames)}.
-            per_video: {video: frames; per_class: {criterion: average_precision and balanced_accuracy of the video's
-                frames (often NaN, noisy in short videos), positives, negatives, true_positives, true_negatives}}.
+            A dict with the entries above.
 
         Raises:
             ValueError: no frame was added, `videos` is empty, or one of `videos` was not added.

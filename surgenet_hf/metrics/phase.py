@@ -67,14 +67,15 @@ class PhaseMetric(VideoMetric):
       first `relaxed_seconds`, this is the phase of the previous annotated segment. In the last `relaxed_seconds`, it
       is the phase of the next one. A shorter segment is relaxed in full. `transitions` replaces the annotated
       neighbors. `CHOLEC80_TRANSITIONS` is the rule of the challenge script for Cholec80.
-      As in that script, tp of a phase counts every correct or accepted frame that is annotated or predicted as the
-      phase. Precision divides tp by predicted, and recall divides it by annotated. Jaccard divides it by the number of
-      frames that are annotated or predicted as the phase. Precision and recall can exceed 1 and are clipped to 1.
-      Phases that are not annotated in the video are excluded (strategy B). Values are averaged over videos, then over
-      phases. `relaxed_..._published` follows the script as published, whose values most papers report. It applies the
-      mask of a segment's last frames to its first frames (`curDiff(curDiff(end-t+1:end)==1) = 0`). It gives precision
-      1 to a phase that is not predicted but has accepted frames. `relaxed_...` is the corrected script, where such a
-      phase has no precision.
+    - **Relaxed metrics.** As in that script, tp of a phase counts every correct or accepted frame that is annotated or
+      predicted as the phase. Precision divides tp by predicted, and recall divides it by annotated. Jaccard divides it
+      by the number of frames that are annotated or predicted as the phase. Precision and recall can exceed 1 and are
+      clipped to 1. Phases that are not annotated in the video are excluded (strategy B). Values are averaged over
+      videos, then over phases.
+    - **Published and corrected script.** `relaxed_..._published` follows the script as published, whose values most
+      papers report. It applies the mask of a segment's last frames to its first frames
+      (`curDiff(curDiff(end-t+1:end)==1) = 0`). It gives precision 1 to a phase that is not predicted but has accepted
+      frames. `relaxed_...` is the corrected script, where such a phase has no precision.
     - **Segments** (MS-TCN). A segment is a run of frames of one phase. The edit score is 1 - (Levenshtein distance of
       the two sequences of phases) / (length of the longer one), averaged over videos. For F1@k, each predicted segment
       is compared with the annotated segment of its phase with the highest IoU. It is found if the IoU is at least k %
@@ -145,25 +146,35 @@ class PhaseMetric(VideoMetric):
     def compute(self, videos=None) -> dict:
         """Compute the metrics.
 
+        The result has these entries, which are NaN where undefined. The class docstring defines the terms.
+
+        - `accuracy`: share of correct frames of a video, averaged over videos. `accuracy_sd` is its standard
+          deviation.
+        - `macro_precision`, `macro_recall`, `macro_f1`, `macro_jaccard`: video-wise metrics, each also with `_sd`.
+        - `macro_precision_annotated`, `macro_f1_annotated`, `macro_jaccard_annotated`: the same under strategy B, each
+          also with `_sd`.
+        - `framewise_accuracy`, `framewise_precision`, `framewise_recall`, `framewise_f1`, `framewise_jaccard`: metrics
+          of the pooled frames.
+        - `relaxed_accuracy` (averaged over videos), `relaxed_precision`, `relaxed_recall`, `relaxed_jaccard`: metrics
+          with relaxed boundaries, each also with `_published`.
+        - `edit_score`: edit score, averaged over videos.
+        - `f1@10`, `f1@25`, `f1@50`: segmental F1, each also with the prefix `video_`.
+        - `frames`: number of frames.
+        - `per_class`: a dict for each phase.
+            - `precision`, `recall`, `f1`, `jaccard`: means over videos, each also with `_sd` and with `framewise_`.
+            - `relaxed_precision`, `relaxed_recall`, `relaxed_jaccard`: means over videos, each also with `_published`.
+            - `annotated_videos`, `predicted_videos`: numbers of videos in which the phase occurs.
+        - `per_video`: a dict for each video.
+            - The metrics that are means over videos, and `frames`.
+            - `segments@10`, `segments@25`, `segments@50`: numbers of found, predicted, and annotated segments.
+            - `per_class`: for each phase, `annotated_frames`, `predicted_frames`, `correct_frames`, `relaxed_hits`,
+              and `relaxed_hits_published`.
+
         Args:
             videos: ids of the videos to include, which may repeat. None means all videos.
 
         Returns:
-            A dict with the following metrics. Undefined values are NaN.
-            accuracy: share of correct frames of a video, mean over videos, and accuracy_sd.
-            macro_precision, macro_recall, macro_f1, macro_jaccard, each with ..._sd;
-            macro_precision_annotated, macro_f1_annotated, macro_jaccard_annotated, each with ..._sd.
-            framewise_accuracy, framewise_precision, framewise_recall, framewise_f1, framewise_jaccard.
-            relaxed_accuracy (mean over videos), relaxed_precision, relaxed_recall, relaxed_jaccard, and these with
-            ..._published.
-            edit_score; f1@10, f1@25, f1@50, and these with video_...
-            frames: number of frames.
-            per_class: {phase: precision, recall, f1, jaccard: means over videos, each with ..._sd; the same with
-                framewise_...; the relaxed metrics, with and without ..._published; annotated_videos and
-                predicted_videos: number of videos in which it occurs}.
-            per_video: {video: the metrics that are means over videos; frames; segments@k: [found, predicted,
-                annotated]; per_class: {phase: annotated_frames, predicted_frames, correct_frames, relaxed_hits,
-                relaxed_hits_published}}.
+            A dict with the entries above.
 
         Raises:
             ValueError: no video was added, `videos` is empty, or one of `videos` was not added.

@@ -131,19 +131,30 @@ class SegmentationMetric(VideoMetric):
     def compute(self, videos=None) -> dict:
         """Compute the metrics.
 
+        The result has these entries, which are NaN where undefined:
+
+        - The metrics of the class docstring, as floats.
+        - `frames`: number of frames.
+        - `background_frames`: number of frames whose reference has no foreground.
+        - `videos_without_foreground`: ids of the videos whose reference has no foreground.
+        - `per_class`: a dict for each class id.
+            - `dice`, `iou`: Dice and IoU of the pooled pixels.
+            - `video_dice`, `video_iou`, `video_assd`, `video_hd95`, `video_assd_found`, `video_hd95_found`: means over
+              videos.
+            - `videos`: number of videos with the class in the reference.
+            - `reference_frames`, `missed_frames`, `spurious_frames`: numbers of frames.
+            - `spurious_pixels`: predicted pixels in videos without the class.
+        - `per_video`: a dict for each video.
+            - The metrics that are means over videos, and `frames`.
+            - `per_class`: for each class id, the three pixel counts and the three frame counts. Also `frame_dice`,
+              `frame_iou`, `assd`, `hd95`, `assd_found`, `hd95_found`, and `pooled_hd95_found`, which are means over
+              the frames with the class in the reference.
+
         Args:
             videos: ids of the videos to include, which may repeat. None means all videos.
 
         Returns:
-            A dict with the metrics of the class docstring as floats, NaN where undefined, and these entries:
-            frames, background_frames: number of frames, and number of frames whose reference has no foreground.
-            videos_without_foreground: ids of these videos.
-            per_class: {class id: pooled dice and iou; video_dice, video_iou, video_assd, video_hd95, and the last two
-                with _found (means over videos); videos (with the class in the reference), reference_frames,
-                missed_frames, spurious_frames, spurious_pixels (in videos without the class)}.
-            per_video: {video: the metrics that are means over videos; frames; per_class: {class id: the three pixel
-                counts and three frame counts; frame_dice, frame_iou, assd, hd95, and the last two with _found and
-                pooled_hd95_found (means over the frames with the class in the reference)}}.
+            A dict with the entries above.
 
         Raises:
             ValueError: no frame was added, `videos` is empty, or one of `videos` was not added.
@@ -186,11 +197,12 @@ class SegmentationMetric(VideoMetric):
         } | {"video_means": self._video_means(rows)}
 
     def _summarise_video(self, records: list[FrameRecord]) -> dict[str, dict[str, np.ndarray]]:
-        """Compute counts and means per class (num_labels,) over the frames of one video.
+        """Summarize the frames of one video.
 
         Returns:
-            A dict with "sums" of counts over all frames, "means" over the frames with the class in the reference, and
-            "of_frames", means over classes and then frames.
+            A dict of three dicts. "sums" has counts over all frames, mostly per class (num_labels,). "means" has means
+            per class over the frames with the class in the reference. "of_frames" has means over classes, then over
+            frames.
         """
         counts = np.array([(record.reference, record.predicted, record.intersection) for record in records])
         there, predicted = counts[:, 0] > 0, counts[:, 1] > 0

@@ -46,8 +46,8 @@ def load(data_dir: str | Path, background_class: str | None = None) -> SurgicalD
     Raises:
         MissingFileError: a folder is missing or empty, a frame has no mask, or a mask has no frame.
         UserError: `background_class` is not a class. Also if a file name contains no video name, two frames have the
-            same name, a file is unreadable, or there are fewer than two videos. Also if a mask has another size than
-            its frame, has colors instead of ids, or has ids without a class. Also if `classes.txt` has blank lines,
+            same name, a file is unreadable, or fewer than two videos exist. Also if a mask has another size than its
+            frame, has colors instead of ids, or has ids without a class. Also if `classes.txt` has blank lines,
             duplicates, or another encoding than UTF-8, or if fewer than two classes occur.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)

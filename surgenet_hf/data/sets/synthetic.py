@@ -157,8 +157,7 @@ def _grid(look: np.random.Generator, frame: int, size: tuple[int, int]) -> Grid:
     y, x = np.mgrid[:height, :width].astype(np.float32) / height
     y, x = y - 0.5, x - 0.5 * width / height
     phases = look.uniform(0, 2 * np.pi, 4)
-    # Python floats here and below, because a float64 scalar of NumPy would convert all arrays to float64 at half the
-    # speed.
+    # Python floats here and below. A float64 scalar of NumPy would convert all arrays to float64 at half the speed.
     right, down, turn, near = np.sin(0.16 * frame * np.array([1, 0.8, 0.6, 0.5]) + phases).tolist()
     angle, zoom = 0.08 * turn, 1 + 0.08 * near
     u = (math.cos(angle) * x - math.sin(angle) * y) / zoom + 0.09 * right
