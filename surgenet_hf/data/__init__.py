@@ -1,7 +1,7 @@
-"""Datasets of one schema: frames with masks or labels, split by video.
+"""Surgical datasets in one schema: frames with masks or labels, split by video.
 
-This module imports neither `datasets` nor torch nor numpy, so that a command line can read the names of the datasets
-quickly. The loaders are imported when they are used.
+This module imports neither `datasets` nor torch nor numpy, so that the command-line interface can list the dataset
+names quickly. It imports a loader only when the loader is used.
 """
 
 import difflib
@@ -34,14 +34,14 @@ _LAZY = {"Sample": ".base", "SurgicalData": ".base", "from_datasets": ".custom"}
 
 @dataclass(frozen=True)
 class Registered:
-    """A dataset that `load_data` knows.
+    """Registry entry of a dataset that `load_data` can load.
 
     Attributes:
-        task: as in `SurgicalData`.
+        task: task of the dataset, as in `SurgicalData`.
         module: module of `surgenet_hf.data.sets`, which documents the layout, the classes, and the source.
-        function: loader in that module.
+        function: name of the loader in that module.
         options: fixed options of the loader.
-        needs_folder: whether `data_dir` must be given.
+        needs_folder: whether `data_dir` is required.
     """
 
     task: str
@@ -70,15 +70,15 @@ DATASETS = {
 
 
 def dataset_names(task: str | None = None) -> tuple[str, ...]:
-    """Return the names that `load_data` knows: those of a task, or all."""
+    """Return the dataset names that `load_data` accepts, for one task or for all tasks."""
     return tuple(name for name, dataset in DATASETS.items() if task in (None, dataset.task))
 
 
 def registered(name: str) -> Registered:
-    """Return what is registered under the name of a dataset.
+    """Return the registry entry of a dataset.
 
     Raises:
-        UserError: there is no dataset of that name.
+        UserError: no dataset has that name.
     """
     if name in DATASETS:
         return DATASETS[name]
@@ -91,8 +91,9 @@ def load_data(name: str, data_dir: str | Path | None = None, **options) -> "Surg
     """Load a dataset by its name.
 
     Args:
-        name: one of `dataset_names()`. The module of the dataset documents what it expects in `data_dir`.
-        data_dir: folder of the data. "synthetic" and "synthetic-phases" need none; they write to it if it is given.
+        name: one of `dataset_names()`. The module of the dataset documents the expected content of `data_dir`.
+        data_dir: folder of the data. "synthetic" and "synthetic-phases" do not need one, but write to it if it is
+            given.
         options: options of the dataset's loader, for example `split_protocol`.
 
     Raises:
@@ -113,7 +114,10 @@ def load_data(name: str, data_dir: str | Path | None = None, **options) -> "Surg
 
 
 def class_colors(labels: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
-    """Return the colors of classes in figures: those of the dataset that has these classes, else of the palette."""
+    """Return the RGB colors of classes for figures.
+
+    These are the colors of the dataset with exactly these classes. If no dataset has them, they come from the palette.
+    """
     from .colors import palette
     from .sets import cholecseg8k, dsad, endoscapes, synthetic
 

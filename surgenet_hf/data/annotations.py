@@ -1,4 +1,4 @@
-"""Label files of whole videos, such as phases or tools, and how they are matched with the frames."""
+"""Label files of whole videos, such as phases or tools, and their assignment to frames."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -15,11 +15,12 @@ from .splits import require_splits
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A text file with labels for the frames of one video: every frame, or every `step`-th.
+    """Text file with labels for every frame, or every `step`-th frame, of one video.
 
     Attributes:
+        path: path of the file.
         frames: numbers of the labeled frames, evenly spaced.
-        values: the other columns of each row, as text.
+        values: other columns of each row, as text.
     """
 
     path: Path
@@ -31,20 +32,26 @@ class LabelFile:
         return self.frames[1] - self.frames[0] if len(self.frames) > 1 else 1
 
     def count(self, labels_per_second: float) -> int:
-        """Return how many frames at 1 per second have a label, if frame numbers advance by `labels_per_second`."""
+        """Return how many frames at 1 per second have a label.
+
+        Args:
+            labels_per_second: increase of the frame numbers per second of video.
+        """
         return math.ceil(len(self.frames) * self.step / labels_per_second - 1e-6)
 
     def row(self, second: int, labels_per_second: float) -> tuple[str, ...]:
-        """Return the values that apply at a time."""
+        """Return the values that apply at a given second of the video."""
         return self.values[int(second * labels_per_second / self.step + 1e-6)]
 
 
 def read_label_file(path: Path, num_values: int = 1) -> LabelFile:
-    """Read `Frame Phase` or `Frame Tool Tool ...`: separated by tabs, commas, semicolons or blanks, header or none.
+    """Read a label file with rows of the form `Frame Phase` or `Frame Tool Tool ...`.
+
+    Tabs, commas, semicolons, or blanks separate the columns. A header line is optional.
 
     Raises:
-        UserError: another number of columns, a frame number that is none, numbers that are not evenly spaced or do
-            not begin with 0 or 1; the message names the line.
+        UserError: a row has the wrong number of columns, or a frame number is invalid. Also if the frame numbers are
+            not evenly spaced or do not start at 0 or 1. Messages about a row name its line.
     """
     lines = read_lines(path)
     separator = next((mark for mark in "\t,;" if lines and mark in lines[-1]), None)
@@ -52,7 +59,7 @@ def read_label_file(path: Path, num_values: int = 1) -> LabelFile:
     for number, line in enumerate(lines, start=1):
         fields = [field.strip() for field in line.split(separator, num_values if separator is None else -1)]
         if number == 1 and not fields[0].isdecimal():
-            continue  # the header
+            continue  # a header
         if len(fields) != num_values + 1 or not fields[0].isdecimal():
             raise UserError(
                 f"{path}, line {number}: expected a frame number and {num_values} value(s), found {line!r}"
@@ -74,10 +81,17 @@ def read_label_file(path: Path, num_values: int = 1) -> LabelFile:
 def match_labels(
     labels: LabelFile, num_frames: int, labels_per_second: Iterable[float]
 ) -> tuple[list[tuple[str, ...]], str | None]:
-    """Return the values for each second of a video with `num_frames` frames, and a note if lengths differ.
+    """Assign labels to the seconds of a video.
 
-    One second more or less is cut off at the end: videos and labels are rounded differently. `labels_per_second` are
-    the rates that the frame numbers may have; the one that fits best is taken.
+    Videos and label files round their lengths differently, so a difference of one second is cut off at the end.
+
+    Args:
+        labels: label file of the video.
+        num_frames: number of frames of the video at 1 per second.
+        labels_per_second: possible increases of the frame numbers per second. The function uses the best fit.
+
+    Returns:
+        The values for each second, and a note if the lengths differ (else None).
 
     Raises:
         UserError: the lengths differ by more than a second.
@@ -96,7 +110,11 @@ def match_labels(
 
 
 def class_id(value: str, labels: tuple[str, ...], first: int, path: Path) -> int:
-    """Return a class by its name, or by its number if counting starts with `first`."""
+    """Return the id of a class that is given by name, or by number with `first` as the lowest number.
+
+    Raises:
+        UserError: the value is neither a class name nor a valid number.
+    """
     if value in labels:
         return labels.index(value)
     if value.isdecimal() and first <= frame_number(value, path) < first + len(labels):
@@ -115,14 +133,18 @@ def labeled_videos(
     rates: Callable[[str], Iterable[float]],
     max_side: int | None,
 ) -> tuple[dict[str, list[Sample]], list[str]]:
-    """Return the labeled frames, one per second, of each video that has frames or a file, and notes.
+    """Return the labeled frames of each video that has frames or a video file.
 
     Args:
-        labels, videos: the label file and the video file of each name.
-        frames_dir: where frames are, or are extracted to.
-        parse: (values of a row, path of the label file) -> the labels of a frame.
-        rates: name -> how fast its frame numbers may advance, per second.
-        max_side: of frames that are extracted.
+        labels: label file by video name.
+        videos: video file by video name.
+        frames_dir: folder with the frames. Missing frames are extracted into it.
+        parse: function (values of a row, path of the label file) -> labels of a frame.
+        rates: function: video name -> possible increases of its frame numbers per second.
+        max_side: largest side of extracted frames in pixels, or None for no limit.
+
+    Returns:
+        The samples by video name, one per second, and a list of notes.
     """
     samples, cut = {}, []
     for name, paths in find_frames(list(labels), videos, frames_dir, max_side).items():
@@ -148,21 +170,25 @@ def official_videos(
     max_side: int | None,
     layout: str,
 ) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]], list[str]]:
-    """Return the labeled frames of a public dataset by split and by video, and notes.
+    """Load the labeled frames of a public dataset.
 
     Args:
-        root: folder of the dataset, with `videos`.
-        splits: names of the videos of each split.
-        label_file: function: name of a video -> its label file.
+        root: folder of the dataset, with the subfolder `videos`.
+        splits: names of the videos in each split.
+        label_file: function: name of a video -> path of its label file.
         num_values: number of values in a row of a label file.
-        parse, max_side: as in `labeled_videos`.
-        rates: how fast frame numbers may advance, per second.
-        cache_dir: where frames are, or are extracted to; `root/frames` if None.
+        parse: as in `labeled_videos`.
+        rates: possible increases of the frame numbers per second.
+        cache_dir: folder with the frames. Missing frames are extracted into it. None means `root/frames`.
+        max_side: as in `labeled_videos`.
         layout: expected layout, for messages.
 
+    Returns:
+        The samples by split, the samples by video name, and a list of notes.
+
     Raises:
-        MissingFileError: a video has no labels.
-        UserError: as `labeled_videos`, or a split other than test has no frames.
+        MissingFileError: a video has no label file.
+        UserError: `labeled_videos` raises it, or a split other than "test" has no frames.
     """
     frames_dir = Path(cache_dir).absolute() if cache_dir is not None else root / "frames"
     videos, names = find_videos(root / "videos"), [name for part in splits.values() for name in part]
@@ -180,7 +206,7 @@ def official_videos(
 
 
 def _count_note(samples: Mapping[str, list[Sample]], videos: Collection[str]) -> str:
-    """Return a note on how many of the videos of a dataset were found."""
+    """Return a note on how many of a dataset's videos were found."""
     frames = sum(map(len, samples.values()))
     missing = [name for name in videos if name not in samples]
     if not missing:
@@ -192,7 +218,7 @@ def _count_note(samples: Mapping[str, list[Sample]], videos: Collection[str]) ->
 
 
 def absent_note(samples: Mapping[str, list[Sample]], labels: tuple[str, ...]) -> list[str]:
-    """Return a note on the videos in which some class of single-label data never appears."""
+    """Return a note on the videos of single-label data in which at least one class never occurs."""
     absent = []
     for video, rows in samples.items():
         present = {row.target for row in rows}

@@ -1,4 +1,4 @@
-"""The one schema of datasets: frames with masks or labels, split by video."""
+"""Common schema of all datasets: frames with masks or labels, split by video."""
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -20,29 +20,32 @@ SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 class SurgicalData:
     """Frames with masks or labels, split by video.
 
-    A row of a split is `{"image": PIL RGB image, "mask": uint8 array (H, W), "video": str, "frame": int,
-    "split": str}`. Datasets for other tasks have "labels" instead of "mask": an int (the class) for single-label data,
-    or a float32 array (num_labels,) of targets from 0 to 1 for multi-label data. Targets may be soft, such as the mean
-    of several raters. A row is decoded when it is indexed. Indexing by a column name decodes every image too;
+    A row of a split is
+    `{"image": PIL RGB image, "mask": uint8 array (H, W), "video": str, "frame": int, "split": str}`.
+    Datasets for other tasks have "labels" instead of "mask". For single-label data, "labels" is an int, the class id.
+    For multi-label data, it is a float32 array (num_labels,) of targets from 0 to 1. Targets may be soft, such as the
+    mean of several raters.
+
+    Indexing a row decodes it. Indexing a column by name decodes every image too, but
     `splits[...].select_columns(["video", "frame"])[:]` does not.
 
     Attributes:
         name: name of the dataset in `load_data`.
         task: "semantic-segmentation", "image-classification", or "phase-recognition". Phase recognition needs one
             class per frame and rows at a regular rate.
-        labels: names of the classes, in the order of their ids or of the array.
+        labels: names of the classes, in the order of their ids or of the target array.
         colors: RGB color (0 to 255) of each class, for figures.
-        splits: "train", "validation", and "test", where the data has them.
+        splits: "train", "validation", and "test", as far as the data has them.
         ignore_index: value in masks that marks pixels without a class.
-        background_id: class that metrics may leave out as background. None: no class is declared as background, and
-            all classes count as foreground. It is never inferred from an id or a name.
+        background_id: class that metrics may exclude as background. If None, no class is declared as background, and
+            all classes count as foreground. The background is never inferred from an id or a name.
         problem_type: "single_label_classification" or "multi_label_classification", as in a model's config. None for
             segmentation.
-        frames_per_second: rate of the consecutive rows of a video. None: the rows are not regular.
+        frames_per_second: rate of the consecutive rows of a video. None if the rows are not evenly spaced.
         notes: findings of the checks, one sentence each.
-        videos_are_public: whether the videos have the official names of a public dataset. If not, they are the user's
-            own, and `surgenet_hf.privacy` keeps their names from being published.
-        split_protocol: which videos belong to which split, as a short phrase for results files.
+        videos_are_public: whether the videos have the official names of a public dataset. Otherwise they belong to the
+            user, and `surgenet_hf.privacy` keeps their names from being published.
+        split_protocol: short phrase for results files that says which videos belong to which split.
     """
 
     name: str
@@ -61,12 +64,12 @@ class SurgicalData:
 
     @property
     def is_single_label(self) -> bool:
-        """Whether each frame has one class, such as a phase."""
+        """Whether each frame has exactly one class, such as a phase."""
         return self.problem_type == SINGLE
 
     @property
     def evaluation_split(self) -> str:
-        """Split of reported metrics: test if there is one, otherwise validation."""
+        """Name of the split for reported metrics: "test" if it exists, otherwise "validation"."""
         return "test" if "test" in self.splits else "validation"
 
     def split(self, name: str) -> Dataset:
@@ -82,11 +85,11 @@ class SurgicalData:
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame with its target, before it becomes a row.
+    """Frame with its target, before it becomes a row.
 
     Attributes:
         image: path of the image file, or its encoded bytes.
-        target: the mask (a path or encoded bytes), a class, or a target for each label.
+        target: mask (a path or encoded bytes), class id, or one target per label.
         video: name of the video.
         frame: number of the frame in the video.
     """
@@ -101,10 +104,11 @@ class Sample:
 class DecodeRows(DecodeFrames):
     """Transform that decodes frames, masks, and arrays of targets.
 
-    It is a class and not a closure, so that workers can pickle it. Columns that were not selected are not decoded.
+    It is a class and not a closure, so that worker processes can pickle it. It leaves out columns that were not
+    selected.
 
     Args:
-        table: bytes of the lookup table (256,) from raw mask values to class ids. None: the rows have no masks.
+        table: bytes of the lookup table (256,) from raw mask values to class ids. None if the rows have no masks.
     """
 
     table: bytes | None = None
@@ -122,23 +126,23 @@ class DecodeRows(DecodeFrames):
 
 
 def build_splits(samples: Mapping[str, list[Sample]], table: np.ndarray | None = None) -> DatasetDict:
-    """Turn `{split: samples}` into rows of the schema, without the splits that have no samples.
+    """Convert `{split: samples}` to rows of the schema and drop empty splits.
 
-    With labels, videos keep the order in which they first appear, and their frames are sorted by number. With masks,
-    samples keep their order.
+    For labels, videos keep the order in which they first appear, and the frames of a video are sorted by number. For
+    masks, samples keep their order.
 
     Args:
         samples: frames and targets by split.
-        table: uint8 (256,), the class ids of raw mask values. None: the targets are labels.
+        table: uint8 array (256,) with the class id of each raw mask value. None if the targets are labels.
 
     Raises:
-        UserError: a video is in two splits, two video names look the same, or two frames of a video with labels have
-            the same number.
+        UserError: a video is in two splits, two video names look the same, or two labeled frames of a video have the
+            same number.
     """
     check_no_overlap({split: {sample.video for sample in samples[split]} for split in samples})
     samples = {split: rows if table is not None else _in_order(rows) for split, rows in samples.items() if rows}
     if table is not None:
-        column, feature = "mask", Image(decode=False)  # DecodeRows decodes
+        column, feature = "mask", Image(decode=False)  # `DecodeRows` decodes the masks
     else:
         target = next(iter(samples.values()))[0].target
         column = "labels"

@@ -1,7 +1,7 @@
-"""Colors of classes, for figures."""
+"""Class colors for figures."""
 
-# Okabe and Ito's palette, distinct with every kind of color vision (https://jfly.uni-koeln.de/color/). Gray replaces
-# black and comes first, because the first class is mostly background.
+# Palette of Okabe and Ito, distinct for every kind of color vision (https://jfly.uni-koeln.de/color/). Gray replaces
+# black and comes first, because the first class is usually the background.
 _OKABE_ITO = (
     (127, 127, 127),
     (230, 159, 0),
@@ -15,12 +15,15 @@ _OKABE_ITO = (
 
 
 def palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """Return distinct RGB colors for at most 255 classes: Okabe and Ito's eight, then darker and lighter ones."""
+    """Return distinct RGB colors for at most 255 classes.
+
+    The first eight are Okabe and Ito's colors. Darker and lighter shades of them follow.
+    """
     shades = [
         tuple(round(value + (target - value) * share) for value in color)
         for target, share in ((0, 0.0), (0, 0.45), (255, 0.5), (0, 0.7), (255, 0.75))
         for color in _OKABE_ITO
     ]
-    # Further colors need only differ: a fixed walk over the RGB cube (97 is prime to 255).
+    # Further colors only need to differ. Steps through the RGB cube give 254 more, because 97 is coprime to 255.
     rest = [(97 * i % 255, 53 * i % 255, 171 * i % 255) for i in range(1, 255)]
     return tuple(dict.fromkeys(shades + rest))[:num_classes]

@@ -1,4 +1,4 @@
-"""The user's own data: splits that are `datasets.Dataset` objects or map-style torch datasets."""
+"""User data: splits that are `datasets.Dataset` objects or map-style torch datasets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from .images import decode_frame, raw_values, require_frame
 from .names import check_no_overlap, named
 from .splits import SPLITS
 
-# Columns that hold the target of a frame, by task; the first one that is there counts.
+# Columns that can hold the target of a frame, by task. The first existing column is used.
 TARGETS = {
     "semantic-segmentation": ("mask", "annotation", "label"),
     "image-classification": ("labels", "label"),
@@ -33,31 +33,34 @@ def from_datasets(
     frames_per_second: float = 1.0,
     split_protocol: str = "custom",
 ) -> SurgicalData:
-    """Make `SurgicalData` of the user's own datasets, without decoding or copying all of their frames.
+    """Create `SurgicalData` from the user's own datasets.
 
-    Each split is a `datasets.Dataset`, or a map-style torch dataset. Its items are dicts, or (image, target) tuples:
+    The data is not copied, and most frames are not decoded.
 
-    - "image": a PIL image or a uint8 array (H, W, 3);
-    - "mask", "annotation", or "label" for segmentation: an image or array (H, W) of class ids, 255 for pixels without
-      a class;
-    - "labels" or "label" for the other tasks: a class id, or a vector of targets from 0 to 1 (several labels at once);
-    - "video" and "frame", optional: the name of the video, and the number of the frame in it. A torch dataset with
-      "video" is read once from beginning to end.
+    Each split is a `datasets.Dataset` or a map-style torch dataset. Its items are dicts or (image, target) tuples. A
+    dict has these keys:
 
-    Without "video", each split counts as one video.
+    - "image": a PIL image or a uint8 array (H, W, 3).
+    - "mask", "annotation", or "label" for segmentation: an image or integer array (H, W) of class ids. The value 255
+      marks pixels without a class.
+    - "labels" or "label" for the other tasks: a class id, or a vector (num_labels,) of targets from 0 to 1 for
+      multi-label data.
+    - "video" and "frame" (optional): the name of the video, and the number of the frame in it.
+
+    A torch dataset with "video" is read once in full. Without "video", each split counts as one video.
 
     Args:
-        splits: `{"train": ..., "validation": ..., "test": ...}`, such as a `DatasetDict`, or one dataset to train on.
+        splits: `{"train": ..., "validation": ..., "test": ...}`, such as a `DatasetDict`, or one dataset for training.
         task: "semantic-segmentation", "image-classification", or "phase-recognition".
-        labels: names of the classes in the order of their ids. None: those of the `ClassLabel` feature.
+        labels: names of the classes in the order of their ids. None means the names of the `ClassLabel` feature.
         name: name of the dataset in results.
-        background_class: name of the class that metrics may leave out as background.
+        background_class: name of the class that metrics may exclude as background.
         frames_per_second: rate of the consecutive rows of a video, for phase recognition.
-        split_protocol: which videos belong to which split, as a short phrase for results files.
+        split_protocol: short phrase for results files that says which videos belong to which split.
 
     Raises:
-        UserError: a split, a column, or the class names are missing, a video is in two splits, or an image or a target
-            is not as described.
+        UserError: a split, a column, or the class names are missing, or a video is in two splits. Also if an image or
+            a target is not as described.
     """
     if task not in TARGETS:
         raise UserError(f"unknown task {task!r}; expected one of {', '.join(TARGETS)}")
@@ -116,7 +119,7 @@ def _class_names(splits: dict, task: str) -> list[str]:
 
 
 def _rows(source, split: str, task: str, num_labels: int):
-    """Return the rows of a split in the order of video and frame, and whether they name their videos."""
+    """Return the rows of a split, ordered by video and frame, and whether they have a column "video"."""
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         raise UserError(
             f"it is a {type(source).__name__}; expected a datasets.Dataset or a torch dataset with __len__ and "
@@ -156,7 +159,7 @@ def _target_column(columns: Sequence[str], task: str) -> str:
 
 
 def _in_order(rows):
-    """Return rows in which those of a video are consecutive, in the order of their frames; check the first one."""
+    """Return rows grouped by video and ordered by frame, after decoding the first row as a check."""
     rows[0]
     known = rows.select_columns(["video", "frame"])[:]
     position = {video: i for i, video in enumerate(dict.fromkeys(known["video"]))}
@@ -166,7 +169,7 @@ def _in_order(rows):
 
 
 def _dataset_rows(source: Dataset, split: str, target: str, images: list[str], num_labels: int) -> Dataset:
-    """Return a `datasets.Dataset` in the schema of `SurgicalData`; only the small columns are copied."""
+    """Convert a `datasets.Dataset` to the schema of `SurgicalData`, copying only the small columns."""
     columns = [column for column in ("image", target, "video", "frame") if column in source.column_names]
     rows = source.with_format(None).select_columns(columns)
     for column in images:
@@ -205,7 +208,7 @@ class DecodeOwnRows(DecodeRows):
 
 @dataclass(frozen=True)
 class ReadItem:
-    """Conversion of the items of a torch dataset to an image and a target.
+    """Converter from items of a torch dataset to an image and a target.
 
     Args:
         task: as in `SurgicalData`.
@@ -216,7 +219,7 @@ class ReadItem:
     num_labels: int
 
     def fields(self, item) -> Mapping:
-        """Return an item as a dict with "image", "target", and, where the item has them, "video" and "frame"."""
+        """Return an item as a dict with "image" and "target", and with "video" and "frame" if the item has them."""
         if isinstance(item, tuple | list) and len(item) == 2:
             return dict(zip(("image", "target"), item, strict=True))
         if not isinstance(item, Mapping):
@@ -235,14 +238,14 @@ class ReadItem:
 
 @dataclass(frozen=True)
 class MapRows:
-    """Rows of a torch dataset, with the few methods of `datasets.Dataset` that this package uses.
+    """Rows of a torch dataset, with the methods of `datasets.Dataset` that this package uses.
 
     Args:
-        source: the torch dataset.
-        read: conversion of its items.
-        known: columns that are known without reading an item, each with one value per item.
+        source: torch dataset.
+        read: converter of its items.
+        known: columns that are known without reading an item, with one value per item.
         columns: names of the columns of a row.
-        indices: items that are rows, in their order.
+        indices: index of the item of each row.
     """
 
     source: object
@@ -306,7 +309,11 @@ def _mask(mask) -> np.ndarray:
 
 
 def check_mask(mask: np.ndarray, size: tuple[int, int] | None, num_labels: int) -> None:
-    """Check that a mask has the (width, height) of its image and holds only class ids and 255."""
+    """Check that a mask has the (width, height) of its image and holds only class ids and 255.
+
+    Raises:
+        UserError: the size differs, or the mask holds another value.
+    """
     if size is not None and mask.shape != size[::-1]:
         raise UserError(f"the mask has {mask.shape[1]}x{mask.shape[0]} pixels, but its image {size[0]}x{size[1]}")
     ids = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[:IGNORE_INDEX])
@@ -318,7 +325,11 @@ def check_mask(mask: np.ndarray, size: tuple[int, int] | None, num_labels: int) 
 
 
 def check_labels(labels, num_labels: int) -> int | np.ndarray:
-    """Return a class id as an int, or a vector of targets as float32 (num_labels,), after a check of its values."""
+    """Check a label, and return it as an int (class id) or a float32 array (num_labels,) of targets.
+
+    Raises:
+        UserError: the label is not a valid class id or target vector.
+    """
     array = np.asarray(labels)
     if array.ndim == 0 and array.dtype.kind in "iu":
         if not 0 <= array < num_labels:

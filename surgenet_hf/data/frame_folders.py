@@ -1,4 +1,4 @@
-"""Folders with the frames of videos: extraction once, and the frames of each video in the order of time."""
+"""Folders with video frames: extraction of frames, and lookup of extracted frames in temporal order."""
 
 import json
 import os
@@ -26,20 +26,22 @@ def extract_frames(
     max_side: int | None = None,
     progress: tqdm | None = None,
 ) -> list[Path]:
-    """Write the frames of a video to `out_dir/000000.jpg`, ... (JPEG of quality 95), and return their paths.
+    """Write the frames of a video to `out_dir/000000.jpg`, ... and return their paths.
 
-    Files are written atomically, and `extraction.json` records when all are written. An extraction that was killed
-    continues, and one that is complete does nothing.
+    Frames are JPEG files of quality 95. Each file is written atomically, and `extraction.json` records when all frames
+    are written. An interrupted extraction resumes at the next call. A complete extraction is not repeated.
 
     Args:
-        video_path, frames_per_second, max_side: as in `iter_frames`.
-        out_dir: a folder for this video alone.
-        progress: a bar to move by one for each frame.
+        video_path: path of the video.
+        out_dir: folder for the frames of this video only.
+        frames_per_second: as in `iter_frames`.
+        max_side: as in `iter_frames`.
+        progress: progress bar, advanced by one for each frame.
 
     Raises:
-        MissingFileError: there is no such video.
-        UserError: the video is broken (the frames before that are kept), or `out_dir` holds frames of another source,
-            size, or rate, or frames that this function has not written.
+        MissingFileError: the video does not exist.
+        UserError: the video is broken (the frames before the damage are kept). Also if `out_dir` holds frames that
+            this function did not write, or frames of another source, size, or rate.
         UnavailableError: a file cannot be written.
     """
     video_path, out_dir = Path(video_path), Path(out_dir)
@@ -82,10 +84,10 @@ def extract_frames(
 
 
 def extract_videos(videos: Mapping[str, Path], out_dir: Path, max_side: int | None = None) -> None:
-    """Extract the frames of several videos, one per second, into `out_dir/<name>/`.
+    """Extract one frame per second from several videos into `out_dir/<name>/`.
 
-    As many are extracted at a time as there are processor cores. All are tried before the first error is raised,
-    whose message names the others.
+    Up to eight videos, but not more than there are processor cores, are extracted in parallel. An error in one video
+    does not stop the others. The first error is raised at the end, and its message includes the other errors.
     """
     if not videos:
         return
@@ -99,12 +101,12 @@ def extract_videos(videos: Mapping[str, Path], out_dir: Path, max_side: int | No
         def extract(name: str) -> Exception | None:
             try:
                 extract_frames(videos[name], out_dir / name, 1.0, max_side, bar)
-            except UnavailableError:  # nothing more can be written
+            except UnavailableError:  # no further frames can be written
                 raise
             except UserError as error:
                 return error
 
-        # FFmpeg and JPEG work outside Python's lock, so threads run side by side.
+        # FFmpeg and the JPEG encoder release the GIL, so threads run in parallel.
         errors = [error for error in pool.imap(extract, videos) if error is not None]
     if errors:
         others = "".join(f"\nalso: {error}" for error in errors[1:])
@@ -114,24 +116,26 @@ def extract_videos(videos: Mapping[str, Path], out_dir: Path, max_side: int | No
 def find_frames(
     names: list[str], videos: Mapping[str, Path], frames_dir: Path, max_side: int | None = None
 ) -> dict[str, list[Path]]:
-    """Return the frames of each video, one per second: those in `frames_dir/<name>/`, or else extracted to it.
+    """Return the frames of each video, one per second, and extract missing frames to `frames_dir/<name>/`.
 
-    Frames that were extracted by other means are taken as they are, in the order of the number at the end of their
-    names; the numbers must be evenly spaced. Names with neither frames nor video are left out.
+    Frames that another tool extracted are used unchanged, ordered by the number at the end of their names. These
+    numbers must be evenly spaced. Videos with neither frames nor a video file are left out.
 
     Args:
-        names: the videos that are looked for, in the order of the result.
-        videos: the files of those that have one.
+        names: names of the videos, in the order of the result.
+        videos: video file by name, for the videos that have one.
+        frames_dir: folder with one subfolder of frames per video.
+        max_side: as in `iter_frames`, for frames that are extracted.
 
     Raises:
-        UserError: a broken video, a gap in the numbers of frames, an empty file, an extraction that was not finished
-            and whose video is gone.
+        UserError: a video is broken, frame numbers have a gap, or a frame file is empty. Also if an extraction is
+            incomplete and its video is missing.
     """
     todo = {}
     for name in names:
         folder = frames_dir / name
         if _read_marker(folder) is None and _images(folder):
-            continue  # extracted by other means
+            continue  # another tool extracted these frames
         if name in videos:
             todo[name] = videos[name]
         elif _read_marker(folder) is not None and not is_complete(folder):
@@ -146,7 +150,11 @@ def find_frames(
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
-    """Return the videos in a folder by their names without suffix; none if there is no such folder."""
+    """Return the videos in a folder by name without suffix, or an empty dict if the folder does not exist.
+
+    Raises:
+        UserError: two videos have the same name without suffix.
+    """
     videos: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
@@ -158,7 +166,7 @@ def find_videos(folder: Path) -> dict[str, Path]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether `extract_frames` has written all frames of a video to this folder, and all are still in it."""
+    """Return whether `extract_frames` has written all frames of a video to this folder and none is missing."""
     marker = _read_marker(folder)
     return marker is not None and marker["frames"] == len(_images(folder))
 
@@ -170,10 +178,10 @@ def _save(image: Image.Image, path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn errors of the file system in the block into `UnavailableError`, with the name of what is written."""
+    """Convert file system errors in the block to `UnavailableError` with the path that is written."""
     try:
         yield
-    except UserError:  # of what is read to be written
+    except UserError:  # from reading the source, not from writing
         raise
     except OSError as error:
         raise UnavailableError(
@@ -199,7 +207,7 @@ def _read_marker(folder: Path) -> dict | None:
 
 
 def _is_done(video: Path, folder: Path, max_side: int | None) -> bool:
-    """Return whether nothing is left to do, so that no progress bar is needed."""
+    """Return whether the extraction is complete, so that no progress bar is needed."""
     marker = _read_marker(folder)
     same = (
         marker is not None
@@ -210,7 +218,7 @@ def _is_done(video: Path, folder: Path, max_side: int | None) -> bool:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Return the frames of a folder, in the order of the number at the end of their names."""
+    """Return the frames in a folder, ordered by the number at the end of their names."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:

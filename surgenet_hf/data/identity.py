@@ -1,4 +1,4 @@
-"""Fingerprints of data, to notice that a resumed run or cached features belong to other frames or labels."""
+"""Fingerprints of data, to detect that a resumed run or cached features belong to other frames or labels."""
 
 import hashlib
 import os
@@ -7,13 +7,20 @@ from collections.abc import Callable
 import numpy as np
 from datasets import Dataset
 
-SAMPLES = 1000  # contents that are read: seconds at most, even from a network disk
+SAMPLES = 1000  # number of files to read, so that hashing takes seconds even from a network disk
 
 
 def content_digest(read: Callable[[int], bytes], count: int) -> str:
-    """Hash the contents of at most `SAMPLES` of `count` files, spread evenly; 16 hexadecimal digits.
+    """Hash the contents of at most `SAMPLES` evenly spaced files.
 
-    A file that cannot be read counts as empty: whoever uses it reports it.
+    An unreadable file counts as empty here. The code that uses the file reports the error.
+
+    Args:
+        read: function: index of a file -> its content.
+        count: number of files.
+
+    Returns:
+        16 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for index in sorted({i * count // SAMPLES for i in range(SAMPLES)} if count > SAMPLES else range(count)):
@@ -26,22 +33,32 @@ def content_digest(read: Callable[[int], bytes], count: int) -> str:
 
 
 def data_identity(data) -> dict[str, dict]:
-    """What a resumed run must find again: {split: {"frames", "videos", "labels", "files", "contents"}}.
+    """Return the fingerprints that a resumed run must match.
 
-    `labels` hashes videos, frame numbers, and labels; `files` hashes the sizes of all frames and masks; `contents`
-    hashes a sample of them (see `content_digest`). Moving or copying the data changes nothing. Splits that are torch
-    datasets have `names` (videos and frame numbers) instead of `labels` and `files`; their `contents` include labels.
+    `labels` hashes videos, frame numbers, and labels (for segmentation, only videos and frame numbers). `files` hashes
+    the sizes of all frames and masks. `contents` hashes a sample of the files (see `content_digest`). Moving or
+    copying the data does not change these values.
+
+    Splits that are torch datasets have `names` (a hash of videos and frame numbers) instead of `labels` and `files`.
+    Their `contents` include the labels.
 
     Args:
-        data: `SurgicalData`.
+        data: a `SurgicalData` object.
+
+    Returns:
+        A dict {split: {"frames", "videos", "labels", "files", "contents"}}.
     """
     return {split: _split_identity(rows) for split, rows in data.splits.items()}
 
 
 def frames_key(split: Dataset, rows: range) -> str:
-    """Identify frames by name, size, and modification time (or by their bytes); 16 hexadecimal digits."""
+    """Hash the identity of frames: name, size, and modification time of files, or the bytes of frames in memory.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     digest = hashlib.sha256()
-    if not isinstance(split, Dataset):  # the frames of a torch dataset have no files
+    if not isinstance(split, Dataset):  # frames of a torch dataset have no files
         for i in rows:
             digest.update(hashlib.sha256(split[i]["image"].tobytes()).digest())
         return digest.hexdigest()[:16]
@@ -57,7 +74,7 @@ def frames_key(split: Dataset, rows: range) -> str:
 
 
 def _split_identity(rows) -> dict:
-    if not isinstance(rows, Dataset):  # of a torch dataset, whose items are read to see their labels
+    if not isinstance(rows, Dataset):  # a torch dataset, whose labels are only known from its items
 
         def read_row(index: int) -> bytes:
             row = rows[index]
@@ -92,5 +109,5 @@ def _split_identity(rows) -> dict:
 
 
 def digest(value) -> str:
-    """Hash a value of plain types; 16 hexadecimal digits."""
+    """Hash a value of plain Python types to 16 hexadecimal digits."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

@@ -1,11 +1,11 @@
-"""The one reader of frames and masks: image files, or encoded images in memory.
+"""Reader for all frames and masks, from image files or from encoded images in memory.
 
-A frame is returned as an RGB PIL image with 8 bits per channel. Grayscale and palette images, CMYK, and 16-bit color
-PNGs are converted as PIL does it; transparency is dropped. Frames that PIL would convert to pure white or black
-(more than 8 bits in a single channel) are refused, as are frames that are very small or very large.
+A frame is an RGB PIL image with 8 bits per channel. PIL converts gray and palette images, CMYK, and 16-bit color PNG
+files; transparency is dropped. Single-channel images with more than 8 bits are refused, because PIL would clip them to
+white or black. Very small and very large images are refused too.
 
-Functions on opened images (`open_frame`, `decode_frame`, ...) raise a ValueError that says what is wrong; `naming`
-puts the name of the file before it. `read_frame` and the other functions that read do both.
+Functions on opened images (`open_frame`, `decode_frame`, ...) raise a ValueError that describes the problem. `naming`
+adds the file name to such an error. `read_frame` and the other reading functions do both.
 """
 
 import io
@@ -24,14 +24,14 @@ from tqdm import tqdm
 from ..errors import MissingFileError, UserError
 from .names import require_unicode
 
-# Pillow would try all its decoders otherwise, whatever the suffix. MPO files of cameras are opened as JPEG.
+# Without this list, Pillow would try all its decoders whatever the suffix. It opens MPO files from cameras as JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MIN_SIDE = 8  # pixels
-MAX_PIXELS = 89_478_485  # above this PIL warns of a decompression bomb; it raises an error only above twice as many
+MAX_PIXELS = 89_478_485  # above this, PIL only warns; it raises DecompressionBombError above twice as many
 
-Source = Path | bytes | dict  # a dict is a cell of an image column of `datasets`
+Source = Path | bytes | dict  # a dict is a cell of an image column in `datasets`
 
-# What PIL raises about damaged files: mostly OSError, SyntaxError for PNG, and the others for TIFF and EXIF fields.
+# Exceptions of PIL for damaged files: mostly OSError, SyntaxError for PNG, the others for TIFF and EXIF fields.
 _DAMAGE = (
     ArithmeticError,
     EOFError,
@@ -46,14 +46,18 @@ _DAMAGE = (
 
 
 def to_cell(source: Path | bytes) -> dict:
-    """Return the cell of an image column of `datasets` that holds the path of a file or its encoded bytes."""
+    """Return a cell of a `datasets` image column with the path of a file or its encoded bytes.
+
+    Raises:
+        UserError: the path is not valid Unicode.
+    """
     if isinstance(source, bytes):
         return {"path": None, "bytes": source}
     return {"path": str(require_unicode(source)), "bytes": None}
 
 
 def read_cell(cell: bytes | dict | None) -> bytes:
-    """Read the encoded image in a cell of a table: its bytes, or those of the file that it names.
+    """Return the encoded image of a table cell, reading its file if the cell holds only a path.
 
     Raises:
         OSError: the cell is empty, or its file cannot be read.
@@ -65,7 +69,7 @@ def read_cell(cell: bytes | dict | None) -> bytes:
         raise OSError("the cell is empty")
     if "://" not in cell["path"]:
         return Path(cell["path"]).read_bytes()
-    import fsspec  # reads what `datasets` refers to: hf://, https://, members of archives
+    import fsspec  # opens the references of `datasets`: hf://, https://, members of archives
 
     with fsspec.open(cell["path"], "rb") as file:
         return file.read()
@@ -75,10 +79,10 @@ def read_frame(source: Source) -> Image.Image:
     """Read an upright RGB frame.
 
     Args:
-        source: path of a file, an encoded image, or a cell with one of them.
+        source: path of a file, an encoded image, or a cell with either.
 
     Raises:
-        MissingFileError: there is no such file.
+        MissingFileError: the file does not exist.
         UserError: the file cannot be read or cannot be used as a frame.
     """
     with naming(source):
@@ -86,9 +90,9 @@ def read_frame(source: Source) -> Image.Image:
 
 
 def frame_size(source: Source) -> tuple[int, int]:
-    """Return the (width, height) of the frame that `read_frame` gives, after a check that it can be read.
+    """Return the (width, height) that `read_frame` would give, and check that the frame is readable.
 
-    JPEG is decoded at an eighth of its resolution. That is much faster, and still finds truncated files.
+    JPEG files are decoded at an eighth of their resolution. This is much faster and still detects truncated files.
     """
     with naming(source):
         image = open_frame(_content(source))
@@ -100,22 +104,25 @@ def frame_size(source: Source) -> tuple[int, int]:
 
 
 def read_upright(source: Source) -> Image.Image:
-    """Read any image, such as a mask, in its own mode, turned as its orientation tag says."""
+    """Read any image, such as a mask, in its own mode, and rotate it by its orientation tag."""
     with naming(source):
         return _load(open_image(_content(source)))
 
 
 def read_mask(source: Source) -> np.ndarray:
-    """Read the raw values (H, W), uint8, of an upright mask; arguments and errors as in `read_frame`."""
+    """Read the raw values of an upright mask as uint8 (H, W).
+
+    Arguments and errors are those of `read_frame`.
+    """
     mask = read_upright(source)
     with naming(source):
         return raw_values(mask)
 
 
 def raw_values(mask: Image.Image) -> np.ndarray:
-    """Return the raw values (H, W), uint8, of a mask: gray, palette index, or the value of three equal channels.
+    """Return the raw values of a mask as uint8 (H, W).
 
-    Alpha is ignored.
+    A value is the gray level, the palette index, or the common value of three equal channels. Alpha is ignored.
 
     Raises:
         UserError: the channels differ, or a value is above 255.
@@ -133,7 +140,7 @@ def raw_values(mask: Image.Image) -> np.ndarray:
 
 
 def check_images(paths: list[Path]) -> None:
-    """Read every frame once, in low resolution; errors as in `read_frame`."""
+    """Read every frame once at low resolution, with the errors of `read_frame`."""
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         sizes = pool.imap(frame_size, paths)
         for _ in tqdm(sizes, desc="Checking frames", total=len(paths), unit="frame"):
@@ -141,20 +148,23 @@ def check_images(paths: list[Path]) -> None:
 
 
 class DecodeFrames:
-    """Transform of a dataset that decodes the column "image"; a class, so that workers can pickle it."""
+    """Dataset transform that decodes the column "image".
+
+    It is a class, so that worker processes can pickle it.
+    """
 
     def __call__(self, batch: dict) -> dict:
-        if "image" in batch:  # not after select_columns without it
+        if "image" in batch:  # `select_columns` may have dropped the column
             batch["image"] = [read_frame(cell) for cell in batch["image"]]
         return batch
 
 
 @contextmanager
 def naming(source: Source) -> Iterator[None]:
-    """Put the name of an image before the errors about it, and turn those of the file system into ours.
+    """Prefix errors about an image with its name, and convert file system errors to `UserError`.
 
     Raises:
-        MissingFileError: there is no such file.
+        MissingFileError: the file does not exist.
         UserError: the file cannot be read, or the block raised a ValueError about its content.
     """
     name = source.get("path") if isinstance(source, dict) else source if isinstance(source, Path) else None
@@ -173,7 +183,7 @@ def open_image(content: bytes) -> Image.Image:
     """Open an encoded image without decoding it.
 
     Raises:
-        UserError: not an image, or one with more than `MAX_PIXELS`.
+        UserError: the content is not an image, or has more than `MAX_PIXELS`.
     """
     try:
         with _damage():
@@ -190,7 +200,7 @@ def open_frame(content: bytes) -> Image.Image:
     """Open an encoded frame without decoding it.
 
     Raises:
-        UserError: not an image, or one that cannot be used as a frame.
+        UserError: the content is not an image, or cannot be used as a frame.
     """
     image = open_image(content)
     require_frame(image)
@@ -198,17 +208,21 @@ def open_frame(content: bytes) -> Image.Image:
 
 
 def require_frame(image: Image.Image) -> None:
-    """Raise `UserError` if an image cannot be used as a frame."""
+    """Check that an image can be used as a frame.
+
+    Raises:
+        UserError: the image is too small, is a stack of several images, or has more than 8 bits per channel.
+    """
     if min(image.size) < MIN_SIDE:
         raise UserError(
             f"has {image.width}x{image.height} pixels; a frame needs at least {MIN_SIDE} on each side: remove it or "
             "replace it"
         )
-    if image.format == "TIFF" and image.n_frames > 1:  # PIL would read the first page and say nothing
+    if image.format == "TIFF" and image.n_frames > 1:  # PIL would silently read only the first page
         raise UserError(
             f"is a stack of {image.n_frames} images, expected a single one: save each of them as a file of its own"
         )
-    if image.mode.startswith(("I", "F")):  # PIL would clip its values at 255
+    if image.mode.startswith(("I", "F")):  # PIL would clip values at 255
         raise UserError(
             f"has more than 8 bits per channel (mode {image.mode}); expected 8: scale its values to 0 to 255 and save "
             "it with 8 bits"
@@ -219,8 +233,8 @@ def decode_frame(image: Image.Image, upright: bool = True) -> Image.Image:
     """Decode an opened frame to RGB.
 
     Args:
-        image: the opened frame.
-        upright: turn it as its orientation tag says.
+        image: opened frame.
+        upright: whether to rotate the frame by its orientation tag.
 
     Raises:
         UserError: the image is damaged.
@@ -244,7 +258,10 @@ def _content(source: Source) -> bytes:
 
 @contextmanager
 def _damage() -> Iterator[None]:
-    """Turn what PIL raises about a damaged image into a ValueError. Only PIL's own work may run in the block."""
+    """Convert the exceptions that PIL raises for damaged images to `UserError`.
+
+    The block must contain only PIL calls.
+    """
     try:
         yield
     except UnidentifiedImageError as error:

@@ -1,4 +1,4 @@
-"""Text files with labels: lines, tables and lists of classes, in UTF-8."""
+"""Text files with labels in UTF-8: lines, tables, and lists of classes."""
 
 import csv
 import io
@@ -10,11 +10,12 @@ from .names import WHY_BY_VIDEO, named, require_distinct
 
 
 def read_text(path: Path) -> str:
-    """Read a text file, without a byte order mark.
+    """Read a text file and drop a byte order mark.
 
     Raises:
-        MissingFileError: there is no such file.
-        UserError: it is not UTF-8 text.
+        MissingFileError: the file does not exist.
+        UnavailableError: the file cannot be read.
+        UserError: the file is not UTF-8 text.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -31,24 +32,24 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file, without blank ones at the end; errors as in `read_text`."""
+    """Read the lines of a text file without blank lines at the end, with the errors of `read_text`."""
     return read_text(path).rstrip().splitlines()
 
 
 def read_table(path: Path, needed: tuple[str, ...], layout: str) -> list[tuple[int, dict[str, str]]]:
-    """Read a CSV file, separated by commas or, as some spreadsheets write it, by semicolons.
+    """Read a CSV file with commas, or with semicolons as some spreadsheets write it.
 
     Args:
-        path: the file.
-        needed: the columns that must be there, with a value in every row.
-        layout: what is expected, for messages.
+        path: path of the file.
+        needed: columns that must exist and have a value in every row.
+        layout: expected layout, for messages.
 
     Returns:
-        each row with the number of the line that it ends in; values are stripped.
+        A list of (number of the row's last line, {column: stripped value}).
 
     Raises:
-        MissingFileError: there is no such file.
-        UserError: not a table with these columns; the message names the line.
+        MissingFileError: the file does not exist.
+        UserError: the file is not a table with these columns. Messages about a row name its line.
     """
     if not path.is_file():
         raise MissingFileError(f"there is no {path}; {layout}")
@@ -87,10 +88,14 @@ def read_table(path: Path, needed: tuple[str, ...], layout: str) -> list[tuple[i
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Read the names of classes, one per line in the order of their ids; none if there is no such file.
+    """Read class names, one per line in the order of their ids.
+
+    Returns:
+        The names, or an empty tuple if the file does not exist.
 
     Raises:
-        UserError: a blank line, two names that are equal or look the same, or too many names.
+        UserError: the file is empty or has a blank line, two names are equal or look the same, or there are too many
+            names.
     """
     if not path.exists():
         return ()

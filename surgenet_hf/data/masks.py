@@ -1,4 +1,4 @@
-"""Masks: raw values, their class ids, and the check of all masks of a dataset."""
+"""Raw mask values, their class ids, and a check of all masks of a dataset."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -14,17 +14,23 @@ from .names import named
 
 
 def lookup_table(ids: Mapping[int, int]) -> np.ndarray:
-    """Return the uint8 table (256,) that turns raw mask values into class ids; values not in `ids` are ignored."""
+    """Return the uint8 table (256,) from raw mask values to class ids.
+
+    Values that are not in `ids` map to `IGNORE_INDEX`.
+    """
     table = np.full(256, IGNORE_INDEX, np.uint8)
     table[list(ids)] = list(ids.values())
     return table
 
 
 def count_values(samples: list[Sample]) -> np.ndarray:
-    """Read every frame and mask once, and count the raw values of each mask: (number of samples, 256).
+    """Read every frame and mask once, and count the pixels of each raw mask value.
+
+    Returns:
+        A uint32 array (number of samples, 256).
 
     Raises:
-        UserError: a file cannot be read, a mask does not have the size of its frame, or it holds no class ids. The
+        UserError: a file cannot be read, a mask does not have the size of its frame, or a mask holds no class ids. The
             message names the file.
     """
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
@@ -43,15 +49,16 @@ def _check(sample: Sample) -> np.ndarray:
 
 
 def require_pairs(frames: Mapping, masks: Mapping, expected: Callable[[str, object], str], advice: str) -> None:
-    """Check that each frame has a mask, and each mask a frame.
+    """Check that each frame has a mask and each mask has a frame.
 
     Args:
-        frames, masks: files by what a frame and its mask have in common.
-        expected: function ("frame" or "mask", key) -> the file that is expected.
-        advice: the last part of the message.
+        frames: frame files by a key that a frame and its mask share.
+        masks: mask files by the same key.
+        expected: function ("frame" or "mask", key) -> expected file, for the message.
+        advice: last part of the message.
 
     Raises:
-        MissingFileError: names the first file that is alone.
+        MissingFileError: a file has no counterpart. The message names the first such file.
     """
     for files, others, kind, other in ((frames, masks, "frame", "mask"), (masks, frames, "mask", "frame")):
         if alone := sorted(files.keys() - others.keys()):
@@ -62,12 +69,12 @@ def require_pairs(frames: Mapping, masks: Mapping, expected: Callable[[str, obje
 
 
 def stray_notes(counts: np.ndarray, names: Iterable[str], values: Iterable[int], text: str) -> list[str]:
-    """Return a note on each raw value that is in a mask although it is no class.
+    """Return a note for each raw value that occurs in a mask but is not a class.
 
     Args:
-        counts: pixels of each value of each mask, (N, 256).
+        counts: pixels of each value in each mask, (N, 256).
         names: name of each mask.
-        values: values that are no class.
+        values: raw values that are not classes.
         text: beginning of the note, with {} for the value.
     """
     notes = []

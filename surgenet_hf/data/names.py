@@ -1,4 +1,4 @@
-"""Names of videos, frames and files, and the checks that keep the frames of a video in one split."""
+"""Names of videos, frames, and files, and checks that keep all frames of a video in one split."""
 
 import os
 import re
@@ -13,14 +13,14 @@ WHY_BY_VIDEO = (
     "and its results cannot be compared with any others"
 )
 
-# Invisible characters outside the categories of control and format characters (Default_Ignorable_Code_Point).
+# Invisible characters (Default_Ignorable_Code_Point) outside the categories of control and format characters.
 _IGNORABLE = (
     "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff"
 )
 
 
 def printable(text: str | Path) -> str:
-    """Return a text or path in which bytes that are not UTF-8 are written as `\\xe9`."""
+    """Return a text or path with bytes that are not UTF-8 written as `\\xe9`."""
     return os.fsencode(text).decode(errors="backslashreplace")
 
 
@@ -28,7 +28,7 @@ def require_unicode(path: Path) -> Path:
     """Return `path` if it is valid Unicode.
 
     Raises:
-        UserError: it is not, so that tables cannot hold it.
+        UserError: the path is not valid Unicode, so tables cannot store it.
     """
     if not str(path).isascii() and printable(path) != str(path):
         raise UserError(f"the name of {printable(path)} is not valid UTF-8; rename it")
@@ -36,10 +36,11 @@ def require_unicode(path: Path) -> Path:
 
 
 def require_folder(path: Path, expected: str) -> Path:
-    """`path`, if it is a folder that is not empty.
+    """Return `path` if it is a folder that is not empty.
 
     Raises:
-        MissingFileError: it is not; the message begins with `expected` and says what is there instead.
+        MissingFileError: the folder is missing or empty, or is a file. The message starts with `expected` and says
+            what was found.
         UserError: its name is not valid Unicode.
     """
     require_unicode(path)
@@ -59,12 +60,16 @@ def require_folder(path: Path, expected: str) -> Path:
 
 
 def frame_number(digits: str, where: str | Path) -> int:
-    """Convert the digits of a number in a file or its name; `where` is for the message.
+    """Convert the digits of a frame number to an int.
+
+    Args:
+        digits: decimal digits.
+        where: source of the number, for the message.
 
     Raises:
-        UserError: the number does not fit into 64 bits, as the column `frame` needs.
+        UserError: the number does not fit into 64 bits, the type of the column `frame`.
     """
-    # Python refuses to convert thousands of digits.
+    # By default, Python refuses to convert more than 4300 digits.
     if len(digits) > 255 or int(digits) >= 2**63:
         raise UserError(
             f"{where}: the number {digits[:24]}{'...' if len(digits) > 24 else ''} is too large; expected less "
@@ -74,24 +79,29 @@ def frame_number(digits: str, where: str | Path) -> int:
 
 
 def number_in_name(path: Path) -> int | None:
-    """Return the number at the end of a file's name, without suffix; None if there is none."""
+    """Return the number at the end of a file name without its suffix, or None if there is none."""
     digits = re.search(r"\d+$", path.stem)
     return frame_number(digits[0], path) if digits else None
 
 
 def named(items: Iterable, most: int = 8) -> str:
-    """Join the first of the items, for a message."""
+    """Join the first `most` items for a message, with the total count if there are more."""
     items = list(map(str, items))
     return ", ".join(items[:most]) + (f", ... ({len(items)} in all)" if len(items) > most else "")
 
 
 def require_distinct(names: Iterable[str], kind: str, where: str | Path = "") -> None:
-    """Raise `UserError` if two different names look the same, as with an invisible character or another accent form.
+    """Check that different names do not look the same.
+
+    Names can look the same because of an invisible character or another form of an accent.
 
     Args:
-        names: the names; the same name may come several times.
-        kind: what they name, for the message.
-        where: the file that they are from, for the message.
+        names: the names. A name may occur several times.
+        kind: what the names refer to, for the message.
+        where: file with the names, for the message.
+
+    Raises:
+        UserError: two different names look the same.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -105,11 +115,11 @@ def require_distinct(names: Iterable[str], kind: str, where: str | Path = "") ->
 
 
 def check_no_overlap(videos: Mapping[str, Iterable[str]], where: str | Path = "") -> None:
-    """Check that each video is in one split.
+    """Check that each video is in only one split.
 
     Args:
-        videos: `{split: its videos}`.
-        where: the file that they are from, for the message.
+        videos: names of the videos by split.
+        where: file with the names, for the message.
 
     Raises:
         UserError: a video is in two splits, or the names of two videos look the same.
@@ -129,8 +139,8 @@ def _prefix(where: str | Path) -> str:
 
 
 def _visible(name: str) -> str:
-    """Return what is seen of a name, in one form."""
-    for _ in range(2):  # normalization can turn a character into an invisible one
+    """Return the visible part of a name in normalized form."""
+    for _ in range(2):  # NFKC normalization can produce an invisible character
         name = re.sub(f"[{_IGNORABLE}]", "", name)
         name = "".join(character for character in name if unicodedata.category(character) not in ("Cc", "Cf"))
         name = unicodedata.normalize("NFKC", name)

@@ -1,4 +1,4 @@
-"""A figure of some frames of a dataset with their labels, to check the data before training."""
+"""Figure of labeled frames of a dataset, to check the data before training."""
 
 import textwrap
 
@@ -12,18 +12,25 @@ from ..rng import rng_for
 from .base import SurgicalData
 
 COLUMNS = 4
-LARGEST = 800  # pixels: the width that frames are drawn in at most
-WIDTH, LINE = 3.6, 0.3  # inches: of a picture, of a line of text
+LARGEST = 800  # pixels: maximum width at which frames are drawn
+WIDTH, LINE = 3.6, 0.3  # inches: width of a picture, height of a line of text
 
 
 def show(data: SurgicalData, split: str = "train", num_frames: int = 8, seed: int = 0) -> Figure:
     """Draw frames of a split with their labels.
 
-    Segmentation: each frame, and beside it the frame under its mask, with class ids and a legend of the classes that
-    occur. Classification: each frame with the name of its class, or with the target of every class.
+    For segmentation, each frame appears twice: as it is, and next to that with its mask and class ids on top. A legend
+    lists the classes that occur. For classification, each frame has the name of its class or the target of every
+    class.
 
-    The frames are of as many videos as possible; which ones is a function of `seed` and of the videos in the split.
-    They are drawn in the order of the data, and all of them where there are no more than `num_frames`.
+    The frames come from as many videos as possible. `seed` and the videos in the split determine the choice. Frames
+    are drawn in the order of the data. If the split has at most `num_frames` frames, all of them are drawn.
+
+    Args:
+        data: the dataset.
+        split: name of the split.
+        num_frames: number of frames to draw.
+        seed: seed of the random choice.
 
     Raises:
         UserError: the data has no such split, or `num_frames` is less than one.
@@ -37,7 +44,7 @@ def show(data: SurgicalData, split: str = "train", num_frames: int = 8, seed: in
 
 
 def choose_frames(dataset: Dataset, num_frames: int, seed: int) -> list[int]:
-    """Choose indices of frames: in each round, every video gives one random frame, until there are enough."""
+    """Choose frame indices in rounds, with one random frame per video and round, until there are enough."""
     frames: dict[str, list[int]] = {}
     for i, video in enumerate(dataset.select_columns(["video"])[:]["video"]):
         frames.setdefault(video, []).append(i)
@@ -87,7 +94,7 @@ def _show_labels(data: SurgicalData, rows: list[dict], title: str) -> Figure:
 
 
 def _label_lines(data: SurgicalData, labels) -> list[str]:
-    """Return the text below a frame: the class, or the targets, in lines that fit."""
+    """Return the wrapped text below a frame: its class, or the target of every class."""
     if data.is_single_label:
         return [data.labels[int(labels)]]
     targets = [f"{name}: {value:.2g}".replace(" ", "\u00a0") for name, value in zip(data.labels, labels, strict=True)]
@@ -103,8 +110,15 @@ def _shrunk(image):
 
 
 def _grid(frames: list[np.ndarray], title: str, below: int, legend: int) -> tuple[Figure, list]:
-    """Return a figure and axes for the frames: a line above each, `below` lines below it, `legend` lines last."""
-    columns = max(2, min(COLUMNS, len(frames)))  # one alone would leave no room for the title
+    """Return a figure and the axes of its frames.
+
+    Args:
+        frames: pictures (H, W, 3).
+        title: title of the figure.
+        below: number of text lines below each frame. There is always one line above it.
+        legend: number of legend lines at the bottom.
+    """
+    columns = max(2, min(COLUMNS, len(frames)))  # one column would leave no room for the title
     rows = [frames[i : i + columns] for i in range(0, len(frames), columns)]
     heights = [WIDTH * max(frame.shape[0] / frame.shape[1] for frame in row) for row in rows]
     total = LINE * (1.5 + (1 + 0.75 * below) * len(rows) + (legend + 0.5) * bool(legend)) + sum(heights)

@@ -1,7 +1,7 @@
-"""Splits by video: which videos belong to which split.
+"""Assignment of videos to splits.
 
-Neighboring frames of a video are nearly the same picture. A model that is tested on frames between those that it was
-trained on shows how well it remembers, not how well it recognizes.
+Splits are by video, because neighboring frames of a video are nearly identical. If some frames of a video train and
+others test, the metrics measure memorization instead of recognition.
 """
 
 import hashlib
@@ -13,18 +13,26 @@ from .labels import read_table
 from .names import WHY_BY_VIDEO, check_no_overlap, named, require_distinct
 
 SPLITS = ("train", "validation", "test")
-BY_NAME = "by video name, one fifth validates"  # the split protocol of `split_by_name`
+BY_NAME = "by video name, one fifth validates"  # split protocol of `split_by_name`
 
 
 def require_splits(samples: Mapping[str, list], needed: Iterable[str], where: Path, expected: str) -> None:
-    """Raise `UserError` if a split that is needed has no frames."""
+    """Check that each needed split has frames.
+
+    Raises:
+        UserError: a needed split has no frames.
+    """
     for split in needed:
         if not samples.get(split):
             raise UserError(f"{where} has no frames for the split {split!r}; {expected}")
 
 
 def choose_protocol(protocols: Mapping[str, Mapping], name: str) -> Mapping:
-    """Return `protocols[name]`; the error of an unknown name also says why there are no random splits."""
+    """Return the split protocol of a given name.
+
+    Raises:
+        UserError: the name is unknown. The message also explains why there are no random splits.
+    """
     if name not in protocols:
         raise UserError(
             f"unknown split protocol {name!r}; the known ones are {', '.join(protocols)}. No others: {WHY_BY_VIDEO}"
@@ -33,9 +41,12 @@ def choose_protocol(protocols: Mapping[str, Mapping], name: str) -> Mapping:
 
 
 def split_by_name(videos: Iterable[str], where: Path) -> dict[str, str]:
-    """Return `{video: split}`, where a fifth of the videos, at least one, validate.
+    """Assign one fifth of the videos, at least one, to validation and the rest to training.
 
-    The SHA-256 of a video's name decides, so the split is the same on every machine.
+    The SHA-256 hash of a video's name decides, so the split is the same on every machine.
+
+    Returns:
+        A dict {video: split}.
 
     Raises:
         UserError: there are fewer than two videos.
@@ -51,17 +62,18 @@ def split_by_name(videos: Iterable[str], where: Path) -> dict[str, str]:
 
 
 def split_videos(root: Path, videos: Iterable[str]) -> tuple[dict[str, str], str]:
-    """Read which split each video belongs to from `splits.csv`, or decide by name where there is no such file.
+    """Read the split of each video from `splits.csv`, or split by name if the file does not exist.
 
     Args:
         root: folder of the data.
         videos: names of its videos.
 
     Returns:
-        {video: split}, and the split protocol in words.
+        A dict {video: split}, and the split protocol as a short phrase.
 
     Raises:
-        UserError: a video has no row or is in two splits, or a split has another name.
+        UserError: a video has no row or is in two splits, a split has an unknown name, or two video names look the
+            same. Without `splits.csv`, also if there are fewer than two videos.
     """
     videos, table = list(videos), root / "splits.csv"
     if not table.exists():
@@ -76,15 +88,15 @@ def split_videos(root: Path, videos: Iterable[str]) -> tuple[dict[str, str], str
 
 
 def split_pairs(rows: Iterable[dict[str, str]]) -> set[tuple[str, str]]:
-    """Return the (video, split) pairs of rows of a table; none where the rows have no column `split`."""
+    """Return the (video, split) pairs of table rows, or an empty set without a column `split`."""
     return {(row["video"], row["split"]) for row in rows if "split" in row}
 
 
 def split_by_pairs(pairs: set[tuple[str, str]], where: Path) -> dict[str, str]:
-    """Return `{video: split}` from (video, split) pairs.
+    """Convert (video, split) pairs to `{video: split}`.
 
     Raises:
-        UserError: a split has another name, or a video is in two splits.
+        UserError: a split has an unknown name, or a video is in two splits.
     """
     for video, split in sorted(pairs):
         if split not in SPLITS:
@@ -94,7 +106,12 @@ def split_by_pairs(pairs: set[tuple[str, str]], where: Path) -> dict[str, str]:
 
 
 def no_test_note(samples: Mapping[str, list], where: str) -> list[str]:
-    """Return a note on data without a test split; `where` is the file that can define one."""
+    """Return a note if the data has no test split.
+
+    Args:
+        samples: samples by split.
+        where: name of the file that can define a test split.
+    """
     if samples.get("test"):
         return []
     return [

@@ -1,8 +1,8 @@
-"""The one reader of videos: frames sampled by time stamps or by their place in the decoding, with PyAV.
+"""Reader for all videos: frames by time stamp or by position in decoding order, with PyAV.
 
-`iter_frames` samples a video at 0, 1/f, 2/f, ... seconds after its first frame. Each sample is the picture that is on
-screen at that time. So frame k belongs to time k/f, whatever the video's own frame rate is and even where it varies.
-Gaps in a recording repeat a picture and do not shift the labels after them.
+`iter_frames` samples a video at 0, 1/f, 2/f, ... seconds after its first frame. Each sample is the picture on screen
+at that time. Frame k therefore belongs to time k/f, even if the frame rate of the video varies. A gap in a recording
+repeats a picture and does not shift the labels after it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,12 +13,12 @@ from PIL import Image
 from ..errors import MissingFileError, UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".webm", ".wmv")
-# Hardly distinguishable from the video, at about 110 kB for a frame of 854x480.
+# Hardly distinguishable from the video, at about 110 kB per frame of 854x480 pixels.
 JPEG_QUALITY = 95
 
-_TOLERANCE = 1e-3  # seconds: some containers round time stamps to milliseconds
-_JITTER = 1.0  # seconds backwards that containers with B-frames may have; more is another recording
-_LONGEST_GAP = 60.0  # seconds: more is a jump of the clock, as where recordings were joined
+_TOLERANCE = 1e-3  # seconds, because some containers round time stamps to milliseconds
+_JITTER = 1.0  # seconds backward, as B-frames can cause in some containers; more means another recording
+_LONGEST_GAP = 60.0  # seconds; a longer gap is a jump of the clock, for example between joined recordings
 
 
 def iter_frames(
@@ -28,19 +28,22 @@ def iter_frames(
     threads: int = 0,
     max_decoded_side: int | None = None,
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Yield (index, upright RGB picture) of a video; picture `index` is that of time `index / frames_per_second`.
+    """Yield (index, upright RGB picture) for each sampled frame of a video.
+
+    Picture `index` is the picture on screen at time `index / frames_per_second`.
 
     Args:
         path: a video that FFmpeg can read.
-        frames_per_second: how many to take, of whatever number the video has.
-        max_side: shrink pictures whose longer side has more pixels than this.
-        threads: of the decoder; 0: as many as there are cores.
-        max_decoded_side: refuse a video of which a picture, before it is shrunk, has a side of more pixels than this.
-            The sizes in a file's header bind nobody: any picture may be larger. None: no limit.
+        frames_per_second: sampling rate, independent of the frame rate of the video.
+        max_side: pictures are shrunk if their longer side has more pixels than this. None means no limit.
+        threads: number of decoder threads, or 0 for one per core.
+        max_decoded_side: largest allowed side in pixels of a picture before shrinking. None means no limit. Each
+            picture is checked, because it can be larger than the file header says.
 
     Raises:
-        MissingFileError: there is no such file.
-        UserError: not a video, or one that breaks off or cannot be decoded to its end, or larger pictures than asked.
+        MissingFileError: the file does not exist.
+        UserError: the file is not a video, ends early, or cannot be decoded to its end. Also if a picture exceeds
+            `max_decoded_side`.
     """
     for index, frame in sample_video(Path(path), frames_per_second, threads, max_decoded_side):
         yield index, to_picture(frame, max_side)
@@ -49,14 +52,20 @@ def iter_frames(
 def iter_listed_frames(
     path: str | Path, numbers: Iterable[int], max_side: int | None = None, threads: int = 0
 ) -> Iterator[tuple[int, float | None, Image.Image]]:
-    """Yield (n, second, upright RGB picture) of those numbers n that the video has, in ascending order.
+    """Yield (n, second, upright RGB picture) for the requested frame numbers that the video has, in ascending order.
 
-    Frame n is picture `n * max(1, int(fps))` of the video, counted from 0 in the order of decoding. `second` is its
-    time stamp after that of the first picture, None if it has none. Decoding ends with the last number.
+    Frame n is picture `n * max(1, int(fps))` of the video, counted from 0 in decoding order. `second` is its time
+    stamp relative to the first picture, or None without a time stamp. Decoding stops after the last requested number.
+
+    Args:
+        path: a video that FFmpeg can read.
+        numbers: requested frame numbers n.
+        max_side: as in `iter_frames`.
+        threads: as in `iter_frames`.
 
     Raises:
-        MissingFileError: there is no such file.
-        UserError: not a video, or one that cannot be decoded as far as its end or the last number.
+        MissingFileError: the file does not exist.
+        UserError: the file is not a video, or cannot be decoded up to its end or the last number.
     """
     path, wanted = Path(path), set(numbers)
     last = max(wanted, default=-1)
@@ -85,7 +94,7 @@ def iter_listed_frames(
 def sample_video(
     path: Path, frames_per_second: float, threads: int = 0, max_decoded_side: int | None = None
 ) -> Iterator[tuple[int, object]]:
-    """Yield (index, PyAV frame) of a video; arguments and errors as in `iter_frames`, whose pictures these are."""
+    """Yield (index, PyAV frame) for the pictures of `iter_frames`, with the same arguments and errors."""
     if not frames_per_second > 0:
         raise UserError(f"frames_per_second must be above 0, got {frames_per_second}")
     require_video(path)
@@ -95,7 +104,7 @@ def sample_video(
     too_large, options = "", {}
     if max_decoded_side is not None:
         too_large = f"pictures of more than {max_decoded_side} x {max_decoded_side} pixels"
-        # for the decoder, which would fill the memory; with room for the edges that it adds
+        # FFmpeg enforces this limit before it allocates memory; the margin is for padding by the decoder
         options = {"max_pixels": str((max_decoded_side + 256) ** 2)}
     try:
         with av.open(str(path), options=options) as container:
@@ -123,7 +132,7 @@ def sample_video(
                 yield index, shown
                 index += 1
             declared = float((stream.duration or 0) * stream.time_base)
-            if not declared and len(container.streams) == 1:  # a whole file's length may be that of its sound
+            if not declared and len(container.streams) == 1:  # the container may count its audio
                 declared = (container.duration or 0) / av.time_base - start
             if end < declared - 1:
                 raise UserError(f"{path} breaks off after {end:.1f} of {declared:.1f} s; {repair}")
@@ -133,10 +142,10 @@ def sample_video(
 
 
 def to_picture(frame, max_side: int | None) -> Image.Image:
-    """Return the upright RGB picture of a PyAV frame, shrunk to at most `max_side` pixels on its longer side."""
+    """Return a PyAV frame as an upright RGB picture, shrunk to at most `max_side` pixels on its longer side."""
     image = frame.to_image()
     turn = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
-    if frame.rotation % 360 in turn:  # counterclockwise, as PIL's
+    if frame.rotation % 360 in turn:  # counterclockwise in degrees, as in PIL
         image = image.transpose(turn[frame.rotation % 360])
     if max_side is not None and max(image.size) > max_side:
         scale = max_side / max(image.size)
@@ -155,7 +164,7 @@ def frame_rate(path: Path) -> float:
 
 
 def video_seconds(path: Path) -> float:
-    """Return the length of a video in seconds, according to its header; 0 where it is unknown or cannot be read."""
+    """Return the length of a video in seconds from its header, or 0 if it is unknown or unreadable."""
     av = _av()
     try:
         with av.open(str(path)) as container:
@@ -165,7 +174,11 @@ def video_seconds(path: Path) -> float:
 
 
 def require_video(path: Path) -> Path:
-    """Return `path` if it is a file; else raise `MissingFileError`."""
+    """Return `path` if it is a file.
+
+    Raises:
+        MissingFileError: the file does not exist.
+    """
     if not path.is_file():
         raise MissingFileError(f"there is no video {path}; check the path")
     return path

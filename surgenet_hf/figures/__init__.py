@@ -1,4 +1,4 @@
-"""Arrays in, pictures out."""
+"""Figures from arrays: charts, curves, overlays, phase ribbons, and feature maps."""
 
 from .charts import bar_figure, blob_figure, radar_figure
 from .curves import precision_recall_figure

@@ -1,4 +1,4 @@
-"""Charts that compare models: radar of ranks, blob chart of bootstrap ranks, bars with intervals."""
+"""Charts that compare models: radar charts of ranks, blob charts of bootstrap ranks, and bars with intervals."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,9 +12,11 @@ def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], 
     """Draw the ranks of models over datasets and metrics as in the SurgeNet paper, with rank 1 outermost.
 
     Args:
-        ranks: (models, axes), 1 is the best. NaN where a model has no result, which interrupts its line.
-        models: names; their order decides colors, markers, and dashes.
-        axes: names of dataset and metric; a line break keeps them short.
+        ranks: array (models, axes), where 1 is the best rank. NaN marks a missing result and interrupts the model's
+            line.
+        models: names of the models. Their order determines colors, markers, and dashes.
+        axes: names of dataset and metric. A line break keeps them short.
+        title: title of the figure.
     """
     ranks = np.asarray(ranks, float)
     worst = max(len(models), 2)
@@ -34,7 +36,7 @@ def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], 
         label.set_ha("center" if abs(across) < 0.2 else "left" if across > 0 else "right")
     chart.tick_params(axis="x", pad=7)
     chart.set_yticks(range(1, worst + 1), [])
-    for rank in range(1, worst + 1):  # in the first gap between two spokes, away from the lines' corners
+    for rank in range(1, worst + 1):  # in the gap between the first two spokes, away from the lines' corners
         radius = worst + 1 - rank
         text = chart.text(angles[1] / 2, radius, str(rank), fontsize=SMALL, color="0.35", ha="center", va="center")
         text.set_path_effects(outline(2))
@@ -43,30 +45,31 @@ def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], 
     closed = np.append(angles, angles[0])
     for i, model in enumerate(models):
         style = {"color": color(i), "marker": marker(i), "markeredgecolor": "white", "zorder": 3 + i}
-        style["markersize"] = max(6, 11 - 1.5 * i)  # of models that tie, the lower one shows around the upper one
+        style["markersize"] = max(6, 11 - 1.5 * i)  # tied models: the lower marker shows around the upper one
         line = np.append(radii[i], radii[i, 0])
         chart.plot(closed, line, linestyle=dash(i), linewidth=1.8, label=model, clip_on=False, **style)
     _legend_below(figure, handlelength=3)
-    figure.draw_without_rendering()  # moves the labels, so that the next layout has room for them
+    figure.draw_without_rendering()  # updates the label positions, so that the next layout reserves space for them
     return figure
 
 
 def blob_figure(ranks: Mapping[str, np.ndarray], title: str = "") -> Figure:
-    """Draw the ranks of each model over columns and bootstrap resamples.
+    """Draw the distribution of each model's ranks over columns and bootstrap resamples.
 
     The area of a blob is the share of columns and resamples in which the model has that rank. A cross marks the
-    median, and a line spans the central 95 %. With up to ten models, shares of 10 % and more are written.
+    median, and a line spans the central 95 %. With at most ten models, shares of 10 % and more are written as text.
 
     Args:
-        ranks: {model: ranks of any shape}, e.g. (columns, resamples), in the order to draw. 1 is the best, ties have
-            half ranks, NaN is left out.
+        ranks: {model: ranks of any shape}, such as (columns, resamples), in drawing order. Rank 1 is the best, ties
+            have half ranks, and NaN is ignored.
+        title: title of the figure.
     """
     pooled = {model: np.ravel(values)[~np.isnan(np.ravel(values))] for model, values in ranks.items()}
-    cell = min(1.0, (WIDTH - 1.2) / len(pooled))  # inches from blob to blob
+    cell = min(1.0, (WIDTH - 1.2) / len(pooled))  # inches between neighboring blobs
     count = max(len(pooled), 2)
     figure = new_figure(1.6 + cell * len(pooled), 1.6 + cell * count, title)
     axes = figure.add_subplot()
-    whole = (0.92 * 72 * cell) ** 2  # points squared: the blob of a share of 1
+    whole = (0.92 * 72 * cell) ** 2  # points squared: area of a blob with a share of 1
     for x, (model, values) in enumerate(pooled.items()):
         found, counts = np.unique(values, return_counts=True)
         shares = counts / len(values)
@@ -94,7 +97,7 @@ def blob_figure(ranks: Mapping[str, np.ndarray], title: str = "") -> Figure:
 
 
 def _legend_below(figure: Figure, **style) -> None:
-    """Add a legend below the axes, with as many columns as the figure has room for, up to three."""
+    """Add a legend below the axes with as many columns as fit, at most three."""
     for columns in (3, 2, 1):
         legend = figure.legend(loc="outside lower center", ncols=columns, fontsize=NORMAL, frameon=False, **style)
         if columns == 1 or legend.get_window_extent().width < figure.bbox.width:
@@ -103,7 +106,17 @@ def _legend_below(figure: Figure, **style) -> None:
 
 
 def _write_share(axes, x: float, rank: float, share: float, radius: float) -> None:
-    """A blob's share: inside, below the median's cross, or on its right where the blob is small (radius in points)."""
+    """Write the share of a blob as text.
+
+    The text is inside the blob below the median's cross, or to the right of a small blob.
+
+    Args:
+        axes: axes of the chart.
+        x: position of the model.
+        rank: rank of the blob.
+        share: share from 0 to 1.
+        radius: radius of the blob in points.
+    """
     place, align = ((0, -0.55 * radius), "center") if radius >= 18 else ((radius + 2, 0), "left")
     style = {"fontsize": SMALL, "ha": align, "va": "center", "zorder": 5, "path_effects": outline(2)}
     text = ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
@@ -117,13 +130,14 @@ def bar_figure(
     quantity: str = "Dice",
     title: str = "",
 ) -> Figure:
-    """Draw one group of bars per class, and in it one bar per model, with error bars where there are intervals.
+    """Draw one group of bars per class, with one bar per model and error bars for intervals.
 
     Args:
-        values: {name of a model or run: a share for each label}; NaN is written as "none".
+        values: {name of a model or run: a value from 0 to 1 for each label}. NaN is written as "none".
         labels: names of the classes.
-        intervals: {name: (low, high) for each label}, for all or some of the names; NaN if there is no interval.
-        quantity: what is measured, for the axis.
+        intervals: {name: (low, high) for each label}, for all or some of the names. NaN marks a missing interval.
+        quantity: name of the metric, for the axis.
+        title: title of the figure.
     """
     intervals = intervals or {}
     thickness = 0.8 / len(values)

@@ -9,12 +9,14 @@ from .style import NORMAL, SMALL, WIDTH, color, new_figure, outline, plain
 
 
 def precision_recall_figure(targets: np.ndarray, scores: np.ndarray, labels: Sequence[str], title: str = "") -> Figure:
-    """Precision over recall of each criterion in a panel of its own, with average precision and prevalence.
+    """Draw a precision-recall curve per criterion in separate panels, with average precision and prevalence.
 
     Args:
-        targets: (N, C), 0 to 1, e.g. the raters' mean; positive at 0.5 and above, NaN is left out.
-        scores: (N, C), higher is more likely.
+        targets: array (N, C) from 0 to 1, such as the mean of the raters. Values of at least 0.5 are positive, and NaN
+            is ignored.
+        scores: array (N, C), where a higher score is more likely positive.
         labels: names of the C criteria.
+        title: title of the figure.
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
@@ -41,7 +43,7 @@ def precision_recall_figure(targets: np.ndarray, scores: np.ndarray, labels: Seq
         precision, recall, _ = precision_recall_curve(positive, scores[known, i])
         average = average_precision_score(positive, scores[known, i])
         prevalence = positive.mean()
-        # from the highest threshold down; "pre": the area under the steps is the average precision
+        # Points run from the highest threshold down. With "pre", the area under the steps is the average precision.
         panel.step(recall[::-1], precision[::-1], where="pre", color=color(i), linewidth=1.8)
         panel.axhline(prevalence, color="0.35", linewidth=1.2, linestyle=(0, (4, 2)))
         above = prevalence < 0.9

@@ -1,4 +1,4 @@
-"""What a backbone sees: t-SNE of embeddings, and dense features as colors."""
+"""Figures of backbone features: t-SNE of embeddings, and dense features as colors."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,17 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from .style import NORMAL, SMALL, WIDTH, color, marker, new_figure, outline, picture_rows
 
-NAMED_GROUPS = 12  # up to so many groups may have their name on the picture too
+NAMED_GROUPS = 12  # largest number of groups whose names are also written in the plot
 
 
 def tsne(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Coordinates (N, 2) of embeddings (N, C): principal components (at most 50), then t-SNE of scikit-learn.
+    """Compute t-SNE coordinates (N, 2) of embeddings (N, C).
 
-    The perplexity is 30, or a third of the other points where there are few.
+    The embeddings are first reduced to at most 50 principal components. The perplexity is 30, or (N - 1) / 3 if that
+    is less. Both steps use scikit-learn.
 
     Raises:
-        UserError: fewer than 4 embeddings, or some that are not finite.
+        UserError: there are fewer than 4 embeddings, or some are not finite.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -34,13 +35,14 @@ def tsne(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def scatter_figure(coordinates: np.ndarray, groups: Sequence[str], title: str = "", group_name: str = "") -> Figure:
-    """A point for each frame, with color and marker of its group.
+    """Draw a point for each frame, with the color and marker of its group.
 
-    Up to 12 groups carry their names on the picture too, where they stand apart from the others.
+    Up to 12 groups also have their names in the plot, if they are separate from the others.
 
     Args:
-        coordinates: (N, 2), e.g. of `tsne`; their scale means nothing, so there are no ticks.
-        groups: N names: of datasets, procedures, videos or phases.
+        coordinates: array (N, 2), such as the result of `tsne`. Its scale has no meaning, so the axes have no ticks.
+        groups: N names, such as datasets, procedures, videos, or phases.
+        title: title of the figure.
         group_name: what the groups are, for the legend.
     """
     coordinates, groups = np.asarray(coordinates), np.asarray(groups)
@@ -49,7 +51,7 @@ def scatter_figure(coordinates: np.ndarray, groups: Sequence[str], title: str = 
     figure = new_figure(WIDTH + 1.4 * (columns - 1), 5, title)
     axes = figure.add_subplot()
     size = float(np.clip(6000 / len(groups), 8, 45))
-    order = np.random.default_rng(0).permutation(len(groups))  # of layers: later groups do not cover earlier ones
+    order = np.random.default_rng(0).permutation(len(groups))  # so that no group covers the others
     height = np.empty(len(groups), int)
     height[order] = np.arange(len(groups))
     layers = 8
@@ -68,7 +70,7 @@ def scatter_figure(coordinates: np.ndarray, groups: Sequence[str], title: str = 
         label = f"{name} ({np.sum(groups == name)})"
         axes.scatter([], [], s=45, color=color(i), marker=marker(i), label=label)
     middle = (coordinates.min(0) + coordinates.max(0)) / 2
-    reach = 0.55 * max(np.ptp(coordinates, axis=0).max(), 1e-12)  # a square, whatever the shape of the cloud
+    reach = 0.55 * max(np.ptp(coordinates, axis=0).max(), 1e-12)  # a square plot for any distribution of points
     axes.set(xticks=[], yticks=[], aspect="equal")
     axes.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
     axes.set_xlabel("t-SNE 1", fontsize=NORMAL)
@@ -88,16 +90,22 @@ def scatter_figure(coordinates: np.ndarray, groups: Sequence[str], title: str = 
 
 
 def pca_to_rgb(features: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Dense features (C, h, w) of each frame to colors (h, w, 3) in 0 to 1: the first three principal components.
+    """Convert the dense features of each frame to colors, by their first three principal components.
 
-    The components are of all frames together, so that a color means the same everywhere; each is scaled from its
-    2nd to its 98th percentile.
+    The components are computed over all frames together, so that a color has the same meaning in every frame. Each
+    component is scaled from its 2nd to its 98th percentile.
+
+    Args:
+        features: array (C, h, w) of each frame.
+
+    Returns:
+        An array (h, w, 3) from 0 to 1 for each frame.
     """
     pixels = np.concatenate([np.reshape(feature, (len(feature), -1)).T for feature in features]).astype(np.float64)
     centered = pixels - pixels.mean(0)
     _, directions = np.linalg.eigh(centered.T @ centered)
     components = centered @ directions[:, :-4:-1]
-    components *= np.sign((components**3).sum(0) + 1e-30)  # the sign is arbitrary: take the one of the longer tail
+    components *= np.sign((components**3).sum(0) + 1e-30)  # the sign is arbitrary, so the longer tail is made positive
     low, high = np.percentile(components, [2, 98], axis=0)
     colors = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
     sizes = [np.shape(feature)[1:] for feature in features]
@@ -108,14 +116,15 @@ def pca_to_rgb(features: Sequence[np.ndarray]) -> list[np.ndarray]:
 def feature_figure(
     frames: Sequence, features: Sequence[np.ndarray], row_titles: Sequence[str] = (), title: str = ""
 ) -> Figure:
-    """One row a frame: the frame, its dense features as colors, and their first component in gray.
+    """Draw one row per frame: the frame, its dense features as colors, and their first component in gray.
 
-    The gray map repeats the first component, for readers who cannot tell the colors apart.
+    The gray map shows the first component to readers who cannot distinguish the colors.
 
     Args:
         frames: RGB images, PIL or (H, W, 3).
-        features: (C, h, w) of each frame.
-        row_titles: a line for each frame, e.g. its dataset and video.
+        features: array (C, h, w) of each frame.
+        row_titles: a line of text for each frame, such as its dataset and video.
+        title: title of the figure.
     """
     maps = pca_to_rgb(features)
     frames = [np.asarray(frame) for frame in frames]
@@ -128,7 +137,7 @@ def feature_figure(
 
 
 def _write_names(figure: Figure, axes, coordinates: np.ndarray, groups: np.ndarray, names: list[str]) -> None:
-    """Write the name of each group that stands apart above it, unless another name is there."""
+    """Write the name of each separate group above its points, unless it would overlap another name."""
     some = np.random.default_rng(0).permutation(len(groups))[:2000]
     points, of_points = coordinates[some], groups[some]
     distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
@@ -143,14 +152,14 @@ def _write_names(figure: Figure, axes, coordinates: np.ndarray, groups: np.ndarr
         if np.mean(of_points[nearest] == name) < 0.7:
             continue
         within = distances[np.ix_(members, members)].sum(0)
-        x, y = points[members][within.argmin()]  # the most central member: inside the group, whatever its shape
+        x, y = points[members][within.argmin()]  # the most central member, which is inside the group for any shape
         near = points[members & (np.abs(points[:, 0] - x) < np.std(points[members, 0]) + 1e-9)]
         top = np.percentile(near[:, 1], 95)
         style = {"fontsize": NORMAL, "weight": "bold", "ha": "center", "va": "bottom", "zorder": 4, "clip_on": True}
         text = axes.annotate(name, (x, max(y, top)), (0, 4), textcoords="offset points", **style)
         text.set_path_effects(outline(3))
         texts.append(text)
-    figure.draw_without_rendering()  # places known from here on
+    figure.draw_without_rendering()  # computes the text positions
     kept = []
     for text in texts:
         box = text.get_window_extent()

@@ -1,4 +1,4 @@
-"""Segmentation overlays: frame, reference and prediction side by side."""
+"""Segmentation overlays with frame, reference, and prediction in one row."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,8 +10,8 @@ from .style import outline, picture_rows
 
 FILL = 0.4  # opacity of a class over the frame
 IGNORED = (200, 200, 200)  # color of reference pixels without a class
-SPECK = 0.002  # share of the picture below which a class is painted, but its id not written
-NOT_PAINTED = "background"  # a class of this name lets the frame show through
+SPECK = 0.002  # share of the picture below which a class is painted without its id
+NOT_PAINTED = "background"  # a class with this name is transparent
 
 
 def segmentation_figure(
@@ -24,17 +24,20 @@ def segmentation_figure(
     title: str = "",
     ignore_index: int = 255,
 ) -> Figure:
-    """One row per frame: frame, reference, prediction, and below all a legend of the classes that occur.
+    """Draw one row per frame with frame, reference, and prediction, above a legend of the classes that occur.
 
-    Every class but a speck carries its id on the picture and in the legend: it is told apart without its color, too.
-    A class named "background" is not painted, pixels without a class are gray.
+    Every class, except on very small areas, has its id in the picture and in the legend. Readers can therefore
+    identify it without its color. A class named "background" is not painted. Pixels without a class are gray.
 
     Args:
         frames: RGB images, PIL or uint8 (H, W, 3).
-        truths, predictions: for each frame a class map (H, W) of integer ids; `ignore_index` marks no class.
-        labels, colors: name and RGB color (0 to 255) of each class id.
-        row_titles: a line for each frame, e.g. its video and number.
-        title: a line above all.
+        truths: reference class map (H, W) of integer ids for each frame. `ignore_index` marks pixels without a class.
+        predictions: predicted class map (H, W) of integer ids for each frame.
+        labels: name of each class id.
+        colors: RGB color (0 to 255) of each class id.
+        row_titles: a line of text for each frame, such as its video and number.
+        title: title of the figure.
+        ignore_index: id of pixels without a class.
     """
     frames = [np.asarray(frame) for frame in frames]
     present = sorted({int(i) for maps in (truths, predictions) for one in maps for i in np.unique(one)})
@@ -73,13 +76,17 @@ def paint(
     colors: Sequence[tuple[int, int, int]],
     ignore_index: int = 255,
 ) -> np.ndarray:
-    """Lay a class map over a frame: half transparent, with opaque borders.
+    """Paint a class map over a frame, half transparent with opaque borders.
 
     Args:
-        frame: uint8 (H, W, 3); class_map: integers (H, W); the rest as in `segmentation_figure`.
+        frame: uint8 (H, W, 3).
+        class_map: integers (H, W).
+        labels: as in `segmentation_figure`.
+        colors: as in `segmentation_figure`.
+        ignore_index: as in `segmentation_figure`.
 
     Returns:
-        uint8 (H, W, 3)
+        uint8 (H, W, 3).
     """
     table = np.zeros((max(int(class_map.max()), ignore_index, len(colors)) + 1, 3), np.float32)
     table[: len(colors)] = colors
@@ -91,7 +98,7 @@ def paint(
 
 
 def _borders(class_map: np.ndarray) -> np.ndarray:
-    """Pixels within a border's half width of another class; the width follows the image's size."""
+    """Return the border pixels between classes, bool (H, W), with a width that scales with the image size."""
     border = np.zeros(class_map.shape, bool)
     for step in range(1, max(1, round(max(class_map.shape) / 400)) + 1):
         down = class_map[step:] != class_map[:-step]
@@ -104,7 +111,7 @@ def _borders(class_map: np.ndarray) -> np.ndarray:
 
 
 def write_ids(axes, class_map: np.ndarray, ignore_index: int) -> None:
-    """Write each class's id where the class is thickest."""
+    """Write the id of each class at its thickest place."""
     style = {"fontsize": 9, "color": "white", "weight": "bold", "ha": "center", "va": "center"}
     for i, x, y in id_places(class_map):
         if i != ignore_index:
@@ -112,8 +119,8 @@ def write_ids(axes, class_map: np.ndarray, ignore_index: int) -> None:
 
 
 def id_places(class_map: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Yield each id of a class map that is more than a speck, with the (x, y) where its region is thickest."""
-    stride = max(1, max(class_map.shape) // 128)  # a coarse map is enough to find the place
+    """Yield (id, x, y) for each id that covers more than a very small area, where (x, y) is its thickest place."""
+    stride = max(1, max(class_map.shape) // 128)  # a coarse map is sufficient to find the place
     coarse = class_map[::stride, ::stride]
     for i in np.unique(coarse).tolist():
         region = coarse == i
@@ -123,7 +130,7 @@ def id_places(class_map: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 
 def thickest(region: np.ndarray) -> tuple[int, int]:
-    """The pixel that lasts longest when the region is worn away from its border: (row, column)."""
+    """Return the (row, column) of a pixel that survives the most erosions of the region."""
     while region.any():
         last, padded = region, np.pad(region, 1)
         region = region & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]

@@ -1,4 +1,4 @@
-"""The course of a pretraining run: loss, schedules, how alive the outputs and features are, and k-NN."""
+"""Curves of a pretraining run: loss, schedules, statistics of outputs and features, and k-NN metrics."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +10,22 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
 from .style import NORMAL, SMALL, WIDTH, color, dash, marker, new_figure, plain
 
-SMOOTHED = 0.04  # of a curve's points: the window of its running mean
-FEW = 50  # so few points are drawn as they are
+SMOOTHED = 0.04  # window of the running mean, as a share of a curve's points
+FEW = 50  # curves with fewer points are not smoothed
 
 
 class Panel(NamedTuple):
-    """A title with the unit, and {key of the history: what its curve is called}."""
+    """Panel of the figure.
+
+    Attributes:
+        title: title with the unit.
+        curves: {key of the history: label of its curve}.
+        noisy: whether the values vary between batches, so that a running mean is drawn.
+    """
 
     title: str
     curves: dict[str, str]
-    noisy: bool = True  # from batch to batch: a running mean shows the course
+    noisy: bool = True
 
 
 PANELS = (
@@ -46,16 +52,17 @@ PANELS = (
 
 
 def pretraining_figure(history: Sequence[dict], title: str = "") -> Figure:
-    """A panel for each figure of the history, over the steps; what is noisy is pale, with its running mean on top.
+    """Draw a panel for each logged metric over the steps. Noisy curves are pale, with their running mean on top.
 
     Args:
-        history: rows as the training logs them: "step", and any of "loss", "lr", "momentum", "teacher_entropy",
+        history: rows of the training log with "step" and any of "loss", "lr", "momentum", "teacher_entropy",
             "teacher_mean_entropy", "teacher_student_kl", "feature_std", "feature_rank", "knn_accuracy",
-            "knn_mean_average_precision", "knn_chance". A row need not have them all; None and NaN are left out. Of
-            rows with one step, as a resumed run logs them again, the last counts.
+            "knn_mean_average_precision", "knn_chance". A row may lack some of these keys. None and NaN are ignored. If
+            a resumed run logged a step again, the last row counts.
+        title: title of the figure.
 
     Raises:
-        ValueError: nothing to draw.
+        ValueError: the history has nothing to draw.
     """
     curves = {key: _curve(history, key) for panel in PANELS for key in panel.curves}
     panels = [panel for panel in PANELS if any(len(curves[key][0]) for key in panel.curves)]
@@ -76,18 +83,18 @@ def pretraining_figure(history: Sequence[dict], title: str = "") -> Figure:
             axes.legend(fontsize=SMALL, frameon=False, handlelength=2.5)
         axes.set_title(panel.title, fontsize=NORMAL, weight="bold", loc="left")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # of a learning rate: 2e-05
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # short labels, such as 2e-05 for a learning rate
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(color="0.92", linewidth=0.8)
         plain(axes)
-    for axes in all_axes[max(len(panels) - columns, 0) : len(panels)]:  # the lowest of each column
+    for axes in all_axes[max(len(panels) - columns, 0) : len(panels)]:  # the lowest panel of each column
         axes.tick_params(labelbottom=True)
     figure.supxlabel("step", fontsize=NORMAL)
     return figure
 
 
 def _curve(history: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, in order, and values of one figure."""
+    """Return the sorted steps and the values of one metric."""
     points = {}
     for row in history:
         if "step" in row and row.get(key) is not None and math.isfinite(row[key]):

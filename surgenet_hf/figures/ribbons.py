@@ -1,4 +1,4 @@
-"""Phase ribbons: the course of an operation, truth over prediction."""
+"""Phase ribbons: annotated and predicted phases of videos over time."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,14 +20,17 @@ def phase_figure(
     seconds_per_frame: float = 1.0,
     title: str = "",
 ) -> Figure:
-    """One row a video: the true phases above, the predicted ones below, over time in minutes.
+    """Draw one row per video over time in minutes, with the annotated phases above the predicted phases.
 
-    Long segments carry their phase's number, all have its color and hatch; the share of right frames is on the right.
+    All segments have the color and hatch of their phase, and long segments also have its number. The share of correct
+    frames is on the right.
 
     Args:
-        truths, predictions: {video: phase ids (T,)}; an id below 0 in the truth marks a frame without a phase.
+        truths: annotated phase ids (T,) by video. An id below 0 marks a frame without a phase.
+        predictions: predicted phase ids (T,) by video.
         labels: names of the phases, in the order of their ids.
-        seconds_per_frame: time from frame to frame.
+        seconds_per_frame: time between consecutive frames in seconds.
+        title: title of the figure.
     """
     minutes = seconds_per_frame / 60
     longest = max(map(len, truths.values())) * minutes

@@ -1,4 +1,4 @@
-"""What all figures share: colors, markers, hatches, text sizes for print, and saving."""
+"""Shared style of all figures: colors, markers, hatches, text sizes for print, and saving."""
 
 import os
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from matplotlib.patheffects import AbstractPathEffect, withStroke
 from ..atomic import atomic_write
 from ..errors import UserError
 
-# Okabe and Ito's palette, made to be told apart with every kind of color vision (https://jfly.uni-koeln.de/color/):
-# dark gray for black, yellow last, as it is faint on white. A marker, dash or hatch of its own goes with each color.
+# Palette of Okabe and Ito, distinct for every kind of color vision (https://jfly.uni-koeln.de/color/). Dark gray
+# replaces black, and yellow comes last because it is faint on white. Markers, dashes, and hatches add a second cue.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h", "p")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oo", "++++", "||||", "**")
 
-WIDTH = 7.2  # inches: a page's text width, so that sizes below are those in print
+WIDTH = 7.2  # inches: text width of a page, so that font sizes are those in print
 SMALL, NORMAL, LARGE = 8, 9, 10.5  # points
 
 
@@ -28,7 +28,10 @@ def color(i: int) -> str:
 
 
 def marker(i: int) -> str:
-    """Another marker for each index; where colors begin again, the pair of color and marker is still new."""
+    """Return the marker of an index.
+
+    Pairs of color and marker stay unique when the colors repeat, because there are 8 colors and 11 markers.
+    """
     return MARKERS[i % len(MARKERS)]
 
 
@@ -41,14 +44,14 @@ def dash(i: int):
 
 
 def outline(width: float, color: str = "white") -> list[AbstractPathEffect]:
-    """The `path_effects` of a text that is read on any ground: a stroke of `width` points around its letters."""
+    """Return `path_effects` that draw a stroke of `width` points around text, readable on any background."""
     return [withStroke(linewidth=width, foreground=color)]
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
-    """Create an empty figure of `width` x `height` inches that arranges its contents.
+    """Create an empty figure of `width` x `height` inches with automatic layout.
 
-    A title that is wider than the figure is wrapped, and the figure becomes higher by the additional lines.
+    A title that is wider than the figure is wrapped. The figure grows by the height of the additional lines.
     """
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     if title:
@@ -68,16 +71,16 @@ def picture_rows(
     sizes: tuple[float, float, float] = (LARGE, NORMAL, SMALL),
     legend_lines: int = 0,
 ) -> tuple[Figure, list[list]]:
-    """Return a figure and its axes for rows of pictures, each row as high as its frame.
+    """Create a figure with axes for rows of pictures, where each row is as high as its frame.
 
     Args:
-        frames: (H, W, 3), one for each row.
-        names: what is in each column.
-        row_titles: a line above each row, or nothing.
-        title: a line above all, or nothing.
+        frames: array (H, W, 3) for each row.
+        names: title of each column.
+        row_titles: a line of text above each row, or an empty sequence.
+        title: title of the figure, or an empty string.
         width: width of a picture in inches.
         sizes: font sizes of the title, the names, and the row titles.
-        legend_lines: lines of room below the rows.
+        legend_lines: number of text lines to reserve below the rows.
 
     Returns:
         The figure, and for each row the axes of its pictures.
@@ -109,28 +112,32 @@ def picture_rows(
 
 
 def plain(axes) -> None:
-    """Only the axes that are read: no frame at the top and on the right."""
+    """Hide the top and right spines, and set the size of the tick labels."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=SMALL)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> None:
-    """Write a figure in the format of the file's ending.
+    """Write a figure in the format of the file suffix, PNG by default.
 
     Raises:
-        UserError: the ending is not that of a format.
+        UserError: the suffix is not that of a supported format.
     """
     ending = Path(path).suffix[1:] or "png"
     if ending not in (known := figure.canvas.get_supported_filetypes()):
         raise UserError(f"{path} ends with .{ending}, expected one of {', '.join(known)}")
-    # in PDF: text as text, and no date, so that the same figure gives the same file
+    # In PDF files, keep text as text, and omit the date so that the same figure always gives the same file.
     undated = {"metadata": {"CreationDate": None}} if ending == "pdf" else {}
     with atomic_write(path) as temporary, rc_context({"pdf.fonttype": 42}):
         figure.savefig(temporary, dpi=dpi, format=ending, **undated)
 
 
 def save_both(figure: Figure, path: str | os.PathLike, dpi: int = 300) -> tuple[Path, Path]:
-    """Write a figure as `path`.png and `path`.pdf; returns the two paths. `path` is without the ending."""
+    """Write a figure as `path`.png and `path`.pdf, where `path` has no suffix.
+
+    Returns:
+        The two paths.
+    """
     path = Path(path)
     paths = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.pdf")
     for each in paths:

@@ -1,7 +1,7 @@
-"""Pictures for a web page: overlays, heat maps and frames of a film as arrays; legends, bars and ribbons as HTML.
+"""Pictures for web pages: overlays, heat maps, and video frames as arrays, and legends, bars, and ribbons as HTML.
 
-The HTML needs no script and no style sheet, takes the colors of its text from the page (light or dark), and escapes
-every name. A color never stands alone: a number or a name goes with it.
+The HTML needs no script and no style sheet, and escapes every name. It takes its text colors from the page (light or
+dark). A number or a name always accompanies a color.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from ..metrics.sequences import segments
 from .overlays import NOT_PAINTED, id_places, paint
 from .style import color
 
-HEAT = "cividis"  # the same for every kind of color vision
-SEEN = 0.35  # opacity of the frame's gray below a heat map
+HEAT = "cividis"  # readable with every kind of color vision
+SEEN = 0.35  # opacity of the gray frame below a heat map
 _ROW = "display:flex;align-items:center;gap:.6em;padding:.2em 0"
 _NUMBER = "min-width:4.2em;text-align:right;font-variant-numeric:tabular-nums"
 _TRACK = "flex:1 1 5em;height:.8em;border-radius:.4em;background:rgba(128,128,128,.25);overflow:hidden;min-width:3em"
@@ -26,14 +26,16 @@ _TRACK = "flex:1 1 5em;height:.8em;border-radius:.4em;background:rgba(128,128,12
 def overlay_picture(
     frame: np.ndarray, class_map: np.ndarray, labels: Sequence[str], colors: Sequence[tuple[int, int, int]]
 ) -> np.ndarray:
-    """A frame with its class map laid over it, and each class's id where the class is thickest.
+    """Paint a class map over a frame, and write the id of each class at its thickest place.
 
     Args:
-        frame: uint8 (H, W, 3); class_map: integers (H, W).
-        labels, colors: name and RGB color (0 to 255) of each class id.
+        frame: uint8 (H, W, 3).
+        class_map: integers (H, W).
+        labels: name of each class id.
+        colors: RGB color (0 to 255) of each class id.
 
     Returns:
-        uint8 (H, W, 3)
+        uint8 (H, W, 3).
     """
     picture = Image.fromarray(paint(frame, class_map, labels, colors))
     draw = ImageDraw.Draw(picture)
@@ -45,14 +47,15 @@ def overlay_picture(
 
 
 def heat_picture(frame: np.ndarray, values: np.ndarray, point: tuple[float, float] | None = None) -> np.ndarray:
-    """Values (h, w), from 0 (dark blue) to 1 (yellow), over a frame in gray; a ring marks `point`.
+    """Paint a heat map over a gray frame, and mark `point` with a ring.
 
     Args:
         frame: uint8 (H, W, 3).
-        point: (x, y) as shares of width and height.
+        values: array (h, w) from 0 (dark blue) to 1 (yellow).
+        point: (x, y) as shares of width and height, or None.
 
     Returns:
-        uint8 (H, W, 3)
+        uint8 (H, W, 3).
     """
     size = frame.shape[1], frame.shape[0]
     heat = enlarge(colormaps[HEAT](np.clip(values, 0, 1))[..., :3], size)
@@ -68,20 +71,21 @@ def heat_picture(frame: np.ndarray, values: np.ndarray, point: tuple[float, floa
 
 
 def enlarge(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Colors (h, w, 3) in 0 to 1 as uint8 (H, W, 3); `size` is (W, H)."""
+    """Convert colors (h, w, 3) from 0 to 1 to uint8 (H, W, 3), where `size` is (W, H)."""
     return np.asarray(Image.fromarray((255 * picture).round().astype(np.uint8)).resize(size, Image.Resampling.BICUBIC))
 
 
 def phase_picture(frame: np.ndarray, phases: np.ndarray, labels: Sequence[str], length: int) -> np.ndarray:
-    """A frame of a film with the present phase's name above it and the ribbon so far below it.
+    """Draw a video frame with the name of the current phase above it and the ribbon so far below it.
 
     Args:
         frame: uint8 (H, W, 3).
-        phases: ids (T,) of the frames so far, T at least 1.
-        length: frames of the whole film, for the ribbon's scale.
+        phases: phase ids (T,) of the frames so far, with T at least 1.
+        labels: names of the phases.
+        length: number of frames of the whole video, for the scale of the ribbon.
 
     Returns:
-        uint8 (H + two strips, W, 3)
+        uint8 (H + two strips, W, 3).
     """
     height, width = frame.shape[:2]
     strip = max(16, height // 14)
@@ -89,7 +93,7 @@ def phase_picture(frame: np.ndarray, phases: np.ndarray, labels: Sequence[str], 
     picture.paste(Image.fromarray(frame), (0, strip))
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(round(0.7 * strip))
-    name = " ".join(f"{phases[-1] + 1}  {labels[phases[-1]]}".splitlines())  # PIL anchors no text of several lines
+    name = " ".join(f"{phases[-1] + 1}  {labels[phases[-1]]}".splitlines())  # PIL cannot anchor multiline text
     draw.text((strip / 3, strip / 2), _cut(name, font, width - 2 * strip / 3), "white", font, anchor="lm")
     scale = width / max(length, len(phases))
     for phase, start, end in zip(*segments(phases), strict=True):
@@ -102,7 +106,7 @@ def phase_picture(frame: np.ndarray, phases: np.ndarray, labels: Sequence[str], 
 
 
 def _cut(text: str, font: ImageFont.ImageFont, width: float) -> str:
-    """As much of a text as fits into so many pixels, with an ellipsis where something is left out."""
+    """Shorten a text to a width in pixels, with an ellipsis if a part is cut off."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:
@@ -113,7 +117,14 @@ def _cut(text: str, font: ImageFont.ImageFont, width: float) -> str:
 def legend_html(
     labels: Sequence[str], colors: Sequence[tuple[int, int, int]], shares: Sequence[float], caption: str = ""
 ) -> str:
-    """The classes that occur, the largest first: color, id, name and share of the picture (0 to 1), as a table."""
+    """Return a table of the classes that occur, sorted by area, with color, id, name, and share of the picture.
+
+    Args:
+        labels: name of each class id.
+        colors: RGB color (0 to 255) of each class id.
+        shares: share of the picture (0 to 1) of each class id.
+        caption: caption of the table.
+    """
     rows = []
     for i in sorted((i for i, share in enumerate(shares) if share > 0), key=lambda i: -shares[i]):
         fill = "transparent" if labels[i].lower() == NOT_PAINTED else f"rgb{tuple(map(int, colors[i]))}"
@@ -135,7 +146,14 @@ def legend_html(
 
 
 def bars_html(labels: Sequence[str], values: Sequence[float], notes: Sequence[str] = (), caption: str = "") -> str:
-    """A bar for each value (0 to 1), in the order given, with the value in per cent and a note, if any, behind it."""
+    """Return a bar for each value in the given order, followed by the value in percent and an optional note.
+
+    Args:
+        labels: text for each bar.
+        values: values from 0 to 1.
+        notes: note for each bar, or an empty sequence.
+        caption: text above the bars.
+    """
     rows = []
     for i, (label, value) in enumerate(zip(labels, values, strict=True)):
         fill = f"<div style='width:{100 * value:.1f}%;height:100%;background:{color(0)}'></div>"
@@ -151,10 +169,14 @@ def bars_html(labels: Sequence[str], values: Sequence[float], notes: Sequence[st
 def ribbon_html(
     phases: np.ndarray, labels: Sequence[str], length: int, seconds_per_frame: float = 1.0, caption: str = ""
 ) -> str:
-    """The ribbon of a film so far: a colored stretch with its number for each phase, and a legend.
+    """Return the phase ribbon of a video so far, with a colored, numbered section for each segment and a legend.
 
     Args:
-        phases: ids (T,); length: frames of the whole film, the ribbon's full width.
+        phases: phase ids (T,) of the frames so far.
+        labels: names of the phases.
+        length: number of frames of the whole video, which corresponds to the full width of the ribbon.
+        seconds_per_frame: time between consecutive frames in seconds.
+        caption: text above the ribbon.
     """
     whole = max(length, len(phases), 1)
     parts = []
@@ -182,5 +204,5 @@ def ribbon_html(
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, as 3:07."""
+    """Return a time in seconds as minutes and seconds, such as 3:07."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,9 +1,11 @@
 """Metrics: accumulators that take arrays and keep a small record per frame or video.
 
-Each metric has `add`, `records` (those of other processes may be added), `videos`, and `compute(videos=None)`. The
-latter returns a dict whose floats are the scalar metrics, with "per_class" and "per_video" for details.
-`evaluation.statistics` has intervals and tests over videos. The same metrics exist as modules of `evaluate`:
-`evaluate.load(str(EVALUATE_MODULES / "surgical_segmentation"))`, or "surgical_phase", "surgical_multilabel".
+Each metric has `add`, `records`, `videos`, and `compute(videos=None)`. The records of other processes can be appended
+to `records`. `compute` returns a dict whose floats are the scalar metrics, with "per_class" and "per_video" for
+details. `evaluation.statistics` provides confidence intervals and tests over videos.
+
+The same metrics exist as modules of `evaluate`: `evaluate.load(str(EVALUATE_MODULES / "surgical_segmentation"))`, or
+"surgical_phase", "surgical_multilabel".
 """
 
 from pathlib import Path

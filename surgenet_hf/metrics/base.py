@@ -1,4 +1,4 @@
-"""What the metrics share: small records, each of one video, and values on any sample of those videos."""
+"""Base class of the metrics and helper functions."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,14 @@ import numpy as np
 
 
 class VideoMetric:
-    """Accumulator of records (plain dataclasses with a field `video`), and the metrics of any sample of their videos.
+    """Accumulator of records that computes metrics for any sample of their videos.
 
-    Records can be pickled, and the `records` of several processes joined in any order with bit-identical results. A
-    subclass summarizes the records of each video once, and computes metrics from weighted summaries.
+    Records are plain dataclasses with a field `video`. They can be pickled. The `records` of several processes can be
+    joined in any order with bit-identical results. A subclass summarizes the records of each video once, and computes
+    metrics from weighted summaries.
 
-    A scalar metric that `per_video` holds under the same name is the mean over the videos that have a value. The
-    others (pooled over videos, or averaged over classes last) are not.
+    A scalar metric with the same name in `per_video` is the mean over the videos that have a value. Other scalar
+    metrics are pooled over videos, or averaged over classes last.
     """
 
     def __init__(self):
@@ -21,14 +22,20 @@ class VideoMetric:
 
     @property
     def videos(self) -> list[str]:
-        """The ids of the videos added so far, sorted."""
+        """Sorted ids of the videos added so far."""
         return list(self._summary()[0])
 
     def compute(self, videos: Sequence[str] | None = None) -> dict:
-        """Compute the metrics of these videos (None: all), a list that may name a video several times.
+        """Compute the metrics.
+
+        Args:
+            videos: ids of the videos to include, which may repeat. None means all videos.
+
+        Returns:
+            A dict of scalar metrics, and of details per class and per video.
 
         Raises:
-            ValueError: no frame was added, no video is named, or a named video was not added.
+            ValueError: no frame was added, `videos` is empty, or one of `videos` was not added.
         """
         names, summary = self._summary()
         if not names:
@@ -47,27 +54,38 @@ class VideoMetric:
         """Compute the scalar metrics of many samples of the videos at once.
 
         Args:
-            weights: (samples, videos), how often each sample holds each video, in the order of `videos`.
+            weights: array (samples, videos), how often each sample contains each video, in the order of `videos`.
 
         Returns:
-            {name: (samples,)}, NaN where a sample has no value.
+            A dict {name: values (samples,)}, with NaN for a sample without a value.
         """
         return self._values(self._summary()[1], np.asarray(weights, float))
 
     def definitions(self) -> dict:
-        """Describe the conventions of the metrics, for a results file."""
+        """Return a description of the metrics' conventions, for a results file."""
         raise NotImplementedError
 
     def _summarise(self, videos: dict[str, list]):
-        """Records by video, videos sorted -> whatever `_values` and `_details` need, with one row per video."""
+        """Summarize the records by video, sorted, for `_values` and `_details`, with one row per video."""
         raise NotImplementedError
 
     def _values(self, summary, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Scalar metrics (...,) of samples of the videos; `weights` is (..., videos)."""
+        """Compute the scalar metrics (...,) of samples of the videos.
+
+        Args:
+            summary: result of `_summarise`.
+            weights: array (..., videos).
+        """
         raise NotImplementedError
 
     def _details(self, summary, weights: np.ndarray, rows: dict[str, int]) -> dict:
-        """Metrics per class and per video; `weights` is (videos,), `rows` names the rows that are not 0."""
+        """Compute the metrics per class and per video.
+
+        Args:
+            summary: result of `_summarise`.
+            weights: array (videos,).
+            rows: row of each video whose weight is not 0, by name.
+        """
         raise NotImplementedError
 
     def _summary(self) -> tuple[list[str], object]:
@@ -81,7 +99,7 @@ class VideoMetric:
 
 
 def mean(values: np.ndarray, axis: int | None = None):
-    """Mean of what is not NaN; NaN where nothing is left."""
+    """Return the mean of the values that are not NaN, or NaN if there are none."""
     there = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         means = np.where(there, values, 0).sum(axis) / there.sum(axis)
@@ -89,14 +107,14 @@ def mean(values: np.ndarray, axis: int | None = None):
 
 
 def weighted_mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mean over videos of what is not NaN, each as often as its weight; NaN where nothing is left.
+    """Return the weighted mean over videos of the values that are not NaN, or NaN if there are none.
 
     Args:
-        weights: (..., videos).
-        values: (videos, ...).
+        weights: array (..., videos).
+        values: array (videos, ...).
 
     Returns:
-        the leading dimensions of `weights`, then the trailing ones of `values`.
+        An array with the leading dimensions of `weights`, then the trailing dimensions of `values`.
     """
     there = ~np.isnan(values)
     total = np.tensordot(weights, np.where(there, values, 0.0), axes=1)
@@ -104,7 +122,10 @@ def weighted_mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def standard_deviation(values: np.ndarray, axis: int | None = None):
-    """Sample standard deviation (divisor n - 1) of what is not NaN; NaN where less than two values are left."""
+    """Return the sample standard deviation (divisor n - 1) of the values that are not NaN.
+
+    The result is NaN for fewer than two values.
+    """
     there = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         center = np.where(there, values, 0).sum(axis, keepdims=True) / there.sum(axis, keepdims=True)
@@ -115,16 +136,22 @@ def standard_deviation(values: np.ndarray, axis: int | None = None):
 
 
 def ratio(numerator, denominator) -> np.ndarray:
-    """numerator / denominator, NaN where the denominator is 0."""
+    """Return numerator / denominator, with NaN where the denominator is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(np.equal(denominator, 0), np.nan, np.true_divide(numerator, denominator))
 
 
 def check_ids(where: str, name: str, ids: np.ndarray, num_labels: int) -> None:
-    """Refuse what are not integer class ids of 0 ... num_labels - 1.
+    """Check that an array holds integer class ids from 0 to num_labels - 1.
+
+    Args:
+        where: frame or video, for the message.
+        name: "prediction" or "reference", for the message.
+        ids: the array.
+        num_labels: number of classes.
 
     Raises:
-        ValueError: with `where` (which frame or video) and `name` (prediction or reference).
+        ValueError: the array is not of integers, or holds another id.
     """
     if not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"{where}: {name} must hold integer class ids, found {ids.dtype}.")

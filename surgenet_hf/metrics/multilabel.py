@@ -1,4 +1,4 @@
-"""Multi-label classification (critical view of safety, tools): average precision and balanced accuracy."""
+"""Metrics of multi-label classification (critical view of safety, tools): average precision and balanced accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,13 @@ from .base import VideoMetric, mean, ratio
 
 @dataclass(frozen=True)
 class ScoreRecord:
-    """What is kept of some frames of one video: scores float64 (n, num_labels) and targets bool (n, num_labels)."""
+    """Record of some frames of one video.
+
+    Attributes:
+        video: id of the video.
+        scores: float64 (n, num_labels).
+        targets: bool (n, num_labels).
+    """
 
     video: str
     scores: np.ndarray
@@ -19,14 +25,18 @@ class ScoreRecord:
 
 @dataclass
 class _Ranking:
-    """All frames by one criterion's score, highest first; frames of equal score are a group."""
+    """All frames, ranked by one criterion's score from high to low. Frames with equal scores form a group."""
 
-    videos: np.ndarray  # (n,) row of each frame's video
+    videos: np.ndarray  # (n,) row of the video of each frame
     positive: np.ndarray  # (n,) 1 or 0
-    group_ends: np.ndarray  # (groups,) the last frame of each group that holds a positive
+    group_ends: np.ndarray  # (groups,) last frame of each group with a positive frame
 
     def average_precision(self, weights: np.ndarray) -> float:
-        """Average precision with each frame counted as often as its video: `weights` (videos,) integers."""
+        """Compute average precision, with each frame counted as often as its video.
+
+        Args:
+            weights: integers (videos,).
+        """
         weights = weights[self.videos]
         hits = np.cumsum(weights * self.positive)[self.group_ends]
         if not len(hits) or not hits[-1]:
@@ -36,16 +46,16 @@ class _Ranking:
 
 
 class MultiLabelMetric(VideoMetric):
-    """Average precision and balanced accuracy of each criterion, over the frames of all videos together.
+    """Average precision and balanced accuracy of each criterion, over the pooled frames of all videos.
 
-    A frame is positive for a criterion where its target, e.g. the mean of three raters, is at least 0.5.
+    A frame is positive for a criterion if its target, such as the mean of three raters, is at least 0.5.
 
-    Average precision is the step-wise sum over the distinct scores s, from high to low, of
-    (recall at s - recall before s) x precision at s, as in scikit-learn: no interpolation, ties count as one step.
-    Balanced accuracy is the mean of sensitivity and specificity where a score of at least 0.5 predicts the criterion.
+    Average precision is the sum over the distinct scores s, from high to low, of (recall at s - previous recall) x
+    precision at s. As in scikit-learn, there is no interpolation, and ties count as one step. Balanced accuracy is the
+    mean of sensitivity and specificity, where a score of at least 0.5 predicts the criterion.
 
-    A criterion without a positive frame in the sample has neither (NaN), one without a negative frame has no balanced
-    accuracy; NaNs are left out of the means over criteria, and a mean of nothing is NaN.
+    Both metrics are NaN for a criterion without positive frames in the sample. Balanced accuracy is also NaN without
+    negative frames. Means over criteria exclude NaN, and are NaN if no value is left.
 
     Args:
         num_labels: number of criteria.
@@ -59,12 +69,13 @@ class MultiLabelMetric(VideoMetric):
         """Add frames.
 
         Args:
-            scores: (n, num_labels) from 0 to 1 (after the sigmoid).
-            targets: (n, num_labels) from 0 to 1.
-            video: the video of all n frames, or a list of n videos.
+            scores: array (n, num_labels) from 0 to 1 (after the sigmoid).
+            targets: array (n, num_labels) from 0 to 1.
+            video: id of the video of all n frames, or a list of n ids.
 
         Raises:
-            ValueError: arrays of another shape, values not in 0 to 1, or another number of videos than frames.
+            ValueError: an array has another shape, a value is outside 0 to 1, or the numbers of videos and frames
+                differ.
         """
         scores, targets = np.array(scores, np.float64), np.asarray(targets, np.float64)
         videos = [video] * len(scores) if isinstance(video, str) else list(video)
@@ -82,23 +93,34 @@ class MultiLabelMetric(VideoMetric):
             self.records.append(ScoreRecord(name, scores[videos == name], targets[videos == name] >= 0.5))
 
     def compute(self, videos=None) -> dict:
-        """Compute the metrics of these videos (a list, with repeats if wanted), by default of all.
+        """Compute the metrics.
+
+        The result has these entries, which are NaN where undefined:
+
+        - `mean_average_precision`, `mean_balanced_accuracy`: means over the criteria that have a value, with the
+          frames of all videos pooled.
+        - `frames`: number of frames.
+        - `per_class`: for each criterion, `average_precision`, `balanced_accuracy`, and `positives` (number of
+          frames).
+        - `per_video`: a dict for each video.
+            - `frames`: number of frames.
+            - `per_class`: for each criterion, the counts `positives`, `negatives`, `true_positives`, and
+              `true_negatives`. Also `average_precision` and `balanced_accuracy`, which are noisy or NaN in short
+              videos.
+
+        Args:
+            videos: ids of the videos to include, which may repeat. None means all videos.
 
         Returns:
-            mean_average_precision, mean_balanced_accuracy: of the frames of all videos together, means over the
-                criteria that have a value.
-            frames: number of frames.
-            per_class: {criterion: average_precision, balanced_accuracy, positives (number of frames)}.
-            per_video: {video: frames; per_class: {criterion: average_precision and balanced_accuracy of the video's
-                frames (often NaN, noisy in short videos), positives, negatives, true_positives, true_negatives}}.
+            A dict with the entries above.
 
         Raises:
-            ValueError: no frame was added, no video is named, or a named video was not added.
+            ValueError: no frame was added, `videos` is empty, or one of `videos` was not added.
         """
         return super().compute(videos)
 
     def definitions(self) -> dict[str, str]:
-        """Describe the conventions of the metrics, for a results file."""
+        """Return a description of the metrics' conventions, for a results file."""
         return {
             "headline": "mean_average_precision",
             "pooling": "frames of all videos together; mean over the criteria",
@@ -115,7 +137,7 @@ class MultiLabelMetric(VideoMetric):
         targets = np.concatenate([record.targets for record in records])
         row_of = np.concatenate([np.full(len(record.scores), rows[record.video]) for record in records])
         decided = scores >= 0.5
-        kinds = (targets, ~targets, targets & decided, ~targets & ~decided)  # positive, negative, and those found
+        kinds = (targets, ~targets, targets & decided, ~targets & ~decided)  # the last two are correct predictions
         counts = np.zeros((len(videos), 4, self.num_labels), np.int64)
         for index, kind in enumerate(kinds):
             np.add.at(counts[:, index], row_of, kind)
@@ -126,7 +148,7 @@ class MultiLabelMetric(VideoMetric):
         }
 
     def _scores(self, summary: dict, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision and balanced accuracy (..., num_labels)."""
+        """Compute average precision and balanced accuracy, each (..., num_labels)."""
         samples = weights.reshape(-1, weights.shape[-1]).astype(np.int64)
         precision = np.array([[r.average_precision(sample) for r in summary["rankings"]] for sample in samples])
         positives, negatives, found, rejected = np.moveaxis(np.tensordot(weights, summary["counts"], axes=1), -2, 0)

@@ -1,4 +1,4 @@
-"""Phase recognition: frame-wise, relaxed, and segmental metrics of whole videos.
+"""Metrics of phase recognition on whole videos: video-wise, frame-wise, relaxed, and segmental.
 
 Sources:
     Funke, Rivoir, Speidel: Metrics Matter in Surgical Phase Recognition, arXiv 2305.13961, 2023.
@@ -21,14 +21,17 @@ PUBLISHED = "_published"
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """What is kept of one video.
+    """Record of one video.
 
-    confusion: int64 (num_labels, num_labels), frames by annotated (row) and predicted (column) phase.
-    relaxed_hits: int64 (2, num_labels), the relaxed true positives of each phase by the corrected and by the published
-        script; see `PhaseMetric`.
-    relaxed_correct: (2,), numbers of frames that are right or accepted by these scripts.
-    edit: edit score, 0 to 1.
-    segments: int64 (3, 3), per overlap of 10, 25, 50 %: segments found, predicted, annotated.
+    Attributes:
+        video: id of the video.
+        confusion: int64 (num_labels, num_labels), frames by annotated (row) and predicted (column) phase.
+        relaxed_hits: int64 (2, num_labels), the relaxed true positives of each phase by the corrected and by the
+            published script, see `PhaseMetric`.
+        relaxed_correct: (2,), numbers of frames that these scripts count as correct or accept.
+        edit: edit score, 0 to 1.
+        segments: int64 (3, 3), numbers of found, predicted, and annotated segments (columns) at overlaps of 10, 25,
+            and 50 % (rows).
     """
 
     video: str
@@ -42,46 +45,49 @@ class PhaseRecord:
 class PhaseMetric(VideoMetric):
     """Metrics of phase recognition, all from 0 to 1.
 
-    With tp, predicted, and annotated the frames of a phase in one video:
+    The formulas count the predicted and annotated frames of a phase in one video. tp counts the correct frames:
 
         precision = tp / predicted    f1      = 2 tp / (predicted + annotated)
         recall    = tp / annotated    jaccard =   tp / (predicted + annotated - tp)
 
-    The conventions, following Funke et al.:
+    The conventions follow Funke et al.:
 
-    - **Absent phases.** Default (strategy A): only undefined values (0 / 0) are left out. These are the precision of a
-      phase that is not predicted in the video, the recall of one that is not annotated, and F1 and Jaccard of one that
-      is neither. A phase that is predicted but not annotated has precision, F1, and Jaccard 0, which count.
-      `..._annotated` (strategy B): all values of a phase that is not annotated in the video are left out. Recall is
-      the same under both strategies.
-    - **Video-wise.** `macro_...`: mean over the phases of a video, then over videos; `..._sd` is the sample standard
-      deviation over videos (n - 1). F1 is the mean of the phases' F1, not the F1 of mean precision and mean recall,
-      which is larger. In `per_class` the values of each phase are averaged over the videos that have one.
-    - **Frame-wise.** `framewise_...`: the frames of all videos are pooled in one confusion matrix, and strategy A is
-      applied to it. Long videos weigh more.
-    - **Relaxed boundaries.** Near the borders of an annotated segment the neighboring phase is accepted. In the first
-      `relaxed_seconds` this is the phase of the annotated segment before it, in the last `relaxed_seconds` the phase
-      of the segment after it. A segment that is shorter is relaxed as a whole. `transitions` replaces the annotated
-      neighbors; `CHOLEC80_TRANSITIONS` is the rule of the challenge script for Cholec80. As in that script, tp of a
-      phase counts every frame, annotated or predicted as the phase, that is right or accepted. Jaccard divides tp by
-      the number of these frames, precision by predicted, recall by annotated. Precision and recall can exceed 1 and
-      are clipped to 1. Phases that are not annotated in the video are left out (strategy B). Values are averaged over
+    - **Absent phases.** By default (strategy A), only undefined values (0 / 0) are excluded. These are the precision
+      of a phase that is not predicted in the video and the recall of a phase that is not annotated. They are also the
+      F1 and Jaccard of a phase that is neither predicted nor annotated. A phase that is predicted but not annotated
+      counts with precision, F1, and Jaccard 0. `..._annotated` (strategy B) excludes all values of a phase that is not
+      annotated in the video. Recall is the same under both strategies.
+    - **Video-wise.** `macro_...` is the mean over the phases of a video, then over videos. `..._sd` is the sample
+      standard deviation over videos (n - 1). F1 is the mean of the F1 of the phases, not the F1 of mean precision and
+      mean recall, which is larger. In `per_class`, the values of a phase are averaged over the videos that have a
+      value.
+    - **Frame-wise.** For `framewise_...`, the frames of all videos are pooled in one confusion matrix, and strategy A
+      is applied to it. Long videos have more weight.
+    - **Relaxed boundaries.** Near the boundaries of an annotated segment, a neighboring phase is also accepted. In the
+      first `relaxed_seconds`, this is the phase of the previous annotated segment. In the last `relaxed_seconds`, it
+      is the phase of the next one. A shorter segment is relaxed in full. `transitions` replaces the annotated
+      neighbors. `CHOLEC80_TRANSITIONS` is the rule of the challenge script for Cholec80.
+    - **Relaxed metrics.** As in that script, tp of a phase counts every correct or accepted frame that is annotated or
+      predicted as the phase. Precision divides tp by predicted, and recall divides it by annotated. Jaccard divides it
+      by the number of frames that are annotated or predicted as the phase. Precision and recall can exceed 1 and are
+      clipped to 1. Phases that are not annotated in the video are excluded (strategy B). Values are averaged over
       videos, then over phases.
-      `relaxed_..._published` follows the script as published, which most papers print. It applies the mask of a
-      segment's last frames to its first frames (`curDiff(curDiff(end-t+1:end)==1) = 0`). The precision of a phase that
-      is not predicted, but has accepted frames, is 1. `relaxed_...` is the corrected script, where such a phase has no
-      precision.
-    - **Segments** (MS-TCN). A segment is a run of frames of one phase. Edit score: 1 - Levenshtein distance of the two
-      sequences of phases / length of the longer one, mean over videos. F1@k: a predicted segment is found if it
-      overlaps the annotated segment of its phase that it overlaps most by an IoU of at least k %, and that segment is
-      not yet taken. `f1@k` pools the counts over videos, 2 found / (predicted + annotated). `video_f1@k` is the mean
-      of the F1@k of each video (Funke et al., SurgPhaseBench).
+    - **Published and corrected script.** `relaxed_..._published` follows the script as published, whose values most
+      papers report. It applies the mask of a segment's last frames to its first frames
+      (`curDiff(curDiff(end-t+1:end)==1) = 0`). It gives precision 1 to a phase that is not predicted but has accepted
+      frames. `relaxed_...` is the corrected script, where such a phase has no precision.
+    - **Segments** (MS-TCN). A segment is a run of frames of one phase. The edit score is 1 - (Levenshtein distance of
+      the two sequences of phases) / (length of the longer one), averaged over videos. For F1@k, each predicted segment
+      is compared with the annotated segment of its phase with the highest IoU. It is found if the IoU is at least k %
+      and no other predicted segment has matched that annotated segment. `f1@k` is 2 found / (predicted + annotated),
+      with counts pooled over videos. `video_f1@k` is the mean of the F1@k of each video (Funke et al.,
+      SurgPhaseBench).
 
     Args:
-        num_labels: number of phases; valid ids are 0 ... num_labels - 1.
-        relaxed_seconds: width of the relaxed borders.
-        frames_per_second: of the sequences that are added.
-        transitions: {phase: (accepted at its start, accepted at its end)}.
+        num_labels: number of phases. Valid ids are 0 to num_labels - 1.
+        relaxed_seconds: width of the relaxed boundaries in seconds.
+        frames_per_second: frame rate of the added sequences.
+        transitions: {phase: (phases accepted at its start, phases accepted at its end)}.
     """
 
     def __init__(
@@ -100,11 +106,12 @@ class PhaseMetric(VideoMetric):
         """Add one whole video.
 
         Args:
-            prediction, reference: (T,) integers, the phase of each frame in order.
-            video: its id, which must be new.
+            prediction: integers (T,), the predicted phase of each frame in temporal order.
+            reference: integers (T,), the annotated phase of each frame in temporal order.
+            video: id of the video, which must be new.
 
         Raises:
-            ValueError: a video that is empty or was added before, sequences of another shape, an id that is no phase.
+            ValueError: the video is empty or was added before, the shapes differ, or an id is not a phase.
         """
         where = f"Video {video!r}"
         if any(record.video == video for record in self.records):
@@ -122,7 +129,7 @@ class PhaseMetric(VideoMetric):
         hits, correct = [], []
         for published in (False, True):
             accepted = relaxed_correct(prediction, reference, self.tolerance, self.transitions, published)
-            twice = accepted & (prediction == reference)  # the sum below counts these for their phase twice
+            twice = accepted & (prediction == reference)  # the sum below counts these twice for their phase
             counts = sum(np.bincount(ids[accepted], minlength=self.num_labels) for ids in (prediction, reference))
             hits.append(counts - np.bincount(reference[twice], minlength=self.num_labels))
             correct.append(accepted.sum())
@@ -137,32 +144,45 @@ class PhaseMetric(VideoMetric):
         self.records.append(record)
 
     def compute(self, videos=None) -> dict:
-        """Compute the metrics of these videos (a list, with repeats if wanted), by default of all.
+        """Compute the metrics.
+
+        The result has these entries, which are NaN where undefined. The class docstring defines the terms.
+
+        - `accuracy`: share of correct frames of a video, averaged over videos. `accuracy_sd` is its standard
+          deviation.
+        - `macro_precision`, `macro_recall`, `macro_f1`, `macro_jaccard`: video-wise metrics, each also with `_sd`.
+        - `macro_precision_annotated`, `macro_f1_annotated`, `macro_jaccard_annotated`: the same under strategy B, each
+          also with `_sd`.
+        - `framewise_accuracy`, `framewise_precision`, `framewise_recall`, `framewise_f1`, `framewise_jaccard`: metrics
+          of the pooled frames.
+        - `relaxed_accuracy` (averaged over videos), `relaxed_precision`, `relaxed_recall`, `relaxed_jaccard`: metrics
+          with relaxed boundaries, each also with `_published`.
+        - `edit_score`: edit score, averaged over videos.
+        - `f1@10`, `f1@25`, `f1@50`: segmental F1, each also with the prefix `video_`.
+        - `frames`: number of frames.
+        - `per_class`: a dict for each phase.
+            - `precision`, `recall`, `f1`, `jaccard`: means over videos, each also with `_sd` and with `framewise_`.
+            - `relaxed_precision`, `relaxed_recall`, `relaxed_jaccard`: means over videos, each also with `_published`.
+            - `annotated_videos`, `predicted_videos`: numbers of videos in which the phase occurs.
+        - `per_video`: a dict for each video.
+            - The metrics that are means over videos, and `frames`.
+            - `segments@10`, `segments@25`, `segments@50`: numbers of found, predicted, and annotated segments.
+            - `per_class`: for each phase, `annotated_frames`, `predicted_frames`, `correct_frames`, `relaxed_hits`,
+              and `relaxed_hits_published`.
+
+        Args:
+            videos: ids of the videos to include, which may repeat. None means all videos.
 
         Returns:
-            accuracy: share of right frames of a video, mean over videos, and accuracy_sd.
-            macro_precision, macro_recall, macro_f1, macro_jaccard, each with ..._sd;
-            macro_precision_annotated, macro_f1_annotated, macro_jaccard_annotated, each with ..._sd.
-            framewise_accuracy, framewise_precision, framewise_recall, framewise_f1, framewise_jaccard.
-            relaxed_accuracy (mean over videos), relaxed_precision, relaxed_recall, relaxed_jaccard, and these with
-            ..._published.
-            edit_score; f1@10, f1@25, f1@50, and these with video_...
-            frames: number of frames.
-            per_class: {phase: precision, recall, f1, jaccard: means over videos, each with ..._sd; the same with
-                framewise_...; the relaxed ones, with and without ..._published; annotated_videos and
-                predicted_videos: in how many videos it occurs}.
-            per_video: {video: the metrics that are means over videos; frames; segments@k: [found, predicted,
-                annotated]; per_class: {phase: annotated_frames, predicted_frames, correct_frames, relaxed_hits,
-                relaxed_hits_published}}.
-            Where nothing is defined the value is NaN.
+            A dict with the entries above.
 
         Raises:
-            ValueError: no video was added, none is named, or a named video was not added.
+            ValueError: no video was added, `videos` is empty, or one of `videos` was not added.
         """
         return super().compute(videos)
 
     def definitions(self) -> dict[str, str]:
-        """Describe the conventions of the metrics, for a results file."""
+        """Return a description of the metrics' conventions, for a results file."""
         rule = "the phase of the annotated neighbor" if self.transitions is None else "the challenge's list of phases"
         return {
             "headline": "accuracy",
@@ -192,7 +212,7 @@ class PhaseMetric(VideoMetric):
         hits = np.array([record.relaxed_hits for record in records])  # (videos, 2, phases)
         relaxed = [ratio(hits, predicted[:, None]), ratio(hits, annotated[:, None])]
         relaxed.append(ratio(hits, (annotated + predicted - correct)[:, None]))
-        # the published script cuts infinity to 1
+        # The published script clips an infinite precision to 1.
         relaxed[0][:, 1] = np.where((predicted == 0) & (hits[:, 1] > 0), 1.0, relaxed[0][:, 1])
         relaxed = np.where(annotated[:, None, None] > 0, np.stack(relaxed, 1).clip(max=1), np.nan)
         segments = np.array([record.segments for record in records])
@@ -282,13 +302,13 @@ class PhaseMetric(VideoMetric):
 
 
 def phase_scores(confusion: np.ndarray) -> np.ndarray:
-    """Precision, recall, F1, Jaccard of each phase, NaN where undefined.
+    """Compute precision, recall, F1, and Jaccard of each phase, with NaN where undefined.
 
     Args:
-        confusion: (..., num_labels, num_labels), frames by annotated (row) and predicted (column) phase.
+        confusion: array (..., num_labels, num_labels), frames by annotated (row) and predicted (column) phase.
 
     Returns:
-        (..., 4, num_labels) in the order of `SCORES`.
+        An array (..., 4, num_labels) in the order of `SCORES`.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     annotated, predicted = confusion.sum(-1), confusion.sum(-2)

@@ -1,4 +1,4 @@
-"""Dice, IoU, and surface distances of class maps, accumulated frame by frame, in the conventions of the field.
+"""Dice, IoU, and surface distances of class maps, accumulated frame by frame.
 
 Sources:
     `inference_metrics.py` of github.com/rlpddejong/SurgeNetDINO (the SurgeNet authors).
@@ -19,12 +19,15 @@ BACKGROUND = "_with_background"
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """What is kept of one frame.
+    """Record of one frame.
 
-    video: the video it comes from.
-    reference, predicted, intersection: pixel counts per class, each int64 of shape (num_labels,).
-    distances: (num_labels, 3) float64, see `surface.class_surface_distances`; None if they were not asked for.
-    size: (height, width) of the class map.
+    Attributes:
+        video: id of the video of the frame.
+        reference: pixel counts of the reference per class, int64 (num_labels,).
+        predicted: pixel counts of the prediction per class, int64 (num_labels,).
+        intersection: counts of correct pixels per class, int64 (num_labels,).
+        distances: float64 (num_labels, 3), see `surface.class_surface_distances`. None if they are not computed.
+        size: (height, width) of the class map.
     """
 
     video: str
@@ -38,40 +41,43 @@ class FrameRecord:
 class SegmentationMetric(VideoMetric):
     """Dice, IoU, ASSD, and HD95 of class maps.
 
-    Pixels whose reference is `ignore_index` do not count, neither as reference nor as prediction, and form no edge.
-    Each metric is a mean over the foreground classes, that is, over all classes except `background_id`. The same
-    metric over all classes has the suffix `_with_background`. Without a `background_id` all classes are foreground,
-    and there is no such suffix.
+    Pixels whose reference is `ignore_index` count neither as reference nor as prediction, and form no edge. Each
+    metric is a mean over the foreground classes, which are all classes except `background_id`. The suffix
+    `_with_background` marks the mean over all classes, where it exists. Without a `background_id`, all classes are
+    foreground and the suffix does not occur.
 
     For a class and a group of frames, with pixel counts summed over the group:
 
         Dice = 2 intersection / (reference + predicted)
         IoU  =   intersection / (reference + predicted - intersection)
 
-    - **`video_dice`, `video_iou`** (the headline). Pixels pooled per video and class; mean over the classes in the
-      video's reference, then over videos. A class that a video's reference does not have is left out of that video's
-      mean; its predicted pixels count as `spurious_pixels`. A video whose reference has no foreground has no value.
-    - **`video_assd`, `video_hd95`**. Per frame and class in pixels of the map; mean over the frames with the class in
-      the reference, then over the video's classes, then over videos. A class that is missed in a frame (in the
-      reference, not predicted) counts with the frame's diagonal. `video_assd_found` and `video_hd95_found` leave out
-      missed classes.
-    - **`frame_dice`, `frame_iou`**. Mean over the classes in a frame's reference, then over the frames of a video,
-      then over videos.
-    - **`pooled_dice`, `pooled_iou`, `pixel_accuracy`**. Pixels pooled over all frames; mean over the classes found in
-      reference or prediction.
-    - **`endovit_dice`, `endovit_iou`** (EndoViT). Per class, mean over the frames that have it in reference or
-      prediction; then over classes. EndoViT's code includes the background.
-    - **`atlas_dice`** (ATLAS-bench). Per class, mean over the frames that have it in the reference; then over classes.
-      ATLAS-bench counts a class that no frame has as 0; here it is left out.
-    - **`surgenetdino_dice`** (SurgeNetDINO). As `video_dice`, but a class that is only predicted counts as 0.
-      **`surgenetdino_hd95`**: the 95th percentile of both directions together, without missed classes; mean over the
-      frames of a video with the class, then over classes, then over videos.
+    - **`video_dice`, `video_iou`** (the headline). Pixels are pooled per video and class. The mean is over the classes
+      in the video's reference, then over videos. A class that is absent from a video's reference is excluded from that
+      mean. Its predicted pixels count as `spurious_pixels`. A video whose reference has no foreground has no value.
+    - **`video_assd`, `video_hd95`**. Distances are per frame and class, in pixels of the class map. The mean is over
+      the frames with the class in the reference, then over the video's classes, then over videos. A missed class (in
+      the reference but not predicted) counts with the frame's diagonal. `video_assd_found` and `video_hd95_found`
+      exclude missed classes.
+    - **`frame_dice`, `frame_iou`**. The mean is over the classes in a frame's reference, then over the frames of a
+      video, then over videos.
+    - **`pooled_dice`, `pooled_iou`, `pixel_accuracy`**. Pixels are pooled over all frames. For Dice and IoU, the mean
+      is over the classes that occur in the reference or the prediction.
+    - **`endovit_dice`, `endovit_iou`** (EndoViT). For each class, the mean is over the frames that have it in the
+      reference or the prediction. The mean over classes follows. EndoViT's code includes the background.
+    - **`atlas_dice`** (ATLAS-bench). For each class, the mean is over the frames that have it in the reference. The
+      mean over classes follows. ATLAS-bench counts a class that no frame has as 0, but this metric excludes it.
+    - **`surgenetdino_dice`** (SurgeNetDINO). Like `video_dice`, but a class that is only predicted counts as 0.
+      **`surgenetdino_hd95`** is the 95th percentile of both directions together, without missed classes. The mean is
+      over the frames of a video with the class, then over classes, then over videos.
 
     Args:
-        num_labels: number of classes; valid ids are 0 ... num_labels - 1.
-        ignore_index: the id of reference pixels that do not count.
-        distances: also compute surface distances, by far the slowest part (needs scipy).
-        background_id: the class that is background; None: the data has none.
+        num_labels: number of classes. Valid ids are 0 to num_labels - 1.
+        ignore_index: id of reference pixels that do not count.
+        distances: whether to compute surface distances, by far the slowest part (needs scipy).
+        background_id: id of the background class, or None if the data has none.
+
+    Raises:
+        ValueError: `ignore_index` is the id of a class, or `background_id` is not.
     """
 
     def __init__(
@@ -96,12 +102,13 @@ class SegmentationMetric(VideoMetric):
         """Add one frame.
 
         Args:
-            prediction: (H, W) integers, class ids.
-            reference: (H, W) integers, class ids or `ignore_index`.
-            video: the video that the frame comes from.
+            prediction: integers (H, W), class ids.
+            reference: integers (H, W), class ids or `ignore_index`.
+            video: id of the video of the frame.
 
         Raises:
-            ValueError: arrays that are not two-dimensional, of integers and of one shape, or an id that is no class.
+            ValueError: the arrays are not two-dimensional, not of integers, or not of one shape. Also if an id is not
+                a class.
         """
         where = f"Frame {len(self.records)} (video {video!r})"
         prediction, reference = np.asarray(prediction), np.asarray(reference)
@@ -122,26 +129,40 @@ class SegmentationMetric(VideoMetric):
         self.records.append(FrameRecord(video, *counts, distances, size))
 
     def compute(self, videos=None) -> dict:
-        """Compute the metrics of these videos (a list, with repeats if wanted), by default of all.
+        """Compute the metrics.
+
+        The result has these entries, which are NaN where undefined:
+
+        - The metrics of the class docstring, as floats.
+        - `frames`: number of frames.
+        - `background_frames`: number of frames whose reference has no foreground.
+        - `videos_without_foreground`: ids of the videos whose reference has no foreground.
+        - `per_class`: a dict for each class id.
+            - `dice`, `iou`: Dice and IoU of the pooled pixels.
+            - `video_dice`, `video_iou`, `video_assd`, `video_hd95`, `video_assd_found`, `video_hd95_found`: means over
+              videos.
+            - `videos`: number of videos with the class in the reference.
+            - `reference_frames`, `missed_frames`, `spurious_frames`: numbers of frames.
+            - `spurious_pixels`: predicted pixels in videos without the class.
+        - `per_video`: a dict for each video.
+            - The metrics that are means over videos, and `frames`.
+            - `per_class`: for each class id, the three pixel counts and the three frame counts. Also `frame_dice`,
+              `frame_iou`, `assd`, `hd95`, `assd_found`, `hd95_found`, and `pooled_hd95_found`, which are means over
+              the frames with the class in the reference.
+
+        Args:
+            videos: ids of the videos to include, which may repeat. None means all videos.
 
         Returns:
-            the metrics of the class docstring, as floats; NaN where nothing is defined. Then
-            frames, background_frames: number of frames, and of those whose reference has no foreground.
-            videos_without_foreground: their ids.
-            per_class: {class id: pooled dice and iou; video_dice, video_iou, video_assd, video_hd95, and the last two
-                with _found (means over videos); videos (with the class in the reference), reference_frames,
-                missed_frames, spurious_frames, spurious_pixels (in videos without the class)}.
-            per_video: {video: the metrics that are means over videos; frames; per_class: {class id: the three pixel
-                counts and three frame counts; frame_dice, frame_iou, assd, hd95, and the last two with _found and
-                pooled_hd95_found (means over the frames with the class in the reference)}}.
+            A dict with the entries above.
 
         Raises:
-            ValueError: no frame was added, no video is named, or a named video was not added.
+            ValueError: no frame was added, `videos` is empty, or one of `videos` was not added.
         """
         return super().compute(videos)
 
     def definitions(self) -> dict[str, str | list]:
-        """Describe the conventions of the metrics, for a results file."""
+        """Return a description of the metrics' conventions, for a results file."""
         excluded = "none: every class is foreground"
         if self.background_id is not None:
             excluded = f"class {self.background_id}, excluded unless a name ends in {BACKGROUND}"
@@ -176,7 +197,13 @@ class SegmentationMetric(VideoMetric):
         } | {"video_means": self._video_means(rows)}
 
     def _summarise_video(self, records: list[FrameRecord]) -> dict[str, dict[str, np.ndarray]]:
-        """Per class (num_labels,): sums of counts over the frames, and means over the frames with the class."""
+        """Summarize the frames of one video.
+
+        Returns:
+            A dict of three dicts. "sums" has counts over all frames, mostly per class (num_labels,). "means" has means
+            per class over the frames with the class in the reference. "of_frames" has means over classes, then over
+            frames.
+        """
         counts = np.array([(record.reference, record.predicted, record.intersection) for record in records])
         there, predicted = counts[:, 0] > 0, counts[:, 1] > 0
         dice, iou = (np.where(there, score, np.nan) for score in dice_and_iou(*np.moveaxis(counts, 1, 0)))
@@ -207,12 +234,12 @@ class SegmentationMetric(VideoMetric):
         return {"sums": sums, "means": means, "of_frames": of_frames}
 
     def _class_sets(self) -> list[tuple[str, np.ndarray]]:
-        """The suffix of a metric's name, and the classes (num_labels,) bool that it averages over."""
+        """Return the suffix of a metric's name and the classes that it averages over, bool (num_labels,)."""
         everything = np.ones(self.num_labels, bool)
         return [("", self.foreground)] + [(BACKGROUND, everything)] * (self.background_id is not None)
 
     def _video_means(self, rows: list[dict]) -> dict[str, np.ndarray]:
-        """The metrics that are means over videos: {name: (videos,)}."""
+        """Compute the metrics that are means over videos, as {name: values (videos,)}."""
         sums, means = (
             {name: np.array([row[key][name] for row in rows]) for name in rows[0][key]} for key in ("sums", "means")
         )
@@ -237,7 +264,7 @@ class SegmentationMetric(VideoMetric):
         values = {name: weighted_mean(weights, column) for name, column in summary["video_means"].items()}
         reference, predicted, intersection = self._pooled_counts(summary, weights)
         frames, spurious = weights @ sums["reference_frames"], weights @ sums["spurious_frames"]
-        # Dice and IoU of a frame that has the class in one of both alone are 0
+        # Dice and IoU are 0 in a frame with the class in only the reference or only the prediction.
         per_class = {
             **dict(zip(("pooled_dice", "pooled_iou"), dice_and_iou(reference, predicted, intersection), strict=True)),
             **{
@@ -307,7 +334,7 @@ class SegmentationMetric(VideoMetric):
 def dice_and_iou(
     reference: np.ndarray, predicted: np.ndarray, intersection: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Dice and IoU of pixel counts, all of one shape; NaN where there is neither reference nor prediction."""
+    """Compute Dice and IoU from pixel counts of one shape, with NaN where both masks are empty."""
     return (
         ratio(2 * intersection, reference + predicted),
         ratio(intersection, reference + predicted - intersection),
@@ -315,7 +342,10 @@ def dice_and_iou(
 
 
 def _exact_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN, the same to the bit in whatever order processes add the frames."""
+    """Return the mean over the first axis of the values that are not NaN.
+
+    The result is bit-identical in whatever order processes add the frames.
+    """
     columns = values.reshape(len(values), -1).T
     kept = [column[~np.isnan(column)] for column in columns]
     means = [math.fsum(column) / len(column) if len(column) else math.nan for column in kept]

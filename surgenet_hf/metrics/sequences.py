@@ -1,11 +1,11 @@
-"""Sequences of phases: runs, relaxed borders, edit score and segments found. `PhaseMetric` states the definitions."""
+"""Phase sequences: runs, relaxed boundaries, edit score, and found segments, as defined in `PhaseMetric`."""
 
 from collections.abc import Collection, Mapping
 
 import numpy as np
 
-# The Cholec80 revision of the challenge's rule, phases counted from 0: what may still be predicted at the start of an
-# annotated segment of a phase, and what already at its end. Phases 3 to 6 can follow each other in several orders.
+# Cholec80 revision of the challenge's rule, with phases counted from 0. For each phase, it lists the phases that are
+# accepted at the start and at the end of an annotated segment. Phases 3 to 6 can follow each other in several orders.
 CHOLEC80_TRANSITIONS = {
     **{phase: ({phase - 1}, {phase + 1}) for phase in (0, 1, 2)},
     **{phase: ({phase - 1}, {phase + 1, phase + 2}) for phase in (3, 4)},
@@ -22,11 +22,18 @@ def relaxed_correct(
     transitions: Transitions | None = None,
     published: bool = False,
 ) -> np.ndarray:
-    """Find the frames (T,) that are right, or accepted within `tolerance` frames of a border; see `PhaseMetric`.
+    """Return which frames are correct, or accepted within `tolerance` frames of a boundary, see `PhaseMetric`.
 
     Args:
-        published: as the published `Evaluate.m` does it, which applies the mask of a segment's last frames to its
-            first ones.
+        prediction: predicted phases (T,).
+        reference: annotated phases (T,).
+        tolerance: width of a relaxed boundary in frames.
+        transitions: as in `PhaseMetric`.
+        published: whether to follow the published `Evaluate.m`, which applies the mask of a segment's last frames to
+            its first frames.
+
+    Returns:
+        bool (T,).
     """
     correct = prediction == reference
     phases, starts, ends = segments(reference)
@@ -43,26 +50,29 @@ def relaxed_correct(
 
 
 def segments(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the runs of equal labels of a sequence (T,): labels, first frames, frames after the last."""
+    """Return the runs of equal labels in a sequence (T,): their labels, first frames, and end frames (exclusive)."""
     borders = np.flatnonzero(np.diff(labels)) + 1
     starts = np.concatenate([[0], borders])
     return labels[starts], starts, np.concatenate([borders, [len(labels)]])
 
 
 def edit_score(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """1 - Levenshtein distance of the two sequences of segments / length of the longer sequence."""
+    """Return 1 - (Levenshtein distance of the two sequences of segments) / (length of the longer sequence)."""
     rows, columns = segments(prediction)[0], segments(reference)[0]
     steps = np.arange(len(columns) + 1)
     distances = steps
     for index, label in enumerate(rows, start=1):
         best = np.minimum(distances[1:] + 1, distances[:-1] + (columns != label))
         best = np.concatenate([[index], best])
-        distances = np.minimum.accumulate(best - steps) + steps  # insertions, all at once
+        distances = np.minimum.accumulate(best - steps) + steps  # all insertions at once
     return float(1 - distances[-1] / max(len(rows), len(columns)))
 
 
 def segment_matches(prediction: np.ndarray, reference: np.ndarray, overlap: float) -> tuple[int, int, int]:
-    """Numbers of segments found at an IoU of at least `overlap`, predicted, annotated; see `PhaseMetric`."""
+    """Return the numbers of found, predicted, and annotated segments.
+
+    A segment is found at an IoU of at least `overlap`, see `PhaseMetric`.
+    """
     labels, starts, ends = segments(prediction)
     true_labels, true_starts, true_ends = segments(reference)
     taken = np.zeros(len(true_labels), bool)

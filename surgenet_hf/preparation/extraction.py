@@ -1,8 +1,10 @@
-"""The first stage of `surgenet_hf.preparation.shards`: the videos and their frames, many videos at a time.
+"""First stage of `surgenet_hf.preparation.shards`: parallel extraction of frames from many videos.
 
-The frames of a video go into `<id>.frames`, JPEG after JPEG, then what they are into `<id>.json`: a video that has the
-latter is done. A decoder gets one thread: that is as fast where videos are many, and a picture that FFmpeg has to
-repair does not depend on how threads were scheduled.
+The frames of a video are written to `<id>.frames` as concatenated JPEG images. Their description is then written to
+`<id>.json`, which marks the video as done.
+
+Each decoder uses one thread, which is equally fast for many videos. Repaired pictures then do not depend on the thread
+scheduling of FFmpeg.
 """
 
 import hashlib
@@ -41,7 +43,7 @@ NOTHING = {"sampled": 0, "black": 0, "duplicate": 0, "error": None, "missing": [
 
 @dataclass
 class FrameOptions:
-    """Which frames are taken, and how they are stored."""
+    """Options for the choice of frames and their storage."""
 
     frames_per_second: float = option(
         1.0, "Number of frames per second of video, by time stamps (1: as in SurgeNet's pretraining)."
@@ -73,10 +75,15 @@ class FrameOptions:
 
 @dataclass(frozen=True)
 class Video:
-    """A video below the folder of videos.
+    """Video below the folder of videos.
 
-    `name` is its path there; `key` is what the names of its frames begin with: `<procedure>/<video>` in letters,
-    digits, `_` and `-`; `wanted` are the numbers of the frames to take from a frame list, None for all.
+    Attributes:
+        path: path of the file.
+        name: path relative to the folder of videos.
+        procedure: name of the procedure.
+        key: prefix of the names of its frames: `<procedure>/<video>` with letters, digits, `_`, and `-` only.
+        bytes: size of the file in bytes.
+        wanted: numbers of the frames to extract from a frame list, or None for all frames.
     """
 
     path: Path
@@ -92,13 +99,14 @@ class Video:
 
 
 def scan_videos(videos_dir: Path) -> list[Video]:
-    """Find all videos below a folder, by their suffixes, sorted by procedure and path. Hidden files are left out.
+    """Find all videos below a folder by suffix, sorted by procedure and path.
 
-    Links are followed; a folder that is reached in two ways is taken once.
+    Hidden files are left out. Links are followed, but a folder that is reachable in two ways is used once.
 
     Raises:
-        MissingFileError: there is no such folder.
-        UserError: it is a file, or holds no video.
+        MissingFileError: the folder does not exist.
+        UserError: the path is a file, or the folder contains no video.
+        UnavailableError: a folder cannot be read.
     """
     if videos_dir.is_file():
         raise UserError(f"{videos_dir} is a file, expected a folder of videos; give the folder that contains it")
@@ -110,7 +118,7 @@ def scan_videos(videos_dir: Path) -> list[Video]:
 
     others, found, seen = Counter(), [], set()
     for folder, folders, names in os.walk(videos_dir, onerror=refuse, followlinks=True):
-        folders.sort()  # of two links to a folder the first one counts
+        folders.sort()  # makes the choice between two links to a folder deterministic
         if os.path.realpath(folder) in seen:
             folders.clear()
             continue
@@ -122,7 +130,7 @@ def scan_videos(videos_dir: Path) -> list[Video]:
             if path.suffix.lower() not in VIDEO_SUFFIXES:
                 others[path.suffix] += 1
                 continue
-            # file names need not be Unicode, the index must
+            # file names need not be valid Unicode, but the index must be
             parts = [printable(part) for part in below.parts]
             procedure = parts[0] if len(parts) > 1 else printable(videos_dir.resolve().name)
             found.append((procedure, "/".join(parts), path))
@@ -142,16 +150,16 @@ def scan_videos(videos_dir: Path) -> list[Video]:
 
 
 def extract_parts(videos: list[Video], parts: Path, options: FrameOptions, num_workers: int = 0) -> None:
-    """Write the part of each video that is not done yet; those that could not be read are tried again.
+    """Extract the frames of each unfinished video, and retry videos that could not be read before.
 
     Raises:
-        UnavailableError: a part cannot be written.
+        UnavailableError: a file cannot be written.
         UserError: a worker process died.
     """
     todo = [video for video in videos if not _is_done(video, parts)]
     if not todo:
         return
-    # the longest first, so that no worker is left alone with one at the end
+    # longest first, so that no worker is still busy with a long video at the end
     seconds = {video.id: video_seconds(video.path) for video in tqdm(todo, desc="Reading headers")}
     todo.sort(key=lambda video: -seconds[video.id])
     total = sum(
@@ -184,7 +192,7 @@ def extract_parts(videos: list[Video], parts: Path, options: FrameOptions, num_w
 
 @contextmanager
 def new_file(path: Path, parts: Path) -> Iterator[BinaryIO]:
-    """Open a file in `parts` for writing, which is moved to `path` when the block ends without an error."""
+    """Open a file in `parts` for writing, and move it to `path` if the block ends without an error."""
     with writing(path), atomic_write(path, parts, durable=True) as temporary, open(temporary, "wb") as file:
         yield file
 
@@ -195,7 +203,10 @@ def write_json(path: Path, parts: Path, content: dict, indent: int | None = None
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    """A name not taken yet that suits any file system; without dots, since WebDataset's keys end at the first one."""
+    """Return a unique name that is valid on any file system, and add it to `taken`.
+
+    The name has no dots, because a WebDataset key ends at the first dot.
+    """
     name = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", name))
     name = name.encode()[:200].decode(errors="ignore")  # file systems allow 255 bytes
     names = chain([name], (f"{name}-{i}" for i in count(2)))
@@ -236,7 +247,7 @@ def _extract(video: Video, parts: Path, options: FrameOptions) -> None:
     try:
         with new_file(parts / f"{video.id}.frames", parts) as file:
             record |= _write_frames(video, file, options)
-    except UnavailableError:  # the disk, not the video
+    except UnavailableError:  # a problem of the disk, not of the video
         raise
     except UserError as error:
         record |= {"error": printable(str(error)), "missing": video.wanted or []}

@@ -1,10 +1,12 @@
-"""The authors' list of the frames of SurgeNetYoutube, and those frames in the videos it was made from.
+"""Frame list of SurgeNetYoutube by its authors, and lookup of these frames in the source videos.
 
-A line of the list ends in `<video>_frame_<n>_Sample<i>.jpg`; `<procedure>/Batch<j>/` or anything else may come before.
-Frame n is picture `n * max(1, int(fps))` of the video, counted from 0 in the order of decoding: the authors keep every
-int(fps)-th picture, whatever its time stamp, and count those they keep. So n is close to seconds and, at 29.97 frames
-a second, 3 % less. `<i>` and `<j>` count over the authors' own folder listing and mean nothing elsewhere. `<video>` is
-the file's name up to its first dot, with `?` for `#`. Rule after create_SurgeNetXL.py of TimJaspers0801/SurgeNet.
+A line of the list ends in `<video>_frame_<n>_Sample<i>.jpg`. Before it, `<procedure>/Batch<j>/` or anything else may
+come. `<i>` and `<j>` are positions in the authors' own folder listing and have no meaning elsewhere. `<video>` is the
+file name up to its first dot, with `?` for `#`.
+
+Frame n is picture `n * max(1, int(fps))` of the video, counted from 0 in decoding order. The authors keep every
+int(fps)-th picture, whatever its time stamp, and count the pictures they keep. So n is close to seconds, but 3 % less
+at 29.97 frames per second. The rule follows create_SurgeNetXL.py of TimJaspers0801/SurgeNet.
 """
 
 import re
@@ -20,13 +22,13 @@ _LINE = re.compile(r"(?:(?:^|.*/)(?P<procedure>[^/]+)/Batch\d+/|.*/|)(?P<video>[
 
 
 def listed_name(file_name: str) -> str:
-    """What the list calls the video in a file: no extension of any number, `?` for `#`."""
+    """Return the name that the list uses for a video file: without any extensions, and with `?` for `#`."""
     name = re.match(r"\.*[^.]*", file_name)[0]
-    return unicodedata.normalize("NFC", name).replace("#", "?")  # macOS stores accents as characters of their own
+    return unicodedata.normalize("NFC", name).replace("#", "?")  # macOS stores accents as separate characters
 
 
 def _decoded(lines: Iterable[str], path: str | Path) -> Iterator[str]:
-    """Yield the lines of a file, however many."""
+    """Yield the lines of a file, and convert decoding errors to `UserError`."""
     try:
         yield from lines
     except UnicodeDecodeError as error:
@@ -34,15 +36,18 @@ def _decoded(lines: Iterable[str], path: str | Path) -> Iterator[str]:
 
 
 class FrameList:
-    """The frames of a list, by (video, n).
+    """Frames of a frame list, by video and frame number.
+
+    Args:
+        path: path of the frame list.
 
     Attributes:
-        frames: video -> procedure of the lines (None where a line names none) -> numbers n.
-        malformed: lines that name no frame.
+        frames: {video: {procedure: frame numbers n}}. The procedure is None for lines that name none.
+        malformed: lines that do not name a frame.
 
     Raises:
-        MissingFileError: there is no such file.
-        UserError: no line of it names a frame, or it is not UTF-8 text.
+        MissingFileError: the file does not exist.
+        UserError: no line names a frame, or the file is not UTF-8 text.
     """
 
     def __init__(self, path: str | Path):
@@ -70,11 +75,17 @@ class FrameList:
         return sum(len(numbers) for lines in self.frames.values() for numbers in lines.values())
 
     def match(self, videos: Iterable[tuple[str, str]]) -> list[dict[str | None, set[int]]]:
-        """For each video (file name, procedure) the lines that are about it; an empty dict where none is.
+        """Return the list entries of each video, or an empty dict for a video without entries.
 
-        Lines of a video's own procedure go before those of others, so that two procedures may have videos of one name.
-        Where no line names the procedure, folders may be called otherwise here: a name that only one video has is
-        enough. Lines without procedure are about every video of the name.
+        Lines of a video's own procedure take precedence over lines of other procedures, so two procedures may have
+        videos of the same name. If no line names the video's procedure, its folder may have another name. The name
+        alone then decides, if only one video has it. Lines without a procedure apply to every video with the name.
+
+        Args:
+            videos: (file name, procedure) of each video.
+
+        Returns:
+            A dict {procedure: frame numbers n} for each video.
         """
         videos = list(videos)
         count = Counter(listed_name(name) for name, _ in videos)

@@ -1,14 +1,16 @@
-"""Shards for pretraining out of videos: few large tar or zip files of JPEG frames, and an index of them.
+"""Pretraining shards from videos: a few large tar or zip files of JPEG frames, and an index of the frames.
 
-`prepare_frames` works in two stages, so that it can be killed at any moment and started again:
+`prepare_frames` works in two stages, so that it can be interrupted at any time and resumed:
 
-1. Videos side by side, each into a part of its own (`surgenet_hf.preparation.extraction`).
-2. `parts/plan.json` lays down which frames go into which shard. The shards are written one after the other, and the
-   frames of a part are removed once all are in shards. Then come the index and, last of all, the report.
+1. Videos are processed in parallel, each into its own part (`surgenet_hf.preparation.extraction`).
+2. `parts/plan.json` records which frames belong in which shard. The shards are written one after the other. The frames
+   of a part are deleted once all of them are in shards. The index follows, and the report comes last.
 
-Every file takes its name only when it is whole. The plan follows from the names of the videos, so the result is the
-same, byte for byte, whatever the number of workers and interruptions. On the disk it needs room for the frames (some
-110 kB each at 854x480), for one shard more, and for the longest video, since parts go as shards come.
+Every file gets its final name only when it is complete. The plan follows from the names of the videos. The result is
+therefore identical, byte for byte, for any number of workers and interruptions.
+
+The required disk space is that of the frames (about 110 kB each at 854x480), plus one shard and the longest video. It
+is not more, because parts are deleted as shards are written.
 """
 
 import hashlib
@@ -36,12 +38,12 @@ INDEX, REPORT, UNMATCHED = "index.parquet", "report.json", "unmatched.txt"
 COUNTS = ("sampled", "kept", "black", "duplicate")
 SCHEMA = pa.schema(
     [
-        ("shard", pa.string()),  # file name
-        ("name", pa.string()),  # of the JPEG in the shard: <procedure>/<video>_<number>.jpg, made safe and unique
-        ("video", pa.string()),  # path below the folder of videos
+        ("shard", pa.string()),  # file name of the shard
+        ("name", pa.string()),  # of the JPEG in the shard: <procedure>/<video>_<number>.jpg, made valid and unique
+        ("video", pa.string()),  # path relative to the folder of videos
         ("procedure", pa.string()),
-        ("number", pa.int32()),  # of the frame in its video: of the sample, or n of the frame list
-        ("second", pa.float64()),  # after the video's first frame
+        ("number", pa.int32()),  # of the frame in its video: index of the sample, or n of the frame list
+        ("second", pa.float64()),  # relative to the video's first frame
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("sha256", pa.string()),  # of the JPEG
@@ -58,27 +60,32 @@ def prepare_frames(
 ) -> dict:
     """Write frames of all videos below a folder to shards `<procedure>-<number>.<tar|zip>`, and return the report.
 
-    A video's procedure is the first folder below `videos_dir` on the way to it (`<procedure>/<video>.mp4`,
-    `<procedure>/<video>/<file>.mp4`), or `videos_dir`'s own name if there is none. `output_dir` also gets
+    The procedure of a video is the first folder below `videos_dir` on its path (`<procedure>/<video>.mp4`,
+    `<procedure>/<video>/<file>.mp4`). A video directly in `videos_dir` has the name of `videos_dir` as its procedure.
+    `output_dir` also gets these files:
 
-    - `index.parquet`: a row for each frame, see `SCHEMA`, in the order of the shards;
-    - `report.json`: the settings, `totals` of frames sampled, kept and dropped by reason, and the same for each of
-      `videos`, with `error` where one could not be read: such a video is left out altogether;
-    - with a frame list `unmatched.txt`: entries without a frame and videos without an entry, each with the reason.
+    - `index.parquet`: a row for each frame, see `SCHEMA`, in the order of the shards.
+    - `report.json`: the settings, the `totals` of sampled, kept, and dropped frames by reason, and the same counts for
+      each of `videos`. A video that could not be read has an `error` and contributes no frames.
+    - `unmatched.txt` (only with a frame list): entries without a frame and videos without an entry, with the reason.
 
-    Called again it goes on where it was, and tries broken videos again unless shards are begun; once all is there it
-    does nothing.
+    Another call resumes an interrupted run. It also retries broken videos, unless shard writing has started. It does
+    not change a complete output.
 
     Args:
-        frame_list: the authors' list, see `surgenet_hf.preparation.frame_list`; only its frames are taken, by their
-            numbers.
-        num_workers: how many videos to decode at a time; 0: as many as there are processor cores.
+        videos_dir: folder of the videos.
+        output_dir: folder for the shards.
+        options: choice and storage of the frames. None means the defaults.
+        frame_list: frame list of the authors, see `surgenet_hf.preparation.frame_list`. If given, only its frames are
+            extracted, by their numbers.
+        num_workers: number of videos to decode in parallel, or 0 for one per processor core.
 
     Raises:
-        MissingFileError: no such folder or list.
-        UserError: there is no video or not a single frame, the list matches nothing, `output_dir` holds other files or
-            shards of other videos or settings, another run is at work in it, or a worker process died.
-        UnavailableError: a file cannot be written; no half file is left.
+        MissingFileError: the folder or the frame list does not exist.
+        UserError: there are no videos or no frames, or the frame list matches no video. Also if `output_dir` holds
+            other files, or shards of other videos or settings. Also if another run uses `output_dir`, or a worker
+            process died.
+        UnavailableError: a file cannot be written. No partial file is left under a final name.
     """
     if num_workers < 0:
         raise UserError(f"num_workers must be at least 0 (one for each core), got {num_workers}")
@@ -104,7 +111,7 @@ def prepare_frames(
     parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / ".lock", timeout=10):
-            if (output_dir / REPORT).exists():  # while this run waited, another one came to its end
+            if (output_dir / REPORT).exists():  # another run finished while this one waited for the lock
                 return prepare_frames(videos_dir, output_dir, options, frame_list, num_workers)
             report = _prepare(videos, output_dir, options, settings, listed, num_workers)
     except Timeout as error:
@@ -176,7 +183,10 @@ def _restrict(videos: list[Video], listed: FrameList) -> list[Video]:
 
 
 def _rows(videos: list[Video], parts: Path) -> dict[str, dict]:
-    """What became of each video, by name; of its frames only the number, since all would fill the memory."""
+    """Return the outcome for each video, by name.
+
+    It includes only the number of a video's frames, because all frame records together could fill the memory.
+    """
     rows = {}
     for video in videos:
         part = NOTHING if video.wanted == () else _read(parts / f"{video.id}.json")
@@ -186,7 +196,10 @@ def _rows(videos: list[Video], parts: Path) -> dict[str, dict]:
 
 
 def _plan(videos: list[Video], rows: dict[str, dict], options: FrameOptions) -> list[dict]:
-    """Shards of each procedure, of equal size to one frame, and of which frames of which parts they are made."""
+    """Plan the shards of each procedure and the frame ranges of each shard.
+
+    The shards of a procedure differ in size by at most one frame.
+    """
     shards = []
     for folder, group in groupby(videos, key=lambda video: video.key.split("/")[0]):
         counts = [(video.id, rows[video.name]["kept"]) for video in group]
@@ -217,7 +230,7 @@ def _write_shard(path: Path, parts: Path, by_id: dict[str, Video], pieces: list[
                 part.seek(sum(frame[4] for frame in frames[:start]))
                 for number, *_, size, _ in frames[start:stop]:
                     name, jpeg = _name(by_id[id], number), part.read(size)
-                    # both without time and owner, so that shards of the same frames are the same
+                    # without times and owners, so that shards of the same frames are identical
                     if tar:
                         info = tarfile.TarInfo(name)
                         info.size = size
@@ -248,7 +261,10 @@ def _index(shard: dict, parts: Path, by_id: dict[str, Video]) -> Iterator[dict]:
 
 
 def _unmatched(videos: list[Video], rows: dict[str, dict], listed: FrameList) -> list[str]:
-    """Entries without a frame, lines that are none and videos without an entry, each after its reason and a tab."""
+    """Return the lines of `unmatched.txt`, each with the reason, a tab, and the item.
+
+    The items are entries without a frame, malformed lines, and videos without an entry.
+    """
     left: dict[tuple[str, str | None], tuple[str, set[int]]] = {}
     matched = listed.match((video.path.name, video.procedure) for video in videos)
     lines = []
@@ -282,7 +298,13 @@ def _check_settings(output_dir: Path, settings: dict, before: dict) -> None:
 
 
 def _check_videos(output_dir: Path, videos: list[Video], before: dict[str, int]) -> None:
-    """Shards are laid out for all videos at once: later ones, or repaired ones, would change them all."""
+    """Check that the videos are those of an earlier plan.
+
+    Shards are planned for all videos at once, so new or repaired videos would change all shards.
+
+    Raises:
+        UserError: videos are new, missing, or changed.
+    """
     now = {video.name: video.bytes for video in videos}
     differing = sorted(dict(now.items() ^ before.items()))
     if differing:

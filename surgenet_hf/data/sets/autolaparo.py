@@ -2,18 +2,18 @@
 
 Citation: Wang et al., "AutoLaparo: A New Dataset of Integrated Multi-tasks for Image-guided Surgical Automation in
 Laparoscopic Hysterectomy", MICCAI 2022, arXiv 2208.02049.
-License: terms that come with the data, on request; for research.
+License: terms provided with the data, on request; for research.
 Request: https://autolaparo.github.io
 
-Layout of the official archive, as far as it is read here:
+Layout of the official archive, limited to the files that this module reads:
 
     videos/NN.mp4               01 to 21, 25 frames per second
     labels/label_NN.txt         tab-separated, header "Frame Phase", a row for every second, from 1; phases 1 to 7
-    frames/NN/000000.jpg, ...   one per second; extracted at the first call, unless they were extracted by other means
+    frames/NN/000000.jpg, ...   one per second; extracted at the first call, unless another tool extracted them
 
-Labels with a row for every frame of the video are recognized by their length.
+Label files with a row for every frame of the video are detected by their length.
 
-Classes: the phases are `PHASES`, 1 to 7 in the files, 0 to 6 here.
+Classes: the phases are `PHASES`, numbered 1 to 7 in the files and 0 to 6 here.
 Splits: videos 1 to 10 train, 11 to 14 validation, 15 to 21 test.
 """
 
@@ -47,15 +47,15 @@ def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: in
     """Load AutoLaparo from a folder in the official layout. If it holds only some videos, `notes` says so.
 
     Args:
-        data_dir: the folder with videos/ and labels/.
-        cache_dir: where the frames are, or are extracted to, one folder a video; `data_dir/frames` if None. An
-            extraction that was interrupted goes on at the next call.
-        max_side: shrink frames to this when extracting them.
+        data_dir: folder with `videos/` and `labels/`.
+        cache_dir: folder with one subfolder of frames per video. Missing frames are extracted into it, and an
+            interrupted extraction resumes at the next call. None means `data_dir/frames`.
+        max_side: largest side of extracted frames in pixels, or None for no limit.
 
     Raises:
-        MissingFileError: a missing or empty folder, a video without labels.
-        UserError: a broken video, labels that cannot be read or are longer or shorter than their video by more than
-            a second, no videos to train on or to validate on.
+        MissingFileError: a folder is missing or empty, or a video has no labels.
+        UserError: a video is broken, labels are unreadable, or the lengths of a video and its labels differ by more
+            than a second. Also if training or validation has no videos.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     require_folder(root / "labels", _LAYOUT)

@@ -5,18 +5,19 @@ Transactions on Medical Imaging 36(1), 2017, arXiv 1602.03012. Made by CAMMA, Un
 License: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
 Request: https://camma.unistra.fr/datasets
 
-Layout of the official archive, as far as it is read here:
+Layout of the official archive, limited to the files that this module reads:
 
     videos/videoNN.mp4                      01 to 80, 25 frames per second
     phase_annotations/videoNN-phase.txt     tab-separated, header "Frame Phase", a row for every frame, from 0
     tool_annotations/videoNN-tool.txt       header "Frame Grasper Bipolar ...", a row for every 25th frame, 0 or 1
     frames/videoNN/000000.jpg, ...          one per second; extracted at the first call (about 20 GB in full size),
-                                            unless they were extracted by other means
+                                            unless another tool extracted them
 
-Classes: the phases are `PHASES`, in their usual order. Some videos lack a phase (13 has no Preparation), and the last
-three can change places, so phases do not always ascend. The tools are `TOOLS`; any number can be present.
+Classes: the phases are `PHASES`, in their usual order. Some videos lack a phase (video 13 has no Preparation). The
+order of the last three phases can vary, so phase ids do not always increase. The tools are `TOOLS`. Any number of
+tools can be present.
 
-Splits, as named in Funke et al. 2023, "Metrics Matter in Surgical Phase Recognition" (arXiv 2305.13961):
+Splits, with the names of Funke et al. 2023, "Metrics Matter in Surgical Phase Recognition" (arXiv 2305.13961):
 
     32/8/40     train 1-32, validation 33-40, test 41-80 (default: comparable with 40/40, with a validation split)
     40/8/32     train 1-40, validation 41-48, test 49-80
@@ -71,17 +72,18 @@ def load(
     """Load Cholec80 from a folder in the official layout. If it holds only some videos, `notes` says so.
 
     Args:
-        data_dir: the folder with videos/ and the annotations.
-        task: "phase" (one of 7) or "tools" (any of 7).
+        data_dir: folder with `videos/` and the annotations.
+        task: "phase" (one of 7 classes per frame) or "tools" (any of 7 classes per frame).
         split_protocol: one of `SPLITS`.
-        cache_dir: where the frames are, or are extracted to, one folder a video; `data_dir/frames` if None. An
-            extraction that was interrupted goes on at the next call.
-        max_side: shrink frames to this when extracting them.
+        cache_dir: folder with one subfolder of frames per video. Missing frames are extracted into it, and an
+            interrupted extraction resumes at the next call. None means `data_dir/frames`.
+        max_side: largest side of extracted frames in pixels, or None for no limit.
 
     Raises:
-        MissingFileError: a missing or empty folder, a video without its annotation.
-        UserError: an unknown split, a broken video, an annotation that cannot be read or is longer or shorter than
-            its video by more than a second, no videos for a split.
+        MissingFileError: a folder is missing or empty, or a video has no annotation.
+        UserError: the task or the split protocol is unknown, a video is broken, or an annotation is unreadable. Also
+            if the lengths of a video and its annotation differ by more than a second, or training or validation has no
+            videos.
     """
     videos_of = choose_protocol(SPLITS, split_protocol)
     if task not in ("phase", "tools"):

@@ -1,30 +1,32 @@
 """CholecSeg8k: laparoscopic cholecystectomy, clips of 80 consecutive frames with a class for every pixel.
 
 Citation: Hong et al., "CholecSeg8k: A Semantic Segmentation Dataset for Laparoscopic Cholecystectomy Based on
-Cholec80", arXiv 2012.12453. National Taiwan University made it from 17 videos of Cholec80.
+Cholec80", arXiv 2012.12453. National Taiwan University created it from 17 videos of Cholec80.
 License: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
 Download: https://www.kaggle.com/datasets/newslab/cholecseg8k
 
-Layout, as far as it is read here (17 videos, 101 clips, 8,080 frames of 854x480):
+Layout, limited to the files that this module reads (17 videos, 101 clips, 8,080 frames of 854x480):
 
     video01/video01_00080/                      a clip, named by its first frame, here frames 80 to 159
         frame_80_endo.png                       the frame
         frame_80_endo_watershed_mask.png        a gray code for each class, in each of three equal channels
 
-`_endo_color_mask.png` and `_endo_mask.png`, a colored mask and that of the annotation tool, are not read.
+The module does not read `_endo_color_mask.png` (a colored mask) or `_endo_mask.png` (the mask of the annotation tool).
 
-Classes: the 13 of `LABELS`, whose codes are `CODES`. 255 (a border of one pixel) and 0 (faults of the annotation) are
-ignored. `KEPT_LABELS` are the 9 classes of the SurgeNet group. `GROUPED_LABELS` are the 8 groups of EndoViT (Batić et
-al., 2024), which counts nine because it includes the ignored pixels:
+Classes: the 13 of `LABELS`, with the gray codes `CODES`. The codes 255 (a border of one pixel) and 0 (annotation
+errors) are ignored. `KEPT_LABELS` are the 9 classes of the SurgeNet group. `GROUPED_LABELS` are the 8 groups of
+EndoViT (Batić et al., 2024). EndoViT counts nine, because it includes the ignored pixels. Source:
 https://github.com/DominikBatic/EndoViT, datasets/CholecSeg8k/utils.
 
-Background, as `background_id`: class 0, black background, in all three class lists. It is the area outside the
-endoscope's image. The SurgeNet group's averages and ATLAS-bench leave it out.
+Background: `background_id` is class 0, black background, in all three class lists. It is the area outside the
+endoscope's image. The averages of the SurgeNet group and of ATLAS-bench exclude it.
 
-Splits: there is no official one. "endovit" is EndoViT's, by video. Its code names as the origin the paper "Analysis of
-Current Deep Learning Networks for Semantic Segmentation of Anatomical Structures in Laparoscopic Surgery".
+Splits: there is no official split. "endovit" is EndoViT's split, by video. EndoViT's code attributes it to the paper
+"Analysis of Current Deep Learning Networks for Semantic Segmentation of Anatomical Structures in Laparoscopic
+Surgery".
 
-Overlap: the videos are from Cholec80, which the pretraining of most SurgeNet backbones includes. Results need a note.
+Overlap: the videos are from Cholec80, which is in the pretraining data of most SurgeNet backbones. Mention this with
+any results.
 
 Known issues: four masks (frames 1216 of video18, 858 of video35, 865 and 926 of video37) were corrected later and
 saved with transparency. Transparent pixels are ignored, as in EndoViT.
@@ -78,15 +80,15 @@ COLORS = (
     (0, 50, 128),
     (111, 74, 0),
 )
-CODES = (50, 11, 21, 13, 12, 31, 23, 24, 25, 32, 22, 33, 5)  # the gray value of each of LABELS
+CODES = (50, 11, 21, 13, 12, 31, 23, 24, 25, 32, 22, 33, 5)  # gray value of each class in LABELS
 NO_LABEL = (0, 255)
 
-# The 9 classes of the SurgeNet group (SurgeNetDINO): blood, cystic duct, hepatic vein and liver ligament are ignored.
-KEPT = (0, 1, 2, 3, 4, 5, 6, 9, 10)  # of LABELS
+# The 9 classes of the SurgeNet group (SurgeNetDINO). Blood, cystic duct, hepatic vein, and liver ligament are ignored.
+KEPT = (0, 1, 2, 3, 4, 5, 6, 9, 10)  # indices of LABELS
 KEPT_LABELS = tuple(LABELS[i] for i in KEPT)
 KEPT_COLORS = tuple(COLORS[i] for i in KEPT)
 
-# EndoViT's 8 groups.
+# Groups of EndoViT.
 GROUPED_LABELS = (
     "black background",
     "abdominal wall",
@@ -98,7 +100,7 @@ GROUPED_LABELS = (
     "instruments",
 )
 GROUPED_COLORS = (*COLORS[:5], (255, 255, 0), (45, 158, 227), (170, 255, 0))
-GROUPS = (0, 1, 2, 3, 4, 7, 6, 6, 6, 7, 5, 6, 6)  # the group of each of LABELS
+GROUPS = (0, 1, 2, 3, 4, 7, 6, 6, 6, 7, 5, 6, 6)  # group of each class in LABELS
 
 ENDOVIT_SPLIT = {
     "train": (1, 9, 18, 20, 24, 25, 26, 28, 35, 37, 43, 48, 55),
@@ -106,7 +108,7 @@ ENDOVIT_SPLIT = {
     "test": (12, 27),
 }
 BACKGROUND_ID = 0
-# number of classes: (names, colors, the id of each of LABELS)
+# number of classes: (names, colors, new id of each class in LABELS)
 CLASS_LISTS = {
     13: (LABELS, COLORS, tuple(range(13))),
     9: (KEPT_LABELS, KEPT_COLORS, tuple(KEPT.index(i) if i in KEPT else IGNORE_INDEX for i in range(13))),
@@ -129,16 +131,16 @@ def load(
     """Load CholecSeg8k from its folder. If it holds only some clips, `notes` says so.
 
     Args:
-        data_dir: the folder that holds video01/, video09/, ...
-        classes: 13; 9 for the SurgeNet group's classes, which ignore four of the 13; or 8 for EndoViT's groups.
+        data_dir: folder with `video01/`, `video09/`, ...
+        classes: 13, 9 (the SurgeNet group's classes, which ignore four of the 13), or 8 (EndoViT's groups).
         split_protocol: "endovit", or video numbers by split: `{"train": [...], "validation": [...], "test": [...]}`.
-            "test" is optional, and videos in no split are left out.
+            "test" is optional. Videos without a split are left out.
 
     Raises:
-        MissingFileError: a missing or empty folder, a frame without mask, a mask without frame.
-        UserError: another number of classes; a split that is random, overlaps or names videos or splits that there
-            are not; a clip in the folder of another video, an unreadable file, a mask of another size than its
-            frame; no frames to train on or to validate on.
+        MissingFileError: a folder is missing or empty, a frame has no mask, or a mask has no frame.
+        UserError: the number of classes is invalid. Also if the split is random, overlaps, or names unknown videos or
+            splits. Also if a clip is in the folder of another video, a file is unreadable, or a mask has another size
+            than its frame. Also if training or validation has no frames.
     """
     if classes not in CLASS_LISTS:
         raise UserError(
@@ -174,7 +176,7 @@ def load(
 
 
 def _split_of(split_protocol: str | Mapping[str, Iterable[int]]) -> dict[int, str]:
-    """The split of each video."""
+    """Return the split of each video number."""
     if split_protocol == "random":
         raise UserError(
             "CholecSeg8k has 80 consecutive frames in each clip, so a random split of frames puts near copies of the "
@@ -200,7 +202,7 @@ def _split_of(split_protocol: str | Mapping[str, Iterable[int]]) -> dict[int, st
 
 
 def _find_clips(root: Path) -> dict[tuple[int, int], dict[int, tuple[Path, Path]]]:
-    """Frame and mask by frame number, of each clip by its video and first frame."""
+    """Return the files of each clip, as {(video, first frame): {frame number: (frame path, mask path)}}."""
     clips: dict[tuple[int, int], dict[int, tuple[Path, Path]]] = {}
     for folder in sorted(root.glob("video*/*/")):
         if folder.name.startswith("."):
@@ -234,7 +236,10 @@ def _find_frames(folder: Path) -> dict[int, tuple[Path, Path]]:
 
 
 def _read(samples: list[Sample]) -> tuple[list[str], np.ndarray]:
-    """Names of the frames and the pixels of each gray value; transparent masks are put on white, in place."""
+    """Return the frame names and the pixel count of each gray value, and check all frames and masks.
+
+    Masks with transparency are replaced in `samples` by masks on a white background.
+    """
     counts = count_values(samples)
     for i, sample in enumerate(samples):
         if _is_rgba(sample.target):
@@ -243,13 +248,16 @@ def _read(samples: list[Sample]) -> tuple[list[str], np.ndarray]:
 
 
 def _is_rgba(path: Path) -> bool:
-    """Whether a PNG has color type 6, as its header says."""
+    """Return whether the header of a PNG file gives color type 6 (RGBA)."""
     with path.open("rb") as file:
         return file.read(26)[25:] == b"\x06"
 
 
 def _on_white(sample: Sample) -> tuple[Sample, np.ndarray]:
-    """The sample with its mask laid on white, so that transparency is no label, and the pixels of each value."""
+    """Return the sample with its mask on a white background, and the pixel count of each value.
+
+    White is ignored, so transparent pixels get no label.
+    """
     mask = read_upright(sample.target)
     flat = Image.alpha_composite(Image.new("RGBA", mask.size, "white"), mask).convert("RGB")
     values, buffer = raw_values(flat), io.BytesIO()

@@ -1,24 +1,24 @@
-"""DSAD, the Dresden Surgical Anatomy Dataset: robot-assisted rectal resections, abdominal structures by pixel.
+"""DSAD, the Dresden Surgical Anatomy Dataset: robot-assisted rectal resection, masks of abdominal structures.
 
 Citation: Carstens et al., "The Dresden Surgical Anatomy Dataset for Abdominal Organ Segmentation in Surgical Data
 Science", Scientific Data 10:3 (2023), doi 10.1038/s41597-022-01719-2.
 License: CC BY 4.0 (attribution).
 Download: figshare, article 21702600.
 
-The dataset has 13,195 frames of 32 operations in eleven subsets, one for each structure. In a subset, only that
-structure is labeled (config "single_organ"). For the frames of the stomach's subset, the other visible structures are
-labeled too (config "multi_organ"). Layout of the archive, according to the paper, as far as it is read here:
+The dataset has 13,195 frames of 32 operations in eleven subsets, one for each structure. A subset labels only its own
+structure (config "single_organ"). The frames of the stomach subset also have labels for the other visible structures
+(config "multi_organ"). Layout of the archive according to the paper, limited to the files that this module reads:
 
     <structure>/<operation>/    image23.png, mask23.png: white where the structure is, black elsewhere
     multilabel/<operation>/     image23.png and, for each visible structure, mask23_<structure>.png
 
-(`anno_1`, `anno_2`, `anno_3`, `merged`, which are masks on the way to the final ones, and `weak_labels.csv` are not
-read.)
+The module does not read `anno_1`, `anno_2`, `anno_3`, and `merged`, which hold preliminary masks, or
+`weak_labels.csv`.
 
 Classes: 0 background (declared as `background_id`) and the eleven `STRUCTURES` in the paper's alphabetical order. A
-pixel in two masks, or one that is neither black nor white, has no label; `notes` counts these pixels.
+pixel that is in two masks, or is neither black nor white, has no label. `notes` counts these pixels.
 
-Splits: `SPLITS`, by operation, is the one that public code on the dataset uses and attributes to Kolbinger et al.
+Splits: `SPLITS`, by operation. Public code for the dataset uses this split and attributes it to Kolbinger et al.
 (2023). Whether the paper itself gives a split is not known.
 """
 
@@ -66,7 +66,7 @@ SPLITS = {
 }
 SPLIT_PROTOCOL = "by operation, as in public code on DSAD (21 train, 3 validation, 8 test)"
 BACKGROUND_ID = 0
-MIN_FRAMES, MIN_OPERATIONS = 1000, 20  # of a whole subset: the paper has "over a thousand" and 20 to 23
+MIN_FRAMES, MIN_OPERATIONS = 1000, 20  # for a complete subset; the paper says "over a thousand" and 20 to 23
 
 _SPLIT_OF = {operation: split for split, operations in SPLITS.items() for operation in operations}
 _LAYOUT = (
@@ -80,16 +80,16 @@ def load(data_dir: str | Path, config: str = "multi_organ", organ: str | None = 
     """Load DSAD from the folder of its archive.
 
     Args:
-        data_dir: the folder.
-        config: "multi_organ", background and eleven structures; or "single_organ", background and `organ`.
-        organ: for "single_organ", one of `STRUCTURES`. The subsets are not read as one dataset, because the frames of
-            a subset show the other structures without a label.
+        data_dir: folder of the archive.
+        config: "multi_organ" (background and eleven structures) or "single_organ" (background and `organ`).
+        organ: one of `STRUCTURES`, only for "single_organ". The subsets are not combined into one dataset, because
+            each shows the other structures without a label.
 
     Raises:
-        MissingFileError: a folder is missing or empty, a mask has no frame, or, in a subset of one structure, a frame
-            has no mask.
-        UserError: the config, the structure, or an operation is unknown, a file cannot be read, a mask does not have
-            the size of its frame or holds no class ids, or there are no frames to train on or to validate on.
+        MissingFileError: a folder is missing or empty, or a mask has no frame. Also if, in a subset of one structure,
+            a frame has no mask.
+        UserError: the config, the structure, or an operation is unknown, or a file is unreadable. Also if a mask has
+            another size than its frame or holds no class ids, or if training or validation has no frames.
     """
     if config not in CONFIGS:
         raise UserError(f"config={config!r}: expected one of {', '.join(CONFIGS)} (masks of raters are not read)")
@@ -159,7 +159,7 @@ def _from_multi(folder: Path) -> tuple[DatasetDict, list[str]]:
 
 
 def _files(folder: Path, pattern: str) -> dict[tuple[str, str], Path]:
-    """Files by operation ("02") and by what the pattern's group holds."""
+    """Return files by operation (such as "02") and by the match of the pattern's group."""
     files = {}
     for operation in sorted(require_folder(folder, _LAYOUT).iterdir()):
         if not re.fullmatch(r"\d+", operation.name) or not operation.is_dir():
@@ -172,7 +172,11 @@ def _files(folder: Path, pattern: str) -> dict[tuple[str, str], Path]:
 
 
 def _combine(image: Path, masks: dict[int, Path]) -> tuple[bytes, int, int]:
-    """A PNG of class ids from one mask for each class, and the pixels in two masks and of neither black nor white."""
+    """Combine one mask per class into a mask of class ids.
+
+    Returns:
+        The encoded PNG, the number of pixels in two masks, and the number of pixels that are neither black nor white.
+    """
     width, height = frame_size(image)
     ids, times = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
     odd = np.zeros((height, width), bool)

@@ -5,7 +5,7 @@ of Safety Assessment: Official Splits and Benchmark", arXiv 2312.12429. Made by 
 License: CC BY-NC-SA 4.0 (non-commercial, attribution, share alike).
 Download: https://github.com/CAMMA-public/Endoscapes
 
-Layout of the official Endoscapes2023 archive, as far as it is read here:
+Layout of the official Endoscapes2023 archive, limited to the files that this module reads:
 
     train/ val/ test/               <video>_<frame>.jpg, 854x480, all frames with CVS labels
     train_seg/ val_seg/ test_seg/   links to the frames that have masks
@@ -16,9 +16,9 @@ Classes: 0 background (`background_id`), 1 cystic plate, 2 hepatocystic triangle
 Splits: videos 1 to 120 train, 121 to 161 validation, 162 to 201 test. Seg50 has 493 frames, 30 s apart, from 30, 10,
 and 10 videos.
 
-Known issues: the links of `*_seg` become text files of about 20 bytes where an unpacker cannot make links (Windows).
-Frames are therefore taken from train/, val/, and test/ if they are there. One public mask, 153_32700, has pixels of an
-undefined id 7. Undefined ids are ignored, and `notes` counts them.
+Known issues: without support for links (as on Windows), the links in `*_seg` are unpacked as text files of about 20
+bytes. Frames are therefore read from `train/`, `val/`, and `test/` if they exist there. One public mask, 153_32700,
+has pixels of an undefined id 7. Undefined ids are ignored, and `notes` counts them.
 """
 
 import re
@@ -50,7 +50,7 @@ COLORS = (
     (86, 180, 233),
 )
 NUM_FRAMES = 493
-# split: (its folder, first video, last video)
+# split: (folder, first video, last video)
 SPLITS = {"train": ("train", 1, 120), "validation": ("val", 121, 161), "test": ("test", 162, 201)}
 SPLIT_PROTOCOL = "official (train 1-120, validation 121-161, test 162-201)"
 
@@ -64,10 +64,13 @@ _LAYOUT = (
 def load(data_dir: str | Path) -> SurgicalData:
     """Load Endoscapes-Seg50 from a folder in the official layout. If it holds only some frames, `notes` says so.
 
+    Args:
+        data_dir: folder of the archive.
+
     Raises:
-        MissingFileError: a missing or empty folder; a mask without its frame, a frame of `*_seg` without its mask.
-        UserError: a frame in the folder of another split, a link unpacked as text, an unreadable file, a mask of
-            another size than its frame, no frames to train on or to validate on.
+        MissingFileError: a folder is missing or empty, a mask has no frame, or a frame in `*_seg` has no mask.
+        UserError: a frame is in the folder of another split, a link was unpacked as text, or a file is unreadable.
+            Also if a mask has another size than its frame, or training or validation has no frames.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     masks = sorted(_files(require_folder(root / "semseg", _LAYOUT), ".png"), key=lambda file: file[1:])
@@ -107,7 +110,7 @@ def load(data_dir: str | Path) -> SurgicalData:
 
 
 def _files(folder: Path, suffix: str) -> Iterator[tuple[Path, int, int]]:
-    """(path, video, frame) of the files of a folder; hidden files and other suffixes are not data."""
+    """Yield (path, video, frame) for the files in a folder, without hidden files and other suffixes."""
     for path in folder.iterdir():
         if path.suffix.lower() != suffix or path.name.startswith("."):
             continue
@@ -125,10 +128,15 @@ def split_of(path: Path, video: int) -> str:
 
 
 def _find_frames(root: Path, masks: set[str]) -> dict[str, Path]:
-    """The frame of each mask that has one; both by their stems."""
+    """Return the frame paths of the masks that have a frame, by stem.
+
+    Args:
+        root: folder of the dataset.
+        masks: stems of the masks.
+    """
     frames = {}
     for folder, *_ in SPLITS.values():
-        for name in (f"{folder}_seg", folder):  # in this order: real files come to stand in the place of links
+        for name in (f"{folder}_seg", folder):  # in this order, so that files replace links
             if not (root / name).is_dir():
                 continue
             for path, video, _ in _files(root / name, ".jpg"):
@@ -155,7 +163,7 @@ def _find_frames(root: Path, masks: set[str]) -> dict[str, Path]:
 
 
 def _is_jpeg(path: Path) -> bool:
-    if not path.exists():  # a link that leads nowhere
+    if not path.exists():  # a broken link
         return False
     with path.open("rb") as file:
         return file.read(2) == b"\xff\xd8"

@@ -3,19 +3,20 @@
 Citation, license, download, and splits: as in `endoscapes` (Murali et al., arXiv 2312.12429, CC BY-NC-SA 4.0,
 https://github.com/CAMMA-public/Endoscapes).
 
-Layout of the official Endoscapes2023 archive, as far as it is read here:
+Layout of the official Endoscapes2023 archive, limited to the files that this module reads:
 
     train/ val/ test/                           <video>_<frame>.jpg, 854x480
     train/annotation_ds_coco.json, val/..., test/...
                                                 an entry for each rated frame in `images`: file_name, video_id,
                                                 is_ds_keyframe, and `ds`, the mean of three raters for each criterion
-    all_metadata.csv                            the same (vid, frame, avg_cvs, is_ds_keyframe); read where a folder has
+    all_metadata.csv                            the same (vid, frame, avg_cvs, is_ds_keyframe); used if a folder has
                                                 no annotation_ds_coco.json
 
-Classes: three criteria, each judged by three surgeons. C1: two and only two structures enter the gallbladder. C2: the
+Classes: three criteria, each rated by three surgeons. C1: two and only two structures enter the gallbladder. C2: the
 hepatocystic triangle is cleared of fat and fibrous tissue. C3: the lower third of the gallbladder is dissected off the
-cystic plate. Targets are the raters' means (0, 1/3, 2/3, or 1); a criterion counts as met at 0.5 or more. CVS201 has
-11,090 rated frames of 201 videos, 5 s apart, of which 6,960 train.
+cystic plate. Targets are the means of the raters (0, 1/3, 2/3, or 1). A criterion counts as met at 0.5 or more.
+
+CVS201 has 11,090 rated frames of 201 videos, 5 s apart. The training split has 6,960 of them.
 """
 
 import json
@@ -45,10 +46,13 @@ _LAYOUT = (
 def load(data_dir: str | Path) -> SurgicalData:
     """Load Endoscapes-CVS201 from a folder in the official layout. If it holds only some frames, `notes` says so.
 
+    Args:
+        data_dir: folder of the archive.
+
     Raises:
-        MissingFileError: a missing or empty folder, no ratings, a rated frame that is not there.
-        UserError: ratings that cannot be read or lie outside 0 to 1, a video in the folder of another split, an
-            unreadable frame, no frames to train on or to validate on.
+        MissingFileError: a folder is missing or empty, or the ratings or a rated frame are missing.
+        UserError: ratings are malformed or outside 0 to 1, a video is in the folder of another split, or a frame is
+            unreadable. Also if training or validation has no frames.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     samples: dict[str, list[Sample]] = {}
@@ -81,7 +85,7 @@ def load(data_dir: str | Path) -> SurgicalData:
 
 
 def _read_json(folder: Path) -> list[Sample]:
-    """Rated frames of annotation_ds_coco.json; none if there is no such file."""
+    """Return the rated frames of `annotation_ds_coco.json`, or an empty list if the file does not exist."""
     path = folder / "annotation_ds_coco.json"
     if not path.exists():
         return []
@@ -94,7 +98,7 @@ def _read_json(folder: Path) -> list[Sample]:
 
 
 def _read_csv(root: Path, split: str) -> list[Sample]:
-    """Rated frames of one split in all_metadata.csv."""
+    """Return the rated frames of one split in `all_metadata.csv`."""
     path = root / "all_metadata.csv"
     folder, first, last = SPLITS[split]
     if not path.exists():
@@ -114,7 +118,7 @@ def _read_csv(root: Path, split: str) -> list[Sample]:
 
 @contextmanager
 def _malformed(where: Path | str) -> Iterator[None]:
-    """Name the place of values that are missing or of another kind."""
+    """Convert errors about missing or malformed values to `UserError` with the source of the values."""
     try:
         yield
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:

@@ -7,14 +7,16 @@ Layout:
     D/classes.txt                  one class name per line; the first line names id 0. Optional
     D/splits.csv                   the columns video and split (train, validation, test). Optional
 
-Classes: a mask has the size of its frame and holds class ids, 0, 1, 2, ..., and 255 where there is no label. It has
-one channel, or three equal ones. Without classes.txt the classes are "class_0", "class_1", ... up to the largest id in
-any mask. No class is taken for the background, whatever its id or name, so all classes count as foreground in metrics.
-Declare the background with `background_class`, on the command line `--background_class NAME`.
+Classes: a mask has the size of its frame and holds class ids 0, 1, 2, ..., with 255 for pixels without a label. It
+has one channel, or three equal channels. Without `classes.txt`, the classes are "class_0", "class_1", ... up to the
+largest id in any mask.
 
-Splits: videos are split, not frames, because frames of one video look alike. Without splits.csv, a fifth of the
-videos, at least one, validate, and there is no test split. The SHA-256 of a video's name decides, the same on every
-machine.
+Background: no class counts as background by default, whatever its id or name. All classes are then foreground in
+metrics. Declare the background with `background_class`, or with `--background_class NAME` on the command line.
+
+Splits: the videos are split, not the frames, because frames of one video look alike. Without `splits.csv`, a fifth of
+the videos (at least one) validate, and there is no test split. The SHA-256 hash of a video's name decides, so the
+split is the same on every machine.
 """
 
 import re
@@ -39,14 +41,14 @@ def load(data_dir: str | Path, background_class: str | None = None) -> SurgicalD
 
     Args:
         data_dir: the folder D.
-        background_class: name of the class that is background, see `SurgicalData.background_id`.
+        background_class: name of the background class, see `SurgicalData.background_id`.
 
     Raises:
-        UserError: there is no class of the name `background_class`.
-        MissingFileError: a missing or empty folder, a frame without mask, a mask without frame.
-        UserError: names from which no video can be told, fewer than two videos, two frames of one name, an unreadable
-            file, a mask of another size, with colors instead of ids or with ids beyond the classes, a `classes.txt`
-            with gaps, doubles or another encoding than UTF-8, fewer than two classes in use.
+        MissingFileError: a folder is missing or empty, a frame has no mask, or a mask has no frame.
+        UserError: `background_class` is not a class. Also if a file name contains no video name, two frames have the
+            same name, a file is unreadable, or fewer than two videos exist. Also if a mask has another size than its
+            frame, has colors instead of ids, or has ids without a class. Also if `classes.txt` has blank lines,
+            duplicates, or another encoding than UTF-8, or if fewer than two classes occur.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     names = read_classes(root / "classes.txt")
@@ -99,7 +101,7 @@ def load(data_dir: str | Path, background_class: str | None = None) -> SurgicalD
 
 
 def _find_samples(root: Path) -> list[Sample]:
-    """Frames with their masks, sorted by video and frame."""
+    """Return frames with their masks, sorted by video and frame."""
     images, masks = _files(root / "images", _SUFFIXES), _files(root / "masks", (".png",))
     places = {"frame": ("images", "jpg"), "mask": ("masks", "png")}
     require_pairs(
@@ -122,7 +124,7 @@ def _find_samples(root: Path) -> list[Sample]:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files by their path below `folder`, without suffix and with forward slashes."""
+    """Return the files below `folder`, by relative path without suffix and with forward slashes."""
     require_folder(folder, _LAYOUT)
     files: dict[str, Path] = {}
     others = 0
@@ -157,7 +159,7 @@ def _video_and_frame(key: str, position: int, path: Path) -> tuple[str, int]:
 
 
 def _split_of(videos: set[str], root: Path) -> tuple[dict[str, str], str]:
-    """The split of each video and the split protocol, see `splits.split_videos`."""
+    """Return the split of each video and the split protocol, see `splits.split_videos`."""
     if videos <= {"train", "val", "valid", "validation", "test"}:
         raise UserError(
             f"the videos in {root / 'images'} ({', '.join(sorted(videos))}) are named like splits, but the split is "
@@ -173,7 +175,7 @@ def _split_of(videos: set[str], root: Path) -> tuple[dict[str, str], str]:
 
 
 def _ids(counts: np.ndarray) -> list[int]:
-    """Class ids of which there is a pixel, given the pixels (256,) of each value."""
+    """Return the class ids that occur, given the pixel count (256,) of each raw value."""
     return [i for i in range(IGNORE_INDEX) if counts[i]]
 
 

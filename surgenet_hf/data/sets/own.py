@@ -1,27 +1,29 @@
-"""Your own frames or videos with labels.
+"""Your own labeled frames or videos.
 
-`load_csv` reads any classification from a table:
+`load_csv` reads any classification dataset from a table:
 
     D/labels.csv        with the columns
                             image       path of the frame, relative to D
                             video       name of its video
-                            label       name of its class. Instead of this column, one column for each class, with
-                                        targets from 0 to 1 (several may apply)
-                            frame       its number in the video. Optional: else the number at the end of the image's
-                                        name, or the order of the rows
-                            split       train, validation, or test. Optional: else a fifth of the videos validate
-    D/classes.txt       for the column `label`: one class per line, in the order of ids. Optional: else alphabetical
+                            label       name of its class. Alternatively, one column per class instead of this one,
+                                        with targets from 0 to 1 (several classes may apply)
+                            frame       its number in the video. Optional. Default: the number at the end of the
+                                        image name, or the order of the rows
+                            split       train, validation, or test. Optional. Default: a fifth of the videos validate
+    D/classes.txt       for the column `label`: one class per line, in the order of ids. Optional. Default:
+                        alphabetical order
 
 `load_videos` reads the phases of whole videos:
 
     D/videos/<video>.mp4            or   D/frames/<video>/000000.jpg, ..., one per second
     D/phases/<video>.txt            "Frame Phase", separated by tabs or commas, with or without a header: a row for
                                     every frame of the video or for every second; phases by name, or by number from 0
-    D/classes.txt                   one phase per line, in their usual order. Optional: else in the order in which they
-                                    appear; numbered phases are "phase_0", "phase_1", ...
-    D/splits.csv                    the columns video and split. Optional: else a fifth of the videos validate
+    D/classes.txt                   one phase per line, in their usual order. Optional. Default: the order in which
+                                    they appear; numbered phases are "phase_0", "phase_1", ...
+    D/splits.csv                    the columns video and split. Optional. Default: a fifth of the videos validate
 
-Splits are by video, see `surgenet_hf.data.splits`. The names of the videos alone decide which fifth validates.
+Splits are by video, see `surgenet_hf.data.splits`. By default, the names of the videos determine which fifth
+validates.
 """
 
 import math
@@ -55,12 +57,18 @@ _VIDEO_LAYOUT = "expected phases/<video>.txt with videos/<video>.mp4 or frames/<
 
 
 def load_csv(data_dir: str | Path) -> SurgicalData:
-    """Load the dataset of `labels.csv`: single-label with a column `label`, else multi-label.
+    """Load the dataset of `labels.csv`.
+
+    The dataset is single-label if the table has a column `label`, and multi-label otherwise.
+
+    Args:
+        data_dir: the folder D.
 
     Raises:
-        MissingFileError: no labels.csv, or frames that it names and that are not there.
-        UserError: a missing column, a target outside 0 to 1, a class that is not in classes.txt, fewer than two
-            classes or videos, a video in two splits, no frames to train on or to validate on, an unreadable frame.
+        MissingFileError: `labels.csv` or a frame that it lists is missing.
+        UserError: a column is missing, a target is outside 0 to 1, a class is not in `classes.txt`, or a frame is
+            unreadable. Also if there are fewer than two classes or videos, a video is in two splits, or training or
+            validation has no frames.
     """
     root = require_folder(Path(data_dir).absolute(), _CSV_LAYOUT)
     path = root / "labels.csv"
@@ -89,7 +97,7 @@ def load_csv(data_dir: str | Path) -> SurgicalData:
         samples[split_of[row["video"]]].append(Sample(root / row["image"], target, row["video"], frame))
     require_splits(samples, ("train", "validation"), path, _CSV_LAYOUT)
     every = [sample.image for split in SPLITS for sample in samples[split]]
-    missing = [image for image in every if not os.path.isfile(image)]  # Path.is_file fails for long names
+    missing = [image for image in every if not os.path.isfile(image)]  # Path.is_file fails for very long names
     if missing:
         raise MissingFileError(
             f"{path}: {len(missing)} of {len(every)} frames are not there: {named(map(str, missing), 3)}; paths are "
@@ -122,19 +130,20 @@ def load_videos(
     max_side: int | None = None,
     labels_per_second: float | None = None,
 ) -> SurgicalData:
-    """Load the phases of whole videos, one frame per second.
+    """Load the phases of whole videos at one frame per second.
 
     Args:
-        data_dir: the folder with phases/ and videos/ or frames/.
-        cache_dir: where frames are, or are extracted to; `data_dir/frames` if None.
-        max_side: shrink frames to this when extracting them.
-        labels_per_second: how fast the frame numbers in the label files advance. None: by 1, or by the frame rate of
-            the video, whichever fits its length; without a video, by 1.
+        data_dir: folder with `phases/` and `videos/` or `frames/`.
+        cache_dir: folder with the frames. Missing frames are extracted into it. None means `data_dir/frames`.
+        max_side: largest side of extracted frames in pixels, or None for no limit.
+        labels_per_second: increase of the frame numbers in the label files per second. If None, it is 1 or the frame
+            rate of the video, whichever fits its length better. Without a video file, it is 1.
 
     Raises:
-        MissingFileError: no phases/, or a video without labels or labels without a video.
-        UserError: a broken video, labels that cannot be read or are longer or shorter than their video by more than
-            a second, phases that are not in classes.txt, fewer than two videos or phases, an error in splits.csv.
+        MissingFileError: `phases/` is missing, a video has no labels, or labels have no frames.
+        UserError: a video is broken, labels are unreadable, or the lengths of a video and its labels differ by more
+            than a second. Also if a phase is not in `classes.txt`, `splits.csv` has an error, or there are fewer than
+            two videos or phases.
     """
     root = require_folder(Path(data_dir).absolute(), _VIDEO_LAYOUT)
     require_folder(root / "phases", _VIDEO_LAYOUT)

@@ -1,11 +1,11 @@
-"""Procedural scenes that resemble laparoscopy, with masks, for trying out an installation, a script, or a test.
+"""Procedural scenes that resemble laparoscopy, with masks, to try out an installation, a script, or a test.
 
-A program draws these images. No result on them says anything about surgery, nor about which weights are better.
+A program draws these images. Results on them say nothing about surgery or about the quality of weights.
 
-A scene has wet tissue with folds and vessels, a liver, a gallbladder, lobes of fat, and instruments that come in from
-the border. Blood, smoke, highlights, the fall-off of the light, and sometimes the rim of the endoscope cover parts of
-it. Hues, light, and shapes change from video to video, so color alone does not tell the classes. Within a video the
-camera and the instruments move slowly. Every frame is a function of (seed, video, frame).
+A scene has wet tissue with folds and vessels, a liver, a gallbladder, lobes of fat, and instruments that enter from
+the border. Blood, smoke, highlights, light falloff, and sometimes the rim of the endoscope cover parts of the scene.
+Hues, light, and shapes differ between videos, so color alone does not identify the classes. Within a video, the
+camera and the instruments move slowly. Every frame is a deterministic function of (seed, video, frame).
 """
 
 import io
@@ -27,7 +27,7 @@ from ..masks import lookup_table
 LABELS = ("background", "liver", "gallbladder", "fat", "instrument")
 COLORS = ((127, 127, 127), (213, 94, 0), (0, 158, 115), (240, 228, 66), (86, 180, 233))
 LIVER, GALLBLADDER, FAT, INSTRUMENT = 1, 2, 3, 4
-# Part of the folder's name: raise it when the pictures change, so that old ones are not taken for new ones.
+# Part of the folder name. Increase it when the pictures change, so that old files are not reused.
 VERSION = 1
 
 NOTE = "Synthetic pictures, drawn by a program: no result on them says anything about surgery."
@@ -40,19 +40,20 @@ def load(
     size: tuple[int, int] = (144, 192),
     seed: int = 0,
 ) -> SurgicalData:
-    """Draw synthetic data: the first four fifths of the videos train, the others (at least one) validate.
+    """Draw synthetic data.
+
+    The first four fifths of the videos train, and the others (at least one) validate.
 
     Args:
-        data_dir: where to write `synthetic-.../images/*.jpg` and `masks/*.png`, in the layout that
-            `surgenet_hf.data.sets.folder` reads. Files that are there from an earlier call are used again. None: in
-            memory.
-        num_videos: at least 2.
-        frames_per_video: at least 1.
+        data_dir: folder for `synthetic-.../images/*.jpg` and `masks/*.png`, in the layout that
+            `surgenet_hf.data.sets.folder` reads. Files from an earlier call are reused. None keeps the data in memory.
+        num_videos: number of videos, at least 2.
+        frames_per_video: number of frames per video, at least 1.
         size: (height, width) in pixels, at least 32 each.
-        seed: another seed, other videos.
+        seed: seed of the videos. Another seed gives other videos.
 
     Raises:
-        UserError: fewer videos, frames or pixels than that.
+        UserError: an argument is below its minimum.
     """
     if num_videos < 2 or frames_per_video < 1 or min(size) < 32:
         raise UserError(
@@ -110,28 +111,35 @@ def encode_image(array: np.ndarray, file_format: str, **options) -> bytes:
 
 @dataclass(frozen=True)
 class Grid:
-    """What all layers share: pixel coordinates on screen and on the tissue, in units of the picture's height."""
+    """Pixel coordinates that all layers share, on the screen and on the tissue.
 
-    x: np.ndarray  # (H, W), 0 in the center, to the right
-    y: np.ndarray  # (H, W), 0 in the center, downwards
-    u: np.ndarray  # the same on the tissue, which the camera glides over
+    The unit is the height of the picture.
+    """
+
+    x: np.ndarray  # (H, W), 0 in the center, increasing to the right
+    y: np.ndarray  # (H, W), 0 in the center, increasing downward
+    u: np.ndarray  # position of the pixel on the tissue, which changes as the camera moves
     v: np.ndarray
-    pixel: float  # the width of a pixel
+    pixel: float  # width of a pixel
 
 
 def draw(seed: int, video: int, frame: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """One frame: the image (H, W, 3) and the mask of class ids (H, W), both uint8."""
-    look = rng_for(seed, video, 0)  # what a video keeps; drawn again, in the same order, for each of its frames
-    here = rng_for(seed, video, 1 + frame)  # what a frame has for itself
+    """Draw one frame.
+
+    Returns:
+        The image (H, W, 3) and the mask of class ids (H, W), both uint8.
+    """
+    look = rng_for(seed, video, 0)  # for values that are constant in a video, drawn in the same order for every frame
+    here = rng_for(seed, video, 1 + frame)  # for values that differ from frame to frame
     grid = _grid(look, frame, size)
 
     image, height = draw_background(look, grid)
     mask = np.zeros(size, np.uint8)
     for label, distance, color, bulge in draw_organs(look, grid, frame):
-        # Contact shadow around the organ, then the organ itself with a soft edge of about a pixel.
+        # Contact shadow around the organ, then the organ itself with a soft edge of about one pixel.
         image *= 1 - 0.3 * np.exp(-np.clip(distance, 0, None) / 0.03)[..., None]
         image += smooth_step(-distance, grid.pixel)[..., None] * (color - image)
-        height += bulge  # organs lie on what is behind them
+        height += bulge  # an organ adds to the height of the tissue behind it
         mask[distance < 0] = label
     image = draw_blood(look, grid, image)
     image = shade_image(look, grid, image, height)
@@ -149,7 +157,7 @@ def _grid(look: np.random.Generator, frame: int, size: tuple[int, int]) -> Grid:
     y, x = np.mgrid[:height, :width].astype(np.float32) / height
     y, x = y - 0.5, x - 0.5 * width / height
     phases = look.uniform(0, 2 * np.pi, 4)
-    # Python floats here and below: a float64 scalar of numpy would turn all arrays into float64, at half the speed.
+    # Python floats here and below. A float64 scalar of NumPy would convert all arrays to float64 at half the speed.
     right, down, turn, near = np.sin(0.16 * frame * np.array([1, 0.8, 0.6, 0.5]) + phases).tolist()
     angle, zoom = 0.08 * turn, 1 + 0.08 * near
     u = (math.cos(angle) * x - math.sin(angle) * y) / zoom + 0.09 * right
@@ -158,10 +166,18 @@ def _grid(look: np.random.Generator, frame: int, size: tuple[int, int]) -> Grid:
 
 
 def smooth_noise(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, scale: float, octaves: int = 4) -> np.ndarray:
-    """Smooth noise of several octaves, about -1 to 1; `scale` is the size of its largest features."""
+    """Return smooth noise of several octaves, from about -1 to 1.
+
+    Args:
+        rng: source of randomness.
+        u: horizontal coordinates (H, W).
+        v: vertical coordinates (H, W).
+        scale: size of the largest features.
+        octaves: number of octaves.
+    """
     total = np.zeros_like(u)
     for octave in range(octaves):
-        lattice = 2 * rng.random(16 * 16, np.float32) - 1  # repeats after 16 features: twice the picture or more
+        lattice = 2 * rng.random(16 * 16, np.float32) - 1  # repeats after 16 features, at least twice the picture
         a, b = (u + 10) * (2**octave / scale), (v + 10) * (2**octave / scale)
         floor_a, floor_b = np.floor(a), np.floor(b)
         s, t = a - floor_a, b - floor_b
@@ -177,26 +193,30 @@ def smooth_noise(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, scale: 
 
 
 def smooth_step(value: np.ndarray, width: float) -> np.ndarray:
-    """0 below -width, 1 above width, smooth between."""
+    """Return a smooth step: 0 below -width, 1 above width."""
     t = np.clip(0.5 + value / (2 * width), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def mix_colors(a, b, share: np.ndarray) -> np.ndarray:
-    """Colors (H, W, 3) from a to b."""
+    """Return colors (H, W, 3) interpolated from a (share 0) to b (share 1)."""
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     return a + (b - a) * share[..., None]
 
 
 def tone_curve(rng: np.random.Generator, color: tuple[float, float, float], spread: float) -> np.ndarray:
-    """A variant of a color (0 to 1), other in brightness and in hue."""
+    """Return a random variant of a color (0 to 1) with another brightness and hue."""
     return np.clip(np.array(color) * rng.uniform(1 - spread, 1 + spread) * rng.uniform(0.9, 1.1, 3), 0, 1).astype(
         np.float32
     )
 
 
 def draw_background(look: np.random.Generator, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Peritoneum and bowel: pink to red, folded, with pale patches and thin vessels. Colors and height."""
+    """Draw peritoneum and bowel in pink to red, with folds, pale patches, and thin vessels.
+
+    Returns:
+        The colors (H, W, 3) and the height (H, W) of the surface.
+    """
     folds = smooth_noise(look, grid.u, grid.v, look.uniform(0.3, 0.6))
     fine = smooth_noise(look, grid.u, grid.v, 0.12)
     red, pale = tone_curve(look, (0.66, 0.27, 0.23), 0.2), tone_curve(look, (0.84, 0.58, 0.48), 0.15)
@@ -209,9 +229,9 @@ def draw_background(look: np.random.Generator, grid: Grid) -> tuple[np.ndarray, 
 def draw_organs(
     look: np.random.Generator, grid: Grid, frame: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield (class, signed distance (negative inside), colors, height) from back to front."""
+    """Yield (class id, signed distance (negative inside), colors, height) of each organ from back to front."""
     u, v = grid.u, grid.v
-    # The liver comes from above, left or right; `along` and `across` are coordinates on its edge.
+    # The liver enters from above, left, or right. `along` and `across` are coordinates relative to its edge.
     angle = math.pi / 2 + look.uniform(-0.9, 0.9)
     across = u * math.cos(angle) + v * math.sin(angle) + look.uniform(0.06, 0.2)
     along = v * math.cos(angle) - u * math.sin(angle)
@@ -235,7 +255,7 @@ def draw_organs(
     color = mix_colors(dark, light, smooth_step(wave + 0.35 * grain, 0.9))
     yield LIVER, liver, color, (0.14 + 0.002 * grain) * _dome(liver, 0.25)
 
-    # A pear that hangs from the liver's edge, its wide end towards the instruments.
+    # A pear shape that hangs from the liver's edge, with its wide end toward the instruments.
     tilt, pull = look.uniform(-0.6, 0.6), 0.02 * math.sin(0.3 * frame + look.uniform(0, 6))
     p = along - look.uniform(-0.25, 0.25) - pull
     q = across - look.uniform(0.04, 0.12)
@@ -243,7 +263,7 @@ def draw_organs(
     length, girth = look.uniform(0.24, 0.34), look.uniform(0.12, 0.17)
     girth = girth * (1 + 0.3 * np.clip(q / length, -1, 1))
     bladder = (np.hypot(p / girth, q / length) - 1) * 0.14 + 0.04 * wave
-    hue = look.uniform(0, 1)  # from greenish, thin-walled to pink-gray, inflamed
+    hue = look.uniform(0, 1)  # 0: greenish and thin-walled, 1: pink-gray and inflamed
     base = (1 - hue) * np.array([0.5, 0.55, 0.33]) + hue * np.array([0.74, 0.55, 0.48])
     veins = np.abs(smooth_noise(look, u, v, 0.2, 3))
     color = mix_colors(
@@ -256,26 +276,29 @@ def draw_organs(
 
 
 def _dome(distance: np.ndarray, width: float) -> np.ndarray:
-    """Height 0 at the edge of an organ, rising as a parabola to 1 at `width` inside."""
+    """Return a parabolic height, from 0 at the edge of an organ to 1 at `width` inside."""
     return 1 - np.clip(1 + distance / width, 0, 1) ** 2
 
 
 def draw_blood(look: np.random.Generator, grid: Grid, image: np.ndarray) -> np.ndarray:
-    """Stains on whatever lies there; they are no class."""
+    """Draw blood stains over the image, which do not have a class of their own."""
     stains = smooth_noise(look, grid.u, grid.v, 0.35) - look.uniform(0.5, 1.1)
     return image * mix_colors((1.0, 1.0, 1.0), (0.6, 0.2, 0.2), 0.85 * smooth_step(stains, 0.12))
 
 
 def shade_image(look: np.random.Generator, grid: Grid, image: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Light from the endoscope on a wet surface: diffuse, and highlights where it faces the lamp."""
+    """Shade a wet surface under the light of the endoscope.
+
+    The shading has a diffuse part, and highlights where the surface reflects the lamp.
+    """
     ripples = smooth_noise(look, grid.u, grid.v, 0.06, 2)
     slope_y, slope_x = np.gradient(height + 0.003 * ripples, grid.pixel)
-    # The lamp sits beside the lens, and the scene is near: from each place the lamp is seen in another direction, and
-    # the direction half way between lamp and lens, where a mirror would have to face, is another too.
+    # The lamp is next to the lens, and the scene is close. The direction to the lamp therefore differs between pixels,
+    # and so does the half-angle direction between lamp and lens, which determines the highlights.
     lamp_x, lamp_y = look.uniform(-0.25, 0.25, 2).tolist()
 
     def facing(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Cosine between the surface's normal and the direction (x, y, 1)."""
+        """Return the cosine between the surface normal and the direction (x, y, 1)."""
         return (1 - slope_x * x - slope_y * y) / np.sqrt((slope_x**2 + slope_y**2 + 1) * (x**2 + y**2 + 1))
 
     diffuse = facing(lamp_x - 0.6 * grid.x, lamp_y - 0.6 * grid.y)
@@ -286,14 +309,17 @@ def shade_image(look: np.random.Generator, grid: Grid, image: np.ndarray, height
 
 
 def _instruments(look: np.random.Generator, grid: Grid, frame: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (signed distance, colors) of one or two instruments: a shaft from the border, and a tip of two jaws."""
+    """Yield (signed distance, colors) of one or two instruments.
+
+    An instrument has a shaft from the border and a tip of two jaws.
+    """
     side = look.uniform(0, 2 * np.pi)
     for number in range(look.integers(1, 3)):
         bearing = side + number * look.uniform(1.6, 3.2)
         motion = np.sin(frame * look.uniform(0.15, 0.35, 3) + look.uniform(0, 2 * np.pi, 3)).tolist()
         tip = look.uniform(-0.18, 0.18, 2).tolist()
         direction = bearing + 0.1 * motion[2]
-        # s runs from the tip outwards, t across.
+        # s increases outward from the tip, t is perpendicular to the shaft.
         dx, dy = grid.x - tip[0] - 0.09 * motion[0], grid.y - tip[1] - 0.09 * motion[1]
         s = dx * math.cos(direction) + dy * math.sin(direction)
         t = dy * math.cos(direction) - dx * math.sin(direction)
@@ -318,7 +344,7 @@ def _instruments(look: np.random.Generator, grid: Grid, frame: int) -> Iterator[
 
 
 def _shifted(distance: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The instrument's distance field moved down and right: where its shadow falls."""
+    """Shift an instrument's distance field down and right, to the position of its shadow."""
     rows, columns = size[0] // 24, size[1] // 32
     return np.pad(distance, ((rows, 0), (columns, 0)), mode="edge")[: size[0], : size[1]]
 
@@ -326,7 +352,11 @@ def _shifted(distance: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _camera(
     look: np.random.Generator, here: np.random.Generator, grid: Grid, image: np.ndarray, frame: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Smoke, fall-off of light, rim, white balance, exposure and noise: the picture, and what the rim covers."""
+    """Add smoke, light falloff, the rim of the endoscope, white balance, exposure, and noise.
+
+    Returns:
+        The picture, uint8 (H, W, 3), and a bool mask (H, W) of the pixels that the rim covers.
+    """
     amount = look.uniform(-0.3, 0.5) + 0.15 * math.sin(0.2 * frame + look.uniform(0, 6))
     drift = 0.03 * frame
     clouds = smooth_noise(look, grid.x + drift, grid.y - 0.5 * drift, 0.6)

@@ -1,18 +1,20 @@
-"""Synthetic videos with phases, for trying out phase recognition without data.
+"""Synthetic videos with phases, to try out phase recognition without data.
 
-A program draws the images, with the same parts as `synthetic`. No result on them says anything about surgery, nor
-about which weights are better.
+A program draws the images, with the same components as `synthetic`. Results on them say nothing about surgery or about
+the quality of weights.
 
-A video passes through up to seven phases, which follow those of Cholec80 but last about a minute and a half in all.
-Durations are log-normal, some phases are skipped at times, and the last three can change places. What is visible
-depends on the phase, but a single frame is often not enough to tell it:
+A video has up to seven phases, which follow those of Cholec80 but last about a minute and a half in total. Durations
+are log-normal, some phases are skipped at random, and the order of the last three can vary. The phase determines what
+is visible, but a single frame is often ambiguous:
 
-- Calot dissection and gallbladder dissection look exactly alike, except for clips that are sometimes visible in the
-  second. Which one it is follows from whether there has been clipping.
-- Every phase has glimpses of bare tissue and a grasper, the same in all phases, and of the phase before or after.
+- Calot dissection and gallbladder dissection look the same, except for clips that are sometimes visible in the second.
+  Only the earlier clipping phase distinguishes them.
+- Every phase has short views of bare tissue with a grasper, which are the same in all phases. It also has short views
+  of the previous or next phase.
 
-So a frame classifier, however good, gets about two thirds of the frames right. A model that remembers the earlier
-frames can get far more. Every frame is a function of (seed, video, frame) and of the range of lengths.
+Even a very good frame classifier is therefore right for only about two thirds of the frames. A model that uses the
+earlier frames can be right for many more. Every frame is a deterministic function of (seed, video, frame) and of the
+range of lengths.
 """
 
 import functools
@@ -52,21 +54,21 @@ PHASES = (
     "cleaning",
     "retraction",
 )
-# Part of the folder's name: raise it when the pictures change, so that old ones are not taken for new ones.
+# Part of the folder name. Increase it when the pictures change, so that old files are not reused.
 VERSION = 1
 
-_SHARES = (0.08, 0.27, 0.1, 0.25, 0.09, 0.12, 0.09)  # of the length of a video, as medians
-_SKIPPED = (0.2, 0, 0, 0, 0, 0.25, 0.15)  # how often a phase is left out
-_ENDS = (((4, 5, 6), 0.5), ((5, 4, 6), 0.25), ((4, 6, 5), 0.25))  # orders of the last three, and how often
-_MARGIN = 0.25  # tissue beyond the picture on each side, for the camera to move over
+_SHARES = (0.08, 0.27, 0.1, 0.25, 0.09, 0.12, 0.09)  # median shares of the length of a video
+_SKIPPED = (0.2, 0, 0, 0, 0, 0.25, 0.15)  # probability that a phase is skipped
+_ENDS = (((4, 5, 6), 0.5), ((5, 4, 6), 0.25), ((4, 6, 5), 0.25))  # orders of the last three, with probabilities
+_MARGIN = 0.25  # tissue beyond each side of the picture, for camera motion
 
 
 @dataclass(frozen=True)
 class View:
-    """What is in a frame, besides tissue and a grasper."""
+    """Content of a frame in addition to tissue and a grasper."""
 
     gallbladder: bool = False
-    tool: str = ""  # one of _TOOLS
+    tool: str = ""  # a key of _TOOLS
     clips: bool = False
     smoke: bool = False
     bag: bool = False
@@ -84,7 +86,7 @@ _VIEWS = (
     View(tool="irrigator", blood=True),
     View(bag=True, tool="trocar"),
 )
-# colors of shaft and tip, and half the width
+# color of the shaft, color of the tip, half the width
 _TOOLS = {
     "hook": ((0.08, 0.08, 0.1), (0.95, 0.75, 0.15), 0.055),
     "clipper": ((0.1, 0.25, 0.75), (0.45, 0.55, 0.8), 0.08),
@@ -100,18 +102,21 @@ def load(
     size: tuple[int, int] = (64, 96),
     seed: int = 0,
 ) -> SurgicalData:
-    """Draw synthetic phase videos: about five eighths train, the others validate and test in halves.
+    """Draw synthetic phase videos.
+
+    About five eighths of the videos train. Of the others, half validate and half test.
 
     Args:
-        data_dir: where to write `synthetic-phases-.../frames/`, `phases/` and `classes.txt`, in the layout that
-            `surgenet_hf.data.sets.own` reads as "videos". Files from an earlier call are used again. None: in memory.
-        num_videos: at least 3.
-        length: of a video, from and to, in frames (one per second); at least 21.
+        data_dir: folder for `synthetic-phases-.../frames/`, `phases/`, and `classes.txt`, in the layout that
+            `surgenet_hf.data.sets.own` reads as "videos". Files from an earlier call are reused. None keeps the data
+            in memory.
+        num_videos: number of videos, at least 3.
+        length: (shortest, longest) length of a video in frames (one per second), at least 21.
         size: (height, width) in pixels, at least 32 each.
-        seed: another seed, other videos.
+        seed: seed of the videos. Another seed gives other videos.
 
     Raises:
-        UserError: fewer videos, frames or pixels than that.
+        UserError: an argument is below its minimum, or the shortest length exceeds the longest.
     """
     if num_videos < 3 or not 21 <= length[0] <= length[1] or min(size) < 32:
         raise UserError(
@@ -168,13 +173,13 @@ def _video(
 
 
 def plan(seed: int, video: int, length: tuple[int, int]) -> list[tuple[int, View]]:
-    """The phase of each frame of a video and what is in view."""
+    """Return the phase and the view of each frame of a video."""
     rng = rng_for(seed, video, 1)
     (ending,) = rng.choice(len(_ENDS), 1, p=[share for _, share in _ENDS])
     order = [phase for phase in (0, 1, 2, 3, *_ENDS[ending][0]) if rng.random() >= _SKIPPED[phase]]
     total = rng.integers(length[0], length[1] + 1)
     durations = np.array([_SHARES[phase] for phase in order]) * np.exp(0.4 * rng.standard_normal(len(order)))
-    # Three frames for each phase, the rest in proportion; edges are rounded, so that they add up.
+    # Each phase gets three frames, and the rest in proportion. Rounding the edges keeps the total exact.
     edges = np.round(np.cumsum(3 + (total - 3 * len(order)) * durations / durations.sum())).astype(int)
     phases = np.repeat(order, np.diff(edges, prepend=0)).tolist()
 
@@ -201,11 +206,11 @@ def plan(seed: int, video: int, length: tuple[int, int]) -> list[tuple[int, View
 
 
 def draw(seed: int, video: int, frame: int, view: View, size: tuple[int, int]) -> np.ndarray:
-    """One frame (H, W, 3), uint8."""
+    """Draw one frame, uint8 (H, W, 3)."""
     look, here = rng_for(seed, video, 0), rng_for(seed, video, 2 + frame)
     height, width = size
     image, pad = _tissue(seed, video, size, view.gallbladder), round(_MARGIN * height)
-    # The camera glides, and shakes: with one view in each place, frames would be known by heart.
+    # The camera moves slowly and shakes, so that a model cannot memorize fixed views.
     glide = np.sin(0.16 * frame * np.array([1, 0.8]) + look.uniform(0, 2 * np.pi, 2)) + here.uniform(-0.7, 0.7, 2)
     top, left = (round(float(pad * (1 + 0.55 * shift))) for shift in glide)
     image = image[top : top + height, left : left + width].copy()
@@ -229,7 +234,10 @@ def draw(seed: int, video: int, frame: int, view: View, size: tuple[int, int]) -
 
 @functools.lru_cache(maxsize=4)
 def _tissue(seed: int, video: int, size: tuple[int, int], gallbladder: bool) -> np.ndarray:
-    """The tissue of a video (0 to 1), with a margin on each side; drawn once, as it is what takes long."""
+    """Return the tissue of a video (0 to 1) with a margin on each side.
+
+    The result is cached, because drawing the tissue is slow.
+    """
     look = rng_for(seed, video, 0)
     pad = round(_MARGIN * size[0])
     y, x = np.mgrid[-pad : size[0] + pad, -pad : size[1] + pad].astype(np.float32) / size[0]
@@ -247,7 +255,7 @@ def _tissue(seed: int, video: int, size: tuple[int, int], gallbladder: bool) -> 
 def _things(
     look: np.random.Generator, here: np.random.Generator, grid: Grid, frame: int, view: View
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (signed distance, color) of bag, clips and instruments, from back to front."""
+    """Yield (signed distance, color) of the bag, the clips, and the instruments, from back to front."""
     side = look.uniform(0, 2 * np.pi) + here.uniform(-0.5, 0.5)
     cloth, metal = tone_curve(look, (0.8, 0.86, 0.8), 0.06), tone_curve(look, (0.72, 0.73, 0.76), 0.1)
     motion = np.sin(frame * look.uniform(0.2, 0.5, 4) + look.uniform(0, 2 * np.pi, 4)) + here.uniform(-0.8, 0.8, 4)
@@ -271,7 +279,7 @@ def _things(
 def _instrument(
     grid: Grid, bearing: float, place: tuple[float, float], width: float, sheath: np.ndarray, tip: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A shaft from the border to a place, and its tip."""
+    """Yield (signed distance, color) of an instrument's tip at `place`, and of its shaft from the border."""
     x, y = grid.x - place[0], grid.y - place[1]
     along = x * math.cos(bearing) + y * math.sin(bearing)
     across = y * math.cos(bearing) - x * math.sin(bearing)

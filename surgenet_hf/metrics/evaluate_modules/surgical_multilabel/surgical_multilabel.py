@@ -9,7 +9,10 @@ VALUES = datasets.Sequence(datasets.Value("float64"))
 
 
 class SurgicalMultilabel(evaluate.Metric):
-    """One prediction is one frame: scores (k,) as predictions, soft targets (k,) as references, and its video."""
+    """`evaluate` module whose items are single frames.
+
+    A frame has scores (k,) as prediction, soft targets (k,) as reference, and the id of its video.
+    """
 
     def _info(self):
         return evaluate.MetricInfo(

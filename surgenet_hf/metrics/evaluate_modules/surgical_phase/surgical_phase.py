@@ -10,7 +10,10 @@ PHASES = datasets.Sequence(datasets.Value("int64"))
 
 
 class SurgicalPhase(evaluate.Metric):
-    """One prediction is one video: phases (T,) as predictions and references, and the video's id."""
+    """`evaluate` module whose items are whole videos.
+
+    A video has phases (T,) as prediction and reference, and its id.
+    """
 
     def _info(self):
         return evaluate.MetricInfo(

@@ -10,7 +10,10 @@ CLASS_MAP = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
 
 
 class SurgicalSegmentation(evaluate.Metric):
-    """One prediction is one frame: class maps (H, W) as predictions and references, and the video of each."""
+    """`evaluate` module whose items are single frames.
+
+    A frame has class maps (H, W) as prediction and reference, and the id of its video.
+    """
 
     def _info(self):
         return evaluate.MetricInfo(
