@@ -63,8 +63,8 @@ def _build_timm_backbone(config: SurgeNetConfig) -> nn.Module:
 class SurgeNetEncoder(nn.Module):
     """Stem and four stages of a timm backbone.
 
-    The output is a tuple of five feature maps (B, C_i, h_i, w_i), of the stem and of each stage, with strides from 4
-    to 32.
+    The output is a tuple of five feature maps (B, C_i, h_i, w_i), one of the stem and one of each stage. Their strides
+    are 4, 4, 8, 16, and 32.
     """
 
     def __init__(self, config: SurgeNetConfig):
@@ -123,7 +123,7 @@ class SurgeNetPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _backbone_prefixes = (".encoder.", ".surgenet.encoder.")  # of parameters that a file must contain
+    _backbone_prefixes = (".encoder.", ".surgenet.encoder.")  # parameters that a file must contain
     _no_split_modules = ["MetaFormerBlock", "ConvNeXtBlock", "PvtV2Block"]  # noqa: RUF012
 
     @torch.no_grad()

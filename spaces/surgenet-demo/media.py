@@ -26,7 +26,7 @@ from surgenet_hf.data.video import iter_frames
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_IMAGE_BYTES = 20 * 2**20
-MAX_IMAGE_PIXELS = 50_000_000  # of the file; enough for phone cameras
+MAX_IMAGE_PIXELS = 50_000_000  # size of the uploaded file; enough for phone cameras
 MIN_SIDE, MAX_SIDE = 32, 1280  # pixels; larger pictures are resized to a longer side of MAX_SIDE
 _decoding = threading.Lock()  # one picture at a time, because a large one needs several hundred megabytes
 

@@ -219,9 +219,9 @@ def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequenc
         The comparison.
 
     Raises:
-        UserError: a file has schema 1, results on the same dataset and split differ in their videos, frames, or
-            classes, runs of a model have the same seed, or numbers of bootstrap draws differ. Also raised if no file
-            has a requested metric, or if it is a standard deviation.
+        UserError: a file has schema 1. Results on the same dataset and split differ in their videos, frames, or
+            classes. Runs of a model have the same seed. Numbers of bootstrap draws differ. No file has a requested
+            metric, or it is a standard deviation.
         ValueError: `label_by` is unknown.
     """
     for path, found in results.items():

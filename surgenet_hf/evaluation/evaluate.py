@@ -13,8 +13,8 @@
                  background: name of the background class, or null
                  videos_are_public: whether the videos' names are those of a public dataset
                  notes: notes of the integrity check
-                 leakage: videos that trained or selected the model or its backbone; null if there are none, and a
-                 note that starts with "unknown" if this is not known
+                 leakage: note on videos that trained or selected the model or its backbone; it says "unknown" for
+                 what is not recorded, and is null if there are no such videos
                  selected: videos that selected the checkpoint, on which the result is optimistic
                  video_hashes: in published files, ids of the user's own videos, whose names are replaced by neutral
                  ones (see `surgenet_hf.privacy`)

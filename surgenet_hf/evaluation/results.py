@@ -62,8 +62,8 @@ def read_results_file(path: str | os.PathLike) -> dict:
     """Read and validate one results file.
 
     Raises:
-        UserError: the file is not JSON, has another schema, lacks a required field, or has a value of a wrong type or
-            outside the range of its metric. The message names the file and the field.
+        UserError: the file is not JSON, has another schema, or lacks a required field. Also raised if a value has a
+            wrong type or is outside the range of its metric. The message names the file and the field.
     """
     path = Path(path)
     try:

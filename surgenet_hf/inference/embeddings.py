@@ -166,9 +166,10 @@ def embed_frames(model, processor, parts: list[tuple], batch_size: int = 8) -> d
         batch_size: number of frames per forward pass.
 
     Returns:
-        embeddings (N, C). dataset, split, video, frame (number in the video), file_name (last part of the path, ""
-        without files), and phase ("" without phases), all (N,). drawn (M,), the indices of frames with dense features.
-        For each of them, frame<i> (H, W, 3) and features<i> (C, h, w).
+        A dict of arrays: embeddings (N, C), and dataset, split, video, frame, file_name, and phase, all (N,). frame is
+        the number in the video. file_name is the last part of the path, "" without files. phase is "" without phases.
+        drawn (M,) has the indices of frames with dense features. For the i-th of them, there are frame<i> (H, W, 3)
+        and features<i> (C, h, w).
     """
     embeddings, groups = [], []
     for data, split, indices in parts:
