@@ -85,7 +85,7 @@ def evaluate(
     model: str,
     dataset,
     data_dir: str | os.PathLike | None = None,
-    split: str = "test",
+    split: str | None = None,
     output_dir: str | os.PathLike | None = None,
     batch_size: int = 8,
     labels: list[str] | None = None,
@@ -98,7 +98,7 @@ def evaluate(
         model: folder of the model, output folder of its training, or Hub repository.
         dataset: name of a dataset, or your own data as in `finetune_segmentation`.
         data_dir: folder of a dataset that is given by name.
-        split: split to evaluate on.
+        split: split to evaluate on. Default: test if the dataset has it, otherwise validation.
         output_dir: folder for results.json and figures. None writes no files.
         batch_size: number of frames per forward pass.
         labels: class names of your own data, if the data does not include them.

@@ -80,6 +80,7 @@ def test_loads_with_the_auto_classes(build, backbone, tmp_path):
     assert str(tmp_path) not in card
 
 
+@pytest.mark.slow
 def test_any_mixture_of_two_epochs_loads(build, tmp_path, monkeypatch):
     """Someone who reads between two replacements gets a model, with the old weights or the new."""
     old, new, folder = build(seed=0), build(seed=1), tmp_path / "model"

@@ -199,6 +199,7 @@ def test_mixed_precision_of_the_training_step_does_not_touch_crops():
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_values_of_the_device_are_never_waited_for(device):
     """Fake tensors have no values, and need no GPU: reading one, or selecting by one, raises."""
