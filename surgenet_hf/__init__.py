@@ -1,8 +1,8 @@
 """SurgeNet surgical foundation models for the Hugging Face ecosystem.
 
-Importing this package registers the models with AutoConfig, AutoModel, AutoBackbone, AutoModelForImageClassification,
-and AutoModelForSemanticSegmentation. It imports torch, transformers, and timm. The functions of the main jobs and of
-weight files are imported when they are first used.
+Importing this package registers the models with `AutoConfig`, `AutoModel`, `AutoBackbone`,
+`AutoModelForImageClassification`, and `AutoModelForSemanticSegmentation`. It imports torch, transformers, and timm.
+The functions for training, evaluation, and weight files are imported on first use.
 """
 
 from importlib import import_module
@@ -43,10 +43,10 @@ AutoModel.register(SurgeNetPhaseConfig, SurgeNetForPhaseRecognition, exist_ok=Tr
 AutoBackbone.register(SurgeNetConfig, SurgeNetBackbone, exist_ok=True)
 AutoModelForImageClassification.register(SurgeNetConfig, SurgeNetForImageClassification, exist_ok=True)
 AutoModelForSemanticSegmentation.register(SurgeNetConfig, SurgeNetForSemanticSegmentation, exist_ok=True)
-# the image-segmentation pipeline looks classes up here by name before it says "not supported"
+# the image-segmentation pipeline rejects a model whose class name is not in this mapping
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["surgenet"] = "SurgeNetForSemanticSegmentation"
 
-# public names that are imported when they are first used, and their modules
+# lazily imported public names and their modules: importing the package stays fast
 _LAZY = {
     "UserError": ".errors",
     "convert_checkpoint": ".checkpoints.conversion",

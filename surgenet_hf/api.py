@@ -1,7 +1,8 @@
-"""Python API of the main jobs: the same code as the commands, with Python values in place of command-line options.
+"""Python API of the main jobs.
 
-Each function is available as `surgenet_hf.NAME`. Options that have no parameter of their own are passed by name: those
-of `transformers.TrainingArguments` and those that `surgenet COMMAND --help` lists.
+The functions run the same code as the commands, with Python values instead of command-line options. Each function is
+available as `surgenet_hf.NAME`. Options without a parameter of their own are passed by name. They are the options of
+`transformers.TrainingArguments` and those that `surgenet COMMAND --help` lists.
 """
 
 import os
@@ -30,19 +31,20 @@ def finetune_segmentation(
         >>> results["metrics"]["video_dice"]
 
     Args:
-        model: published checkpoint by name, Hub repository, or folder. None: give `backbone`, for random weights.
-        dataset: name of a dataset; or your own data: {"train": ..., "validation": ...} of `datasets.Dataset` or torch
-            datasets, see `surgenet_hf.data.custom.from_datasets`.
+        model: name of a published checkpoint, Hub repository, or folder. None requires `backbone` and starts from
+            random weights.
+        dataset: name of a dataset, or your own data as {"train": ..., "validation": ...}. The values are
+            `datasets.Dataset` or torch datasets, see `surgenet_hf.data.custom.from_datasets`.
         data_dir: folder of a dataset that is given by name.
         output_dir: folder for checkpoints, model/, results.json, and figures.
-        labels: names of the classes of your own data, if it does not have them.
+        labels: class names of your own data, if the data does not include them.
         training_arguments: further options, e.g. num_train_epochs, learning_rate, bf16, image_size, loss, backbone.
 
     Returns:
         The results, as in results.json (see `surgenet_hf.evaluation.evaluate`).
 
     Raises:
-        UserError: an unknown option, or data, model, or output folder that do not allow the run.
+        UserError: an option is unknown, or the data, model, or output folder is not usable.
     """
     return _finetune("semantic-segmentation", model, dataset, data_dir, output_dir, labels, training_arguments)
 
@@ -57,8 +59,8 @@ def finetune_classification(
 ) -> dict:
     """Fine-tune a frame classifier and evaluate it, like `surgenet finetune-classification`.
 
-    Arguments, results, and errors are those of `finetune_segmentation`. Your own data has "labels" or "label": a class
-    id, or a vector of targets from 0 to 1 for several labels at once.
+    See `finetune_segmentation` for the arguments, results, and errors. Each row of your own data has "labels" or
+    "label". The value is a class id, or a vector of targets from 0 to 1 for multi-label classification.
     """
     return _finetune("image-classification", model, dataset, data_dir, output_dir, labels, training_arguments)
 
@@ -73,8 +75,8 @@ def finetune_phase(
 ) -> dict:
     """Fine-tune a model for phase recognition in two stages and evaluate it, like `surgenet finetune-phase`.
 
-    Arguments, results, and errors are those of `finetune_segmentation`. Your own data has a "label", "video", and
-    "frame" of each frame, with the frames of a video in order of time.
+    See `finetune_segmentation` for the arguments, results, and errors. Each row of your own data has "label", "video",
+    and "frame". The frames of a video are in temporal order.
     """
     return _finetune("phase-recognition", model, dataset, data_dir, output_dir, labels, training_arguments)
 
@@ -96,10 +98,10 @@ def evaluate(
         model: folder of the model, output folder of its training, or Hub repository.
         dataset: name of a dataset, or your own data as in `finetune_segmentation`.
         data_dir: folder of a dataset that is given by name.
-        split: split to evaluate on. None: test if the dataset has one, otherwise validation.
-        output_dir: folder for results.json and figures. None: nothing is written.
+        split: split to evaluate on. Default: test if the dataset has it, otherwise validation.
+        output_dir: folder for results.json and figures. None writes no files.
         batch_size: number of frames per forward pass.
-        labels: names of the classes of your own data, if it does not have them.
+        labels: class names of your own data, if the data does not include them.
         task: task of your own data: "semantic-segmentation", "image-classification", or "phase-recognition".
         options: options of the dataset, e.g. split_protocol.
 
@@ -107,7 +109,7 @@ def evaluate(
         The results, as in results.json.
 
     Raises:
-        UserError: an unknown option, dataset, or split, or a model that does not fit the data.
+        UserError: an option, dataset, or split is unknown, or the model does not fit the data.
     """
     from .evaluation.saved_model import evaluate_model
 
@@ -131,17 +133,18 @@ def pretrain(
 
     Args:
         output_dir: folder for checkpoints, model/, the log, and figures.
-        dataset: source of frames, or several: "folder", "shards", "parquet", or a dataset on the Hub.
-        data_dir: its folder, or several.
-        model: weights to start from: published checkpoint by name, Hub repository, or folder. None: random weights.
+        dataset: source of frames, or a list of sources: "folder", "shards", "parquet", or a dataset on the Hub.
+        data_dir: folder of the source, or a list with one folder per source.
+        model: initial weights, as the name of a published checkpoint, Hub repository, or folder. None starts from
+            random weights.
         options: further options of `surgenet pretrain`, e.g. epochs, per_device_train_batch_size, preset, bf16.
 
     Returns:
         {"model": folder of the teacher, "best_model": folder of the best teacher by k-NN or None, "history": log}.
 
     Raises:
-        UserError: an unknown option, or data, model, or output folder that do not allow the run.
-        TrainingStopped: training has collapsed or diverged, or too many frames cannot be read.
+        UserError: an option is unknown, or the data, model, or output folder is not usable.
+        TrainingStopped: training collapsed or diverged, or there are too many unreadable frames.
     """
     from .pretraining.arguments import CropConfig, DinoConfig, FrameArguments, PretrainingArguments, implied_defaults
     from .pretraining.run import pretrain as run

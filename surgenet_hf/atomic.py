@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes."""
 
 import os
 from collections.abc import Iterator
@@ -10,16 +10,19 @@ from pathlib import Path
 def atomic_write(
     path: str | os.PathLike, folder: str | os.PathLike | None = None, durable: bool = False
 ) -> Iterator[Path]:
-    """A name to write to. When the block ends without an error, what lies there becomes `path`; else it is deleted.
+    """Yield a temporary path that replaces `path` when the block ends without an error.
 
-    The name ends on the number of this process and `.partial`: parallel runs do not collide, and what a killed one
-    leaves is taken for nothing else.
+    After an error, the temporary file is deleted and `path` is unchanged. The temporary name contains the process id,
+    so parallel runs do not collide. The suffix `.partial` marks a file that a killed run left behind.
 
     Args:
-        path: its folder is made.
-        folder: where to write, on the same file system; default: beside `path`.
-        durable: wait until the file is on the disk, so that a power cut leaves the old or the new one. For what took
-            long to make; it takes milliseconds.
+        path: final path. Its parent folder is created.
+        folder: folder of the temporary file, on the same file system. Default: the parent folder of `path`.
+        durable: wait until the file is on the disk, so that a power failure leaves either the old or the new file.
+            This takes milliseconds. Use it for files that are expensive to compute again.
+
+    Yields:
+        The temporary path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,19 +39,19 @@ def atomic_write(
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until a folder and all in it is on the disk."""
+    """Wait until a folder and its contents are on the disk."""
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
 
 
 def _sync(path: Path) -> None:
-    if os.name == "posix":  # elsewhere what is open for reading cannot be synchronized
+    if os.name == "posix":  # other systems cannot sync a descriptor that is open for reading
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

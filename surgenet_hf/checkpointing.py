@@ -1,10 +1,11 @@
-"""Output folders: whether they can be written to, and of a training run the lock, the checkpoints, and resuming.
+"""Output folders and the checkpoints in them.
 
-Fine-tuning and pretraining share this module. A checkpoint is a folder `checkpoint-STEP`. Its record, `run.json`, is
-written last and holds
+Fine-tuning and pretraining share this module. It checks that an output folder is writable, locks it during a run, and
+writes, verifies, and deletes checkpoints. A checkpoint is a folder `checkpoint-STEP`. Its record, `run.json`, is
+written last and contains
 
-    files     the SHA-256 of every other file; a checkpoint without a record, or with other files, is not used
-    ...       what the run is made of (options, data); a resumed run must have the same
+    files     the SHA-256 of every other file; a checkpoint with a missing record or changed files is not used
+    ...       the options and data of the run; a resumed run must have the same
 """
 
 import json
@@ -33,15 +34,18 @@ RESUME = "resume it with --resume_from_checkpoint true, or choose another --outp
 
 
 class TrainingStopped(UserError):
-    """A run that cannot continue. The message states the reason and what to do."""
+    """Error for a run that cannot continue. The message states the reason and what to do."""
 
 
 def check_output_dir(path: str | os.PathLike, option: str = "--output_dir") -> Path:
-    """Check that an output folder can be written to, or be created, and return its path. Nothing is created.
+    """Check that an output folder is writable or can be created, without creating it.
 
     Args:
-        path: the folder.
-        option: name of the option that a user should change.
+        path: output folder.
+        option: name of the option in the error message.
+
+    Returns:
+        The folder.
 
     Raises:
         UnavailableError: the path is a file or below one, or the folder cannot be created or written to.
@@ -62,11 +66,11 @@ def check_output_dir(path: str | os.PathLike, option: str = "--output_dir") -> P
 
 @contextmanager
 def lock_run(output_dir: str | os.PathLike, is_main: bool = True) -> Iterator[None]:
-    """Keep other runs out of a folder while the block runs.
+    """Prevent other runs from writing to a folder while the block runs.
 
     Args:
-        output_dir: created if it does not exist.
-        is_main: whether this is the main process of the run, the only one that takes the lock.
+        output_dir: output folder, created if it does not exist.
+        is_main: whether this is the main process of the run. Only the main process takes the lock.
 
     Raises:
         UserError: another run is writing to the folder.
@@ -91,9 +95,13 @@ def lock_run(output_dir: str | os.PathLike, is_main: bool = True) -> Iterator[No
 
 
 class Termination:
-    """The SIGTERM that Slurm and Kubernetes send before they kill a process; `received` says whether it came.
+    """Context manager that records SIGTERM instead of exiting.
 
-    A context manager. Outside the main thread, where Python does not allow signal handlers, it does nothing.
+    Slurm and Kubernetes send SIGTERM before they kill a process. Outside the main thread, where Python does not allow
+    signal handlers, the context manager has no effect.
+
+    Attributes:
+        received: whether the signal arrived.
     """
 
     received = False
@@ -113,18 +121,25 @@ class Termination:
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The folders `checkpoint-STEP`, complete or not, sorted by step."""
+    """Return the folders `checkpoint-STEP`, complete or incomplete, sorted by step."""
     steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("checkpoint-*")}
     return sorted(filter(steps.get, steps), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of optimizer steps after which a checkpoint was written."""
+    """Return the number of optimizer steps after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def write_record(checkpoint: Path, record: Mapping) -> None:
-    """Complete a checkpoint: all its files are on the disk before the record appears."""
+    """Write the record that completes a checkpoint.
+
+    All other files are on the disk before the record appears.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        record: options and data of the run.
+    """
     sync_folder(checkpoint)
     files = {
         path.relative_to(checkpoint).as_posix(): file_sha256(path)
@@ -136,10 +151,10 @@ def write_record(checkpoint: Path, record: Mapping) -> None:
 
 
 def read_record(checkpoint: Path) -> dict:
-    """The record of a checkpoint.
+    """Read the record of a checkpoint.
 
     Raises:
-        UserError: the folder has no record, or a damaged one.
+        UserError: the folder has no record, or the record is damaged.
     """
     path = Path(checkpoint) / RECORD
     if not path.is_file():
@@ -160,7 +175,7 @@ def check_complete(checkpoint: Path) -> dict:
     """Compare the files of a checkpoint with its record, and return the record.
 
     Raises:
-        UserError: the record or a file is missing or damaged; the message names it.
+        UserError: the record or a file is missing or damaged. The message names the file.
     """
     record = read_record(checkpoint)
     for name, sha256 in record["files"].items():
@@ -173,18 +188,19 @@ def check_complete(checkpoint: Path) -> dict:
 
 
 def resume_point(output_dir: Path, requested: str | bool | None) -> Path | None:
-    """The checkpoint that a run resumes from, verified; None if the run starts from its beginning.
+    """Return the verified checkpoint that a run resumes from, or None if the run starts from the beginning.
 
     Args:
-        requested: `--resume_from_checkpoint`: a path, or "true" for the last checkpoint in `output_dir`. Of damaged
-            checkpoints, "true" takes the one before, and a warning says so.
+        output_dir: output folder of the run.
+        requested: value of `--resume_from_checkpoint`: a path, or "true" for the last complete checkpoint in
+            `output_dir`. With "true", damaged checkpoints are skipped with a warning.
 
     Raises:
-        UserError: `output_dir` holds a checkpoint although no resuming was requested, or only damaged checkpoints; or
-            the requested path does not exist or is not a complete checkpoint.
+        UserError: `output_dir` contains a checkpoint of another run, or only damaged checkpoints. Also raised if the
+            requested path does not exist or is not a complete checkpoint.
     """
     checkpoints = list_checkpoints(output_dir)
-    # a killed run may leave a folder without any of the files that are written last
+    # a killed run can leave a folder without the files that are written last
     used = [path for path in checkpoints if (path / RECORD).exists() or (path / "trainer_state.json").exists()]
     choice = str(requested or False).lower()
     if choice == "false":
@@ -218,11 +234,13 @@ def compare_records(recorded: Mapping, current: Mapping, checkpoint: Path, advic
     """Check that a resumed run has the options and data of the run that wrote the checkpoint.
 
     Args:
-        recorded, current: {name: value}; the names of `current` are compared.
-        advice: the last sentence of the error.
+        recorded: {name: value} of the checkpoint.
+        current: {name: value} of the resumed run. Only these names are compared.
+        checkpoint: checkpoint that the error message names.
+        advice: last sentence of the error message.
 
     Raises:
-        UserError: lists what differs.
+        UserError: values differ. The message lists them.
     """
     current = json.loads(json.dumps(current))  # tuples become lists, as in the record
     different = [name for name in current if current[name] != recorded.get(name)]
@@ -232,14 +250,23 @@ def compare_records(recorded: Mapping, current: Mapping, checkpoint: Path, advic
 
 
 def delete_later_checkpoints(output_dir: Path, step: int) -> None:
-    """Delete checkpoints after a step. They are damaged, or of a run that was resumed from before them."""
+    """Delete all checkpoints after a step.
+
+    They are damaged, or were written before the run was resumed from an earlier checkpoint.
+    """
     for checkpoint in list_checkpoints(output_dir):
         if step_of(checkpoint) > step:
             delete_checkpoint(checkpoint)
 
 
 def delete_old_checkpoints(output_dir: Path, keep: int | None, protected: Collection[Path] = ()) -> None:
-    """Delete all but the last checkpoint, the protected ones, and the next latest up to `keep` (None: all)."""
+    """Delete old checkpoints.
+
+    Args:
+        output_dir: output folder of the run.
+        keep: number of checkpoints to keep, the latest first. None keeps all.
+        protected: checkpoints that are always kept. They count toward `keep`, like the last checkpoint.
+    """
     if keep is None:
         return
     *others, last = list_checkpoints(output_dir)
@@ -251,8 +278,11 @@ def delete_old_checkpoints(output_dir: Path, keep: int | None, protected: Collec
 
 
 def delete_checkpoint(checkpoint: Path) -> None:
-    """Delete a checkpoint. It is renamed first, so that a partly deleted one is never taken for a checkpoint."""
+    """Delete a checkpoint.
+
+    The folder is renamed first, so that a partly deleted folder is never used as a checkpoint.
+    """
     renamed = checkpoint.with_name(f".{checkpoint.name}.deleted")
-    for leftover in checkpoint.parent.glob(".checkpoint-*.deleted"):  # of a run that was killed here
+    for leftover in checkpoint.parent.glob(".checkpoint-*.deleted"):  # a run was killed during deletion
         shutil.rmtree(leftover)
     shutil.rmtree(checkpoint.replace(renamed))

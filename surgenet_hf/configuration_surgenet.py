@@ -14,7 +14,7 @@ BACKBONES = {
 }
 CAFORMER_HEAD_DIM = 32
 PVT_NUM_HEADS = (1, 2, 5, 8)
-GROUP_NORM_GROUPS = 32  # of the FPN's normalisation
+GROUP_NORM_GROUPS = 32  # groups of the FPN's group normalization
 
 
 @strict
@@ -22,29 +22,30 @@ class SurgeNetConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of a SurgeNet backbone and its classification and segmentation heads.
 
     Args:
-        backbone: `"caformer_s18"`, `"convnextv2_tiny"` or `"pvt_v2_b2"`.
-        activation: of the CAFormer blocks, `"relu"` (every SurgeNet checkpoint; the default) or `"star_relu"` (the
-            ImageNet CAFormer). The other backbones have a fixed activation: leave it `None`.
-        depths: number of blocks of the four stages; default: those of `backbone`.
-        hidden_sizes: channels of the four stages; default: those of `backbone`.
-        num_channels: channels of the input image.
-        drop_path_rate: stochastic depth of the last block, growing linearly from 0, in [0, 1).
-        initializer_range: standard deviation of freshly initialised linear and convolution weights.
-        pyramid_channels: channels of the top-down path of the segmentation FPN.
-        segmentation_channels: channels of each FPN level before they are concatenated; a multiple of 32.
-        segmentation_dropout: probability of dropping a whole FPN channel before the last convolution.
-        semantic_loss_ignore_index: label of the pixels that the segmentation loss leaves out.
-        pretraining: where the weights come from, e.g. `{"name": "SurgeNetXL", "source_sha256": ...}`;
-            written by the converter and carried along by every later save. `None` means unknown.
-        finetuning: the data sets and videos that fine-tuned the weights and selected their checkpoint, one dict for
-            each data set, kept by every later save. `None` means unknown, an empty list means none.
-        out_features: stages that `SurgeNetBackbone` returns, of `["stem", "stage1", ..., "stage4"]`.
-        out_indices: the same by number; give one of the two. Default: the last stage.
+        backbone: `"caformer_s18"`, `"convnextv2_tiny"`, or `"pvt_v2_b2"`.
+        activation: activation of the CAFormer blocks, `"relu"` (default, all SurgeNet checkpoints) or `"star_relu"`
+            (ImageNet CAFormer). The activation of other backbones is fixed, and this must be `None`.
+        depths: number of blocks in each of the four stages. Default: the depths of `backbone`.
+        hidden_sizes: number of channels in each of the four stages. Default: the widths of `backbone`.
+        num_channels: number of channels of the input image.
+        drop_path_rate: stochastic depth rate of the last block, in [0, 1). The rate grows linearly from 0 at the first
+            block.
+        initializer_range: standard deviation of newly initialized linear and convolution weights.
+        pyramid_channels: number of channels in the top-down path of the segmentation FPN.
+        segmentation_channels: number of channels of each FPN level before concatenation, a multiple of 32.
+        segmentation_dropout: probability of dropping an entire FPN channel before the last convolution, in [0, 1).
+        semantic_loss_ignore_index: label of the pixels that the segmentation loss ignores.
+        pretraining: source of the weights, e.g. `{"name": "SurgeNetXL", "source_sha256": ...}`. The converter writes
+            it, and every later save keeps it. `None` means unknown.
+        finetuning: one dict for each dataset that fine-tuned the weights, with its train videos and the videos that
+            selected the checkpoint. Every later save keeps it. `None` means unknown, and an empty list means none.
+        out_features: stages that `SurgeNetBackbone` returns, from `["stem", "stage1", ..., "stage4"]`.
+        out_indices: indices of these stages, as an alternative to `out_features`. Default: the last stage.
 
     Raises:
-        ValueError: for an unknown backbone or stage name.
-        huggingface_hub.errors.StrictDataclassError: for a wrong type, or a combination that cannot be built, with
-            the reason.
+        ValueError: the backbone or a stage name is unknown.
+        huggingface_hub.errors.StrictDataclassError: a type is wrong, or the settings do not form a valid model. The
+            message states the reason.
     """
 
     model_type = "surgenet"
@@ -80,7 +81,13 @@ class SurgeNetConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Refuse what timm would build wrongly or not at all; called by `@strict` after every construction."""
+        """Check that the settings form a valid architecture.
+
+        `@strict` calls this method after construction. timm does not reject all of these settings.
+
+        Raises:
+            ValueError: a setting is invalid.
+        """
         for name in ("depths", "hidden_sizes"):
             if len(getattr(self, name)) != 4 or min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be four positive numbers, one a stage, got {getattr(self, name)}")

@@ -10,31 +10,35 @@ from .configuration_surgenet import SurgeNetConfig
 class SurgeNetPhaseConfig(PreTrainedConfig):
     """Configuration of a SurgeNet backbone with a causal multi-stage TCN over its frame embeddings.
 
-    The architecture is that of the SurgeNet authors' second stage: 2 stages of 9 layers with 64 maps.
+    The default architecture is the second stage of the SurgeNet authors: 2 TCN stages of 9 layers with 64 channels.
     The defaults of the loss are those of the first version of this package, so that its saved models keep their loss.
-    `SurgeNetForPhaseRecognition.from_backbone` takes the loss of the authors' code for new models.
+    For new models, `SurgeNetForPhaseRecognition.from_backbone` uses the loss of the authors' code.
 
     Args:
-        backbone_config: of the frame backbone, a `SurgeNetConfig` or its dict; default: `SurgeNetConfig()`.
-        num_stages: TCN stages; each after the first refines the phases that the one before predicts.
-        num_layers: dilated layers of a stage; layer i has dilation 2**i.
-        num_feature_maps: channels of these layers.
-        dropout: probability within each dilated layer, in [0, 1).
-        smoothing_weight: of the truncated mean squared error between neighbouring frames in the loss; 0 for none.
-        stage_reduction: of the losses of the stages to one, `"sum"` or `"mean"`.
-        smoothing_threshold: where that error is truncated, as a difference of log-probabilities (MS-TCN's tau).
-        ignore_index: label of frames that the loss leaves out: padding, or without annotation.
-        frames_per_second: rate of the frames that the TCN is trained on, in 1/s; whoever feeds the model keeps to it.
-        num_labels, id2label, label2id: the phases.
+        backbone_config: config of the frame backbone, as a `SurgeNetConfig` or its dict. Default: `SurgeNetConfig()`.
+        num_stages: number of TCN stages. Each stage after the first refines the predictions of the previous stage.
+        num_layers: number of dilated layers per stage. Layer i has dilation 2**i.
+        num_feature_maps: number of channels of these layers.
+        dropout: dropout probability in each dilated layer, in [0, 1).
+        smoothing_weight: weight of the truncated mean squared error between adjacent frames in the loss. 0 disables
+            it.
+        stage_reduction: reduction of the losses over the stages, `"sum"` or `"mean"`.
+        smoothing_threshold: truncation threshold of this error, as a difference of log-probabilities (tau of MS-TCN).
+        ignore_index: label of frames that the loss ignores, for padding and unlabeled frames.
+        frames_per_second: frame rate, in 1/s, at which the TCN is trained. Inputs must have the same rate.
+        num_labels: number of phases.
+        id2label: {phase id: name}.
+        label2id: {name: phase id}.
 
     Raises:
-        ValueError: when the backbone's config is of another model type.
-        huggingface_hub.errors.StrictDataclassError: for a wrong type, or a value that makes no model, with the reason.
+        ValueError: the backbone's config has another model type.
+        huggingface_hub.errors.StrictDataclassError: a type is wrong, or the settings do not form a valid model. The
+            message states the reason.
     """
 
     model_type = "surgenet_phase"
     sub_configs = {"backbone_config": SurgeNetConfig}  # noqa: RUF012
-    # Trainer gathers the other outputs for its metrics, along their first axis: the videos
+    # Trainer concatenates the remaining outputs for its metrics along the first axis, which is the video
     keys_to_ignore_at_inference = ["stage_logits", "features"]  # noqa: RUF012
 
     backbone_config: SurgeNetConfig | dict | None = None
@@ -63,7 +67,13 @@ class SurgeNetPhaseConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Refuse what cannot be built or trained; called by `@strict` after every construction."""
+        """Check that the settings form a model that can be built and trained.
+
+        `@strict` calls this method after construction.
+
+        Raises:
+            ValueError: a setting is invalid.
+        """
         for name in ("num_stages", "num_layers", "num_feature_maps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -81,10 +91,10 @@ class SurgeNetPhaseConfig(PreTrainedConfig):
 
     @property
     def receptive_field(self) -> int:
-        """Frames that an output depends on, its own included."""
+        """Return the number of frames that one output depends on, including its own frame."""
         return 1 + self.num_stages * 2 * (2**self.num_layers - 1)
 
-    # what is said of any SurgeNet model is here said of the backbone
+    # code for all SurgeNet models reads these settings, which the backbone's config holds
 
     @property
     def backbone(self) -> str:

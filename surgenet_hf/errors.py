@@ -1,13 +1,13 @@
-"""Errors that a user can fix. Only these end a command with their message and without a traceback."""
+"""Errors that a user can fix. Commands print their message without a traceback."""
 
 
 class UserError(ValueError):
-    """A mistake in arguments, data, or files. The message says what was found, what was expected, and what to do."""
+    """Error in arguments, data, or files. The message states what was found, what was expected, and what to do."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that the user named does not exist, or lacks a file that it must hold."""
+    """Error for a file or folder that does not exist, or for a folder that lacks a required file."""
 
 
 class UnavailableError(UserError, OSError):
-    """The Hub cannot be reached or refuses a request, or a file cannot be read or written."""
+    """Error for a Hub that is unreachable or refuses a request, or for a file that cannot be read or written."""

@@ -1,9 +1,8 @@
-"""What makes a step on a CPU faster than torch's own kernels do; the results differ by rounding alone.
+"""Faster training steps on a CPU. The results differ from torch's own kernels only by rounding.
 
-Seen with torch.profiler on CAFormer-S18, one core with AMX, torch 2.15: oneDNN takes 2 to 30 times as long for the
-weight gradient of a 7x7 depthwise convolution as for the same numbers as a convolution of input and output gradient,
-and up to twice as long for the gradient of the input. In bfloat16 it is slower still, as is the backward pass of the
-fused attention.
+Measured with torch.profiler on CAFormer-S18 on one core with AMX, torch 2.15. The weight gradient of a 7x7 depthwise
+convolution takes oneDNN 2 to 30 times as long as the equivalent convolution of input and output gradient. The input
+gradient takes up to twice as long. In bfloat16, both are even slower, and so is the backward pass of fused attention.
 """
 
 from functools import partial
@@ -14,20 +13,25 @@ from torch.nn import functional as F
 
 
 def speed_up(model: nn.Module, half: bool) -> None:
-    """Replace what is slow on a CPU; weights and their names stay.
+    """Replace slow CPU operations of a model in place. Weights and their names do not change.
 
     Args:
-        half: the model runs under autocast to bfloat16. Large depthwise convolutions then stay in float32.
+        model: model to modify.
+        half: whether the model runs under autocast to bfloat16. Large depthwise convolutions then run in float32, and
+            fused attention is disabled.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and _is_large_depthwise(module):
             module.forward = partial(_forward, module)
-        elif half and hasattr(module, "fused_attn"):  # timm's name
+        elif half and hasattr(module, "fused_attn"):  # attribute of timm's attention
             module.fused_attn = False
 
 
 def _is_large_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether it keeps height and width and has 5x5 weights or larger; torch is fast with smaller ones."""
+    """Return whether a depthwise convolution keeps height and width and has a kernel of 5x5 or larger.
+
+    torch is fast for smaller kernels.
+    """
     size = min(conv.kernel_size)
     same = [2 * p + 1 for p in conv.padding] == list(conv.kernel_size) and conv.padding_mode == "zeros"
     dense = conv.stride == conv.dilation == (1, 1)
@@ -40,7 +44,7 @@ def _forward(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
-    """A depthwise convolution of stride 1 that keeps height and width, with gradients that are such convolutions."""
+    """Depthwise convolution of stride 1 that keeps height and width, with depthwise convolutions as gradients."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, padding):
@@ -56,7 +60,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = convolve(grad, weight.flip(2, 3))
-        if ctx.needs_input_grad[1]:  # an image (1, C, H, W) and its gradient as kernels (C, 1, H, W) give (1, C, k, k)
+        if ctx.needs_input_grad[1]:  # image (1, C, H, W), its gradient as kernels (C, 1, H, W), result (1, C, k, k)
             pairs = zip(x.split(1), grad.split(1), strict=True)
             grad_weight = sum(convolve(image, kernels.transpose(0, 1)) for image, kernels in pairs).transpose(0, 1)
         if ctx.needs_input_grad[2]:

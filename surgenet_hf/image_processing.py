@@ -10,18 +10,18 @@ from .errors import UserError
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SIZE = 224  # pixels, of pretraining
+IMAGE_SIZE = 224  # pixels, the default height and width
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def image_processor_for(
     model: PreTrainedModel | PreTrainedConfig, image_size: int = IMAGE_SIZE
 ) -> SegformerImageProcessor:
-    """Build the image processor that belongs to a model, with the normalization recorded in its config.
+    """Build the image processor of a model, with the normalization recorded in its config.
 
     Args:
-        model: a SurgeNet model, or its config. `config.pretraining["normalization"]` names the normalization.
-        image_size: height and width in pixels that frames are resized to.
+        model: SurgeNet model or its config. `config.pretraining["normalization"]` names the normalization.
+        image_size: height and width, in pixels, of resized frames.
 
     Raises:
         UserError: the config does not name a known normalization.
@@ -43,7 +43,7 @@ def build_image_processor(normalization: str = "surgenet", image_size: int = IMA
 
     Args:
         normalization: "surgenet" or "imagenet".
-        image_size: height and width in pixels that frames are resized to.
+        image_size: height and width, in pixels, of resized frames.
     """
     mean, std = NORMALIZATIONS[normalization]
     return SegformerImageProcessor(
@@ -55,12 +55,14 @@ def build_image_processor(normalization: str = "surgenet", image_size: int = IMA
 
 
 def load_image_processor(source: str | Path, image_size: int | None = None):
-    """Load the image processor of a model; in a folder without one, rebuild it from the config.
+    """Load the image processor of a model.
+
+    If a folder has no image processor, it is rebuilt from the config with a warning.
 
     Args:
-        source: a folder, or a repository on the Hub.
-        image_size: height and width in pixels that frames are resized to. Default: the saved size, or 224 if the
-            image processor is rebuilt.
+        source: folder, or repository on the Hub.
+        image_size: height and width, in pixels, of resized frames. Default: the saved size, or 224 for a rebuilt image
+            processor.
 
     Raises:
         UserError: the folder has no image processor, and its config does not record the normalization.

@@ -1,17 +1,17 @@
-"""Which videos of an evaluation trained a model, selected its checkpoint, or were in its pretraining.
+"""Detection of evaluation videos that trained a model, selected its checkpoint, or were in its pretraining.
 
-A model carries the record of its fine-tuning in its config: `config.finetuning` (of a phase model:
-`config.backbone_config.finetuning`) is a list with one dict for each dataset that trained it:
+A model's config records its fine-tuning in `config.finetuning`. For a phase model, the record is in
+`config.backbone_config.finetuning`. The record is a list with one dict per training dataset:
 
     dataset             its name in `surgenet_hf.data`, or "unknown" for training without a record
-    split_protocol      which videos belong to which split
+    split_protocol      assignment of videos to splits
     train_videos        ids of the videos that trained the model
-    selection_videos    ids of the videos of the split that selected the checkpoint; empty if none did
-    salt                only for the user's own videos: identifies the salt of their hashes
+    selection_videos    ids of the videos of the split that selected the checkpoint; empty if there is no such split
+    salt                id of the salt of the video hashes; only for the user's own videos
 
-The id of a public video is "<namespace>:<video>". Datasets made from the same videos share a namespace, so
+The id of a public video is "<namespace>:<video>". Datasets made from the same videos share a namespace. For example,
 "cholec80:video12" is video12 of Cholec80, video12 of CholecSeg8k, and VID12 of CholecT50. The id of a user's own video
-is "own:<hash>" (`surgenet_hf.privacy.video_hashes`), so that config.json can be published.
+is "own:<hash>" (see `surgenet_hf.privacy.video_hashes`), so that config.json can be published.
 """
 
 import re
@@ -24,17 +24,18 @@ from .privacy import video_hashes
 UNKNOWN = "unknown"
 OWN = "own"
 _UNRECORDED = "unknown: which videos trained this model is not recorded"
-# the part of a dataset's name before the first hyphen: the namespace of its videos, where it is another
+# {part of a dataset's name before the first hyphen: namespace of its videos}, if the two differ
 _NAMESPACES = {"cholecseg8k": "cholec80", "cholect50": "cholec80"}
-_OVERLAPPING = {"cholec80", "endoscapes"}  # which videos they share is listed in camma_dataset_overlaps of CAMMA
+_OVERLAPPING = {"cholec80", "endoscapes"}  # CAMMA's camma_dataset_overlaps lists the shared videos
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """What is known of the videos of an evaluation.
+    """Overlap of the videos of an evaluation with the training data of the model.
 
     Attributes:
-        note: one sentence without a period, for results files; None: the model is known to have seen none.
+        note: sentence without a final period, for results files. None if the model is known to have seen none of the
+            videos.
         trained: names of the videos that fine-tuned the model.
         selected: names of the videos that selected its checkpoint.
     """
@@ -45,20 +46,20 @@ class Leakage:
 
 
 def start_record(config) -> None:
-    """Set an empty record where the weights are known to be without fine-tuning: random, or without a head.
+    """Set an empty record if the weights are known not to be fine-tuned: random weights, or a model without a head.
 
     Args:
-        config: of a new model, or as `from_pretrained` loaded it.
+        config: config of a new model, or config loaded by `from_pretrained`.
     """
     if getattr(config, "finetuning", None) is None and _has_no_head(config):
         config.finetuning = []
 
 
 def record_finetuning(config, data, selects_checkpoint: bool) -> None:
-    """Add the data that fine-tunes a model to the record in its config; the same data is added once.
+    """Add the data of a fine-tuning to the record in a model's config. The same data is added only once.
 
     Args:
-        config: of the model, before its training.
+        config: config of the model before training.
         data: `SurgicalData`.
         selects_checkpoint: whether metrics on the validation split select the checkpoint.
     """
@@ -79,7 +80,7 @@ def record_finetuning(config, data, selects_checkpoint: bool) -> None:
 
 
 def describe_finetuning(config) -> list[str]:
-    """Describe the record of a model in sentences without a period, for cards."""
+    """Describe the record of a model for model cards, as sentences without a final period."""
     record = getattr(_backbone(config), "finetuning", None)
     if record is None:
         return [_UNRECORDED]
@@ -93,12 +94,12 @@ def describe_finetuning(config) -> list[str]:
 
 
 def leakage_report(config, data, split: str) -> Leakage:
-    """Report what a model has seen of a split that it is evaluated on.
+    """Report the overlap of an evaluation split with the training data of a model.
 
     Args:
-        config: of the model, of any family.
+        config: config of the model, of any family.
         data: `SurgicalData`.
-        split: one of its splits.
+        split: name of the evaluation split.
     """
     videos = _videos(data, split)
     record = getattr(_backbone(config), "finetuning", None)
@@ -112,7 +113,7 @@ def leakage_report(config, data, split: str) -> Leakage:
     notes = []
     for found, what in ((trained, "trained this model"), (selected, "selected its checkpoint")):
         if found:
-            # names of own videos stay out of the note, which may be published
+            # the note may be published, so it does not name the user's own videos
             names = ", ".join(found[:3]) + ", ..." * (len(found) > 3) if data.videos_are_public else "matched by name"
             notes.append(f"{len(found)} of {len(videos)} videos {what} ({names})")
     if selected:
@@ -126,7 +127,7 @@ def leakage_report(config, data, split: str) -> Leakage:
 
 
 def _unknown_overlaps(record: list[dict], data) -> list[str]:
-    """Say for which entries of a record it cannot be told whether they hold videos of the data."""
+    """Return notes on the entries of a record whose overlap with the data is unknown."""
     notes = []
     for entry in record:
         namespaces = {_namespace(entry["dataset"]), _namespace(data.name)}
@@ -144,7 +145,7 @@ def _unknown_overlaps(record: list[dict], data) -> list[str]:
 
 def _videos(data, split: str) -> list[str]:
     rows = data.splits[split]
-    if hasattr(rows, "select_columns"):  # of the datasets library, where indexing a row would decode its image
+    if hasattr(rows, "select_columns"):  # a `datasets.Dataset`, where indexing a row decodes its image
         return list(dict.fromkeys(rows.select_columns(["video"])[:]["video"]))
     return list(dict.fromkeys(row["video"] for row in rows))
 
@@ -165,7 +166,7 @@ def _video_ids(data, videos: Iterable[str]) -> dict[str, str]:
 
 def _namespace(dataset: str) -> str:
     if _is_synthetic(dataset):
-        return dataset  # each draws its own videos
+        return dataset  # synthetic datasets do not share videos
     name = dataset.split("-")[0]
     return _NAMESPACES.get(name, name)
 
@@ -179,7 +180,7 @@ def _salt_id() -> str:
 
 
 def _backbone(config):
-    """Return the config that holds the record: of a phase model, that of its backbone."""
+    """Return the config that holds the record. For a phase model, this is the config of the backbone."""
     return getattr(config, "backbone_config", None) or config
 
 

@@ -1,10 +1,10 @@
-"""SurgeNet models: timm's CAFormer, ConvNeXtV2 and PVTv2 under the transformers API, with the original heads.
+"""SurgeNet models: timm's CAFormer, ConvNeXtV2, and PVTv2 with the transformers API and the original heads.
 
-The backbones are timm's own blocks, unchanged; the pooled embedding, the classification heads and the FPN follow
+The backbones use timm's blocks without changes. The pooled embedding, the classification heads, and the FPN follow
 github.com/TimJaspers0801/SurgeNet (Jaspers et al., Medical Image Analysis 108:103873, 2026).
 """
 
-import timm  # noqa: F401  (a repository that carries this file as remote code tells from this line what to install)
+import timm  # noqa: F401  (transformers reads the requirements of remote code from its imports)
 import torch
 from timm.layers import LayerNorm
 from timm.layers.grn import GlobalResponseNorm
@@ -26,7 +26,7 @@ from transformers.utils import can_return_tuple
 from .configuration_surgenet import GROUP_NORM_GROUPS, PVT_NUM_HEADS, SurgeNetConfig
 
 
-# timm's blocks, known to transformers' gradient checkpointing
+# timm's blocks as layers that transformers' gradient checkpointing recognizes
 class MetaFormerBlock(GradientCheckpointingLayer, metaformer.MetaFormerBlock): ...
 
 
@@ -37,7 +37,7 @@ class PvtV2Block(GradientCheckpointingLayer, pvt_v2.Block): ...
 
 
 def _build_timm_backbone(config: SurgeNetConfig) -> nn.Module:
-    """timm's network with the depths and widths of `config`, without a classification head."""
+    """Build timm's network with the depths and widths of `config`, without a classification head."""
     common = {
         "in_chans": config.num_channels,
         "num_classes": 0,
@@ -61,7 +61,11 @@ def _build_timm_backbone(config: SurgeNetConfig) -> nn.Module:
 
 
 class SurgeNetEncoder(nn.Module):
-    """Stem and four stages of a timm backbone; returns five feature maps (B, C_i, h_i, w_i), strides 4 to 32."""
+    """Stem and four stages of a timm backbone.
+
+    The output is a tuple of five feature maps (B, C_i, h_i, w_i), one of the stem and one of each stage. Their strides
+    are 4, 4, 8, 16, and 32.
+    """
 
     def __init__(self, config: SurgeNetConfig):
         super().__init__()
@@ -84,7 +88,7 @@ class SurgeNetEncoder(nn.Module):
         x = self.stem(pixel_values)
         if self.channels_last_stem:
             x = x.permute(0, 3, 1, 2)
-        feature_maps = [x]  # all on the path to the output, so that each has a gradient
+        feature_maps = [x]  # store the tensor that the output depends on, so that every map has a gradient
         if self.channels_last_stem:
             x = x.permute(0, 2, 3, 1)
         for stage in self.stages:
@@ -94,7 +98,13 @@ class SurgeNetEncoder(nn.Module):
 
 
 def _check_labels(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
-    """Check class ids: on a GPU, PyTorch would end the process with an error that does not name them."""
+    """Check that class ids are valid.
+
+    On a GPU, PyTorch would abort the process with an error that does not name the invalid ids.
+
+    Raises:
+        ValueError: a label is neither a class id nor `ignore_index`.
+    """
     if torch.compiler.is_compiling() or labels.numel() == 0:
         return
     wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)]
@@ -106,12 +116,14 @@ def _check_labels(labels: torch.Tensor, num_labels: int, ignore_index: int) -> N
 
 
 class SurgeNetPreTrainedModel(PreTrainedModel):
+    """Base class for weight initialization and for loading pretrained models."""
+
     config: SurgeNetConfig
     base_model_prefix = "surgenet"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _backbone_prefixes = (".encoder.", ".surgenet.encoder.")  # of the parameters that a file must hold
+    _backbone_prefixes = (".encoder.", ".surgenet.encoder.")  # parameters that a file must contain
     _no_split_modules = ["MetaFormerBlock", "ConvNeXtBlock", "PvtV2Block"]  # noqa: RUF012
 
     @torch.no_grad()
@@ -130,16 +142,21 @@ class SurgeNetPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The stem: where gradients start for adapters on a frozen backbone with reentrant checkpointing."""
+        """Return the stem.
+
+        With reentrant checkpointing, gradients for adapters on a frozen backbone start at its output.
+        """
         return self.base_model.encoder.stem
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers, but a backbone loads whole or not at all; a new head is still only warned about.
+        """Load a pretrained model as in transformers, but require complete backbone weights.
+
+        A new head only causes the usual warning.
 
         Raises:
-            ValueError: when the file lacks parameters of the backbone or holds others: an interrupted save, weights of
-                another backbone, or StarReLU weights for a ReLU model.
+            ValueError: the file lacks parameters of the backbone, or has unexpected or mismatched ones. Causes are an
+                interrupted save, weights of another backbone, and StarReLU weights for a ReLU model.
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         found = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"]}
@@ -148,7 +165,7 @@ class SurgeNetPreTrainedModel(PreTrainedModel):
             kind: sorted(key for key in keys if f".{key}".startswith(cls._backbone_prefixes))
             for kind, keys in found.items()
         }
-        # without a name, everything is meant to be initialised
+        # without a name, transformers initializes all weights on purpose
         if pretrained_model_name_or_path is not None and any(wrong.values()):
             parameters = ", ".join(f"{len(keys)} parameters {kind} {keys[:3]}" for kind, keys in wrong.items() if keys)
             raise ValueError(
@@ -160,21 +177,21 @@ class SurgeNetPreTrainedModel(PreTrainedModel):
 
 
 class SurgeNetModel(SurgeNetPreTrainedModel):
-    """The bare backbone.
+    """SurgeNet backbone without a head.
 
     Example:
         >>> model = SurgeNetModel.from_pretrained("surgenet/surgenetxl")
         >>> model(pixel_values).pooler_output  # (B, C): the embedding that DINO trained
     """
 
-    # segmentation models lack the norm of the embedding: SurgeNetBackbone takes their feature maps
+    # rejects segmentation models, which lack the norm of the embedding; SurgeNetBackbone loads their feature maps
     _backbone_prefixes = (".encoder.", ".layernorm.")
 
     def __init__(self, config: SurgeNetConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.encoder = SurgeNetEncoder(config)
         self.add_pooling_layer = add_pooling_layer
-        # PVTv2 norms the tokens at the end of each stage instead
+        # PVTv2 normalizes the tokens at the end of each stage instead
         has_norm = add_pooling_layer and config.backbone != "pvt_v2_b2"
         self.layernorm = LayerNorm(config.hidden_sizes[-1]) if has_norm else None
         self.post_init()
@@ -183,14 +200,19 @@ class SurgeNetModel(SurgeNetPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor | None = None, output_hidden_states: bool | None = None, **kwargs
     ) -> BaseModelOutputWithPoolingAndNoAttention:
-        """
+        """Compute feature maps and the pooled embedding.
+
         Args:
-            pixel_values: (B, num_channels, H, W), normalised by the image processor; any height and width >= 32.
-            output_hidden_states: also return `hidden_states`; default: `config.output_hidden_states`.
+            pixel_values: images (B, num_channels, H, W), normalized by the image processor. H and W are at least 32.
+            output_hidden_states: whether to return `hidden_states`. Default: `config.output_hidden_states`.
 
         Returns:
-            `last_hidden_state` (B, C, h, w) of stage 4, stride 32; `pooler_output` (B, C), the norm of its spatial
-            mean (PVTv2: the mean of the normed tokens); `hidden_states`, the maps after stem and stages 1 to 4.
+            `last_hidden_state` (B, C, h, w) of stage 4, with stride 32. `pooler_output` (B, C), the layer-normalized
+            spatial mean of the last feature map (PVTv2: the mean of the normalized tokens). `hidden_states`, the
+            feature maps of the stem and stages 1 to 4.
+
+        Raises:
+            ValueError: `pixel_values` is missing or has a wrong shape.
         """
         if pixel_values is None:
             raise ValueError("pixel_values is missing: give a float tensor (B, num_channels, H, W)")
@@ -206,7 +228,7 @@ class SurgeNetModel(SurgeNetPreTrainedModel):
 
 
 class SurgeNetBackbone(BackboneMixin, SurgeNetPreTrainedModel):
-    """Feature maps of chosen stages, for dense prediction frameworks (`AutoBackbone`).
+    """SurgeNet backbone for dense prediction frameworks (`AutoBackbone`), with feature maps of selected stages.
 
     Example:
         >>> backbone = SurgeNetBackbone.from_pretrained("surgenet/surgenetxl", out_features=["stage1", "stage4"])
@@ -214,7 +236,7 @@ class SurgeNetBackbone(BackboneMixin, SurgeNetPreTrainedModel):
     """
 
     has_attentions = False
-    _keys_to_ignore_on_load_unexpected = [r"^layernorm\."]  # noqa: RUF012  (of the pooled embedding)
+    _keys_to_ignore_on_load_unexpected = [r"^layernorm\."]  # noqa: RUF012  (only the pooled embedding uses it)
 
     def __init__(self, config: SurgeNetConfig):
         super().__init__(config)
@@ -226,7 +248,16 @@ class SurgeNetBackbone(BackboneMixin, SurgeNetPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
     ) -> BackboneOutput:
-        """`feature_maps`: a tuple of (B, C_i, h_i, w_i) for the stages in `config.out_features`, in their order."""
+        """Compute the feature maps of the selected stages.
+
+        Args:
+            pixel_values: images (B, num_channels, H, W), as for `SurgeNetModel`.
+            output_hidden_states: whether to return `hidden_states`. Default: `config.output_hidden_states`.
+
+        Returns:
+            `feature_maps`, a tuple of (B, C_i, h_i, w_i) in the order of `config.out_features`. `hidden_states`, the
+            feature maps of the stem and all stages.
+        """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         maps = self.encoder(pixel_values)
@@ -237,9 +268,12 @@ class SurgeNetBackbone(BackboneMixin, SurgeNetPreTrainedModel):
 
 
 class SurgeNetForImageClassification(SurgeNetPreTrainedModel):
-    """The pooled embedding and the original head: an MLP with squared ReLU on CAFormer, else one linear layer."""
+    """SurgeNet backbone with the original classification head on the pooled embedding.
 
-    accepts_loss_kwargs = False  # Trainer then averages the loss over accumulated batches itself
+    The head is an MLP with squared ReLU for CAFormer, and one linear layer for other backbones.
+    """
+
+    accepts_loss_kwargs = False  # makes Trainer average the loss over accumulated batches
 
     def __init__(self, config: SurgeNetConfig):
         super().__init__(config)
@@ -252,15 +286,16 @@ class SurgeNetForImageClassification(SurgeNetPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
     ) -> ImageClassifierOutputWithNoAttention:
-        """
+        """Compute logits, and the loss if labels are given.
+
         Args:
-            pixel_values: as for `SurgeNetModel`.
-            labels: by `config.problem_type`: `single_label_classification` (B,) class ids;
-                `multi_label_classification` (B, num_labels) floats, 0 to 1 (soft targets welcome); `regression` (B,)
-                or (B, num_labels) floats.
+            pixel_values: images (B, num_channels, H, W), as for `SurgeNetModel`.
+            labels: targets, depending on `config.problem_type`. `single_label_classification`: class ids (B,).
+                `multi_label_classification`: floats from 0 to 1 (B, num_labels), which can be soft targets.
+                `regression`: floats (B,) or (B, num_labels).
 
         Returns:
-            `logits` (B, num_labels), `loss` if labels are given, `hidden_states` as `SurgeNetModel`.
+            `logits` (B, num_labels), `loss` if labels are given, and `hidden_states` as for `SurgeNetModel`.
         """
         outputs = self.surgenet(pixel_values, **kwargs)
         logits = self.classifier(outputs.pooler_output)
@@ -273,7 +308,11 @@ class SurgeNetForImageClassification(SurgeNetPreTrainedModel):
 
 
 class SurgeNetFPNLevel(nn.Sequential):
-    """One pyramid level on its way up: 3x3 convolution, group norm, ReLU for each of `sizes` that it passes."""
+    """One FPN level, upsampled to the resolution of stage 1.
+
+    Each block has a 3x3 convolution, group normalization, and ReLU. After a block, the maps are resized to the next
+    entry of `sizes`, if there is one.
+    """
 
     def __init__(self, config: SurgeNetConfig, num_blocks: int):
         blocks = []
@@ -293,22 +332,22 @@ class SurgeNetFPNLevel(nn.Sequential):
 
 
 class SurgeNetFPN(nn.Module):
-    """The original segmentation decoder (from segmentation_models.pytorch), for feature maps of any size.
+    """Original segmentation decoder (from segmentation_models.pytorch), for feature maps of any size.
 
-    Where the original doubles sizes, this one interpolates to the size of the next finer map: the same numbers when
-    the sides of the input are multiples of 32, and no error otherwise.
+    The original doubles the size of a map. This decoder interpolates to the size of the next finer map. The results
+    are identical if the input height and width are multiples of 32. Other sizes raise no error.
     """
 
     def __init__(self, config: SurgeNetConfig):
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(width, config.pyramid_channels, 1) for width in config.hidden_sizes)
-        # coarse levels pass more convolutions: one for each doubling, and at least one
+        # one block for each doubling of the resolution, and at least one
         self.levels = nn.ModuleList(SurgeNetFPNLevel(config, max(1, i)) for i in range(4))
         self.dropout = nn.Dropout2d(config.segmentation_dropout)
         self.classifier = nn.Conv2d(4 * config.segmentation_channels, config.num_labels, 3, padding=1)
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Maps of stages 1 to 4, (B, C_i, h_i, w_i), to logits (B, num_labels, h_1, w_1)."""
+        """Compute logits (B, num_labels, h_1, w_1) from the feature maps (B, C_i, h_i, w_i) of stages 1 to 4."""
         sizes = [feature_map.shape[-2:] for feature_map in feature_maps]
         pyramid = [lateral(feature_map) for lateral, feature_map in zip(self.lateral, feature_maps, strict=True)]
         for i in (2, 1, 0):
@@ -318,13 +357,13 @@ class SurgeNetFPN(nn.Module):
 
 
 class SurgeNetForSemanticSegmentation(SurgeNetPreTrainedModel):
-    """The backbone with the original FPN decoder; logits come at the resolution of the input."""
+    """SurgeNet backbone with the original FPN decoder. Logits have the resolution of the input."""
 
-    accepts_loss_kwargs = False  # Trainer then averages the loss over accumulated batches itself
+    accepts_loss_kwargs = False  # makes Trainer average the loss over accumulated batches
 
     def __init__(self, config: SurgeNetConfig):
         super().__init__(config)
-        # without the pooled embedding: its norm would get no gradient, which distributed training refuses
+        # no pooling layer: its norm would get no gradient, which is an error in distributed training
         self.surgenet = SurgeNetModel(config, add_pooling_layer=False)
         self.decode_head = SurgeNetFPN(config)
         self.post_init()
@@ -337,14 +376,15 @@ class SurgeNetForSemanticSegmentation(SurgeNetPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> SemanticSegmenterOutput:
-        """
+        """Compute logits, and the loss if labels are given.
+
         Args:
-            pixel_values: (B, num_channels, H, W), as for `SurgeNetModel`.
-            labels: (B, H, W) class ids; pixels of `config.semantic_loss_ignore_index` are left out of the loss.
-            output_hidden_states: also return `hidden_states`; default: `config.output_hidden_states`.
+            pixel_values: images (B, num_channels, H, W), as for `SurgeNetModel`.
+            labels: class ids (B, H, W). The loss ignores pixels with the label `config.semantic_loss_ignore_index`.
+            output_hidden_states: whether to return `hidden_states`. Default: `config.output_hidden_states`.
 
         Returns:
-            `logits` (B, num_labels, H, W), `loss` if labels are given, `hidden_states` as `SurgeNetModel`.
+            `logits` (B, num_labels, H, W), `loss` if labels are given, and `hidden_states` as for `SurgeNetModel`.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -356,7 +396,7 @@ class SurgeNetForSemanticSegmentation(SurgeNetPreTrainedModel):
             ignored = self.config.semantic_loss_ignore_index
             _check_labels(labels, self.config.num_labels, ignored)
             loss = F.cross_entropy(logits.float(), labels, ignore_index=ignored, reduction="sum")
-            loss = loss / (labels != ignored).sum().clamp(min=1)  # the mean, and 0 instead of NaN if all are ignored
+            loss = loss / (labels != ignored).sum().clamp(min=1)  # the mean, but 0 instead of NaN if all are ignored
         return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=hidden_states if output_hidden_states else None
         )

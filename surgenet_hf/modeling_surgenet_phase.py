@@ -1,13 +1,13 @@
-"""Surgical phase recognition: a SurgeNet backbone a frame, and a causal multi-stage TCN over the frames.
+"""Surgical phase recognition with a SurgeNet backbone per frame and a causal multi-stage TCN over the frames.
 
-The temporal model is MS-TCN (Farha and Gall, CVPR 2019) made causal as in TeCNO (Czempiel et al., MICCAI 2020). It has
-no normalisation, over time or otherwise: an output depends on its own frame and those before, in training too.
+The temporal model is MS-TCN (Farha and Gall, CVPR 2019), made causal as in TeCNO (Czempiel et al., MICCAI 2020). It
+has no normalization layers, so an output depends only on its own and earlier frames. This also holds in training.
 """
 
 import os
 from dataclasses import dataclass
 
-import timm  # noqa: F401  (a repository that carries this file as remote code tells from this line what to install)
+import timm  # noqa: F401  (transformers reads the requirements of remote code from its imports)
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -18,18 +18,19 @@ from transformers.utils import can_return_tuple
 from .configuration_surgenet_phase import SurgeNetPhaseConfig
 from .modeling_surgenet import SurgeNetModel, SurgeNetPreTrainedModel
 
-# the last 2 * dilation inputs of each dilated layer, (B, num_feature_maps, 2 * dilation), from the first stage on
+# last 2 * dilation inputs (B, num_feature_maps, 2 * dilation) of each dilated layer, in the order of stages and layers
 StreamState = tuple[torch.Tensor, ...]
 
 
 @dataclass
 class PhaseRecognitionOutput(ModelOutput):
-    """
+    """Output of `SurgeNetForPhaseRecognition`.
+
     Args:
-        loss: of `phase_loss`, if labels are given.
-        logits: (B, T, num_labels), of the last stage.
-        stage_logits: (num_stages, B, T, num_labels), of all stages.
-        features: (B, T, C), the embeddings of the frames.
+        loss: scalar loss of `phase_loss`, if labels are given.
+        logits: logits (B, T, num_labels) of the last stage.
+        stage_logits: logits (num_stages, B, T, num_labels) of all stages.
+        features: frame embeddings (B, T, C).
     """
 
     loss: torch.Tensor | None = None
@@ -47,9 +48,10 @@ def phase_loss(
     class_weights: torch.Tensor | None = None,
     stage_reduction: str = "sum",
 ) -> torch.Tensor:
-    """The loss of MS-TCN: cross-entropy, and a truncated squared error between neighbouring frames, of every stage.
+    """Compute the loss of MS-TCN, cross-entropy plus a truncated squared error between adjacent frames.
 
-    With p the log-probabilities of a stage, valid frames those with a label, and pairs their neighbours in time:
+    Let p be the log-probabilities of a stage. A frame is valid if it has a label. A pair of adjacent frames is valid
+    if both frames are:
 
         cross_entropy = mean over valid frames (b, t) of -p[b, t, labels[b, t]]
         smoothing = mean over valid pairs (b, t - 1), (b, t) and classes k of
@@ -57,16 +59,19 @@ def phase_loss(
         loss = sum or mean over stages of cross_entropy + smoothing_weight * smoothing
 
     Args:
-        stage_logits: (S, B, T, K).
-        labels: (B, T), class ids; frames of `ignore_index` are left out of both terms.
-        class_weights: (K,), of the cross-entropy, whose mean becomes a weighted one.
-        stage_reduction: "sum" (MS-TCN) or "mean" (the SurgeNet authors' code) over the stages.
+        stage_logits: logits (S, B, T, K) of S stages.
+        labels: class ids (B, T). Frames with `ignore_index` are excluded from both terms.
+        smoothing_weight: weight of the smoothing term.
+        smoothing_threshold: truncation threshold, as a difference of log-probabilities.
+        ignore_index: label of frames to exclude.
+        class_weights: weights (K,) of the cross-entropy, which becomes a weighted mean.
+        stage_reduction: "sum" over stages (MS-TCN), or "mean" (code of the SurgeNet authors).
 
     Returns:
-        a float32 scalar; 0 where no frame is valid.
+        The loss as a float32 scalar, 0 if no frame is valid.
 
     Raises:
-        ValueError: when the labels have another shape than the frames.
+        ValueError: the shape of the labels differs from (B, T).
     """
     if labels.shape != stage_logits.shape[1:3]:
         raise ValueError(
@@ -90,7 +95,7 @@ def phase_loss(
 
 
 class SurgeNetDilatedLayer(nn.Module):
-    """A causal dilated convolution over three frames, ReLU, a 1x1 convolution and dropout, added to the input."""
+    """Residual layer of a causal dilated convolution over three frames, ReLU, a 1x1 convolution, and dropout."""
 
     def __init__(self, channels: int, dilation: int, dropout: float):
         super().__init__()
@@ -100,13 +105,15 @@ class SurgeNetDilatedLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, past: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """
+        """Process T frames.
+
         Args:
-            x: (B, channels, T), the inputs of T frames.
-            past: (B, channels, 2 * dilation), the inputs before them; `None`: zeros, for the beginning of a video.
+            x: inputs (B, channels, T).
+            past: inputs (B, channels, 2 * dilation) of the preceding frames. `None` means zeros, for the start of a
+                video.
 
         Returns:
-            the outputs (B, channels, T), and the past of the frame that follows.
+            The outputs (B, channels, T), and the past for the next frame.
         """
         window = F.pad(x, (self.context, 0)) if past is None else torch.cat([past, x], dim=-1)
         update = self.dropout(self.pointwise(F.relu(self.dilated(window))))
@@ -114,7 +121,7 @@ class SurgeNetDilatedLayer(nn.Module):
 
 
 class SurgeNetTCNStage(nn.Module):
-    """One stage of the TCN: (B, in_channels, T) to the logits (B, num_labels, T)."""
+    """One stage of the TCN, from inputs (B, in_channels, T) to logits (B, num_labels, T)."""
 
     def __init__(self, config: SurgeNetPhaseConfig, in_channels: int):
         super().__init__()
@@ -126,7 +133,7 @@ class SurgeNetTCNStage(nn.Module):
         self.classifier = nn.Conv1d(channels, config.num_labels, 1)
 
     def forward(self, x: torch.Tensor, pasts: StreamState | None = None) -> tuple[torch.Tensor, StreamState]:
-        """The logits, and the pasts of the layers for the frame that follows."""
+        """Return the logits, and the pasts of the layers for the next frame."""
         x = self.projection(x)
         following = []
         for i, layer in enumerate(self.layers):
@@ -136,26 +143,31 @@ class SurgeNetTCNStage(nn.Module):
 
 
 class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
-    """A SurgeNet backbone and a causal multi-stage TCN: the phase of every frame, from it and the frames before.
+    """SurgeNet backbone with a causal multi-stage TCN that predicts the phase of each frame.
 
-    Padding goes to the end of the shorter videos of a batch. It needs no mask: no earlier output depends on it, and
-    frames labelled `config.ignore_index` are left out of the loss.
+    A prediction uses the frame itself and earlier frames. In a batch, pad shorter videos at the end. No mask is
+    necessary, because earlier outputs do not depend on the padding and the loss ignores frames with the label
+    `config.ignore_index`.
 
-    To train the TCN alone, as the SurgeNet authors do: compute the features once with `extract_features`, under
-    `model.eval()` and `torch.inference_mode()`, freeze the backbone with `model.surgenet.requires_grad_(False)`
-    (otherwise distributed training waits for gradients that never come), and train on `features` and `labels`.
+    To train only the TCN, as the SurgeNet authors do:
+
+    1. Compute the features once with `extract_features`, under `model.eval()` and `torch.inference_mode()`.
+    2. Freeze the backbone with `model.surgenet.requires_grad_(False)`. Otherwise, distributed training waits for
+    gradients
+       that do not exist.
+    3. Train on `features` and `labels`.
 
     Example:
         >>> model = SurgeNetForPhaseRecognition.from_backbone("surgenet/surgenetxl", num_labels=7).eval()
-        >>> model(pixel_values).logits  # (B, T, 7) of a whole video (B, T, 3, H, W)
+        >>> model(pixel_values).logits  # (B, T, 7) for a whole video (B, T, 3, H, W)
         >>> state = None
-        >>> for frame in camera:  # (B, 3, H, W), config.frames_per_second of them a second
+        >>> for frame in camera:  # (B, 3, H, W), at config.frames_per_second
         ...     logits, state = model.stream(frame, state)  # (B, 7)
     """
 
     config: SurgeNetPhaseConfig
     _backbone_prefixes = (".surgenet.",)
-    accepts_loss_kwargs = False  # Trainer then averages the loss over accumulated batches itself
+    accepts_loss_kwargs = False  # makes Trainer average the loss over accumulated batches
 
     def __init__(self, config: SurgeNetPhaseConfig):
         super().__init__(config)
@@ -166,7 +178,7 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, nn.Conv1d):  # PyTorch's own, as in MS-TCN
+        if isinstance(module, nn.Conv1d):  # PyTorch's default initialization, as in MS-TCN
             bound = (module.in_channels * module.kernel_size[0]) ** -0.5
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
@@ -175,32 +187,37 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
 
     @classmethod
     def from_backbone(cls, backbone, **config) -> "SurgeNetForPhaseRecognition":
-        """A phase model with a trained backbone and a new TCN, in float32.
+        """Build a phase model with a trained backbone and a new TCN, in float32.
 
         Args:
-            backbone: a SurgeNet model with its pooled embedding (`SurgeNetModel`, or the frame classifier that stage 1
-                trained: `SurgeNetForImageClassification`), whose weights are copied; or the folder or Hub name of one.
-            config: fields of `SurgeNetPhaseConfig`. The labels default to those of the backbone's config. The loss
-                defaults to that of the authors' SurgPhaseBench: smoothing 0.15 and the mean over the stages.
+            backbone: SurgeNet model with a pooled embedding, or the folder or Hub name of one. This is a
+                `SurgeNetModel` or a frame classifier of stage 1 (`SurgeNetForImageClassification`). The weights of a
+                model are copied.
+            config: settings of `SurgeNetPhaseConfig`. The labels default to those of the backbone's config. The loss
+                defaults to that of the authors' SurgPhaseBench, with a smoothing weight of 0.15 and the mean over
+                stages.
+
+        Returns:
+            The phase model.
 
         Raises:
-            OSError: no such folder or repository.
-            ValueError: its weights are not those of a SurgeNet backbone.
-            RuntimeError: a model without the norm of the pooled embedding (of segmentation).
+            OSError: the folder or repository does not exist.
+            ValueError: the weights are not those of a SurgeNet backbone.
+            RuntimeError: the model lacks the norm of the pooled embedding, as segmentation models do.
         """
         if isinstance(backbone, (str, os.PathLike)):
             backbone = SurgeNetModel.from_pretrained(backbone)
         if not {"num_labels", "id2label"} & config.keys():
             config |= {"id2label": backbone.config.id2label, "label2id": backbone.config.label2id}
         base = backbone.base_model
-        backbone_config = base.config.to_dict() | {"_name_or_path": ""}  # a path of this machine
+        backbone_config = base.config.to_dict() | {"_name_or_path": ""}  # never save a local path
         config = {"smoothing_weight": 0.15, "stage_reduction": "mean"} | config
         model = cls(SurgeNetPhaseConfig(backbone_config=backbone_config, **config))
         model.surgenet.load_state_dict(base.state_dict())
         return model
 
     def extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The pooled embeddings (N, C) of single frames (N, num_channels, H, W), as `SurgeNetModel` gives them."""
+        """Compute the pooled embeddings (N, C) of frames (N, num_channels, H, W), as in `SurgeNetModel`."""
         return self.surgenet(pixel_values).pooler_output
 
     @can_return_tuple
@@ -210,14 +227,18 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
         features: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
     ) -> PhaseRecognitionOutput:
-        """
+        """Compute the logits of all frames, and the loss if labels are given.
+
         Args:
-            pixel_values: (B, T, num_channels, H, W), T frames of each video, normalised by the image processor.
-            features: (B, T, C) instead, embeddings from `extract_features`; the backbone is then not run.
-            labels: (B, T), phase ids; `config.ignore_index` for padding and frames without annotation.
+            pixel_values: frames (B, T, num_channels, H, W) of B videos, normalized by the image processor.
+            features: embeddings (B, T, C) from `extract_features`, instead of `pixel_values`. The backbone is not run.
+            labels: phase ids (B, T), with `config.ignore_index` for padding and unlabeled frames.
+
+        Returns:
+            A `PhaseRecognitionOutput`.
 
         Raises:
-            ValueError: for both or neither of pixel_values and features, or a wrong shape.
+            ValueError: both or neither of `pixel_values` and `features` are given, or a shape is wrong.
         """
         if (pixel_values is None) == (features is None):
             raise ValueError("give either pixel_values (B, T, num_channels, H, W) or features (B, T, C)")
@@ -241,21 +262,21 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
 
     @torch.no_grad()
     def stream(self, frame: torch.Tensor, state: StreamState | None = None) -> tuple[torch.Tensor, StreamState]:
-        """The phase of the next frame of a video: what `forward` gives for it in the whole video.
+        """Predict the phase of the next frame of a video. The logits equal those of `forward` on the whole video.
 
-        The state has a fixed size, 2 * (2**num_layers - 1) inputs a stage, and is never changed in place: a frame may
-        be tried again from the state before it.
+        The state has a fixed size of 2 * (2**num_layers - 1) inputs per stage. It is never modified in place, so a
+        frame can be repeated from the previous state.
 
         Args:
-            frame: (B, num_channels, H, W), the next frame of each of B videos, or their features (B, C).
-            state: what the call for the frame before returned; `None` begins new videos.
+            frame: next frame (B, num_channels, H, W) of each of B videos, or its features (B, C).
+            state: state returned for the previous frame. `None` starts new videos.
 
         Returns:
-            logits (B, num_labels), and the state for the next frame.
+            Logits (B, num_labels), and the state for the next frame.
 
         Raises:
-            RuntimeError: in training mode, where dropout would make the outputs random.
-            ValueError: for a wrong shape, or the state of another batch size or model.
+            RuntimeError: the model is in training mode, where dropout makes the outputs random.
+            ValueError: a shape is wrong, or the state belongs to another batch size or model.
         """
         if self.training:
             raise RuntimeError("stream is for inference: call model.eval() first")
@@ -273,7 +294,11 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
     def _run_stages(
         self, features: torch.Tensor, state: StreamState | None = None
     ) -> tuple[torch.Tensor, StreamState]:
-        """Features (B, T, C) to the logits of all stages (S, B, T, num_labels) and the state after the last frame."""
+        """Run all stages on features (B, T, C).
+
+        Returns:
+            The logits (S, B, T, num_labels) of all stages, and the state after the last frame.
+        """
         width = self.config.backbone_config.hidden_sizes[-1]
         if features.ndim != 3 or features.shape[1] == 0 or features.shape[2] != width:
             raise ValueError(

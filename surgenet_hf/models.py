@@ -1,4 +1,4 @@
-"""Resolve what a user names to a model: published checkpoint, folder, Hub repository, or configuration."""
+"""Loading of models by the name of a published checkpoint, folder, Hub repository, or configuration."""
 
 import logging
 from pathlib import Path
@@ -20,7 +20,7 @@ from .modeling_surgenet import SurgeNetModel
 logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-# a small CAFormer, for first runs and demonstrations
+# settings of a small CAFormer, for first runs and demonstrations
 TINY = {
     "depths": [1, 1, 2, 1],
     "hidden_sizes": [32, 64, 128, 192],
@@ -37,13 +37,16 @@ def load_checkpoint(name: str, model_class=SurgeNetModel, **kwargs):
         >>> model = load_checkpoint("SurgeNetXL", AutoModelForSemanticSegmentation, num_labels=7)
 
     Args:
-        name: of a checkpoint in the catalog, in any spelling.
-        model_class: one of our classes, or an Auto class. Heads are new.
+        name: name of a checkpoint in the catalog, in any spelling.
+        model_class: SurgeNet model class or Auto class. Heads have new weights.
         kwargs: arguments of `from_pretrained`.
 
+    Returns:
+        The model.
+
     Raises:
-        UserError: `name` is unknown or the path of a weight file, or the file is not what the authors published.
-        UnavailableError: the Hub cannot be reached, and the file is not in its cache.
+        UserError: `name` is unknown or the path of a weight file, or the file is not the published one.
+        UnavailableError: the Hub cannot be reached, and its cache does not have the file.
     """
     if Path(name).is_file() or Path(name).suffix in WEIGHT_SUFFIXES:
         raise UserError(
@@ -55,11 +58,17 @@ def load_checkpoint(name: str, model_class=SurgeNetModel, **kwargs):
 
 
 def fetch_checkpoint(name: str, local_files_only: bool = False) -> Path:
-    """Return the folder of a converted checkpoint in the Hub's cache; the first call downloads and converts it.
+    """Return the folder of a converted checkpoint in the Hub cache.
+
+    The first call downloads and converts the checkpoint.
 
     Args:
-        name: of a checkpoint in the catalog, in any spelling.
-        local_files_only: read the file from the Hub's cache without a request to the Hub.
+        name: name of a checkpoint in the catalog, in any spelling.
+        local_files_only: whether to read the file from the Hub cache without a request to the Hub.
+
+    Raises:
+        UserError: `name` is unknown, or the file is not the published one.
+        UnavailableError: the Hub cannot be reached, and its cache does not have the file.
     """
     entry = find_entry(name)
     path = download_teacher(entry, local_files_only)
@@ -72,28 +81,31 @@ def fetch_checkpoint(name: str, local_files_only: bool = False) -> Path:
         try:
             save_converted(model, build_image_processor(entry.normalization, entry.image_size), folder)
         except UserError:
-            if not (folder / "config.json").exists():  # else another process was faster
+            if not (folder / "config.json").exists():  # no error if another process has saved the same checkpoint
                 raise
     return folder
 
 
 def model_folder(path: Path) -> Path:
-    """Return the folder of a model: `path`, or its subfolder `model` if it is the output folder of a run."""
+    """Return `path`, or its subfolder `model` if `path` is the output folder of a run."""
     is_run = not (path / "config.json").is_file() and (path / "model" / "config.json").is_file()
     return path / "model" if is_run else path
 
 
 def resolve_model(model_name_or_path: str | None, config_name: str | None = None) -> str | SurgeNetConfig:
-    """Resolve the start of a training: a folder, a Hub repository, or a configuration for random weights.
+    """Resolve the initial weights of a training to a folder, a Hub repository, or a configuration for random weights.
 
     Args:
-        model_name_or_path: a folder with a model, the output folder of a run, a repository, or the name of a published
-            checkpoint, which is downloaded.
-        config_name: instead of it, a backbone, or "tiny" for a small CAFormer (`TINY`).
+        model_name_or_path: folder with a model, output folder of a run, repository, or name of a published checkpoint.
+            A published checkpoint is downloaded.
+        config_name: backbone, or "tiny" for a small CAFormer (`TINY`), instead of `model_name_or_path`.
+
+    Returns:
+        A folder or repository, or a configuration if `config_name` is given.
 
     Raises:
-        MissingFileError: there is no such folder.
-        UserError: a path to a weight file, or a name without a slash that is neither a folder nor a published
+        MissingFileError: the folder does not exist.
+        UserError: the name is the path of a weight file, or has no slash and is neither a folder nor a published
             checkpoint.
     """
     if config_name == "tiny":
@@ -109,7 +121,7 @@ def resolve_model(model_name_or_path: str | None, config_name: str | None = None
             f"{name} --output_dir FOLDER`. To resume a full DINO checkpoint, give it to `surgenet pretrain` as "
             "--resume_from_checkpoint"
         )
-    if name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1:  # the Hub knows no such names
+    if name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1:  # these are not valid Hub names
         raise MissingFileError(f"there is no folder {name}; give a folder with a model, or ORG/NAME of the Hub")
     if "/" in name:
         return name
@@ -118,15 +130,15 @@ def resolve_model(model_name_or_path: str | None, config_name: str | None = None
 
 
 def load_config(source: str | Path) -> PreTrainedConfig:
-    """Load the config of a model that a user named.
+    """Load the config of a model.
 
     Args:
-        source: a folder, or a repository on the Hub.
+        source: folder, or repository on the Hub.
 
     Raises:
         MissingFileError: the folder has no config.json.
-        UserError: config.json is damaged, or of a model that transformers does not know.
-        UnavailableError: the Hub has no such model or cannot be reached, and its cache does not hold it.
+        UserError: config.json is damaged, or its model type is unknown to transformers.
+        UnavailableError: the Hub has no such model or cannot be reached, and its cache does not have the model.
     """
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -136,7 +148,7 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         )
     try:
         return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:  # of transformers
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:  # errors of transformers
         reason = str(error).splitlines()[0].rstrip(".")
         if folder.is_dir():
             raise UserError(
@@ -150,19 +162,19 @@ def load_config(source: str | Path) -> PreTrainedConfig:
 
 
 def load_model(model_class, source: str | Path, **options):
-    """Load a model by `from_pretrained`, with one line about a new head instead of transformers' load report.
+    """Load a model with `from_pretrained`, and report a new head in one line instead of transformers' load report.
 
     Args:
-        model_class: one of our classes, or an Auto class.
-        source: a folder, or a repository on the Hub.
-        options: of `from_pretrained`.
+        model_class: SurgeNet model class or Auto class.
+        source: folder, or repository on the Hub.
+        options: arguments of `from_pretrained`.
 
     Raises:
         UnavailableError: the weights are missing or cannot be read.
     """
     report = logging.getLogger("transformers.modeling_utils")
     level = report.level
-    report.setLevel(logging.ERROR)  # the report lists a new head among problems
+    report.setLevel(logging.ERROR)  # the report would list a new head as a problem
     try:
         model, info = model_class.from_pretrained(source, **options, output_loading_info=True)
     except (OSError, SafetensorError) as error:
@@ -182,11 +194,18 @@ def load_model(model_class, source: str | Path, **options):
 
 
 def download_teacher(entry: CatalogEntry, local_files_only: bool = False) -> Path:
-    """Download the teacher file from the Hub or read it from its cache, and check its checksum.
+    """Download the teacher file of a catalog entry, or read it from the Hub cache, and verify its checksum.
+
+    Args:
+        entry: catalog entry.
+        local_files_only: whether to read the file from the Hub cache without a request to the Hub.
+
+    Returns:
+        Path of the file in the Hub cache.
 
     Raises:
-        UnavailableError: the Hub cannot be reached or refuses, and the file is not in its cache.
-        UserError: the file has another checksum than the catalog or the Hub says.
+        UnavailableError: the Hub cannot be reached or refuses the request, and its cache does not have the file.
+        UserError: the checksum differs from that of the catalog or the Hub.
     """
     try:
         path = Path(hf_hub_download(entry.upstream_repo, entry.teacher_file, local_files_only=local_files_only))
@@ -195,11 +214,11 @@ def download_teacher(entry: CatalogEntry, local_files_only: bool = False) -> Pat
             f"the weights of {entry.name} cannot be downloaded: the Hub cannot be reached or refuses, and its cache "
             f"does not hold {entry.teacher_file} of {entry.upstream_repo}. Check the network and try again"
         ) from error.__cause__ or error
-    except OSError as error:  # answers of the Hub, and a full disk
+    except OSError as error:  # HTTP errors and a full disk
         raise UnavailableError(
             f"the weights of {entry.name} cannot be downloaded: {error}. Check the network and the free disk space"
         ) from error
-    # the name of a large file in the cache is the sha256 that the Hub announced
+    # the cache names a large file by the sha256 that the Hub reports
     announced = path.resolve().name if len(path.resolve().name) == 64 else None
     found = file_sha256(path)
     for source, expected in (("the catalog", entry.teacher_sha256), ("the Hub", announced)):
@@ -213,7 +232,15 @@ def download_teacher(entry: CatalogEntry, local_files_only: bool = False) -> Pat
 
 
 def convert_entry(entry: CatalogEntry, path: Path) -> SurgeNetModel:
-    """Convert the teacher file of a catalog entry, and record the name and the normalization of the entry."""
+    """Convert the teacher file of a catalog entry, and record the name and normalization of the entry.
+
+    Args:
+        entry: catalog entry.
+        path: teacher file.
+
+    Raises:
+        UserError: the file has another backbone or activation than the entry.
+    """
     model = convert_checkpoint(path, task="backbone", normalization=entry.normalization)
     found = (model.config.backbone, model.config.activation)
     if found != (entry.backbone, entry.activation):

@@ -1,4 +1,4 @@
-"""Options of the commands and of the Python API: fields of dataclasses, and the one parser of both."""
+"""Options of the commands and the Python API as fields of dataclasses, and their common parser."""
 
 import argparse
 import dataclasses
@@ -18,14 +18,14 @@ from .atomic import atomic_write
 from .errors import UnavailableError, UserError
 from .privacy import NO_TOKEN, mask_tokens
 
-CONFIG_FILE = "run.yaml"  # the resolved options, in the output folder
-# options of the previous version, which still work for one version
+CONFIG_FILE = "run.yaml"  # file in the output folder with the resolved options
+# {option of the previous version: new name}; the old names work for one version
 RENAMED = {
     "config_name": "backbone",
     "data_split": "split_protocol",
     "max_bad_fraction": "max_unreadable_fraction",
 }
-NOT_SAVED = ("config", "resume_from_checkpoint", "push_to_hub")  # they belong to one call, not to the run
+NOT_SAVED = ("config", "resume_from_checkpoint", "push_to_hub")  # options of one call, not of the run
 # options of TrainingArguments that have no effect here
 _WITHOUT_EFFECT = (
     "do_train do_eval do_predict local_rank remove_unused_columns average_tokens_across_devices hub_strategy "
@@ -40,7 +40,7 @@ def option(default, help: str, **metadata):
     """Return a dataclass field that is an option.
 
     Args:
-        default: default value; `dataclasses.MISSING` for a required option. A list is copied for each instance.
+        default: default value, or `dataclasses.MISSING` for a required option. Lists are copied for each instance.
         help: noun phrase for `--help`.
         metadata: further settings of transformers' `HfArgumentParser`, e.g. choices or aliases.
     """
@@ -51,7 +51,7 @@ def option(default, help: str, **metadata):
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Formatter that adds the default to a help text that does not name it."""
+    """Help formatter that appends the default value, unless the help text mentions a default."""
 
     def _get_help_string(self, action):
         text = action.help or ""
@@ -62,14 +62,14 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class OptionParser(HfArgumentParser):
-    """Parser whose options are the fields of dataclasses, from a command line, a YAML file, or Python values.
+    """Parser of dataclass fields as options, from a command line, a YAML file, or Python values.
 
     Args:
-        dataclass_types: one dataclass, or several.
-        kwargs: of `argparse.ArgumentParser`.
+        dataclass_types: one dataclass or several.
+        kwargs: arguments of `argparse.ArgumentParser`.
 
     Attributes:
-        resolved: all options by name, after parsing.
+        resolved: {name: value} of all options, after parsing.
     """
 
     def __init__(self, dataclass_types, **kwargs):
@@ -77,7 +77,7 @@ class OptionParser(HfArgumentParser):
         super().__init__(dataclass_types, **kwargs)
         self.resolved: dict = {}
         for action in self._actions:
-            if action.dest == "hub_token":  # of TrainingArguments
+            if action.dest == "hub_token":  # a field of TrainingArguments
                 action.type, action.help = _refuse_token, argparse.SUPPRESS
             elif action.dest in _WITHOUT_EFFECT:
                 action.help = argparse.SUPPRESS
@@ -89,21 +89,30 @@ class OptionParser(HfArgumentParser):
             options: {name: value}, with the names of the command line.
 
         Raises:
-            UserError: an unknown option, or a value of a wrong type or outside of the choices.
+            UserError: an option is unknown, or a value has a wrong type or is not one of the choices.
         """
         return self.parse_args_into_dataclasses(self.as_arguments(options, ""))
 
     def parse_args_into_dataclasses(self, args: list[str] | None = None) -> tuple:
-        """Parse a command line into one instance of each dataclass."""
+        """Parse a command line into one instance of each dataclass.
+
+        Raises:
+            UserError: an option is unknown, or a value has a wrong type or is not one of the choices.
+        """
         self.resolved = vars(self.parse_args(args))
         return self.parse_dict({name: value for name, value in self.resolved.items() if name != "config"})
 
     def as_arguments(self, options: Mapping, source: str) -> list[str]:
-        """Write options as a command line. None and empty lists become defaults of the parser.
+        """Convert options to command-line arguments.
+
+        None and empty lists become defaults of the parser.
 
         Args:
             options: {name: value}.
-            source: beginning of error messages.
+            source: prefix of error messages.
+
+        Raises:
+            UserError: an option is unknown, or a list is given for a single value.
         """
         arguments = []
         for name, value in options.items():
@@ -126,7 +135,7 @@ class OptionParser(HfArgumentParser):
         return arguments
 
     def current_name(self, name: str) -> str:
-        """Return the name of an option that was renamed, with a warning; other names stay as they are."""
+        """Return the current name of an option, with a warning if it was renamed."""
         new = RENAMED.get(name.replace("-", "_"))
         if new is None or f"--{new}" not in self._option_string_actions:
             return name
@@ -136,7 +145,13 @@ class OptionParser(HfArgumentParser):
     def save_resolved(self, output_dir: str | Path) -> None:
         """Write the options to OUTPUT_DIR/run.yaml, which `--config` reads.
 
-        Those of TrainingArguments are written if they differ from the default.
+        Options of TrainingArguments are written only if they differ from the default.
+
+        Args:
+            output_dir: output folder.
+
+        Raises:
+            UnavailableError: the folder cannot be written to.
         """
         ours = {field.name for kind in self.dataclass_types for field in _own_fields(kind)}
         defaults = {action.dest: action.default for action in reversed(self._actions)}  # `--x` comes before `--no_x`
@@ -153,7 +168,7 @@ class OptionParser(HfArgumentParser):
             raise UnavailableError(f"--output_dir {output_dir} cannot be written to: {error}") from error
 
     def format_help(self) -> str:
-        """Format the help with one spelling of each option: `--a-b`, which is accepted too, is omitted."""
+        """Format the help with one spelling of each option. The spelling `--a-b` is also accepted but omitted."""
         spellings = {action: action.option_strings for action in self._actions}
         try:
             for action, found in spellings.items():
@@ -179,5 +194,5 @@ def _text(value) -> str:
 
 
 def _refuse_token(token: str) -> NoReturn:
-    """Refuse a token as an option, which results.json records and every user of the machine can list."""
+    """Reject an access token as an option. results.json would record it, and process lists would show it."""
     raise argparse.ArgumentTypeError(NO_TOKEN)

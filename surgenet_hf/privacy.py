@@ -1,7 +1,7 @@
-"""Removal of access tokens, paths, and names of the user's own videos from what is published.
+"""Removal of access tokens, paths, and names of the user's own videos from published files.
 
-`results.json` and the models on this disk keep the real names. `publishing.prepare` passes everything through
-`Sanitizer` before it is uploaded.
+`results.json` and the models on the local disk keep the real names. `publishing.prepare` passes everything through
+`Sanitizer` before the upload.
 """
 
 import hashlib
@@ -22,36 +22,37 @@ from .errors import UserError
 MASK = "***"
 NO_TOKEN = "an access token cannot be given as an option, which would be recorded; use `hf auth login` or HF_TOKEN"
 _TOKEN = re.compile(r"((?:hf|api_org)_)(?:[A-Za-z0-9]{16,}|(?:oauth|jwt)_[\w.-]+)")
-_CREDENTIAL = re.compile(r"(?i)(bearer\s+|--[\w-]*token[ =])[^\s\"']+")  # tokens of another form than the Hub's
+_CREDENTIAL = re.compile(r"(?i)(bearer\s+|--[\w-]*token[ =])[^\s\"']+")  # tokens in other formats than the Hub's
 _TOKEN_BYTES = re.compile(rb"(?:hf|api_org)_(?:[A-Za-z0-9]{30,}|(?:oauth|jwt)_[\w.-]{30,})")
 
 _SEPARATOR = re.compile(r"[/\\]")
 _ABSOLUTE = re.compile(r"(?<![\w.)\]])[/\\]\w")
-# a folder that is named after its user: a home folder in any parent folder, and ~alice
+# folders whose name is a user name: a home folder in any parent folder, and ~alice
 _HOME = re.compile(r"(?i)(.*[/\\])?(home|users)[/\\][^/\\]+[/\\]*|/root/*|~[^/\\]*[/\\]*")
 _REMOTE = re.compile(r"[\w.-]+@[\w.-]+:")  # alice@host:path
-# the form of `config.pretraining["name"]`, see `checkpoints.catalog.pretraining_name`, and what separates its parts
+# format and separators of `config.pretraining["name"]`, see `checkpoints.catalog.pretraining_name`
 _PRETRAINING = re.compile(r"^DINO on |, continued on ")
 _LISTED = re.compile(r"(, continued on | \+ |^DINO on )")
 _OPTION = re.compile(r"(--?[A-Za-z][\w-]*=)(.*)", re.DOTALL)
 _SPLIT_PROTOCOL = re.compile(r"\d+(/\d+)+")  # e.g. 32/8/40, the value of --split_protocol
 
-# contain a slash but tell nothing of the user
+# texts with a slash that are public and do not identify the user
 _PUBLIC = frozenset(
     text
     for entry in CATALOG
     for text in (entry.repo_id, entry.upstream_repo, f"{entry.upstream_repo}/{entry.teacher_file}")
 )
-# shorter names also occur as ordinary words and numbers of a text
+# characters; shorter names also occur as ordinary words and numbers
 _SHORTEST_IN_TEXT = 4
 _WITHOUT_VIDEOS = ("schema", "task", "seed", "metrics", "intervals", "bootstrap", "versions")
 _SALT_BYTES = 32
 
 
 def mask_tokens(text: str) -> str:
-    """Replace access tokens in a text by `MASK`: those of the Hub, HF_TOKEN, and what follows "Bearer" or --...token.
+    """Replace access tokens in a text by `MASK`.
 
-    Used for all text that is printed, logged, or recorded and may quote a command line or an answer of the Hub.
+    These are Hub tokens, the value of HF_TOKEN, and the text after "Bearer" or --...token. Use this for all text that
+    is printed, logged, or recorded and can quote a command line or a response of the Hub.
     """
     token = os.environ.get("HF_TOKEN")
     if token:
@@ -60,10 +61,10 @@ def mask_tokens(text: str) -> str:
 
 
 def check_no_tokens(folder: Path) -> None:
-    """Refuse a folder in which the name or the content of a file holds an access token.
+    """Check that no file name or content in a folder contains an access token.
 
     Raises:
-        UserError: names the file without the token.
+        UserError: a file contains a token. The message names the file, with the token masked.
     """
     token = get_token()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -77,7 +78,10 @@ def check_no_tokens(folder: Path) -> None:
 
 
 def last_part(path: str) -> str:
-    """Return the last component of a path of any system; "~" for a folder that is named after its user."""
+    """Return the last component of a path in the format of any operating system.
+
+    The result is "~" for a folder whose name is a user name.
+    """
     path = _REMOTE.sub("", path)
     if _HOME.fullmatch(path):
         return "~"
@@ -86,14 +90,14 @@ def last_part(path: str) -> str:
 
 
 class Sanitizer:
-    """Removes from texts, lists and dictionaries what identifies a user or a video; numbers stay as they are.
+    """Sanitizer that removes identifying information about users and videos from texts, lists, and dictionaries.
 
-    A text with a path separator is treated as a path, of which only the last component is kept.
+    Numbers are not changed. A text with a path separator is treated as a path, and only its last component is kept.
 
     Args:
-        names: {name of a video: its replacement}. In texts, names of at least 4 characters are replaced wherever
-            they occur; shorter ones only where they are the whole text, or the last component of a path.
-        kept: texts that stay as they are, such as the names of classes.
+        names: {name of a video: replacement}. Names of at least 4 characters are replaced anywhere in a text. Shorter
+            names are replaced only if they are the entire text or the last component of a path.
+        kept: texts that are not changed, such as class names.
     """
 
     def __init__(self, names: Mapping[str, str], kept: Collection[str] = ()):
@@ -103,7 +107,7 @@ class Sanitizer:
         self._in_text = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def value(self, value):
-        """Sanitize a value of JSON, keys included."""
+        """Sanitize a JSON value, including keys."""
         if isinstance(value, dict):
             return self._dictionary(value)
         if isinstance(value, list | tuple):
@@ -111,7 +115,7 @@ class Sanitizer:
         return self.text(value) if isinstance(value, str) else value
 
     def text(self, text: str) -> str:
-        """Sanitize a text that may be a path, or a list of datasets as in the name of a pretraining."""
+        """Sanitize a text that can be a path, or a list of datasets as in the name of a pretraining."""
         if text in self.kept:
             return text
         if text in self.names:
@@ -122,16 +126,16 @@ class Sanitizer:
         return self._path(text)
 
     def command(self, command: str) -> str:
-        """Sanitize a command line, argument by argument."""
+        """Sanitize each argument of a command line."""
         try:
             arguments = shlex.split(command)
-        except ValueError:  # an open quote: not a command line as `evaluation` records it
+        except ValueError:  # an unclosed quote does not occur in recorded command lines
             return self.text(command)
         cleaned = []
         for previous, argument in zip(["", *arguments], arguments, strict=False):
             option, value = match.groups() if (match := _OPTION.fullmatch(argument)) else ("", argument)
             name = (option.rstrip("=") or previous).replace("-", "_")
-            is_split = name in ("__split_protocol", "__data_split")  # the second of the previous version
+            is_split = name in ("__split_protocol", "__data_split")  # the second name is from the previous version
             if not (is_split and _SPLIT_PROTOCOL.fullmatch(value)):
                 value = self.text(value)
             cleaned.append(self._rename(option) + value)
@@ -141,7 +145,7 @@ class Sanitizer:
         cleaned = {}
         for key, item in values.items():
             name = self.text(key)
-            while name in cleaned:  # two paths with one last component
+            while name in cleaned:  # two paths can have the same last component
                 name += "'"
             cleaned[name] = self.value(item)
         return cleaned
@@ -160,7 +164,7 @@ class Sanitizer:
 def neutral_names(results: dict) -> dict[str, str]:
     """Return {name of a video: "video_001", ...} for the user's own videos, in the order of the results file.
 
-    Empty where the names are those of a public dataset (`data.videos_are_public`), or neutral already.
+    The result is empty if the names are those of a public dataset (`data.videos_are_public`) or already neutral.
     """
     data = results["data"]
     if data.get("videos_are_public") or "video_hashes" in data:
@@ -170,19 +174,24 @@ def neutral_names(results: dict) -> dict[str, str]:
 
 
 def sanitize_results(results: dict, model_name: str, names: Mapping[str, str]) -> dict:
-    """Return results that may be published; `names` are those of `neutral_names`, or {} to keep the videos' names.
+    """Return a copy of results that can be published.
 
-    Notes on the user's own data list videos and frames, so they are dropped with the names. Notes that hold an
-    absolute path are always dropped.
+    Notes on the user's own data list videos and frames, so they are removed if names are replaced. Notes with an
+    absolute path are always removed.
+
+    Args:
+        results: content of results.json.
+        model_name: published name of the model.
+        names: names from `neutral_names`, or {} to keep the names of the videos.
     """
     data = results["data"]
     kept = {results["schema"], "train", "validation", "test", *(data.get("labels") or ())}
-    kept.add(data.get("split_protocol"))  # "32/8/40 (...)" is no path
+    kept.add(data.get("split_protocol"))  # "32/8/40 (...)" is not a path
     plain, named = Sanitizer({}, kept), Sanitizer(names, kept)
-    # fields that hold a video's name nowhere; a metric may be called like a video
+    # some fields never contain a video's name, but a metric can have the same name as a video
     cleaned = {key: (plain if key in _WITHOUT_VIDEOS else named).value(item) for key, item in results.items()}
     cleaned["model"]["name"] = model_name
-    # phrases of this package, in which a slash separates no path
+    # texts of this package, in which a slash is not a path separator
     if "definitions" in results:
         cleaned["definitions"] = results["definitions"]
     if "split_protocol" in data:
@@ -204,7 +213,7 @@ def sanitize_results(results: dict, model_name: str, names: Mapping[str, str]) -
 
 
 def _clean_leakage(results: dict, cleaned: dict, named: Sanitizer) -> str:
-    """Sanitize the sentence on leakage, whose part on pretraining quotes the names of datasets."""
+    """Sanitize the note on leakage. Its part on pretraining quotes dataset names and is built again."""
 
     def of_pretraining(part: dict) -> str:
         pretraining = part["model"].get("pretraining")
@@ -218,22 +227,26 @@ def _clean_leakage(results: dict, cleaned: dict, named: Sanitizer) -> str:
 def video_hashes(videos: Iterable[str]) -> dict[str, str]:
     """Return {name of a video: 16 hexadecimal digits}, the first 64 bits of HMAC-SHA256 with a secret salt.
 
-    The salt is 32 random bytes in `HF_HOME/surgenet_hf/salt`. It is made on first use, is readable by the user alone
-    and is never published.
+    The salt is 32 random bytes in `HF_HOME/surgenet_hf/salt`. It is generated on first use, is readable only by the
+    user, and is never published.
 
-    Protects: without the salt nobody can find out a name, not even by trying all dates and patient numbers, which
-    would be easy with a plain hash. Nobody can test whether a given video is among the published ones.
+    Protection: without the salt, a name cannot be recovered, not even by trying all dates and patient numbers. This
+    would be easy with a plain hash. It is also impossible to test whether a given video is among the published ones.
 
-    Does not protect: the hash of a video is the same in all files published with one salt. So anyone sees that two of
-    them share a video, which is what the hashes are for. Whoever has the salt can test guesses, so it is as
-    confidential as the names. The hashes do not hide the number of videos, their alphabetical order (the order of
-    the neutral names) or the metrics of each.
+    Limits: a video has the same hash in all files published with one salt. The hashes therefore reveal that two files
+    share a video, which is their purpose. With the salt, guesses can be tested, so it is as confidential as the names.
+    The hashes do not hide the number of videos, their alphabetical order (the order of the neutral names), or the
+    metrics of each video.
 
-    Results published from machines with different salts, or after the salt was lost, cannot be matched.
+    Results that were published with different salts cannot be matched. This is the case for different machines, or
+    after the salt was lost.
+
+    Raises:
+        UserError: the salt file has a wrong size.
     """
     path = Path(constants.HF_HOME, "surgenet_hf", "salt")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(path.with_name("salt.lock")):  # another process may be writing it
+    with WeakFileLock(path.with_name("salt.lock")):  # another process may be writing the salt
         if not path.exists():
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:

@@ -1,22 +1,27 @@
-"""The one source of random draws of all training.
+"""Source of all random draws in training.
 
-Order of frames, crops, flips, color changes, masks: whatever training draws, it draws from `rng_for(seed, epoch,
-index)`. A draw is then a function of these three alone: not of the number of workers or devices, nor of what was
-drawn before, so a run that was interrupted goes on exactly as if it had not been.
+The order of frames, crops, flips, color changes, and masks are drawn from `rng_for(seed, epoch, index)`. A draw
+depends only on these three numbers. It does not depend on the number of workers or devices, or on earlier draws. A
+resumed run therefore gives the same result as an uninterrupted one.
 """
 
 import numpy as np
 
 
 def rng_for(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator for one item of one epoch.
+    """Return the generator for one item of one epoch.
 
-    The three numbers (each >= 0) enter `numpy.random.SeedSequence` as entropy and spawn key, which makes streams of
-    neighboring seeds, epochs and indices independent. Draws that concern a whole epoch, such as the order of the
-    frames, take an index that no item has, for instance the number of items.
+    The three numbers enter `numpy.random.SeedSequence` as entropy and spawn key. This makes the streams of adjacent
+    seeds, epochs, and indices independent. Draws for a whole epoch, such as the order of the frames, use an index that
+    no item has, e.g. the number of items.
+
+    Args:
+        seed: seed of the run, at least 0.
+        epoch: index of the epoch, at least 0.
+        index: index of the item, at least 0.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a number is negative.
     """
-    # PCG64 by name: what `default_rng` stands for may change with numpy's version.
+    # PCG64 is explicit because the generator of `default_rng` may change between numpy versions.
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch, index))))

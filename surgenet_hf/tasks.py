@@ -1,4 +1,4 @@
-"""The tasks: one record for each, with all that differs between them outside of training."""
+"""Registry of the tasks, with all their differences outside of training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +18,8 @@ class Scores:
 
     Attributes:
         metric: accumulator with the records of all frames.
-        truths, predictions: phases of each video, {video: phase ids (T,)}; empty for other tasks.
+        truths: {video: phase labels (T,)}; empty for other tasks.
+        predictions: {video: predicted phase ids (T,)}; empty for other tasks.
     """
 
     metric: SegmentationMetric | MultiLabelMetric | PhaseMetric
@@ -32,7 +33,7 @@ def segmentation_metric(data: SurgicalData) -> SegmentationMetric:
 
 
 def score_segmentation(model, processor, data: SurgicalData, rows, batch_size: int) -> Scores:
-    """Predict the masks of a split and accumulate the metrics. Several processes share the frames."""
+    """Predict the masks of a split and accumulate the metrics. All processes share the frames."""
     metric = segmentation_metric(data)
     for row, class_map in predict_segmentation(model, processor, rows, batch_size, _share(len(rows))):
         metric.add(class_map, row["mask"], row["video"])
@@ -41,7 +42,7 @@ def score_segmentation(model, processor, data: SurgicalData, rows, batch_size: i
 
 
 def score_frames(model, processor, data: SurgicalData, rows, batch_size: int) -> Scores:
-    """Predict the labels of the frames of a split and accumulate the metrics."""
+    """Predict the labels of the frames of a split and accumulate the metrics. All processes share the frames."""
     if data.is_single_label:
         return score_phases(model, processor, data, rows, batch_size)
     metric = MultiLabelMetric(len(data.labels))
@@ -52,7 +53,7 @@ def score_frames(model, processor, data: SurgicalData, rows, batch_size: int) ->
 
 
 def score_phases(model, processor, data: SurgicalData, rows, batch_size: int) -> Scores:
-    """Predict the phases of each video of a split and accumulate the metrics. Several processes share the videos."""
+    """Predict the phases of each video of a split and accumulate the metrics. All processes share the videos."""
     transitions = CHOLEC80_TRANSITIONS if data.name == "cholec80-phase" else None
     rate = data.frames_per_second or 1.0
     found = Scores(PhaseMetric(len(data.labels), frames_per_second=rate, transitions=transitions))
@@ -66,21 +67,22 @@ def score_phases(model, processor, data: SurgicalData, rows, batch_size: int) ->
 
 
 def _share(total: int) -> range:
-    """Return the indices of the items that this process takes."""
+    """Return the indices of the items that this process handles."""
     state = process_state()
     return range(state.process_index, total, state.num_processes)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task.
+    """Description of a task.
 
     Attributes:
         auto_class: Auto class that loads a model with the head of the task.
-        architecture: our model class with that head.
-        pipeline_tag: task on the Hub.
-        headlines: names of the main metrics, most important first. Of image classification, those of the problem type.
-        command: `surgenet` command that trains it.
+        architecture: name of the SurgeNet model class with that head.
+        pipeline_tag: name of the task on the Hub.
+        headlines: names of the main metrics, most important first. For image classification, those of the problem type
+            apply.
+        command: `surgenet` command that trains a model for the task.
         score: function (model, processor, data, rows of a split, batch size) -> `Scores`.
     """
 

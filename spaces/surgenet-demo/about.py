@@ -1,4 +1,4 @@
-"""What the page says: header, banners, and the tab About."""
+"""Texts of the page: header, banners, and the About tab."""
 
 from html import escape
 
@@ -16,13 +16,13 @@ OFFLINE = """<div class="banner" role="status"><strong>The Hugging Face Hub cann
 SurgeNet models cannot be fetched now. Every tab works with a small demo model instead, which is untrained or was
 trained on drawn scenes only; what it says of real frames means nothing.</div>"""
 
-# where the owner gave models of the own: those are meant for real frames
+# variant for a demo with the owner's models, which are meant for real frames
 OFFLINE_GIVEN = """<div class="banner" role="status"><strong>The Hugging Face Hub cannot be reached.</strong> Published
 SurgeNet models, and others by their Hub id, cannot be fetched now. The models marked "Demo model" are untrained, or
 were trained on drawn scenes only; what they say of real frames means nothing.</div>"""
 
-ADDRESS = "http://127.0.0.1:7860/"  # in the example; the page puts its own in its place
-KEPT_SECONDS = 1800  # that uploads and results stay
+ADDRESS = "http://127.0.0.1:7860/"  # placeholder in the example; the page inserts its own address
+KEPT_SECONDS = 1800  # maximum age of uploads and results
 _ROWS = "\n".join(
     f"| {entry.name} | {entry.backbone} | {entry.pretraining_frames:,} | {entry.licence} |" for entry in CATALOG
 )
@@ -83,5 +83,8 @@ The others are `/classify`, `/features`, `/similarity`, `/video` and `/model_inf
 
 
 def note(text: str) -> str:
-    """A line below a model or beside a result; what comes from a model's configuration is escaped."""
+    """Format a note about a model or a result as HTML.
+
+    The text is escaped, because it can contain values from a model's configuration.
+    """
     return f'<p class="note">{escape(text)}</p>'

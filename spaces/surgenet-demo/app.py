@@ -1,4 +1,4 @@
-"""The page of the Gradio demo. A Space and `surgenet demo` run this file."""
+"""Page of the Gradio demo. A Space and `surgenet demo` run this file."""
 
 import errno
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from keeping import Sweeper, claim_folder
 
-# before the imports that read them: no statistics to anybody, no bars of progress in the log, a folder of our own
+# set before the imports that read them: no telemetry, no progress bars in the log, and a folder for this process
 os.environ.update(
     {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TQDM_DISABLE": "1"}
     | {"GRADIO_TEMP_DIR": str(claim_folder(Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())))}
@@ -38,7 +38,7 @@ PAIR_NAMES = ["Two moments of one scene", "Two scenes"]
 CLIPS = sorted((HERE / "examples").glob("clip_*.mp4"))
 CLIP_NAMES = ["A scene, 6 s", "An operation, 64 s"]
 DRAWN = "Examples (drawn by a program)"
-# the fonts of the visitor's device: none is fetched
+# fonts of the visitor's device, so that none are downloaded
 SANS, MONO = ("system-ui", "Segoe UI", "Roboto", "sans-serif"), ("ui-monospace", "monospace")
 THEME = gr.themes.Soft(
     primary_hue="teal",
@@ -46,7 +46,7 @@ THEME = gr.themes.Soft(
     neutral_hue="slate",
     font=[gr.themes.Font(name) for name in SANS],
     font_mono=[gr.themes.Font(name) for name in MONO],
-).set(  # enough contrast for small print, and edges that are seen
+).set(  # sufficient contrast for small text, and visible borders
     body_background_fill="*neutral_50",
     block_border_width="1px",
     block_border_color="*neutral_200",
@@ -61,20 +61,20 @@ THEME = gr.themes.Soft(
     block_info_text_color="*neutral_600",
     block_info_text_color_dark="*neutral_300",
 )
-# A browser loads nothing for this page from elsewhere, and sends nothing there, whatever the page tells it.
+# With this policy, the browser does not load data from other servers or send data to them.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 PRIVATE = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 MODEL = {"preprocess": False, "concurrency_id": "model", "concurrency_limit": 2}
 UPLOAD = {"type": "filepath", "sources": ["upload", "clipboard"]}
-FORM_BYTES = 2**16  # that an upload's form takes besides the file
-# gradio's paths that this page has no use for: the first shows who used what, the others keep what is sent to them
+FORM_BYTES = 2**16  # maximum size of an upload's form fields in addition to the file
+# unused paths of gradio: /monitoring shows the use of the page, and the others store the data they receive
 CLOSED = ("/monitoring", "/process_recording", "/component_server")
 LATER = note("The result comes here.")
 RESULT = {"interactive": False, "buttons": ["download", "fullscreen"]}
 
 
 class Page(gr.Blocks):
-    """A page that says so when the server's disk is full, whichever step of a request finds it."""
+    """Page that tells the visitor when the server's disk is full, at any step of a request."""
 
     async def process_api(self, *args, **kwargs):
         with full_disk():
@@ -82,7 +82,12 @@ class Page(gr.Blocks):
 
 
 def build(store: ModelStore, kept_seconds: int = KEPT_SECONDS) -> gr.Blocks:
-    """The page. Uploads and results are deleted after `kept_seconds`, looked for every tenth of that."""
+    """Build the page.
+
+    Args:
+        store: models of the demo.
+        kept_seconds: age at which uploads and results are deleted. It is checked at intervals of a tenth of this time.
+    """
     tabs = Tabs(store)
     cleaning = max(1, kept_seconds // 10), kept_seconds
     with Page(title="SurgeNet demo", analytics_enabled=False, delete_cache=cleaning) as page:
@@ -109,7 +114,7 @@ def build(store: ModelStore, kept_seconds: int = KEPT_SECONDS) -> gr.Blocks:
             return banner, name, note(store.describe(name)["note"])
 
         page.load(greet, None, [banner, chooser, about_model], **PRIVATE)
-        # the browser knows the address, whatever the port and whatever proxies are on the way
+        # only the browser knows the address, which depends on the port and on proxies
         address = f"text => text.replace({json.dumps(ADDRESS)}, location.origin + location.pathname)"
         page.load(fn=None, inputs=about, outputs=about, js=address, show_progress="hidden")
     return page
@@ -141,7 +146,7 @@ def _classify(tabs: Tabs) -> None:
 
 
 def _frame(tabs: Tabs, task: str, name: str) -> tuple[gr.Image, gr.Dataset, gr.Dropdown, gr.Button]:
-    """What a tab for one frame begins with."""
+    """Build the inputs of a tab for a single frame: image, examples, model, and button."""
     image = gr.Image(label="Frame", height=280, **UPLOAD, alt_text="The frame that you chose")
     examples = _examples([image], [[path] for path in EXAMPLES], EXAMPLE_NAMES)
     model, about_model = _model(tabs, task)
@@ -199,9 +204,9 @@ def _video(tabs: Tabs) -> None:
                 run = gr.Button("Start", variant="primary", elem_id="run-video")
                 stop = gr.Button("Cancel", variant="stop", elem_id="stop-video")
             about_model.render()
-            status = gr.HTML(elem_id="video-status")  # of its own: a frame under way may still come after a cancel
+            status = gr.HTML(elem_id="video-status")  # separate, as a frame can still arrive after a cancel
         with gr.Column():
-            # its label would cover the phase's name
+            # a label would cover the name of the phase
             live = gr.Image(label="Present frame", show_label=False, height=300, **RESULT, alt_text="Present frame")
             ribbon = gr.HTML(LATER, label="Ribbon", elem_id="ribbon", min_height=90)
             result = gr.Video(label="Result", interactive=False, height=300, elem_id="result")
@@ -216,7 +221,7 @@ def _video(tabs: Tabs) -> None:
         show_progress_on=result,
         concurrency_id="video",
         concurrency_limit=1,
-        trigger_mode="multiple",  # else a frame that comes after a cancel makes gradio deaf to the next start
+        trigger_mode="multiple",  # otherwise a frame that arrives after a cancel makes gradio ignore the next start
     )
     stop.click(None, cancels=running)
     cancelled = note("Nothing is running now. Anything found so far stays until the next start.")
@@ -225,37 +230,48 @@ def _video(tabs: Tabs) -> None:
 
 
 def _examples(inputs: list, samples: list[list[Path]], names: list[str]) -> gr.Dataset:
-    """Buttons with the names of examples; `_choose` makes them work (gr.Examples would load them before all else)."""
+    """Build buttons with the names of the examples. `_choose` adds their behavior.
+
+    `gr.Examples` is not suitable, because it would load an example before the other steps of `_choose`.
+    """
     samples = [[str(path) for path in sample] for sample in samples]
     return gr.Dataset(components=inputs, samples=samples, label=DRAWN, sample_labels=names)
 
 
 def _choose(inputs: list, examples: gr.Dataset, empty: tuple, outputs: list, *running) -> None:
-    """Where another frame or clip is chosen, give up what is under way, empty what was found, then load the example.
+    """Set up the steps that follow when a visitor chooses another frame or clip.
 
-    The browser does them in the order in which they are set up, each when the one before has ended. The first two wait
-    for no answer of the server, so that the next job, of a visitor however quick, comes after them.
+    The steps are: cancel running jobs, clear the results, and load the example. The browser runs them in this order,
+    each after the previous one has ended. The first two do not wait for the server, so that even a fast visitor's next
+    job starts after them.
+
+    Args:
+        inputs: components for frames or clips.
+        examples: buttons of `_examples`.
+        empty: values that clear the outputs.
+        outputs: components of the results.
+        running: events that can be canceled.
     """
     chosen = [examples.click, *(event for part in inputs for event in (part.upload, part.clear))]
     gr.on(chosen, None, cancels=list(running))
     gr.on(chosen, **_filling(outputs, empty))
     loaded = examples.click(lambda sample: sample if len(sample) > 1 else sample[0], examples, inputs, **PRIVATE)
-    loaded.then(**_filling(outputs, empty))  # again: what was on its way to the browser has come by now
+    loaded.then(**_filling(outputs, empty))  # clear again, because a result could have arrived since the first time
 
 
 def _filling(outputs: list, values: tuple) -> dict:
-    """What an event is set up with to put values into components, in the browser."""
+    """Return the arguments of an event that sets the values of components in the browser."""
     return {"fn": None, "outputs": outputs, "js": f"() => {json.dumps(values)}", "show_progress": "hidden"}
 
 
 def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
-    """Return a list of models with room for a Hub id, and a line on the chosen one, which is not yet rendered."""
+    """Return a dropdown of models that accepts a Hub id, and a note on the selected model that is not rendered yet."""
     choices = tabs.store.choices(*tasks, wait=False)
     name = choices[0][1]
     model = gr.Dropdown(
         choices, value=name, label="Model", info="Choose one, or type a Hub id (ORG/NAME).", allow_custom_value=True
     )
-    # gradio's would document the list as all that there is
+    # gradio would document that only names in the list are valid
     model.api_info = lambda: {"type": "string", "additional_description": "A name of the list, or a Hub id (ORG/NAME)"}
     text = gr.HTML(note(tabs.store.describe(name)["note"]), render=False)
     model.input(lambda name: note(tabs.model_info(name)["note"]), model, text, **PRIVATE)
@@ -263,7 +279,12 @@ def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
 
 
 class Guard:
-    """ASGI middleware that adds `POLICY` to every answer, closes the paths in `CLOSED`, and bounds uploads."""
+    """ASGI middleware that adds `POLICY` to every response, blocks the paths in `CLOSED`, and limits uploads.
+
+    Args:
+        app: ASGI application.
+        sweeper: sweeper of the upload folder, which reserves space for uploads.
+    """
 
     def __init__(self, app, sweeper: Sweeper):
         self.app, self.sweeper = app, sweeper
@@ -285,10 +306,10 @@ class Guard:
 
     async def _upload(self, scope, receive, send) -> None:
         headers = Headers(scope=scope)
-        size = int(headers.get("content-length", 0))  # the server has checked that it is a number, and holds to it
+        size = int(headers.get("content-length", 0))  # the server checks that this is a number and enforces it
         if not size or "transfer-encoding" in headers:
             answer = PlainTextResponse("An upload must state its length.", 411)
-        elif size > MAX_UPLOAD_BYTES + FORM_BYTES:  # gradio's own limit is for each of the files in a request
+        elif size > MAX_UPLOAD_BYTES + FORM_BYTES:  # gradio limits each file of a request, not their total size
             answer = PlainTextResponse(f"Files may have up to {MAX_UPLOAD_BYTES // 2**20} MB.", 413)
         elif not await run_in_threadpool(self.sweeper.reserve, size):
             answer = PlainTextResponse("Too many files were uploaded here. Please try again in a few minutes.", 507)
@@ -306,8 +327,8 @@ class Guard:
 
 
 def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None:
-    """Serve the page until it is stopped, by Ctrl-C or SIGTERM."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as any exit, which removes the files
+    """Serve the page until it is stopped by Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # a regular exit, which removes the files
     sweeper = Sweeper(FILES, page.delete_cache[1])
     page.queue(default_concurrency_limit=2, max_size=32)
     try:
@@ -317,7 +338,7 @@ def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None
             theme=THEME,
             css_paths=HERE / "style.css",
             max_file_size=MAX_UPLOAD_BYTES,
-            show_error=False,  # what is unexpected goes to the log, not to visitors
+            show_error=False,  # unexpected errors are logged and not shown to visitors
             state_session_capacity=200,
             app_kwargs={"middleware": [Middleware(Guard, sweeper=sweeper)]},
             footer_links=["api"],
@@ -327,7 +348,7 @@ def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None
             mcp_server=False,
         )
     finally:
-        page.close(verbose=False)  # before its files go
+        page.close(verbose=False)  # close the page before its files are removed
 
 
 @command
@@ -339,7 +360,7 @@ def main(argv: list[str] | None = None) -> None:
     except Refused as error:
         raise UserError(error.text) from error
     if store.choices("segmentation", wait=False)[0][1] == TRAINED:
-        store.start_training()  # so that the first visitor does not wait
+        store.start_training()  # train now, so that the first visitor does not have to wait
     serve(build(store), args.port, args.share)
 
 

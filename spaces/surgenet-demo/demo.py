@@ -1,4 +1,4 @@
-"""Small models made on the spot, so that every tab works without network; what they are is said beside each result."""
+"""Small local models, so that every tab works without a network. Results state when they come from such a model."""
 
 import logging
 import tempfile
@@ -23,7 +23,7 @@ from surgenet_hf.models import TINY
 
 logger = logging.getLogger(__name__)
 TRAINED, CVS, STEPS, FRAMES = "demo", "demo-cvs", "demo-phase-frames", "demo-phases"
-DEMO = {  # name: (what the list says, tasks, what is said beside results)
+DEMO = {  # {name: (text in the list of models, tasks, note on results)}
     TRAINED: (
         "Demo model, trained on drawn scenes",
         ("segmentation", "features"),
@@ -45,12 +45,17 @@ DEMO = {  # name: (what the list says, tasks, what is said beside results)
         "An untrained model with random weights: its answers mean nothing. It shows how the page works.",
     ),
 }
-DEMO_VERSION = 1  # part of the folder's name: raise it when the training changes
+DEMO_VERSION = 1  # part of the folder name; increase it when the training changes
 DEMO_STEPS = 80
 
 
 class DemoTraining(threading.Thread):
-    """Trains the small segmentation model on drawn scenes and writes its folder, which appears whole or not at all."""
+    """Thread that trains the small segmentation model on drawn scenes and writes its folder atomically.
+
+    Attributes:
+        share: completed share of the training, from 0 to 1.
+        error: exception that ended the training, or None.
+    """
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -60,7 +65,7 @@ class DemoTraining(threading.Thread):
         try:
             if not (demo_folder() / "config.json").exists():
                 self._train()
-        except Exception as error:  # whoever waits is told that there is one
+        except Exception as error:  # reported to the threads that wait for this one
             logger.exception("the demo model could not be made")
             self.error = error
 
@@ -93,17 +98,18 @@ class DemoTraining(threading.Thread):
         try:
             save_converted(model, processor, demo_folder())
         except UserError:
-            if not (demo_folder() / "config.json").exists():  # else another process was faster
+            if not (demo_folder() / "config.json").exists():  # no error if another process has written the same model
                 raise
 
 
 def demo_folder() -> Path:
+    """Return the folder of the small segmentation model in the Hub cache."""
     version = f"segmentation-{DEMO_VERSION}-{__version__}"
     return cached_assets_path("surgenet_hf", namespace="demo", subfolder=version, assets_dir=constants.HF_ASSETS_CACHE)
 
 
 def untrained(name: str) -> Loaded:
-    """A small model with the same random weights each time."""
+    """Build a small untrained model. Its random weights are always the same."""
     labels, kind = {
         CVS: (endoscapes_cvs.LABELS, "multi_label_classification"),
         STEPS: (PHASES, "single_label_classification"),

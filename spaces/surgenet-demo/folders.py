@@ -1,7 +1,7 @@
-"""Check and load models from local folders and the Hub.
+"""Validation and loading of models from local folders and the Hub.
 
-A model is refused unless it is one of SurgeNet's classes, in safetensors, within the limits below. The checks run
-before anything is downloaded or built. Of the configuration files, only the settings that SurgeNet needs are used.
+Only SurgeNet classes in the safetensors format and within the limits below are loaded. The checks run before weights
+are downloaded or models are built. Only the settings that SurgeNet needs are read from the configuration files.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from surgenet_hf.checkpoints.reading import check_finite
 from surgenet_hf.configuration_surgenet_phase import SurgeNetPhaseConfig
 from surgenet_hf.data import class_colors
 
-# what a model does, and the class that does it
+# {task: model class}
 CLASSES = {
     "segmentation": SurgeNetForSemanticSegmentation,
     "classification": SurgeNetForImageClassification,
@@ -41,11 +41,11 @@ CLASSES = {
     "features": SurgeNetModel,
 }
 MAX_BYTES, MAX_PARAMETERS, MAX_LABELS, MAX_IMAGE_SIZE = 10**9, 200_000_000, 64, 1024
-MAX_CONFIG_BYTES = 2**20  # also for the index of the weights and a weight file's header: SurgeNet's have below 100 kB
+MAX_CONFIG_BYTES = 2**20  # also for the index and headers of weight files; SurgeNet's have less than 100 kB
 MAX_FILES = 32
 MAX_FLOPS = 500e9  # per frame; a published backbone at 1024 x 1024 pixels needs up to 430e9
-FEATURE_SIDE = 640  # pixels that frames are resized to for dense features, which have a stride of 32
-LIMITS = {  # of a configuration, before anything is built from it
+FEATURE_SIDE = 640  # height and width in pixels of frames for dense features, which have a stride of 32
+LIMITS = {  # maxima of settings, checked before a model is built
     "num_channels": 3,
     "pyramid_channels": 512,
     "segmentation_channels": 512,
@@ -53,15 +53,15 @@ LIMITS = {  # of a configuration, before anything is built from it
     "num_layers": 12,
     "num_feature_maps": 1024,
 }
-MAX_DEPTHS = (8, 16, 64, 16)  # the first stages have the largest maps: each block there takes longer
+MAX_DEPTHS = (8, 16, 64, 16)  # lower in the first stages, whose larger maps make each block slower
 MAX_WIDTHS = (4096, 4096, 4096, 4096)
-MAX_ID = 140  # characters: an organisation's 42, a slash, a model's 96
+MAX_ID = 140  # characters; the Hub allows 42 for an organization and 96 for a model
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}  # as safetensors names them
-# What is read from the configuration files. Others could change how transformers loads a model or what it returns.
+FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}  # names in safetensors
+# The only settings that are read. Others could change how transformers loads a model or what the model returns.
 LABEL_SETTINGS = {"id2label", "num_labels", "problem_type"}
 PROCESSOR_SETTINGS = (
     "do_convert_rgb", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
@@ -71,12 +71,14 @@ PROCESSOR_SETTINGS = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is ready.
+    """Loaded model.
 
     Attributes:
-        tasks: what it can be asked for, of the keys of `CLASSES`.
-        labels, colors: of its classes; none of a backbone.
-        note: what to say beside every result.
+        name: name of the model.
+        tasks: supported tasks, keys of `CLASSES`.
+        model: model in evaluation mode.
+        processor: image processor of the model.
+        note: text to show with every result.
     """
 
     name: str
@@ -87,15 +89,17 @@ class Loaded:
 
     @property
     def labels(self) -> list[str]:
+        """Return the names of the classes."""
         return class_names(self.model.config)
 
     @property
     def colors(self) -> tuple[tuple[int, int, int], ...]:
+        """Return the colors of the classes."""
         return class_colors(self.labels)
 
 
 def class_names(config) -> list[str]:
-    """The classes of a model in the order of their ids; those of the same name are told apart by their ids."""
+    """Return the class names of a model in the order of their ids. Duplicate names are extended by their ids."""
     names = [shorten(str(config.id2label[i])) for i in range(config.num_labels)]
     while len(counts := Counter(names)) < len(names):
         names = [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
@@ -103,15 +107,20 @@ def class_names(config) -> list[str]:
 
 
 def tasks_of(task: str) -> tuple[str, ...]:
-    """What a model made for a task can be asked for: a backbone is in all of them."""
+    """Return the tasks that a model for a given task supports. All models have a backbone and support features."""
     return tuple(dict.fromkeys((task, "features")))
 
 
 def download(name: str, folder: Path, weights: bool = True) -> None:
-    """Fetch a visitor's model from the Hub, without the owner's token, if its files are few and small enough.
+    """Download a visitor's model from the Hub, without the owner's token.
+
+    Args:
+        name: Hub id of the model.
+        folder: folder for the files.
+        weights: whether to download the weights in addition to the configuration.
 
     Raises:
-        Refused: no such public model, other files than those of a model in safetensors, or too large.
+        Refused: the model does not exist or is not public, is not in safetensors, or has too many or too large files.
     """
     if not HUB_ID.fullmatch(name) or ".." in name or "--" in name or len(name) > MAX_ID:
         raise Refused(
@@ -132,12 +141,23 @@ def download(name: str, folder: Path, weights: bool = True) -> None:
     except (HfHubHTTPError, OSError, ConnectionError) as error:
         raise Refused(f"{name} could not be fetched: the Hub did not answer as it should. Try again later.") from error
     except Exception as error:
-        if type(error).__module__.startswith("http"):  # of the HTTP client: no connection
+        if type(error).__module__.startswith("http"):  # errors of the HTTP client mean that there is no connection
             raise Refused(f"{name} could not be fetched: the Hub cannot be reached from here.") from error
         raise
 
 
 def check_sizes(name: str, sizes: dict[str, int | None], files: list[str], weights: bool) -> None:
+    """Check the names, number, and sizes of the files of a model.
+
+    Args:
+        name: name of the model in messages.
+        sizes: {file of the repository: size in bytes, or None if unknown}.
+        files: files to download.
+        weights: whether weights are required.
+
+    Raises:
+        Refused: files are missing, too many, or too large.
+    """
     if missing := [file for file in CONFIG_FILES if file not in sizes]:
         raise Refused(f"{name} has no {' and no '.join(missing)}: it is not a fine-tuned SurgeNet model.")
     if weights and not any(file.endswith(".safetensors") for file in files):
@@ -156,7 +176,7 @@ def read_json(path: Path) -> dict:
     """Read a JSON object.
 
     Raises:
-        ValueError: the file does not hold a JSON object in UTF-8.
+        ValueError: the file does not contain a JSON object in UTF-8.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
@@ -165,10 +185,10 @@ def read_json(path: Path) -> dict:
 
 
 def read_config(folder: Path, name: str) -> tuple[str, object]:
-    """Read the task and the configuration of a model folder, without its weights.
+    """Read the task and the configuration of a model folder without its weights.
 
     Raises:
-        Refused: the model is not one of SurgeNet's classes, or exceeds `LIMITS`.
+        Refused: the model is not of a SurgeNet class, or exceeds a limit.
     """
     try:
         raw = read_json(folder / "config.json")
@@ -213,7 +233,11 @@ def build_empty(task: str, config) -> torch.nn.Module:
 
 
 def check_limits(name: str, raw: dict, backbone: dict) -> None:
-    """Refuse numbers that would take more memory or time to build than any SurgeNet needs."""
+    """Check that a model does not need more memory or time to build than any SurgeNet model.
+
+    Raises:
+        Refused: a setting exceeds its limit.
+    """
     for settings in (raw, backbone):
         for key, limit in LIMITS.items():
             value = settings.get(key, 1)
@@ -230,10 +254,16 @@ def check_limits(name: str, raw: dict, backbone: dict) -> None:
 
 
 def load_folder(folder: Path, name: str, note: str | None = None) -> Loaded:
-    """Load the model of a folder, in float32, and its image processor.
+    """Load the model and the image processor of a folder, in float32.
+
+    Args:
+        folder: folder of the model.
+        name: name of the model in messages.
+        note: text to show with every result. Default: a summary of the configuration.
 
     Raises:
-        Refused: as `read_config`; or the weights or the image processor are damaged, of another kind, or too slow.
+        Refused: the configuration is not valid (see `read_config`), the weights or the image processor are damaged or
+            of another kind, or the model is too slow.
     """
     if missing := [file for file in CONFIG_FILES if not (folder / file).is_file()]:
         raise Refused(f"{name} has no {' and no '.join(missing)}: save model and image processor in one folder.")
@@ -246,7 +276,7 @@ def load_folder(folder: Path, name: str, note: str | None = None) -> Loaded:
     try:
         options = {"use_safetensors": True, "local_files_only": True, "dtype": torch.float32}
         model, info = CLASSES[task].from_pretrained(folder, config=config, output_loading_info=True, **options)
-    except Exception as error:  # damaged files have many kinds
+    except Exception as error:  # damaged files cause many kinds of errors
         raise Refused(
             f"{name} could not be loaded: its files are damaged, or not those of its configuration."
         ) from error
@@ -259,7 +289,7 @@ def load_folder(folder: Path, name: str, note: str | None = None) -> Loaded:
     if task in ("segmentation", "classification"):
         model.register_forward_hook(lambda _module, _inputs, outputs: check_answer(name, outputs.logits))
     if task == "classification" and model.config.problem_type is None:
-        model.config.problem_type = "single_label_classification"  # as Trainer takes class ids
+        model.config.problem_type = "single_label_classification"  # Trainer's default for class ids
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return Loaded(name, tasks_of(task), model, processor, note or summary(name, task, config)["note"])
 
@@ -268,14 +298,14 @@ def read_processor(folder: Path, name: str) -> SegformerImageProcessor:
     """Read the image processor of a model folder.
 
     Raises:
-        Refused: its settings are damaged, or it does not make a finite picture of a size within the limits.
+        Refused: the settings are damaged, or the output is not finite or has a size outside the limits.
     """
     broken = f"{name}: its preprocessor_config.json is not that of a SurgeNet model."
     try:
         raw = read_json(folder / "preprocessor_config.json")
         processor = SegformerImageProcessor(**{key: raw[key] for key in PROCESSOR_SETTINGS if key in raw})
         sides = {side: value for side, value in dict(processor.size).items() if value is not None}
-    except Exception as error:  # of many kinds, by its settings
+    except Exception as error:  # invalid settings cause many kinds of errors
         raise Refused(broken) from error
     if raw.get("do_center_crop") or raw.get("do_pad"):
         raise Refused(f"{name}: its image processor crops or pads pictures; here they can only be resized.")
@@ -295,7 +325,7 @@ def read_processor(folder: Path, name: str) -> SegformerImageProcessor:
             )
     try:
         pixels = processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
-    except Exception as error:  # of many kinds, by its settings
+    except Exception as error:  # invalid settings cause many kinds of errors
         raise Refused(broken) from error
     if not torch.isfinite(pixels).all():
         raise Refused(f"{name}: its image processor makes values that are not finite.")
@@ -303,9 +333,12 @@ def read_processor(folder: Path, name: str) -> SegformerImageProcessor:
 
 
 class FlopCounter(TorchDispatchMode):
-    """Count of the floating-point operations within a `with` block, in `flops`.
+    """Counter of the floating-point operations in a `with` block.
 
-    Unlike torch's FlopCounterMode, it sets no hooks on the modules that other threads are running.
+    Unlike torch's FlopCounterMode, it sets no hooks on modules that other threads run at the same time.
+
+    Attributes:
+        flops: number of operations.
     """
 
     def __init__(self):
@@ -321,10 +354,10 @@ class FlopCounter(TorchDispatchMode):
 
 
 def check_speed(name: str, task: str, config, processor: SegformerImageProcessor) -> None:
-    """Refuse a model that takes too long for a frame: a forward pass cannot be interrupted.
+    """Check that a model is fast enough. A forward pass cannot be interrupted.
 
     Raises:
-        Refused: more than `MAX_FLOPS`, at the size of the image processor or for dense features.
+        Refused: a frame takes more than `MAX_FLOPS`, at the size of the image processor or for dense features.
     """
     model = build_empty(task, config)
     whole = model.base_model if task == "phases" else model
@@ -336,7 +369,7 @@ def check_speed(name: str, task: str, config, processor: SegformerImageProcessor
         try:
             with torch.no_grad(), FlopCounter() as counter:
                 part(torch.empty(1, 3, height, width, device="meta"))
-        except Exception as error:  # shapes that do not fit together
+        except Exception as error:  # incompatible shapes
             raise Refused(f"{name}: its config.json is not that of a SurgeNet model.") from error
         if counter.flops > MAX_FLOPS:
             raise Refused(
@@ -346,12 +379,12 @@ def check_speed(name: str, task: str, config, processor: SegformerImageProcessor
 
 
 def check_weights(folder: Path, name: str) -> None:
-    """Refuse weights that are not in the folder's own files, or are not floating-point numbers.
+    """Check that the weights are floating-point numbers in the folder's own files.
 
-    An index of weights may name any path, and transformers would open it.
+    An index of weights can name any path, and transformers would open it.
 
     Raises:
-        Refused: the index, a file's header, or a tensor's type is not that of a SurgeNet model.
+        Refused: the index, the header of a file, or the data type of a tensor is not that of a SurgeNet model.
     """
     files = {WEIGHTS}
     try:
@@ -371,7 +404,7 @@ def check_weights(folder: Path, name: str) -> None:
                 dtypes |= {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
     except Refused:
         raise
-    except Exception as error:  # damaged files have many kinds
+    except Exception as error:  # damaged files cause many kinds of errors
         raise Refused(
             f"{name} could not be loaded: its files are damaged, or are no weights in safetensors."
         ) from error
@@ -380,13 +413,19 @@ def check_weights(folder: Path, name: str) -> None:
 
 
 def check_answer(name: str, values) -> None:
-    """Refuse a model's answers that are not all finite: the largest of NaN would look like one."""
+    """Check that all predictions of a model are finite.
+
+    Otherwise, the maximum of NaN values would look like a valid prediction.
+
+    Raises:
+        Refused: a value is not finite.
+    """
     if not torch.isfinite(torch.as_tensor(values)).all():
         raise Refused(f"{name} computes no valid numbers for this picture (NaN). Please choose another model.")
 
 
 def summary(name: str, task: str, config) -> dict:
-    """What a configuration says of a model."""
+    """Summarize the configuration of a model."""
     source = shorten(str((config.pretraining or {}).get("name") or "unknown"))
     labels = [] if task == "features" else class_names(config)
     what = "a backbone" if task == "features" else f"a model for {task}, {len(labels)} classes"

@@ -1,4 +1,4 @@
-"""The folder of uploads and results: each process has its own, swept while it runs and removed when it ends."""
+"""Folder of uploads and results. Each process has its own, which is cleaned while it runs and removed when it ends."""
 
 import atexit
 import logging
@@ -13,15 +13,22 @@ from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 PREFIX, LOCK = "surgenet-demo-", "lock"
-MAX_FOLDER_BYTES = 4 * 2**30  # of uploads and results together
-MIN_FILE_BYTES = 2**17  # that a file counts for at least, so that the number of small files has a bound, too
+MAX_FOLDER_BYTES = 4 * 2**30  # total size of uploads and results
+MIN_FILE_BYTES = 2**17  # minimum size counted for a file, which limits the number of small files
 BUSY_SECONDS = 120  # a file that changed within this time may be in use
 
 
 def claim_folder(parent: Path) -> Path:
-    """Make a folder in `parent` that goes when this process ends; remove those of processes that were killed.
+    """Create a folder in `parent` that is removed when this process ends.
 
-    A process holds the lock in its folder as long as it lives, whatever ends it.
+    Folders of killed processes are removed. A process holds the lock in its folder for its lifetime, and the lock is
+    released however the process ends.
+
+    Args:
+        parent: parent folder, created if it does not exist.
+
+    Returns:
+        The folder.
     """
     parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob(f"{PREFIX}*"):
@@ -30,9 +37,9 @@ def claim_folder(parent: Path) -> Path:
         try:
             with FileLock(left / LOCK, timeout=0):
                 pass
-        except (Timeout, OSError):  # its process lives, or is another user's
+        except (Timeout, OSError):  # its process is alive or belongs to another user
             continue
-        shutil.rmtree(left, ignore_errors=True)  # another process that starts now may be at it too
+        shutil.rmtree(left, ignore_errors=True)  # another new process can remove it at the same time
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     lock = FileLock(folder / LOCK)
     lock.acquire()
@@ -46,21 +53,26 @@ def claim_folder(parent: Path) -> Path:
 
 
 def sweep(folder: Path, seconds: float, keep: set[Path]) -> None:
-    """Delete what lies in a folder, at any depth, and has not changed for so many seconds, except what is to `keep`.
+    """Delete old files and empty folders in a folder, at any depth.
 
-    gradio deletes only what it has handed out; an upload that breaks off, it forgets.
+    This includes incomplete uploads, which gradio does not delete.
+
+    Args:
+        folder: folder to clean.
+        seconds: minimum time since the last change of a deleted file.
+        keep: paths that are not deleted.
     """
     before = time.time() - seconds
     for parent, folders, files in os.walk(folder, topdown=False):
         for path in (Path(parent) / name for name in files + folders):
             try:
-                if path in keep or path.lstat().st_ctime > before:  # not st_mtime, which a copy takes along
+                if path in keep or path.lstat().st_ctime > before:  # not st_mtime, which copying preserves
                     continue
                 if path.is_symlink() or not path.is_dir():
                     path.unlink()
                 elif not any(path.iterdir()):
                     path.rmdir()
-            except FileNotFoundError:  # gradio was faster
+            except FileNotFoundError:  # gradio has deleted it
                 continue
             except OSError:
                 logger.exception("%s could not be deleted", path)
@@ -69,10 +81,13 @@ def sweep(folder: Path, seconds: float, keep: set[Path]) -> None:
 def make_room(folder: Path, needed: int, keep: set[Path]) -> bool:
     """Delete the oldest files of a folder until `needed` more bytes fit within `MAX_FOLDER_BYTES` and on the disk.
 
-    Files to `keep` stay, and so do those that may be in use.
+    Args:
+        folder: folder of the files.
+        needed: size of the new data, in bytes.
+        keep: files that are not deleted. Files that may be in use are not deleted either.
 
     Returns:
-        whether the bytes fit.
+        Whether the bytes fit.
     """
     files = []
     for parent, _, names in os.walk(folder):
@@ -94,9 +109,13 @@ def make_room(folder: Path, needed: int, keep: set[Path]) -> bool:
 
 
 class Sweeper(threading.Thread):
-    """Bounds the age and the total size of a folder's files; those that it holds at first are kept.
+    """Thread that limits the age and total size of the files in a folder.
 
-    It looks every tenth of `seconds`, and before each upload.
+    It cleans the folder at intervals of a tenth of `seconds`, and before each upload.
+
+    Args:
+        folder: folder to clean. Files that it initially contains are kept.
+        seconds: maximum age of files.
     """
 
     def __init__(self, folder: Path, seconds: float):
@@ -108,17 +127,24 @@ class Sweeper(threading.Thread):
     def run(self) -> None:
         while True:
             time.sleep(self.seconds / 10)
-            sweep(self.folder, 1.1 * self.seconds, self.keep)  # gradio first: it forgets only what it deletes itself
+            sweep(self.folder, 1.1 * self.seconds, self.keep)  # after gradio, which only forgets files it deletes
             make_room(self.folder, 0, self.keep)
 
     def reserve(self, size: int) -> bool:
-        """Make room for an upload of so many bytes; False if there is none. `release` ends it."""
+        """Reserve space for an upload until `release` is called.
+
+        Args:
+            size: size of the upload, in bytes.
+
+        Returns:
+            Whether there is enough space.
+        """
         with self._reserving:
             fits = make_room(self.folder, self._reserved + size, self.keep)
             self._reserved += size if fits else 0
             return fits
 
     def release(self, size: int) -> None:
-        """End a reservation: the upload is in the folder, or has failed."""
+        """Release the reserved space after the upload has been saved or has failed."""
         with self._reserving:
             self._reserved -= size

@@ -1,6 +1,6 @@
-"""What visitors upload, checked before it is decoded; and the files that they get back.
+"""Validation and decoding of uploads, and output files for visitors.
 
-Everything lies in gradio's temporary folder, which `keeping` sweeps.
+All files are in gradio's temporary folder, which `keeping` cleans.
 """
 
 import errno
@@ -26,25 +26,25 @@ from surgenet_hf.data.video import iter_frames
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_IMAGE_BYTES = 20 * 2**20
-MAX_IMAGE_PIXELS = 50_000_000  # of the file; a telephone's largest
-MIN_SIDE, MAX_SIDE = 32, 1280  # larger pictures are shrunk to this longer side
-_decoding = threading.Lock()  # one picture at a time: the largest takes several hundred megabytes until it is shrunk
+MAX_IMAGE_PIXELS = 50_000_000  # size of the uploaded file; enough for phone cameras
+MIN_SIDE, MAX_SIDE = 32, 1280  # pixels; larger pictures are resized to a longer side of MAX_SIDE
+_decoding = threading.Lock()  # one picture at a time, because a large one needs several hundred megabytes
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv")
-# FFmpeg's names of their containers: playlists, which would make it open other files and addresses, are not among them
+# FFmpeg's names of these containers, without playlists, which would make it open other files and addresses
 VIDEO_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,asf"
 MAX_UPLOAD_BYTES = 100 * 2**20
 MAX_SECONDS = 600
 MAX_VIDEO_SIDE = 3840
-MAX_RATE = 250  # frames in a second of a clip; what lies between two that are looked at has to be decoded, too
-MAX_FRAMES = 600  # that are looked at
-FRAME_SIDE = 640  # longer side of a clip's frames, as they are shown and given back
+MAX_RATE = 250  # frames per second of a clip, limited because skipped frames are decoded, too
+MAX_FRAMES = 600  # processed frames per clip
+FRAME_SIDE = 640  # pixels, longer side of a clip's frames on the page and in the result
 
 FULL = "The disk of this server is full. Please try again in half an hour, when older files have been deleted."
 
 
 class Refused(gr.Error):
-    """A message to the visitor: what was found, what is expected. Names from outside are escaped."""
+    """Error message for the visitor that states what was found and what is expected. The text is escaped for HTML."""
 
     def __init__(self, message: str):
         self.text = message
@@ -53,11 +53,15 @@ class Refused(gr.Error):
 
 @contextmanager
 def full_disk():
-    """Tell the visitor when the server's disk is full, instead of the operating system's error."""
+    """Show a message to the visitor when the server's disk is full, instead of the operating system's error.
+
+    Raises:
+        Refused: the disk is full.
+    """
     try:
         yield
     except Exception as error:
-        # gradio wraps the error if it is the one to write the result
+        # gradio wraps the error if gradio itself writes the result
         if any(isinstance(each, OSError) and each.errno == errno.ENOSPC for each in (error, error.__cause__)):
             raise Refused(FULL) from error
         raise
@@ -67,23 +71,22 @@ async def _refuse_address(*args, **kwargs):
     raise Refused("Please upload the file itself: addresses are not fetched.")
 
 
-# An address that a request names in place of a file would be fetched before any function of ours sees it.
+# A request can contain an address instead of a file, which gradio would download before it calls our functions.
 processing_utils.async_ssrf_protected_download = _refuse_address
 
 
 def _path(upload: dict | None) -> Path:
-    """Where gradio has put an uploaded file.
+    """Return the path of an uploaded file.
 
-    A request can name any path of the server: gradio itself looks at it only where the request says, in its `meta`,
-    that it is one of a file.
+    A request can name any path on the server. gradio checks the path only if the request marks it as a file in `meta`.
 
     Raises:
-        Refused: nothing was uploaded, or what is named is no file of gradio's folder.
+        Refused: there is no upload, or the path is not a file in gradio's folder.
     """
     if not upload:
         raise Refused("Please choose an example or upload a file first.")
     named = upload.get("path") if isinstance(upload, dict) else None
-    if not isinstance(named, str) or "\0" in named:  # the file within the request, as text, for one
+    if not isinstance(named, str) or "\0" in named:  # e.g. the content of the file as text
         raise Refused("Please upload the file itself.")
     path = Path(named).resolve()
     if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file():
@@ -92,15 +95,15 @@ def _path(upload: dict | None) -> Path:
 
 
 def shorten(text: str, length: int = 80) -> str:
-    """The beginning of what a visitor typed, for a message."""
+    """Shorten a text that a visitor typed, for a message."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def read_number(value, low: float, high: float, what: str) -> float:
-    """A number, brought into the range from `low` to `high`.
+    """Convert a value to a number, clipped to the range from `low` to `high`.
 
     Raises:
-        Refused: it is none.
+        Refused: the value is not a number.
     """
     try:
         number = float(value)
@@ -112,16 +115,16 @@ def read_number(value, low: float, high: float, what: str) -> float:
 
 
 def read_image(upload: dict | None) -> Image.Image:
-    """The upright RGB picture of an uploaded file, its longer side at most `MAX_SIDE`.
+    """Read an uploaded picture as upright RGB with a longer side of at most `MAX_SIDE` pixels.
 
-    Its `info["uploaded_size"]` is the size (width, height) before that.
+    The returned image has the original upright size (width, height) in `info["uploaded_size"]`.
 
     Args:
-        upload: as gradio describes it to functions with `preprocess=False`. (Otherwise gradio would open the file
-            first, and its messages are not for clinicians.)
+        upload: upload as gradio describes it to functions with `preprocess=False`. With preprocessing, gradio would
+            open the file first, and its messages are not suitable for clinicians.
 
     Raises:
-        Refused: no file, too large, of another format, damaged, or no picture at all.
+        Refused: there is no file, or it is too large, in another format, damaged, or not a picture.
     """
     path = _path(upload)
     formats = "JPEG, PNG, WebP or BMP"
@@ -129,13 +132,13 @@ def read_image(upload: dict | None) -> Image.Image:
         size = path.stat().st_size / 2**20
         raise Refused(f"This file has {size:.0f} MB; pictures may have up to {MAX_IMAGE_BYTES // 2**20} MB.")
     try:
-        image = Image.open(path, formats=IMAGE_FORMATS)  # reads the header alone
+        image = Image.open(path, formats=IMAGE_FORMATS)  # reads only the header
         width, height = image.size
     except Image.DecompressionBombError as error:
         raise Refused(
             f"This picture has far more than the {MAX_IMAGE_PIXELS // 10**6} million pixels allowed."
         ) from error
-    except Exception as error:  # whatever a decoder stumbles over
+    except Exception as error:  # decoders raise many kinds of errors
         raise Refused(f"This file is not a picture that can be read. Please upload a {formats} file.") from error
     if width * height > MAX_IMAGE_PIXELS:
         raise Refused(
@@ -159,23 +162,26 @@ def read_image(upload: dict | None) -> Image.Image:
 
 
 def _decode(image: Image.Image) -> Image.Image:
-    """Decode an opened picture to upright RGB, its longer side at most `MAX_SIDE`."""
+    """Decode an opened picture to upright RGB with a longer side of at most `MAX_SIDE` pixels."""
     with _decoding:
         image.draft("RGB", (MAX_SIDE, MAX_SIDE))
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+        if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode != "RGB":  # else this would only copy it
+        if image.mode != "RGB":  # for RGB, this would only make a copy
             image = image.convert("RGB")
         image.thumbnail((MAX_SIDE, MAX_SIDE))
         return image
 
 
 def check_video(upload: dict | None) -> tuple[Path, float]:
-    """The path of an uploaded clip of a known format and size, and its length in seconds.
+    """Check the format and size of an uploaded clip.
+
+    Returns:
+        The path of the clip, and its length in seconds.
 
     Raises:
-        Refused: it is none.
+        Refused: the upload is not a valid clip.
     """
     path = _path(upload)
     formats = "MP4, MOV, MKV, WebM, AVI, MPEG or WMV"
@@ -190,7 +196,7 @@ def check_video(upload: dict | None) -> tuple[Path, float]:
             seconds = float((stream.duration or 0) * stream.time_base) if stream else 0.0
             seconds = seconds or (container.duration or 0) / av.time_base
             rate = _highest_rate(container, stream) if stream else 0
-    except Exception as error:  # whatever a demuxer stumbles over
+    except Exception as error:  # demuxers raise many kinds of errors
         raise Refused(f"This file is not a clip that can be read. Please upload an {formats} file.") from error
     if stream is None:
         raise Refused(f"This file has no pictures, only sound. Please upload an {formats} file.")
@@ -208,22 +214,28 @@ def check_video(upload: dict | None) -> tuple[Path, float]:
 
 
 def _highest_rate(container, stream) -> int:
-    """The most frames that lie in one second of a clip. Nothing is decoded for that."""
+    """Return the maximum number of frames in one second of a clip, without decoding them."""
     counts = Counter()
     try:
         for packet in container.demux(stream):
-            if packet.size:  # the last is none
+            if packet.size:  # the last packet is empty
                 counts[int((packet.pts or 0) * packet.time_base)] += 1
-    except av.FFmpegError:  # a clip that breaks off: up to where is said when it is decoded
+    except av.FFmpegError:  # an incomplete clip; decoding reports where it ends
         pass
     return max(counts.values(), default=0)
 
 
 def read_frames(path: Path, frames_per_second: float) -> Iterator[Image.Image]:
-    """The RGB pictures of a clip at that rate, their longer side at most `FRAME_SIDE`, at most `MAX_FRAMES`.
+    """Read the frames of a clip as RGB pictures.
+
+    The longer side is at most `FRAME_SIDE` pixels, and the number of frames at most `MAX_FRAMES`.
+
+    Args:
+        path: path of the clip.
+        frames_per_second: rate of the returned frames.
 
     Raises:
-        Refused: the clip breaks off, cannot be decoded, or has larger pictures than its header says.
+        Refused: the clip is incomplete, cannot be decoded, or has larger pictures than its header states.
     """
     frames = iter_frames(path, frames_per_second, FRAME_SIDE, max_decoded_side=MAX_VIDEO_SIDE)
     for number in range(MAX_FRAMES):
@@ -241,13 +253,16 @@ def read_frames(path: Path, frames_per_second: float) -> Iterator[Image.Image]:
 
 
 def new_file(name: str) -> Path:
-    """A path in a new folder of gradio's temporary files."""
+    """Return a path in a new subfolder of gradio's temporary folder."""
     os.makedirs(get_upload_folder(), exist_ok=True)
     return Path(tempfile.mkdtemp(prefix="result-", dir=get_upload_folder())) / name
 
 
 def write_mask(class_map: np.ndarray, colors) -> Path:
-    """A class map (H, W) as lossless PNG whose pixel values are the class ids; the palette is for viewing."""
+    """Write a class map (H, W) as a lossless PNG, and return its path.
+
+    The pixel values are the class ids. The palette is only for viewing.
+    """
     image = Image.fromarray(class_map)
     image.putpalette([value for color in colors for value in color])
     path = new_file("mask.png")
@@ -257,16 +272,22 @@ def write_mask(class_map: np.ndarray, colors) -> Path:
 
 @contextmanager
 def film(frames_per_second: float):
-    """Make an H.264 clip: `with film(2) as (add, path)`; `add(uint8 (H, W, 3))` for each frame, all of one size.
+    """Write an H.264 clip frame by frame.
 
-    The file is there when the block ends; if it ends with an error or is given up, no file is left.
+    The file exists after the block ends. If the block raises an error or is abandoned, no file remains.
+
+    Args:
+        frames_per_second: frame rate of the clip.
+
+    Yields:
+        A function that adds a frame uint8 (H, W, 3), and the path of the clip. All frames have the same size.
     """
     path = new_file("result.mp4")
     stream = None
 
     def add(picture: np.ndarray) -> None:
         nonlocal stream
-        height, width = (side - side % 2 for side in picture.shape[:2])  # what the pixel format takes
+        height, width = (side - side % 2 for side in picture.shape[:2])  # the pixel format requires even sides
         if stream is None:
             stream = container.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -1,4 +1,4 @@
-"""The models of the demo: the published ones, those of the Hub by their id, the owner's, and small ones made here."""
+"""Models of the demo: published models, Hub models by id, the owner's models, and small local models."""
 
 import tempfile
 import threading
@@ -18,15 +18,15 @@ from surgenet_hf.privacy import mask_tokens
 
 
 class ModelStore:
-    """Loads models once, keeps the last few, and says what may not be loaded.
+    """Cache that loads models and keeps the most recently used ones in memory.
 
     Args:
-        given: folders, Hub ids or published names that the owner of the demo serves; each is tried at once, so that
-            what is wrong with it is told to the owner, not to the first visitor.
-        capacity: models that are kept in memory.
+        given: folders, Hub ids, or published names of the owner's models. Each is loaded once at the start, so that
+            the owner sees its errors, not the first visitor.
+        capacity: number of models in memory.
 
     Raises:
-        Refused: of what is `given`, one that cannot be served.
+        Refused: one of the `given` models cannot be used.
     """
 
     def __init__(self, given: list[str] = (), capacity: int = 4):
@@ -45,18 +45,23 @@ class ModelStore:
 
     @property
     def given(self) -> bool:
-        """Whether the owner gave models."""
+        """Return whether the owner provided models."""
         return bool(self._given)
 
     def hub_problem(self) -> str | None:
-        """Why the Hub cannot be reached; None if it can."""
+        """Return the reason why the Hub cannot be reached, or None if it can."""
         return self._hub.problem()
 
     def choices(self, *tasks: str, wait: bool = True) -> list[tuple[str, str]]:
-        """(what the list says, name) of the models for any of these tasks, the first one to begin with.
+        """Return (text in the list, name) of the models for any of these tasks, the default model first.
 
-        That is the owner's; or else a published one where the Hub can be reached, which takes a moment to find out,
-        unless not to `wait` for it.
+        The owner's models come first. The published models precede the small local ones only if the Hub can be
+        reached.
+
+        Args:
+            tasks: keys of `CLASSES`.
+            wait: whether to wait for the result of the Hub check. Without waiting, the small local models come before
+                the published ones.
         """
         given = [(name, name) for name, (_, can) in self._given.items() if set(tasks) & set(can)]
         demo = [(text, name) for name, (text, can, _) in DEMO.items() if set(tasks) & set(can)]
@@ -64,10 +69,15 @@ class ModelStore:
         return given + (demo + published if not wait or self.hub_problem() else published + demo)
 
     def get(self, name: str, tasks: tuple[str, ...], report: Callable[[float, str], None]) -> Loaded:
-        """The model of that name, which must serve one of the tasks; `report(share, what)` is told what goes on.
+        """Return the model with this name, loaded if necessary.
+
+        Args:
+            name: name of the model, or Hub id.
+            tasks: tasks of which the model must support at least one.
+            report: function (share, text) that receives the progress.
 
         Raises:
-            Refused: no such model, one for other tasks, or one that may not or cannot be loaded.
+            Refused: the model does not exist, is for other tasks, or cannot be loaded.
         """
         name = name.strip()
         self._check_tasks(name, self._known_tasks(name), tasks)
@@ -76,7 +86,7 @@ class ModelStore:
         loaded = self._cached(name)
         if loaded is None:
             report(0, "Loading the model")
-            with self._loading:  # one at a time; who waited may find it there
+            with self._loading:  # one model at a time; another thread may have loaded it in the meantime
                 loaded = self._cached(name) or self._load(name, report)
                 with self._lock:
                     self._ready[name] = loaded
@@ -86,7 +96,11 @@ class ModelStore:
         return loaded
 
     def describe(self, name: str) -> dict:
-        """What is known of a model without loading it: of one on the Hub, its configuration alone is fetched."""
+        """Describe a model without loading it. For a model on the Hub, only its configuration is downloaded.
+
+        Raises:
+            Refused: the model does not exist or is not valid.
+        """
         if name in DEMO:
             text, tasks, note = DEMO[name]
             return {"name": text, "tasks": list(tasks), "pretraining": None, "labels": [], "note": note}
@@ -109,7 +123,7 @@ class ModelStore:
             return summary(name, *read_config(Path(folder), name))
 
     def start_training(self) -> "DemoTraining":
-        """Begin to train the demo model, unless that is under way."""
+        """Start the training of the demo model, unless it is running or done."""
         with self._starting:
             if self._training is None or (self._training.error and not self._training.is_alive()):
                 self._training = DemoTraining()
@@ -117,6 +131,14 @@ class ModelStore:
             return self._training
 
     def wait_for_training(self, report: Callable[[float, str], None]) -> None:
+        """Wait for the training of the demo model, which is started if necessary.
+
+        Args:
+            report: function (share, text) that receives the progress.
+
+        Raises:
+            Refused: the training failed.
+        """
         if (demo_folder() / "config.json").exists():
             return
         training = self.start_training()
@@ -127,7 +149,7 @@ class ModelStore:
             raise Refused("The demo model could not be made. Please choose another model.") from training.error
 
     def _known_tasks(self, name: str) -> tuple[str, ...] | None:
-        """What a model is for, if that is known before it is loaded."""
+        """Return the tasks of a model, or None if they are unknown before loading."""
         if name in DEMO:
             return DEMO[name][1]
         if name in self._given:
@@ -166,13 +188,18 @@ class ModelStore:
                 ) from error
             return load_folder(folder, entry.name, self.describe(name)["note"])
         report(0, "Downloading the model from the Hub")
-        with tempfile.TemporaryDirectory() as folder:  # what visitors name leaves nothing on the disk
+        with tempfile.TemporaryDirectory() as folder:  # visitors' models are not kept on the disk
             download(name, Path(folder))
             return load_folder(Path(folder), name)
 
 
 class HubProbe:
-    """Asks the Hub in the background whether it is there; and while it is not, `again` after so many seconds."""
+    """Background check of whether the Hub can be reached.
+
+    Args:
+        timeout: maximum duration of a check, in seconds.
+        again: time in seconds after which a failed check is repeated.
+    """
 
     def __init__(self, timeout: float = 3.0, again: float = 300.0):
         self.timeout, self.again, self.found, self._lock = timeout, again, "no answer", threading.Lock()
@@ -187,31 +214,39 @@ class HubProbe:
         try:
             HfApi(token=False).model_info(CATALOG[0].upstream_repo, timeout=self.timeout)
             self.found = None
-        except Exception as error:  # of any kind: it is told
+        except Exception as error:  # any kind of error is reported
             self.found = type(error).__name__
 
     def problem(self) -> str | None:
+        """Return the reason why the Hub cannot be reached, or None if it can. This waits for a running check."""
         with self._lock:
             if self.found and not self._asking.is_alive() and time.monotonic() > self.began + self.again:
                 self._begin()
-        # no longer than the time-out: the resolver that turns names into addresses knows none
+        # limited here, because DNS lookups have no timeout
         self._asking.join(max(0, self.began + self.timeout - time.monotonic()))
         return self.found
 
 
 def published(name: str):
-    """The catalogue's entry of exactly this name, or None."""
+    """Return the catalog entry with exactly this name, or None."""
     return find_entry(name) if name in {entry.name for entry in CATALOG} else None
 
 
 def folder_name(path: Path) -> str:
-    """What a folder is called on the page: its last part that says something, outputs/xl/model is "xl"."""
+    """Return the name of a folder on the page, its last informative part. For example, outputs/xl/model is "xl"."""
     parts = path.absolute().parts if path.exists() else path.parts
     return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
 
 
 def find_given(source: str) -> Path:
-    """The folder of a model that the owner named: a folder, a published name, or a Hub id (with the owner's token)."""
+    """Return the folder of a model of the owner.
+
+    Args:
+        source: folder, published name, or Hub id. A Hub model is downloaded with the owner's token.
+
+    Raises:
+        Refused: the model does not exist or cannot be downloaded.
+    """
     if Path(source).is_dir():
         return Path(source)
     try:

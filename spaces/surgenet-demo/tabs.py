@@ -1,8 +1,9 @@
-"""What the tabs do: uploads in, predictions by `surgenet_hf.evaluation.evaluate`, pictures by `surgenet_hf.figures`.
+"""Functions of the tabs.
 
-Nothing is kept between calls: each is a function of its arguments and a model. Uploads come as gradio describes them
-(`preprocess=False`), to be checked before anything opens them. Their docstrings are the documentation
-of the endpoints of the same names.
+They read uploads, predict with `surgenet_hf.inference`, and draw pictures with `surgenet_hf.figures`. Each result
+depends only on the arguments and the model, and no state is kept between calls. Uploads arrive as gradio describes
+them (`preprocess=False`) and are checked before they are opened. The docstrings of the methods of `Tabs` are the
+documentation of the API endpoints with the same names.
 """
 
 import copy
@@ -31,13 +32,15 @@ from surgenet_hf.figures.web import (
 )
 from surgenet_hf.inference.prediction import predict, predict_scores, predict_segmentation, stream_phases
 
-SHOWN_EVERY = 0.3  # seconds between two looks at a clip under way
-PROGRESS = gr.Progress()  # as a default; each call gets one of its own from gradio
-MAX_WORK_SECONDS = 900  # on a clip, for which the others wait
-CVS_MET = 0.5  # of a criterion, as in Endoscapes-CVS201
+SHOWN_EVERY = 0.3  # minimum seconds between updates while a clip is processed
+PROGRESS = gr.Progress()  # default value that gradio replaces in each call
+MAX_WORK_SECONDS = 900  # maximum time for a clip, as other visitors have to wait
+CVS_MET = 0.5  # minimum score of a fulfilled criterion, as in Endoscapes-CVS201
 
 
 class Tabs:
+    """Functions of the tabs and API endpoints."""
+
     def __init__(self, store: ModelStore):
         self.store = store
 
@@ -45,12 +48,14 @@ class Tabs:
         """Segment a frame.
 
         Args:
-            image: a JPEG, PNG, WebP or BMP file.
-            model: a name of the list, or a Hub id.
+            image: JPEG, PNG, WebP, or BMP file.
+            model: name from the list, or Hub id.
 
         Returns:
-            the frame with its classes painted over it; the classes that occur, {"id", "class", "percent"} of the
-            picture, the largest first; the mask, a lossless PNG whose pixel values are class ids; a legend (HTML).
+            The frame with its classes painted over it.
+            The classes in the frame, the largest first, as {"id", "class", "percent"} with their share of the area.
+            The mask as a lossless PNG, whose pixel values are class ids.
+            The legend (HTML).
         """
         image = read_image(image)
         loaded = self._get(model, ("segmentation",), progress)
@@ -64,21 +69,22 @@ class Tabs:
         return overlay, areas, str(write_mask(class_map, colors)), legend
 
     def classify(self, image: dict, model: str, progress=PROGRESS) -> tuple[dict, str]:
-        """Classify a frame: its phase, the tools in it, or the criteria of the critical view of safety (CVS).
+        """Classify a frame by its phase, its tools, or the criteria of the critical view of safety (CVS).
 
         Args:
-            image: a JPEG, PNG, WebP or BMP file.
-            model: a name of the list, or a Hub id.
+            image: JPEG, PNG, WebP, or BMP file.
+            model: name from the list, or Hub id.
 
         Returns:
-            {label: score from 0 to 1}, and bars (HTML).
+            {label: score from 0 to 1}
+            A bar chart of the scores (HTML).
         """
         image = read_image(image)
         loaded = self._get(model, ("classification",), progress)
         ((_, scores),) = predict_scores(loaded.model, loaded.processor, [{"image": image}])
         scores = [round(float(score), 4) for score in scores]
         notes, caption = [], loaded.note
-        if loaded.name in DEMO:  # untrained: no verdict, not even in play
+        if loaded.name in DEMO:  # no verdict, because the model is untrained
             pass
         elif loaded.labels == list(endoscapes_cvs.LABELS):
             notes = ["met" if score >= CVS_MET else "not met" for score in scores]
@@ -95,15 +101,17 @@ class Tabs:
         model: str = TRAINED,
         progress=PROGRESS,
     ) -> tuple[np.ndarray, np.ndarray | None, str]:
-        """Dense features of one or two frames as colours: their first three principal components, of both together.
+        """Show dense features of one or two frames as colors, by their first three joint principal components.
 
         Args:
-            image_a: a JPEG, PNG, WebP or BMP file.
-            image_b: another, or none.
-            model: a name of the list, or a Hub id.
+            image_a: JPEG, PNG, WebP, or BMP file.
+            image_b: second file, or none.
+            model: name from the list, or Hub id.
 
         Returns:
-            a picture for each frame, in which like colours are like features; a note (HTML).
+            A picture of frame A, in which similar colors mean similar features.
+            The same for frame B, or none.
+            A note (HTML).
         """
         images = [read_image(image) for image in (image_a, image_b) if image or image is image_a]
         loaded = self._get(model, ("features",), progress)
@@ -121,17 +129,19 @@ class Tabs:
         model: str = TRAINED,
         progress=PROGRESS,
     ) -> tuple[np.ndarray, np.ndarray | None, str]:
-        """Where a point of frame A is found again: the cosine similarity of its feature to those of both frames.
+        """Find a point of frame A in both frames, by the cosine similarity of its feature to all features.
 
         Args:
-            image_a: a JPEG, PNG, WebP or BMP file.
-            image_b: another, or none.
-            x: of the point, from the left edge, in per cent of the width.
-            y: of the point, from the upper edge, in per cent of the height.
-            model: a name of the list, or a Hub id.
+            image_a: JPEG, PNG, WebP, or BMP file.
+            image_b: second file, or none.
+            x: horizontal position of the point from the left edge, in percent of the width.
+            y: vertical position of the point from the top edge, in percent of the height.
+            model: name from the list, or Hub id.
 
         Returns:
-            a heat map over each frame, with the point, and in frame B the most similar place, ringed; a note (HTML).
+            A heat map over frame A, with the point.
+            A heat map over frame B, with a ring at the most similar location, or none.
+            A note (HTML).
         """
         image_a, image_b = read_image(image_a), read_image(image_b) if image_b else None
         point = tuple(read_number(value, 0, 100, name) / 100 for name, value in (("x", x), ("y", y)))
@@ -159,17 +169,17 @@ class Tabs:
         model: str,
         progress=PROGRESS,
     ) -> Iterator[tuple[np.ndarray, str, str | None]]:
-        """Segment a clip frame by frame, or follow the phases of an operation in it.
+        """Segment a clip frame by frame, or predict the phases of an operation in it.
 
         Args:
-            clip: an MP4, MOV, MKV, WebM, AVI, MPEG or WMV file.
-            frames_per_second: how many frames of each second of the clip are looked at; a phase model has its own
-                rate.
-            model: a name of the list, or a Hub id.
+            clip: MP4, MOV, MKV, WebM, AVI, MPEG, or WMV file.
+            frames_per_second: number of processed frames per second of the clip. Phase models use their own rate.
+            model: name from the list, or Hub id.
 
         Returns:
-            as it goes on: the present frame, and the progress with the ribbon of phases or the legend so far (HTML);
-            at the end the result as an MP4 clip.
+            The current frame.
+            The progress, with the ribbon of phases or the legend so far (HTML).
+            The result as an MP4 clip, only at the end.
         """
         path, seconds = check_video(clip)
         rate = read_number(frames_per_second, 0.2, 5, "The number of frames per second")
@@ -180,7 +190,7 @@ class Tabs:
         if "phases" in loaded.tasks:
             rate = read_number(config.frames_per_second, 0.2, 5, f"The rate of {loaded.name}")
         length = max(1, round(seconds * rate))
-        if length > MAX_FRAMES:  # rather than to break off unseen
+        if length > MAX_FRAMES:  # an error, because the end of the clip would otherwise be missing without notice
             raise Refused(
                 f"At {rate:g} frames per second this clip has {length} frames; up to {MAX_FRAMES} are looked at. "
                 "Please choose fewer per second, or a shorter clip."
@@ -228,7 +238,7 @@ class Tabs:
             yield phase_picture(present[0], np.array(phases), loaded.labels, length), html
 
     def model_info(self, model: str) -> dict:
-        """What is known of a model: its tasks, backbone, pretraining and classes. No weights are loaded."""
+        """Describe a model, with its tasks, backbone, pretraining, and classes. No weights are loaded."""
         return self.store.describe(str(model or "").strip())
 
     def _get(self, model: str, tasks: tuple[str, ...], progress):
@@ -236,7 +246,7 @@ class Tabs:
 
 
 def dense_features(loaded, image: Image.Image) -> np.ndarray:
-    """(C, h, w) of the backbone's last stage."""
+    """Compute the features (C, h, w) of the backbone's last stage."""
     finer = copy.deepcopy(loaded.processor)
     finer.size = {"height": FEATURE_SIDE, "width": FEATURE_SIDE}
     ((_, outputs),) = predict(loaded.model.base_model, finer, [{"image": image}], [0])
@@ -245,13 +255,19 @@ def dense_features(loaded, image: Image.Image) -> np.ndarray:
 
 
 def cosine(feature: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    """Cosine similarity (h, w) of a feature (C,) to each of (C, h, w)."""
+    """Compute the cosine similarity (h, w) of a feature (C,) to dense features (C, h, w)."""
     lengths = np.linalg.norm(feature) * np.linalg.norm(dense, axis=0)
     return np.tensordot(feature, dense, 1) / np.maximum(lengths, 1e-12)
 
 
 def progress_html(done: int, frames: int, seconds: float) -> str:
-    """How far a clip has come in so many seconds, and how long it takes yet; gradio's bar hides at each new frame."""
+    """Format the progress of a clip and its remaining time. gradio hides its own progress bar at each new frame.
+
+    Args:
+        done: number of processed frames.
+        frames: total number of frames.
+        seconds: elapsed time.
+    """
     left = seconds / done * (frames - done)
     left = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
     bar = f'<progress value="{done}" max="{frames}" aria-label="Frames done"></progress>'
@@ -259,5 +275,6 @@ def progress_html(done: int, frames: int, seconds: float) -> str:
 
 
 def size_note(image: Image.Image) -> str:
+    """Return a note that the picture was resized, or an empty text."""
     before = image.info.get("uploaded_size", image.size)
     return "" if before == image.size else f"Shrunk to {image.width} x {image.height} pixels, the mask too. "

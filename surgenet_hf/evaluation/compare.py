@@ -1,6 +1,6 @@
-"""Comparison of results files: means over runs, intervals, paired tests, ranks, and Markdown tables.
+"""Comparison of results files: means over runs, intervals, paired tests, and ranks.
 
-A row is a model, a column is a metric on one split of one dataset. Results share a column only if they come from the
+A row is a model, and a column is a metric on one split of one dataset. Results share a column only if they have the
 same videos, frames, and classes. Runs of a model that differ only in their seed share a row.
 """
 
@@ -42,7 +42,7 @@ from .statistics import (
 
 @dataclass(frozen=True)
 class Column:
-    """A metric on one split of one dataset."""
+    """Metric on one split of one dataset."""
 
     task: str
     data: str
@@ -58,7 +58,7 @@ class Column:
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether the metric is a share; otherwise it is a distance."""
+        """Return whether higher values are better: shares from 0 to 1, but not distances."""
         return math.isfinite(metric_bounds(self.metric)[1])
 
     @property
@@ -70,21 +70,21 @@ class Column:
         return f"{100 * value:{sign}z.1f}" if self.higher_is_better else f"{value:{sign}z.2f}"
 
     def rank(self, values: np.ndarray) -> np.ndarray:
-        """Rank values along the first axis; 1 is the best."""
+        """Rank values along the first axis. Rank 1 is the best."""
         return rank(values if self.higher_is_better else -values)
 
 
 @dataclass(frozen=True)
 class Score:
-    """The result of a model in a column.
+    """Result of a model in a column.
 
     Attributes:
-        values: the metric of each run.
-        videos: number of videos that have a value.
-        interval: the 95 % interval (low, high) over videos, if there is one.
-        per_video: values of the videos in sorted order, averaged over runs; NaN where a run has none. None if the
+        values: metric of each run.
+        videos: number of videos with a value.
+        interval: 95 % interval (low, high) over videos, or None.
+        per_video: values of the videos in sorted order, averaged over runs. NaN if a run has no value. None if the
             metric is not a mean over videos.
-        draws: the stored bootstrap draws, averaged over runs; NaN where a run has none. None if a file lacks them.
+        draws: stored bootstrap draws, averaged over runs. NaN if a run has no value. None if a file has no draws.
     """
 
     values: tuple[float, ...]
@@ -99,21 +99,24 @@ class Score:
 
     @property
     def sd(self) -> float:
-        """The sample standard deviation over runs; NaN for one run."""
+        """Return the sample standard deviation over runs, NaN for a single run."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The difference between two models in a column.
+    """Difference between two models in a column.
 
     Attributes:
-        difference: first minus second.
-        videos: number of videos that have a value of both models.
-        test: the paired test; None if the metric has no values per video.
-        adjusted_p: its p-value, adjusted for the number of tests in the column.
+        column: column of both scores.
+        first: name of the first model.
+        second: name of the second model.
+        difference: score of the first model minus score of the second model.
+        videos: number of videos with a value of both models.
+        test: paired test, or None if the metric has no values per video.
+        adjusted_p: p-value adjusted for the number of tests in the column.
         tests: number of tests in the column.
-        interval: paired bootstrap interval of a difference without a test, if both models have draws.
+        interval: paired bootstrap interval if there is no test and both models have draws.
     """
 
     column: Column
@@ -140,14 +143,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models against columns.
+    """Comparison of models on several columns.
 
     Attributes:
-        models: their names, sorted by mean rank, the best first.
-        columns: sorted by task, dataset, and split.
-        scores: {(model, column): score}, where there is one.
-        cautions: {(model, task, data, split): what makes its results there too optimistic, or could}.
-        notes: {(task, data, split): notes on the data; the first has the number of frames and videos}.
+        models: names of the models, sorted by mean rank, the best first.
+        columns: columns sorted by task, dataset, and split.
+        scores: {(model, column): score} for all existing scores.
+        cautions: {(model, task, data, split): reasons why these results are, or could be, too optimistic}.
+        notes: {(task, data, split): notes on the data}. The first note has the number of frames and videos.
         left_out: models without a score in any column.
     """
 
@@ -162,18 +165,19 @@ class Comparison:
         """Rank the models in each column.
 
         Returns:
-            (models, columns): 1 is the best, ties share the mean of their ranks, NaN where a model has no value.
+            Ranks (models, columns). 1 is the best, ties share the mean of their ranks, and models without a value have
+            NaN.
         """
         return _ranks(self.models, self.columns, self.scores)
 
     def bootstrap_ranks(self) -> dict[Column, np.ndarray]:
         """Rank the models on each bootstrap resample of the videos.
 
-        A column is left out if a model has no draws there, as ranks among fewer models are not comparable. Resamples
-        on which the metric of a model is undefined are left out, too.
+        A column is excluded if a model has no draws, because ranks among fewer models are not comparable. Resamples on
+        which a metric is undefined for a model are also excluded.
 
         Returns:
-            {column: (models, resamples)}
+            {column: ranks (models, resamples)}
         """
         found = {}
         for column in self.columns:
@@ -183,10 +187,10 @@ class Comparison:
         return found
 
     def pairs(self) -> list[Pair]:
-        """Compare each pair of models in each column, on the same videos.
+        """Compare each pair of models in each column on the same videos.
 
-        Means over videos are compared with a sign-flip permutation test, and p-values are adjusted with Holm's method
-        for the number of tests in the column. Other metrics have no test.
+        Means over videos are compared with a sign-flip permutation test. Holm's method adjusts the p-values for the
+        number of tests in the column. Other metrics are not tested.
         """
         found = []
         for column in self.columns:
@@ -203,18 +207,22 @@ class Comparison:
 
 
 def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequence[str] | None = None) -> Comparison:
-    """Put results side by side.
+    """Compare results of several models.
 
     Args:
-        results: as returned by `read_results`.
-        label_by: "model": the last part of the model's name or folder, without the seed. "pretraining": the weights
-            that it started from.
-        metrics: names of scalar metrics in the files. None: the main metrics of each task (`surgenet_hf.tasks`).
+        results: results as returned by `read_results`.
+        label_by: "model" labels a result by the last part of the model's name or folder, without the seed.
+            "pretraining" labels it by the initial weights of the model.
+        metrics: names of scalar metrics in the files. Default: the main metrics of each task (`surgenet_hf.tasks`).
+
+    Returns:
+        The comparison.
 
     Raises:
-        ValueError: files of schema 1. Results with the same dataset and split, but with other videos, frames, or
-            classes. Several runs of a model with the same seed. Different numbers of bootstrap draws. A metric that no
-            file has, or a standard deviation.
+        UserError: a file has schema 1. Results on the same dataset and split differ in their videos, frames, or
+            classes. Runs of a model have the same seed. Numbers of bootstrap draws differ. No file has a requested
+            metric, or it is a standard deviation.
+        ValueError: `label_by` is unknown.
     """
     for path, found in results.items():
         if found["schema"] == OLD_SCHEMA:
@@ -263,7 +271,7 @@ def _headlines(task: str) -> tuple[str, ...]:
 
 
 def rank(values: np.ndarray) -> np.ndarray:
-    """Rank values along the first axis: 1 is the highest, ties share the mean of their ranks, NaN stays NaN."""
+    """Rank values along the first axis. 1 is the highest, ties share the mean of their ranks, and NaN stays NaN."""
     higher = (values[None] > values[:, None]).sum(1)
     equal = (values[None] == values[:, None]).sum(1)
     return np.where(np.isnan(values), np.nan, higher + (equal + 1) / 2)
@@ -278,7 +286,11 @@ def _ranks(models: Sequence[str], columns: Sequence[Column], scores: dict) -> np
 
 
 def _check_metrics(names: Sequence[str], results: dict[Path, dict]) -> None:
-    """Refuse names that are not comparable metrics of any file."""
+    """Check that the files have comparable metrics of these names.
+
+    Raises:
+        UserError: no file has the metric, or it is a standard deviation.
+    """
     available = {name for found in results.values() for name in found["metrics"] if name != "per_class"}
     available = sorted(name for name in available if not name.endswith("_sd"))
     for name in names:
@@ -317,13 +329,13 @@ def _bounds(interval: Interval | None) -> tuple[float, float] | None:
 
 
 def _mean_over_runs(runs: list[dict], metric: str, read) -> np.ndarray | None:
-    """The mean over runs of the arrays that `read` finds; None if a run has none."""
+    """Return the mean over runs of the arrays from `read`, or None if a run has no array."""
     arrays = [read(found, metric) for found in runs]
     return None if any(array is None for array in arrays) else np.mean(arrays, axis=0)
 
 
 def _per_video(results: dict, metric: str) -> np.ndarray | None:
-    """The values of the videos, in sorted order. Neutral names of published files keep this order."""
+    """Return the values of the videos in sorted order. Neutral names in published files keep this order."""
     table = results.get("per_video") or {}
     videos = sorted(results["data"].get("videos") or ())
     if not videos or any(metric not in table.get(video, {}) for video in videos):
@@ -337,9 +349,10 @@ def _stored_draws(results: dict, metric: str) -> np.ndarray | None:
 
 
 def _paired_draws(scores: Sequence[Score | None]) -> np.ndarray | None:
-    """Bootstrap draws (models, resamples) of the same resamples for all models, on which each has a value.
+    """Return bootstrap draws (models, resamples) on which all models have a value.
 
-    Below `MIN_VIDEOS` videos there are too few different resamples.
+    The resamples are the same for all models. The result is None if draws are missing, or if a score has fewer than
+    `MIN_VIDEOS` videos, which give too few distinct resamples.
     """
     if any(score is None or score.videos < MIN_VIDEOS for score in scores):
         return None
@@ -364,6 +377,6 @@ def _pair(column: Column, first: str, second: str, one: Score, other: Score) -> 
 
 
 def _cautions(runs: Iterable[dict]) -> tuple[str, ...]:
-    """What is known of videos of this evaluation that trained or selected these models; empty if there are none."""
+    """Return notes on evaluation videos that trained or selected these models, or possibly did."""
     notes = (found["data"].get("leakage", "unknown: the results file does not say") for found in runs)
     return tuple(f"Leakage: {note}" for note in dict.fromkeys(filter(None, notes)))

@@ -1,27 +1,34 @@
-"""Evaluate a model on a split of a dataset. `surgenet_hf.evaluation.results` checks a results file when it is read.
+"""Evaluation of a model on a split of a dataset, and the content of a results file.
 
-A results file holds
+`surgenet_hf.evaluation.results` checks a results file when it is read. A results file contains
 
     schema       "surgenet_hf.results/2"
     task         "semantic-segmentation", "image-classification" or "phase-recognition"
-    model        name, type, parameters, and pretraining: the provenance of its weights, or "unknown"
-    seed         of the training, or null
-    data         name; split, and split_protocol: which videos it has; image_size: [height, width] that the model gets;
-                 frames, videos, labels; background: the class that is, or null; videos_are_public: whether the names
-                 of the videos are those of a public dataset; notes of the integrity check; leakage: what is known, or
-                 "unknown", of videos that trained or selected the model or its backbone, null if none did; selected:
-                 the videos that selected the checkpoint, on which the result is optimistic. In published files neutral
-                 names replace those of the user's own videos, and video_hashes identifies them (`surgenet_hf.privacy`)
-    definitions  the convention of each metric, in words
+    model        name, type, number of parameters, and pretraining: the source of the weights, or "unknown"
+    seed         seed of the training, or null
+    data         the evaluated data:
+                 name, split, split_protocol: dataset, split, and its assignment of videos
+                 image_size: [height, width] of the model's input
+                 frames, videos, labels: number of frames, names of the videos, names of the classes
+                 background: name of the background class, or null
+                 videos_are_public: whether the videos' names are those of a public dataset
+                 notes: notes of the integrity check
+                 leakage: note on videos that trained or selected the model or its backbone; it says "unknown" for
+                 what is not recorded, and is null if there are no such videos
+                 selected: videos that selected the checkpoint, on which the result is optimistic
+                 video_hashes: in published files, ids of the user's own videos, whose names are replaced by neutral
+                 ones (see `surgenet_hf.privacy`)
+    definitions  convention of each metric, in words
     metrics      scalar metrics by name (see `surgenet_hf.metrics`), and per_class: {label: metrics}; null: undefined
-    intervals    {metric: {low, high, videos, method}}: 95 % over videos, none below 5 (see `evaluation.statistics`)
-    bootstrap    {metric: its value on each resample of the videos}, of the task's main metrics that are not means over
-                 videos; those of the others follow from per_video
-    per_video    {video: metrics}, with per_class: {label: counts and metrics}, from which every convention in
-                 `definitions` can be recomputed
-    comparisons  {name: metrics} of others on the same data, e.g. the majority-class baseline
-    versions     of Python and the libraries
-    command      the command line that made it, without access tokens; only of commands, not of the Python API
+    intervals    {metric: {low, high, videos, method}}: 95 % intervals over videos, only for 5 or more videos (see
+                 `evaluation.statistics`)
+    bootstrap    {metric: its value on each resample of the videos}, for main metrics that are not means over videos;
+                 the draws of other metrics can be computed from per_video
+    per_video    {video: metrics}, with per_class: {label: counts and metrics}; all conventions in `definitions` can be
+                 computed again from these counts
+    comparisons  {name: metrics} of other predictions on the same data, e.g. the majority-class baseline
+    versions     versions of Python and the libraries
+    command      command line without access tokens; missing in results of the Python API
 """
 
 import json
@@ -45,13 +52,13 @@ from ..tasks import TASKS, Scores, segmentation_metric
 from .results import SCHEMA
 from .statistics import INTERVALS, RESAMPLES, metric_intervals
 
-SEQUENCE_METRICS = ("edit", "f1@", "video_f1@", "relaxed", "segments@")  # of phases in time
+SEQUENCE_METRICS = ("edit", "f1@", "video_f1@", "relaxed", "segments@")  # these need frames in temporal order
 LIBRARIES = ("surgenet_hf", "torch", "transformers", "timm", "datasets", "numpy")
 
 
 @dataclass
 class Evaluation:
-    """Results of an evaluation, and what its figures need.
+    """Results of an evaluation, and the data for its figures.
 
     Attributes:
         results: content of results.json.
@@ -72,21 +79,24 @@ def evaluate(
     resamples: int = RESAMPLES,
     command: str | None = None,
 ) -> Evaluation:
-    """Evaluate a model on a split; the task follows from the data. Several processes share the frames.
+    """Evaluate a model on a split. The data determines the task, and all processes share the frames.
 
     Args:
         model: model for segmentation, frame classification, or phase recognition, with the classes of the data.
-        processor: its image processor.
+        processor: image processor of the model.
         data: dataset.
         split: split to evaluate on.
         batch_size: number of frames per forward pass.
-        seed: seed of the training, to be recorded.
-        resamples: number of bootstrap resamples. 0: no intervals.
-        command: command line, to be recorded.
+        seed: seed of the training, which is recorded.
+        resamples: number of bootstrap resamples. 0 disables intervals.
+        command: command line, which is recorded.
+
+    Returns:
+        The results and the scores.
 
     Raises:
-        UserError: the split does not exist, the model has other classes, or another kind of labels, than the data, or
-            its weights are not finite.
+        UserError: the split does not exist, the model has other classes or another problem type than the data, or its
+            weights are not finite.
     """
     rows = data.split(split)
     if model.config.num_labels != len(data.labels):
@@ -140,7 +150,7 @@ def evaluate(
 
 
 def majority_class_baseline(data: SurgicalData, split: str = "validation") -> dict:
-    """Compute the metrics of always predicting the most common class of the train split's pixels."""
+    """Compute the metrics of a constant prediction, the most frequent class of the train split's pixels."""
     pixels = np.zeros(256, np.int64)
     for row in data.split("train"):
         pixels += np.bincount(row["mask"].ravel(), minlength=256)
@@ -152,26 +162,26 @@ def majority_class_baseline(data: SurgicalData, split: str = "validation") -> di
 
 
 def write_results(results: dict, path: str | os.PathLike) -> None:
-    """Write results as JSON (NaN becomes null): the file is there whole or not at all."""
+    """Write results as JSON atomically. NaN becomes null."""
     text = json.dumps(_without_nan(results), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path, durable=True) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def measure(metric, labels: tuple[str, ...], task: str, resamples: int) -> dict:
-    """Measure what a results file holds: definitions, metrics, intervals, bootstrap, and per_video.
+    """Compute definitions, metrics, intervals, bootstrap, and per_video of a results file.
 
     Args:
-        metric: with the records of all frames.
-        labels: names of the classes, which replace their ids.
-        task: as in a results file.
-        resamples: of the bootstrap; 0: no intervals.
+        metric: metric with the records of all frames.
+        labels: names of the classes, which replace class ids.
+        task: task as in a results file.
+        resamples: number of bootstrap resamples. 0 disables intervals.
     """
     computed = metric.compute()
     intervals, draws = metric_intervals(metric, resamples) if resamples else ({}, {})
 
     def kept(values: dict) -> dict:
-        """Without what needs frames in the order of time, where they are not."""
+        """Remove metrics that require temporal order for tasks without it."""
         if task == "image-classification":
             return {name: value for name, value in values.items() if not name.startswith(SEQUENCE_METRICS)}
         return values
@@ -203,7 +213,7 @@ def measure(metric, labels: tuple[str, ...], task: str, resamples: int) -> dict:
 
 
 def _background_notes(metric) -> list[str]:
-    """Notes on frames and videos whose reference has no foreground."""
+    """Return notes on frames and videos whose labels have no foreground."""
     if not isinstance(metric, SegmentationMetric) or metric.background_id is None:
         return []
     computed = metric.compute()
@@ -221,7 +231,7 @@ def library_versions() -> dict[str, str]:
     for name in LIBRARIES:
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # run from a source tree that was not installed
+        except PackageNotFoundError:  # a source tree that is not installed
             versions[name] = "not installed"
     return versions
 

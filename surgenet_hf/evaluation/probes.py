@@ -1,7 +1,7 @@
 """k-nearest-neighbor evaluation of embeddings on a labeled dataset, without training.
 
-Weighted k-NN as in DINO (Caron et al. 2021, after Wu et al. 2018): the k most similar frames of the train split vote
-for their labels with weights exp(cosine similarity / temperature).
+The classifier is weighted k-NN as in DINO (Caron et al. 2021, after Wu et al. 2018). The k most similar frames of the
+train split vote for their labels with weights exp(cosine similarity / temperature).
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,18 @@ from ..errors import UserError
 from ..inference.embeddings import predict_embeddings, spread
 from ..metrics import MultiLabelMetric
 
-NUM_QUERIES = 1024  # at a time: bounds the matrix of similarities
+NUM_QUERIES = 1024  # queries per chunk, which limits the memory for the similarity matrix
 
 
 @dataclass
 class LabeledEmbeddings:
-    """Embeddings float32 (N, C), targets from 0 to 1 float32 (N, num_labels), and the video of each of N frames."""
+    """Embeddings of N frames with their targets.
+
+    Attributes:
+        embeddings: float32 (N, C).
+        targets: float32 (N, num_labels), from 0 to 1.
+        videos: video of each frame (N,).
+    """
 
     embeddings: torch.Tensor
     targets: torch.Tensor
@@ -37,25 +43,27 @@ def knn_accuracy(
     batch_size: int = 32,
     max_frames: int | None = None,
 ) -> dict[str, float]:
-    """Classify the frames of the validation split (else test) by a vote of their neighbors in the train split.
+    """Classify the frames of the validation split by a vote of their nearest neighbors in the train split.
 
-    The metric is the accuracy for classes. For several labels in a frame it is the mean average precision of the
-    votes, where a target of 0.5 or more is positive. For segmentation, the labels are the classes that a frame shows.
-    Labels that all frames or no frames have are omitted. Frames of the query's own video have no vote.
+    Without a validation split, the test split is used. Frames of the query's own video do not vote. The metric is
+    accuracy for single-label data. For multi-label data, it is the mean average precision of the votes, where targets
+    of 0.5 or more are positive. The labels of a segmentation frame are the classes in its mask. Labels that all frames
+    or no frames have are excluded.
 
-    In a run of several processes, all must call this. Each embeds a part of the frames, and all return the same.
+    All processes must call this function. Each process embeds a part of the frames, and all return the same result.
 
     Args:
-        model: a `SurgeNetModel`; its mode is restored.
-        processor: its image processor.
+        model: `SurgeNetModel`. Its mode is restored.
+        processor: image processor of the model.
+        data: labeled dataset.
         k: number of neighbors that vote. If the train split has fewer frames, all of them vote.
         temperature: temperature of the votes.
-        batch_size: frames in a batch.
-        max_frames: largest number of frames of each of the two splits, evenly spread. None: all.
+        batch_size: number of frames per forward pass.
+        max_frames: maximum number of frames of each split, evenly spaced. None uses all frames.
 
     Returns:
-        {"knn_accuracy" or "knn_mean_average_precision": from 0 to 1, "knn_chance": the same without looking}. Chance
-        is the share of the train split's most common class, or the mean share of positive frames.
+        {"knn_accuracy" or "knn_mean_average_precision": metric from 0 to 1, "knn_chance": its value at chance level}.
+        Chance level is the share of the train split's most frequent class, or the mean share of positive frames.
 
     Raises:
         UserError: a split is missing, all of its frames have the same labels, or an embedding is not finite.
@@ -89,13 +97,19 @@ def knn_accuracy(
 
 
 def vote(memory: LabeledEmbeddings, queries: LabeledEmbeddings, k: int, temperature: float) -> torch.Tensor:
-    """Return targets (N, num_labels) of the queries, from 0 to 1: the weighted mean of those of their k neighbors.
+    """Predict targets (N, num_labels), from 0 to 1, as the weighted mean of the targets of the k nearest neighbors.
+
+    Args:
+        memory: embeddings that vote.
+        queries: N embeddings to classify.
+        k: number of neighbors.
+        temperature: temperature of the votes.
 
     Raises:
-        UserError: all of the memory is of the same video as a query.
+        UserError: all embeddings in the memory are from the same video as a query.
     """
     keys = F.normalize(memory.embeddings, dim=1).T
-    # strings do not go to the device; numbers do
+    # tensors on the device cannot hold strings, so videos become numbers
     _, numbers = np.unique(np.concatenate([memory.videos, queries.videos]), return_inverse=True)
     numbers = torch.from_numpy(numbers).to(keys.device)
     memory_videos, query_videos = numbers.split([len(memory.videos), len(queries.videos)])
@@ -108,13 +122,17 @@ def vote(memory: LabeledEmbeddings, queries: LabeledEmbeddings, k: int, temperat
             raise UserError(
                 "all frames that could vote are of the same video as the query: use a dataset of several videos"
             )
-        weights = F.softmax(nearest / temperature, dim=1)  # exp(similarity / temperature), normalized
+        weights = F.softmax(nearest / temperature, dim=1)  # normalized exp(similarity / temperature)
         votes.append((weights[..., None] * memory.targets[indices]).sum(1))
-    return torch.cat(votes).clamp(max=1)  # sums of weights are 1 up to rounding
+    return torch.cat(votes).clamp(max=1)  # the weights sum to 1 only up to rounding
 
 
 def _embed(model, processor, data, split: str, batch_size: int, max_frames: int | None) -> LabeledEmbeddings:
-    """Compute embeddings and targets of a split on the model's device. Each process embeds a part of the frames."""
+    """Compute embeddings and targets of a split on the model's device. Each process embeds a part of the frames.
+
+    Raises:
+        UserError: an embedding is not finite.
+    """
     rows = data.splits[split]
     indices = spread(len(rows), len(rows) if max_frames is None else min(len(rows), max_frames))
     process = process_state()
@@ -133,7 +151,7 @@ def _embed(model, processor, data, split: str, batch_size: int, max_frames: int 
 
 
 def frame_targets(data: SurgicalData, row: dict) -> np.ndarray:
-    """Return targets float32 (num_labels,) of a frame: its class, its labels, or the classes in its mask."""
+    """Return targets float32 (num_labels,) of a frame, from its class, its labels, or the classes in its mask."""
     if data.task == "semantic-segmentation":
         return (np.bincount(row["mask"].ravel(), minlength=256)[: len(data.labels)] > 0).astype(np.float32)
     if data.is_single_label:

@@ -1,4 +1,4 @@
-"""Tables and summaries of results as text, and the figures of each task."""
+"""Text tables and summaries of results, and the figures of each task."""
 
 import math
 import os
@@ -20,7 +20,7 @@ HEADLINE_ROW = "mean over videos"
 
 
 def summary(results: dict) -> str:
-    """The main metrics of results with their intervals, and the notes on leakage and selection, as text."""
+    """Summarize the main metrics with their intervals, and the note on leakage, as text."""
     data = results["data"]
     lines = [f"\n{data['name']}, {data['split']}: {data['frames']} frames of {len(data['videos'])} videos"]
     for name in headlines(results):
@@ -42,7 +42,7 @@ def _interval_text(results: dict, name: str) -> str:
 
 
 def comparison_table(columns: dict[str, dict]) -> str:
-    """Metrics side by side as text: Dice and IoU in %, pooled per video, of each class and of the headline.
+    """Format metrics side by side as text: Dice and IoU in % for each class, and the means over videos.
 
     Args:
         columns: {name: metrics of a results file}.
@@ -71,7 +71,14 @@ def _percent(value: float) -> str:
 
 
 def draw_segmentation(model, processor, data: SurgicalData, split: str, dice: float):
-    """Some frames of a split, spread over it: frame, reference and prediction.
+    """Draw frame, labels, and prediction for evenly spaced frames of a split.
+
+    Args:
+        model: segmentation model.
+        processor: image processor of the model.
+        data: dataset.
+        split: split of the frames.
+        dice: Dice for the title of the figure.
 
     Returns:
         (matplotlib Figure, rows, class maps)
@@ -92,7 +99,10 @@ def draw_segmentation(model, processor, data: SurgicalData, split: str, dice: fl
 
 
 def _dice_intervals(results: dict) -> list[tuple[float, float]]:
-    """Student's t interval of each class's Dice over the videos with the class; NaN where there is none."""
+    """Return Student's t interval of each class's Dice over the videos that contain the class.
+
+    A class without an interval has (NaN, NaN).
+    """
     bounds = []
     for label in results["data"]["labels"]:
         counts = [video["per_class"][label] for video in results["per_video"].values()]
@@ -107,7 +117,11 @@ def _dice_intervals(results: dict) -> list[tuple[float, float]]:
 def write_figures(
     evaluation: Evaluation, model, processor, data: SurgicalData, split: str, output_dir: str | os.PathLike
 ) -> None:
-    """Write the figures of the task as PNG and PDF: overlays and bars, precision-recall curves, or phase ribbons."""
+    """Write the figures of the task as PNG and PDF.
+
+    These are overlays and bars for segmentation, precision-recall curves or bars for frame classification, and phase
+    ribbons for phase recognition.
+    """
     for name, figure in _FIGURES[data.task](
         evaluation, model, processor, data, split, f"{data.name}, {split}"
     ).items():

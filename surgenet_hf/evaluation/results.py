@@ -1,4 +1,4 @@
-"""Results files: their schema, the one reader that checks them, and which may be put side by side."""
+"""Schema, reader, and validation of results files, and checks that results are comparable."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from ..privacy import video_hashes
 from ..tasks import TASKS
 
 SCHEMA, OLD_SCHEMA = "surgenet_hf.results/2", "surgenet_hf.results/1"
-# what people call a metric; of others, the name says it
+# {metric: common name}, for metrics whose name is not self-explanatory
 TITLES = {
     "video_dice": "Dice",
     "video_iou": "IoU",
@@ -26,17 +26,23 @@ TITLES = {
     "macro_f1": "F1",
     "edit_score": "edit score",
 }
-# what a model's folder says about the run, but not about the model
+# parts of a model's folder that describe the run, not the model
 RUN_FOLDERS = re.compile(r"model|best|final|last|checkpoint-\d+")
 SEED = re.compile(r"[-_. ]?seed[-_=. ]?(\d+)")
 
 
 def read_results(paths: Iterable[str | os.PathLike]) -> dict[Path, dict]:
-    """Results files: `paths` are files, or folders in which every results.json is taken; none is taken twice.
+    """Read results files. Each file is read once.
+
+    Args:
+        paths: files, or folders that are searched for results.json.
+
+    Returns:
+        {path: content of the file}
 
     Raises:
-        MissingFileError: a path that does not exist, or a folder without results.json.
-        UserError: as `read_results_file`.
+        MissingFileError: a path does not exist, or a folder contains no results.json.
+        UserError: a file is not valid (see `read_results_file`).
     """
     read, seen = {}, set()
     for path in map(Path, paths):
@@ -53,16 +59,16 @@ def read_results(paths: Iterable[str | os.PathLike]) -> dict[Path, dict]:
 
 
 def read_results_file(path: str | os.PathLike) -> dict:
-    """Read one results file and check it.
+    """Read and validate one results file.
 
     Raises:
-        UserError: the file is not JSON, has another schema, lacks a part of it, or holds a value of a wrong type or
-            outside the range of its metric; names the file and the field.
+        UserError: the file is not JSON, has another schema, or lacks a required field. Also raised if a value has a
+            wrong type or is outside the range of its metric. The message names the file and the field.
     """
     path = Path(path)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, or not even text
+    except (ValueError, RecursionError) as error:  # not JSON, or not text
         raise UserError(f"{path} is not JSON: {error}") from error
     schema = results.get("schema") if isinstance(results, dict) else None
     if schema not in (SCHEMA, OLD_SCHEMA):
@@ -72,7 +78,7 @@ def read_results_file(path: str | os.PathLike) -> dict:
 
 
 def find_results(model_dir: str | os.PathLike) -> Path | None:
-    """Find the results.json of a saved model, in its folder or beside it."""
+    """Return the results.json of a saved model, in its folder or the parent folder, or None."""
     paths = (Path(model_dir, "results.json"), Path(model_dir).parent / "results.json")
     return next((path for path in paths if path.is_file()), None)
 
@@ -89,7 +95,7 @@ def _object_of(*kinds: type) -> Callable:
     return lambda value: isinstance(value, dict) and all(isinstance(item, kinds) for item in value.values())
 
 
-# what fields must hold, in words and as a test: the fields; an object comes before its parts
+# {(expected content in words, check): fields}; an object comes before its parts
 _FIELDS = {
     ("an object", _object_of(object)): "model data definitions metrics",
     ("a text", lambda value: isinstance(value, str)): (
@@ -108,7 +114,7 @@ _FIELDS = {
     ("an object of objects or lists", _object_of(dict, list, NoneType)): "intervals",
 }
 _REQUIRED = ("task", "model", "data", "metrics", "data.name", "data.split")
-# part of a metric's name: its range; of other metrics nothing is known
+# (part of a metric's name, minimum, maximum); other metrics have no known range
 _RANGES = (
     (re.compile("assd|hd95"), 0, math.inf),
     (re.compile("frames$|videos$|pixels$|positives|negatives|missed|spurious|relaxed_hits|segments@"), 0, math.inf),
@@ -117,14 +123,14 @@ _RANGES = (
 
 
 def check_results(results: dict, source: str) -> None:
-    """Check types and ranges of what a results file holds; null counts as missing.
+    """Check types and ranges of the content of a results file. Null counts as missing.
 
     Args:
-        results: the content of the file.
-        source: what to call it in messages.
+        results: content of the file.
+        source: name of the file in error messages.
 
     Raises:
-        UserError: names the source and the field.
+        UserError: a field is not valid. The message names the source and the field.
     """
     for (expected, is_valid), fields in _FIELDS.items():
         for field in fields.split():
@@ -149,12 +155,12 @@ def check_results(results: dict, source: str) -> None:
 
 
 def metric_title(name: str) -> str:
-    """What to call a metric in tables and figures. Without a title of its own it is called by its name."""
+    """Return the name of a metric in tables and figures. The default is its key with spaces."""
     return TITLES.get(name, name.replace("_", " "))
 
 
 def interval_bounds(results: dict, metric: str) -> tuple[float | None, float | None]:
-    """The bounds of a metric's interval, of either schema; (None, None) if there is none."""
+    """Return the bounds of a metric's interval in either schema, or (None, None) without an interval."""
     interval = (results.get("intervals") or {}).get(metric)
     if isinstance(interval, dict):
         return interval.get("low"), interval.get("high")
@@ -162,14 +168,14 @@ def interval_bounds(results: dict, metric: str) -> tuple[float | None, float | N
 
 
 def headlines(results: dict) -> list[str]:
-    """The main metrics of a results file that it has a value of, most important first."""
+    """Return the main metrics that have a value in a results file, most important first."""
     task = TASKS.get(results["task"])
     names = task.headlines if task else ()
     return [name for name in names if isinstance(results["metrics"].get(name), int | float)]
 
 
 def _field(results: dict, field: str):
-    """The value of a field such as "data.name"; None if it is missing."""
+    """Return the value of a field such as "data.name", or None if it is missing."""
     *parents, name = field.split(".")
     for parent in parents:
         results = results.get(parent) or {}
@@ -177,7 +183,7 @@ def _field(results: dict, field: str):
 
 
 def _numbers(results: dict) -> Iterator[tuple[str, str, object]]:
-    """Field, name of the metric, and value of all that must be a number or null."""
+    """Yield field, metric name, and value for all fields that must be a number or null."""
     tables = {"metrics": results["metrics"]}
     tables |= {f"comparisons.{name}": metrics for name, metrics in (results.get("comparisons") or {}).items()}
     tables |= {f"per_video.{video}": metrics for video, metrics in (results.get("per_video") or {}).items()}
@@ -208,7 +214,7 @@ def _excerpt(value) -> str:
 
 
 def group_by_data(results: dict[Path, dict]) -> dict[tuple[str, str, str], dict[Path, dict]]:
-    """Return the files of each (task, name of dataset, split)."""
+    """Group the files by (task, name of dataset, split)."""
     groups: dict[tuple[str, str, str], dict[Path, dict]] = {}
     for path, found in results.items():
         groups.setdefault((found["task"], found["data"]["name"], found["data"]["split"]), {})[path] = found
@@ -216,10 +222,17 @@ def group_by_data(results: dict[Path, dict]) -> dict[tuple[str, str, str], dict[
 
 
 def model_labels(results: dict[Path, dict], label_by: str) -> dict[Path, str]:
-    """The name of the model of each file.
+    """Return the label of the model of each file.
 
-    By "model": the last part of its name or folder, or as many parts as tell apart the models on the same data. By
-    "pretraining": the weights that it started from; where they are unknown, "unknown" with the model's name.
+    Args:
+        results: results by path.
+        label_by: "model" uses the last part of the model's name or folder, or as many parts as necessary to
+            distinguish the models on the same data. "pretraining" uses the initial weights. If these are unknown, the
+            label is "unknown" with the model's name.
+
+    Raises:
+        UserError: two models have the same label but different initial weights.
+        ValueError: `label_by` is unknown.
     """
     if label_by not in ("model", "pretraining"):
         raise ValueError(f"label_by is 'model' or 'pretraining', not {label_by!r}")
@@ -245,21 +258,30 @@ def model_labels(results: dict[Path, dict], label_by: str) -> dict[Path, str]:
 
 
 def _name_parts(results: dict) -> tuple[str, ...]:
-    """The model's name or folder without what belongs to the run: outputs/xl-seed1/model is ("outputs", "xl")."""
+    """Return the parts of a model's name or folder, without parts that describe the run.
+
+    For example, outputs/xl-seed1/model is ("outputs", "xl").
+    """
     parts = re.split(r"[/\\]", str(results["model"].get("name") or "unknown"))
     parts = [SEED.sub("", part) for part in parts if not RUN_FOLDERS.fullmatch(part)]
     return tuple(part for part in parts if part) or ("unknown",)
 
 
 def _pretraining(results: dict) -> str | None:
-    """The name of the weights that the model started from, None if unknown."""
+    """Return the name of the model's initial weights, or None if unknown."""
     source = results["model"].get("pretraining")
     name = source.get("name") if isinstance(source, dict) else source
     return None if name in (None, "", "unknown") else str(name)
 
 
 def check_same_data(group: dict[Path, dict]) -> None:
-    """Videos, frames, classes and, so that draws can be paired, their numbers must be the same."""
+    """Check that results have the same videos, frames, classes, and numbers of bootstrap draws.
+
+    Draws can only be paired if their numbers are equal.
+
+    Raises:
+        UserError: the results differ.
+    """
     draws: dict[int, Path] = {}
     for path, found in group.items():
         draws |= {len(values): path for values in (found.get("bootstrap") or {}).values()}
@@ -280,7 +302,10 @@ def check_same_data(group: dict[Path, dict]) -> None:
 
 
 def _video_identities(*data: dict) -> list[list[str]]:
-    """What tells the videos of several results files apart: their names, or hashes where names were replaced."""
+    """Return the identities of the videos in several results files.
+
+    These are names, or hashes if a file has neutral names.
+    """
     if not any("video_hashes" in each for each in data):
         return [sorted(each.get("videos") or ()) for each in data]
     return [sorted((each.get("video_hashes") or video_hashes(each.get("videos") or ())).values()) for each in data]
@@ -291,7 +316,11 @@ def _shown(value) -> str:
 
 
 def check_runs(label: str, runs: dict[Path, dict]) -> None:
-    """Runs of one label on the same data must differ in their seeds, and there alone."""
+    """Check that runs with the same label on the same data differ only in their seeds.
+
+    Raises:
+        UserError: two runs have the same seed, or differ in the type or size of the model.
+    """
     advice = "give the other --label_by (model or pretraining), or omit one of the two"
     (first, reference), *others = runs.items()
     for path, found in others:
@@ -301,7 +330,7 @@ def check_runs(label: str, runs: dict[Path, dict]) -> None:
                 raise UserError(
                     f"{first} and {path} are both called {label}, but differ in {what}: {one} and {other}; {advice}"
                 )
-    # a file without a seed may be of the same run as another, unless the names of their folders say otherwise
+    # files without a seed could be of the same run, unless the seeds in the names of their folders differ
     known = all(found.get("seed") is not None for found in runs.values())
     seen: dict[tuple, Path] = {}
     for path, found in runs.items():

@@ -1,4 +1,4 @@
-"""Evaluation of saved models: by name or folder, and a check that a saved model predicts as it did before saving."""
+"""Evaluation of saved models, and a check that a saved model gives the same predictions as before saving."""
 
 import logging
 import os
@@ -36,17 +36,17 @@ def evaluate_model(
     Args:
         model_name_or_path: folder of the model, output folder of its training, or repository on the Hub.
         data: dataset of the model's task.
-        split: split to evaluate on. None: test if the dataset has one, otherwise validation.
+        split: split to evaluate on. Default: test if the dataset has it, otherwise validation.
         batch_size: number of frames per forward pass.
-        output_dir: folder to write to. None: nothing is written.
+        output_dir: output folder. None writes no files.
         command: command line, recorded in results.json.
 
     Returns:
         The results, as in results.json.
 
     Raises:
-        UserError: there is no such model, it has no trained head, or it does not fit the data; or the output folder
-            cannot be written to.
+        UserError: the model does not exist, has no trained head, or does not fit the data, or the output folder cannot
+            be written to.
     """
     if batch_size < 1:
         raise UserError(f"--per_device_eval_batch_size must be at least 1 frame, got {batch_size}")
@@ -66,7 +66,7 @@ def evaluate_model(
         if split != "test":
             logger.info(f"{data.name} has no test split: evaluating on {split}.")
     if output_dir is not None:
-        check_output_dir(output_dir)  # before the evaluation, which can take hours
+        check_output_dir(output_dir)  # fail before the evaluation, which can take hours
     model = load_model(task.auto_class, source, dtype=torch.float32).to(process_state().device)
     processor = load_image_processor(source)
     evaluation = evaluate(model, processor, data, split, batch_size, recorded_seed(source), command=command)
@@ -77,17 +77,20 @@ def evaluate_model(
 
 
 def check_saved_model(path: str | os.PathLike, rows: list[dict], class_maps: list[np.ndarray], device="cpu") -> float:
-    """Load a saved segmentation model back, by the Auto classes and as a pipeline, and compare its predictions.
+    """Load a saved segmentation model with the Auto classes and as a pipeline, and compare its predictions.
 
     Args:
-        path: folder with model and image processor.
-        rows, class_maps: what `predict_segmentation` yielded for the model that was saved.
+        path: folder with the model and image processor.
+        rows: rows that `predict_segmentation` yielded before saving.
+        class_maps: class maps that `predict_segmentation` yielded before saving.
+        device: device for the predictions.
 
     Returns:
-        the smallest share of pixels that agree, over the frames and both ways of loading.
+        The minimum share of pixels that agree, over the frames and both ways of loading.
 
     Raises:
-        RuntimeError: less than 99.9 % agree (not all: another batch size can round differently at a tie).
+        RuntimeError: less than 99.9 % of the pixels agree. The limit is below 100 %, because another batch size can
+            round differently at a tie.
     """
     model = AutoModelForSemanticSegmentation.from_pretrained(path).to(device)
     reloaded = [found for _, found in predict_segmentation(model, AutoImageProcessor.from_pretrained(path), rows)]
@@ -107,6 +110,6 @@ def check_saved_model(path: str | os.PathLike, rows: list[dict], class_maps: lis
 
 
 def recorded_seed(model_dir: str | os.PathLike) -> int | None:
-    """Return the seed of a model's training, recorded in the results.json next to its folder; None if unknown."""
+    """Return the seed of a model's training from the results.json next to its folder, or None if unknown."""
     path = Path(model_dir).parent / "results.json"
     return read_results_file(path).get("seed") if path.is_file() else None

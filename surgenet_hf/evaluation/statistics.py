@@ -1,4 +1,4 @@
-"""Confidence intervals and tests over videos. Frames of one video are not independent; videos are.
+"""Confidence intervals and tests over videos. Frames of the same video are not independent, but videos are.
 
 Sources:
     Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69(4), 2015: expanded
@@ -17,10 +17,10 @@ from ..metrics.base import VideoMetric, weighted_mean
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-MIN_VIDEOS, ROUGH_BELOW, CAUTION_BELOW = 5, 10, 20  # see `Interval`
-EXACT_UP_TO = 20  # videos: 2**20 sign flips
+MIN_VIDEOS, ROUGH_BELOW, CAUTION_BELOW = 5, 10, 20  # videos, see `Interval`
+EXACT_UP_TO = 20  # videos, for 2**20 sign patterns
 STUDENT, BOOTSTRAP = "Student's t", "bootstrap with expanded percentiles"
-INTERVALS = (  # for results files
+INTERVALS = (  # text for results files
     f"95 % over videos: Student's t for means over videos, otherwise a bootstrap of {RESAMPLES:,} resamples with "
     f"expanded percentiles (Hesterberg 2015), clipped to the metric's range. A resample without a class leaves it "
     f"out. None below {MIN_VIDEOS} videos with a value, or if all resamples are equal; rough below {ROUGH_BELOW}, "
@@ -30,13 +30,14 @@ INTERVALS = (  # for results files
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % confidence interval over videos.
+    """95 % confidence interval over videos.
 
-    No interval is given below `MIN_VIDEOS` videos: even good methods then cover far less than 95 %.
+    Intervals require at least `MIN_VIDEOS` videos. With fewer videos, even good methods cover far less than 95 %.
 
     Attributes:
-        low, high: the bounds, clipped to the range of the metric.
-        videos: number of videos that have a value.
+        low: lower bound, clipped to the range of the metric.
+        high: upper bound, clipped to the range of the metric.
+        videos: number of videos with a value.
         method: `STUDENT` or `BOOTSTRAP`.
     """
 
@@ -47,19 +48,19 @@ class Interval:
 
 
 def interval_warning(videos: int) -> str:
-    """Return what to print beside an interval: "rough" below 10 videos, "few videos" below 20, otherwise nothing."""
+    """Return the warning for an interval: "rough" below 10 videos, "few videos" below 20, otherwise ""."""
     return "rough" if videos < ROUGH_BELOW else "few videos" if videos < CAUTION_BELOW else ""
 
 
 def student_interval(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval | None:
-    """Student's t interval of a mean over videos.
+    """Compute Student's t interval of a mean over videos.
 
     Args:
-        values: one per video; NaN for a video without a value, which is left out.
-        bounds: of the metric's range.
+        values: one value per video. NaN values are excluded.
+        bounds: range of the metric.
 
     Returns:
-        None for fewer than `MIN_VIDEOS` values.
+        The interval, or None for fewer than `MIN_VIDEOS` values.
     """
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
@@ -74,15 +75,16 @@ def student_interval(values: Sequence[float], bounds: tuple[float, float] = (-ma
 def bootstrap_interval(
     draws: Sequence[float], videos: int, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> Interval | None:
-    """Bootstrap interval with expanded percentiles (Hesterberg 2015).
+    """Compute a bootstrap interval with expanded percentiles (Hesterberg 2015).
 
     Args:
-        draws: the metric on each resample of the videos; NaNs are left out.
-        videos: number of videos that were resampled.
-        bounds: of the metric's range.
+        draws: metric on each resample of the videos. NaN values are excluded.
+        videos: number of resampled videos.
+        bounds: range of the metric.
 
     Returns:
-        None for fewer than `MIN_VIDEOS` videos, or if the draws do not vary, from which nothing follows.
+        The interval. None for fewer than `MIN_VIDEOS` videos, or if the draws do not vary and thus carry no
+        information.
     """
     draws = np.asarray(draws, float)
     draws = draws[~np.isnan(draws)]
@@ -94,16 +96,16 @@ def bootstrap_interval(
 
 
 def _student_quantile(videos: int) -> float:
-    from scipy.stats import t  # where it is used: cards need this module without the extra "train"
+    from scipy.stats import t  # local import, because cards use this module without the extra "train"
 
     return float(t.ppf((1 + LEVEL) / 2, videos - 1))
 
 
 def resample_weights(videos: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each resample holds each video: (resamples, videos) floats.
+    """Return how often each resample contains each video, as floats (resamples, videos).
 
-    They depend on seed and number of videos only. Two models that are evaluated on the same videos, in sorted order,
-    are thus compared resample by resample.
+    The weights depend only on the seed and the number of videos. Two models on the same videos, in sorted order,
+    therefore have paired resamples.
     """
     return np.random.default_rng(seed).multinomial(videos, np.full(videos, 1 / videos), resamples).astype(float)
 
@@ -111,12 +113,17 @@ def resample_weights(videos: int, resamples: int = RESAMPLES, seed: int = 0) -> 
 def metric_intervals(
     metric: VideoMetric, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[dict[str, Interval], dict[str, np.ndarray]]:
-    """Intervals of all scalar metrics, and the bootstrap draws of those that are not means over videos.
+    """Compute intervals of all scalar metrics, and bootstrap draws of metrics that are not means over videos.
 
     Standard deviations (`..._sd`) have no interval.
 
+    Args:
+        metric: metric with the records of all frames.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
+
     Returns:
-        ({name: interval}, {name: (resamples,)}); both empty for fewer than `MIN_VIDEOS` videos.
+        ({name: interval}, {name: draws (resamples,)}). Both are empty for fewer than `MIN_VIDEOS` videos.
     """
     computed = metric.compute()
     videos = metric.videos
@@ -138,25 +145,31 @@ def metric_intervals(
 
 
 def metric_bounds(name: str) -> tuple[float, float]:
-    """The range of a metric, by its name: distances are not negative, all others are shares."""
+    """Return the range of a metric by its name. Distances are at least 0, and all other metrics are shares."""
     return (0.0, math.inf if "assd" in name or "hd95" in name else 1.0)
 
 
 def mean_draws(values: Sequence[float], resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Bootstrap draws (resamples,) of a mean over videos, whose values are in the order of the sorted video names."""
+    """Return bootstrap draws (resamples,) of a mean over videos.
+
+    Args:
+        values: values of the videos, sorted by the names of the videos.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
+    """
     values = np.asarray(values, float)
     return weighted_mean(resample_weights(len(values), resamples, seed), values)
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A sign-flip permutation test of the differences of two models over the same videos.
+    """Sign-flip permutation test of the differences between two models on the same videos.
 
     Attributes:
-        difference: mean of the differences.
+        difference: mean difference.
         videos: number of videos with a value of both models.
-        p: two-sided p-value; 1 without a difference.
-        smallest_p: the smallest p-value that this number of videos allows.
+        p: two-sided p-value, 1 if there is no difference.
+        smallest_p: smallest possible p-value for this number of videos.
     """
 
     difference: float
@@ -168,15 +181,17 @@ class PairedTest:
 def sign_flip_test(first: Sequence[float], second: Sequence[float], seed: int = 0) -> PairedTest | None:
     """Test whether two models differ on the same videos.
 
-    If they do not, each video's difference has either sign with the same probability. The p-value is the share of the
-    2**n sign patterns whose absolute mean is at least the observed one; from 21 videos on, of 2**20 random patterns
-    and the observed one.
+    Under the null hypothesis, each video's difference has either sign with the same probability. The p-value is the
+    share of the 2**n sign patterns whose absolute mean is at least the observed one. For 21 or more videos, it uses
+    2**20 random patterns and the observed one.
 
     Args:
-        first, second: one value per video, in the same order; a video with a NaN is left out.
+        first: one value per video of the first model. Videos with a NaN value are excluded.
+        second: one value per video of the second model, in the same order.
+        seed: seed of the random patterns.
 
     Returns:
-        None without videos.
+        The test, or None without videos.
     """
     differences = np.asarray(first, float) - np.asarray(second, float)
     differences = differences[~np.isnan(differences)]
@@ -186,7 +201,7 @@ def sign_flip_test(first: Sequence[float], second: Sequence[float], seed: int = 
     exact = n <= EXACT_UP_TO
     patterns = 2 ** min(n, EXACT_UP_TO)
     rng = np.random.default_rng(seed)
-    observed = abs(differences.sum()) * (1 - 1e-12)  # sums of the same numbers in another order count as equal
+    observed = abs(differences.sum()) * (1 - 1e-12)  # tolerate rounding, as the order of summation varies
     reached = 0
     for start in range(0, patterns, 2**16):
         size = min(2**16, patterns - start)
@@ -201,7 +216,7 @@ def sign_flip_test(first: Sequence[float], second: Sequence[float], seed: int = 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number by Holm's step-down procedure, in the given order."""
+    """Adjust p-values for multiple tests by Holm's step-down procedure, and return them in the given order."""
     order = np.argsort(p_values, kind="stable")
     adjusted, largest = [0.0] * len(order), 0.0
     for rank, index in enumerate(order):
@@ -211,5 +226,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def cannot_be_significant(smallest_p: float, comparisons: int) -> bool:
-    """Whether no data could make a test significant after Holm's correction, as there are too few videos."""
+    """Return whether there are too few videos for a significant test after Holm's correction."""
     return smallest_p * comparisons > 1 - LEVEL

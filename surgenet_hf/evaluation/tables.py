@@ -26,7 +26,7 @@ draws."""
 
 
 def markdown_table(comparison: Comparison) -> str:
-    """Write one row per model and one column per dataset and metric, with footnotes and notes on the data."""
+    """Format one row per model and one column per dataset and metric, with footnotes and notes on the data."""
     footnotes: dict[str, int] = {}
     header, cells = ["model"], {model: [model] for model in comparison.models}
     for column in comparison.columns:
@@ -54,7 +54,7 @@ def markdown_table(comparison: Comparison) -> str:
 
 
 def paired_table(pairs: Iterable[Pair]) -> str:
-    """Write one row per pair of models and column: difference, number of videos, p-values, and verdict."""
+    """Format one row per pair of models and column, with difference, number of videos, p-values, and verdict."""
     header = ["dataset and metric", "A", "B", "A - B", "n", "p", "p (Holm)", "verdict"]
     lines = [_row(header), _row(["---"] * len(header))]
     for pair in pairs:

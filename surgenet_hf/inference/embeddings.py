@@ -1,9 +1,9 @@
-"""Embeddings of frames, and dense features of some of them.
+"""Embeddings of frames, and dense features of some frames.
 
-The embedding of a frame is the model's `pooler_output`, which DINO trained: the norm of the spatial mean of the last
-feature map. Segmentation models are trained without that norm. Their embedding is the spatial mean of the last feature
-map, without a norm (the two are the same for PVTv2, which norms its feature maps). Do not compare embeddings of the
-two kinds with each other.
+The embedding of a frame is the model's `pooler_output`, which DINO trained: the layer-normalized spatial mean of the
+last feature map. Segmentation models are trained without this norm, so their embedding is the spatial mean without a
+norm. The two are identical for PVTv2, which normalizes its feature maps. Do not compare the two kinds of embeddings
+with each other.
 """
 
 import copy
@@ -26,23 +26,23 @@ from .prediction import predict
 MAPS_DRAWN = 4  # frames with dense features
 POOLED = "pooled embedding"
 SPATIAL_MEAN = "spatial mean of the last feature map, without the norm"
-MAP_SCALE = 3  # times the processor's size for these: features have a stride of 32 pixels
+MAP_SCALE = 3  # enlargement of these frames, because features have a stride of 32 pixels
 
 
 def predict_embeddings(
     model, processor, dataset, batch_size: int = 8, indices: Iterable[int] | None = None
 ) -> Iterator[tuple[dict, np.ndarray]]:
-    """Compute the embedding of each frame, see the top of this module.
+    """Compute the embedding of each frame (see the module docstring).
 
     Args:
-        model: a `SurgeNetModel`, or another whose outputs have `last_hidden_state` and `pooler_output`.
-        processor: its image processor.
-        dataset: rows {"image", "video", ...} as `surgenet_hf.data` gives them.
-        batch_size: number of frames at a time.
-        indices: of the rows; None: all.
+        model: `SurgeNetModel`, or another model whose outputs have `last_hidden_state` and `pooler_output`.
+        processor: image processor of the model.
+        dataset: rows {"image", "video", ...} of `surgenet_hf.data`.
+        batch_size: number of frames per forward pass.
+        indices: indices of the rows. None uses all rows.
 
     Yields:
-        The row, and its embedding, float32 (C,).
+        The row, and its embedding float32 (C,).
     """
     indices = range(len(dataset)) if indices is None else indices
     for rows, outputs in predict(model, processor, dataset, indices, batch_size):
@@ -56,11 +56,11 @@ def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[Surg
     """Load the backbone of a SurgeNet model, with or without a head.
 
     Args:
-        source: a folder, or a repository on the Hub.
-        dtype: of the weights.
+        source: folder, or repository on the Hub.
+        dtype: data type of the weights.
 
     Returns:
-        The backbone, and what its embedding is: `POOLED` or `SPATIAL_MEAN`.
+        The backbone, and the kind of its embedding, `POOLED` or `SPATIAL_MEAN`.
     """
     architecture = (load_config(source).architectures or [None])[0]
     if architecture == SurgeNetForSemanticSegmentation.__name__:
@@ -71,15 +71,15 @@ def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[Surg
 def load_frames(
     names: list[str], data_dirs: list[str], max_frames: int
 ) -> list[tuple[SurgicalData, object, list[int]]]:
-    """Choose evenly spread frames of each dataset, in all its splits, without decoding them.
+    """Select evenly spaced frames from all splits of each dataset, without decoding them.
 
     Args:
         names: names of datasets.
-        data_dirs: their folders, in the same order.
-        max_frames: largest number of frames of each dataset.
+        data_dirs: folders of the datasets, in the same order.
+        max_frames: maximum number of frames per dataset.
 
     Returns:
-        (dataset, split, indices of rows) of each split.
+        (dataset, split, indices of rows) for each split.
     """
     parts = []
     for name, data_dir in zip_longest(names, data_dirs):
@@ -100,20 +100,22 @@ def embed_datasets(
     bf16: bool = False,
     needs_phases: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Compute embeddings of frames of datasets, in the form of embeddings.npz.
+    """Compute embeddings of frames of datasets, in the format of embeddings.npz.
 
     Args:
-        model_name_or_path: as `resolve_model` takes it.
-        names, data_dirs, max_frames: as in `load_frames`.
+        model_name_or_path: model as in `resolve_model`.
+        names: names of datasets.
+        data_dirs: folders of the datasets, in the same order.
+        max_frames: maximum number of frames per dataset.
         batch_size: number of frames per forward pass.
         bf16: whether to compute in bfloat16.
-        needs_phases: whether every dataset must have phases.
+        needs_phases: whether all datasets must have phases.
 
     Returns:
         The arrays of `embed_frames`, "model" (its name), and "embedding" (its kind).
 
     Raises:
-        UserError: there is no such model or dataset, or a dataset has no phases.
+        UserError: the model or a dataset does not exist, or a dataset has no phases.
     """
     parts = load_frames(names, data_dirs, max_frames)
     if needs_phases and (without := {data.name for data, *_ in parts if not data.is_single_label}):
@@ -126,7 +128,7 @@ def embed_datasets(
 
 
 def save_embeddings(embeddings: dict[str, np.ndarray], path: Path) -> Path:
-    """Write embeddings.npz, and return its path."""
+    """Write embeddings.npz and return its path."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **embeddings)
     return path
@@ -136,7 +138,7 @@ def read_embeddings(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read embeddings.npz.
 
     Raises:
-        UserError: the file cannot be read, or has other content.
+        UserError: the file cannot be read, or lacks required arrays.
     """
     try:
         file = np.load(path)
@@ -149,23 +151,25 @@ def read_embeddings(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def model_label(name: str) -> str:
-    """Return the last informative part of a name or folder: outputs/xl/model is "xl"."""
+    """Return the last informative part of a name or folder. For example, outputs/xl/model is "xl"."""
     parts = Path(name).parts
     return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
 
 
 def embed_frames(model, processor, parts: list[tuple], batch_size: int = 8) -> dict[str, np.ndarray]:
-    """Compute embeddings of frames, and dense features of some.
+    """Compute embeddings of frames, and dense features of some frames.
 
     Args:
-        model, processor: as in `predict_embeddings`.
-        parts: (data, split, indices) as `load_frames` gives them.
-        batch_size: number of frames at a time.
+        model: model as in `predict_embeddings`.
+        processor: image processor of the model.
+        parts: (data, split, indices) from `load_frames`.
+        batch_size: number of frames per forward pass.
 
     Returns:
-        embeddings (N, C). dataset, split, video, frame (number in the video), file_name (last part of the path, empty
-        without files) and phase (empty without phases), all (N,). drawn (M,), the rows that have dense features:
-        frame<i> (H, W, 3) and features<i> (C, h, w).
+        A dict of arrays: embeddings (N, C), and dataset, split, video, frame, file_name, and phase, all (N,). frame is
+        the number in the video. file_name is the last part of the path, "" without files. phase is "" without phases.
+        drawn (M,) has the indices of frames with dense features. For the i-th of them, there are frame<i> (H, W, 3)
+        and features<i> (C, h, w).
     """
     embeddings, groups = [], []
     for data, split, indices in parts:
@@ -199,5 +203,5 @@ def embed_frames(model, processor, parts: list[tuple], batch_size: int = 8) -> d
 
 
 def spread(total: int, count: int) -> np.ndarray:
-    """`count` of the numbers 0 ... total - 1, evenly spread; all if there are no more."""
+    """Return `count` evenly spaced numbers from 0 to total - 1, or all of them if there are not more."""
     return np.unique(np.linspace(0, total - 1, count).astype(int))

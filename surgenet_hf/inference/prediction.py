@@ -1,4 +1,4 @@
-"""The prediction loop: rows of a dataset or frames of a video in, predictions out."""
+"""Prediction loops for rows of a dataset and frames of a video."""
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -13,9 +13,19 @@ from ..distributed import process_state
 def predict(
     model, processor, dataset, indices: Iterable[int], batch_size: int = 8
 ) -> Iterator[tuple[list[dict], object]]:
-    """The prediction loop: rows of a dataset, batch by batch, and the model's outputs for them.
+    """Run a model on rows of a dataset, batch by batch.
 
     The model's mode (train or eval) is restored afterwards.
+
+    Args:
+        model: model.
+        processor: image processor of the model.
+        dataset: rows with "image".
+        indices: indices of the rows.
+        batch_size: number of frames per forward pass.
+
+    Yields:
+        The rows of a batch, and the model's outputs.
     """
     indices = list(indices)
     training = model.training
@@ -26,7 +36,7 @@ def predict(
             for start in range(0, len(indices), batch_size):
                 rows = [dataset[i] for i in indices[start : start + batch_size]]
                 inputs = processor([row["image"] for row in rows], return_tensors="pt").to(model.device, model.dtype)
-                with torch.inference_mode():  # not around the yield: it would reach into the caller
+                with torch.inference_mode():  # must not include the yield, as it would then apply to the caller
                     outputs = model(**inputs)
                 yield rows, outputs
                 progress.update(len(rows))
@@ -37,16 +47,17 @@ def predict(
 def predict_segmentation(
     model, processor, dataset, batch_size: int = 8, indices: Iterable[int] | None = None
 ) -> Iterator[tuple[dict, np.ndarray]]:
-    """Predict rows of a split, in their order.
+    """Predict the class maps of the rows of a split, in order.
 
     Args:
-        model: a semantic segmentation model of transformers.
-        processor: its image processor.
-        dataset: rows {"image", "mask", ...} as `surgenet_hf.data` gives them; or images alone, {"image"}.
-        indices: of the rows; None: all.
+        model: semantic segmentation model of transformers.
+        processor: image processor of the model.
+        dataset: rows {"image", "mask", ...} of `surgenet_hf.data`, or rows with only "image".
+        batch_size: number of frames per forward pass.
+        indices: indices of the rows. None uses all rows.
 
     Yields:
-        the row, and its class map: uint8 (H, W) at the size of the row's mask, or of its image where it has none.
+        The row, and its class map uint8 (H, W) at the size of the mask, or of the image if the row has no mask.
     """
     indices = range(len(dataset)) if indices is None else indices
     for rows, outputs in predict(model, processor, dataset, indices, batch_size):
@@ -60,9 +71,20 @@ def predict_segmentation(
 def predict_scores(
     model, processor, dataset, batch_size: int = 8, indices: Iterable[int] | None = None
 ) -> Iterator[tuple[dict, np.ndarray]]:
-    """The rows, and the scores of the labels, float32 (num_labels,).
+    """Predict the scores of the labels of each row.
 
-    Of several labels at once, the sigmoid of each logit; of one of many (by `problem_type`), the softmax.
+    The scores are the softmax of the logits for `problem_type` single_label_classification. Otherwise, they are the
+    sigmoid of each logit.
+
+    Args:
+        model: frame classifier.
+        processor: image processor of the model.
+        dataset: rows with "image".
+        batch_size: number of frames per forward pass.
+        indices: indices of the rows. None uses all rows.
+
+    Yields:
+        The row, and its scores float32 (num_labels,).
     """
     one_of_many = model.config.problem_type == "single_label_classification"
     indices = range(len(dataset)) if indices is None else indices
@@ -73,7 +95,18 @@ def predict_scores(
 
 
 def predict_phases(model, processor, dataset, indices: Iterable[int], batch_size: int = 32) -> tuple[np.ndarray, ...]:
-    """Phases (T,) of the frames of one video, annotated and predicted, by a frame classifier or a temporal model."""
+    """Predict the phases of the frames of one video.
+
+    Args:
+        model: frame classifier or temporal model.
+        processor: image processor of the model.
+        dataset: rows with "image" and "labels".
+        indices: indices of the video's rows, in temporal order.
+        batch_size: number of frames per forward pass.
+
+    Returns:
+        The labels (T,), and the predicted phase ids (T,).
+    """
     temporal = model.config.model_type == "surgenet_phase"
     truths, found = [], []
     for rows, outputs in predict(model.surgenet if temporal else model, processor, dataset, indices, batch_size):
@@ -90,11 +123,15 @@ def predict_phases(model, processor, dataset, indices: Iterable[int], batch_size
 
 
 def stream_phases(model, processor, images: Iterable) -> Iterator[np.ndarray]:
-    """The scores of the phases, float32 (num_labels,), of each image of a video that goes on, as it comes.
+    """Predict the scores of the phases for each image of a video stream, as it arrives.
 
     Args:
-        model: temporal (it remembers the frames before), or a frame classifier of one label of many.
-        images: RGB, PIL, at the rate that the model was trained on.
+        model: temporal model, which keeps a state of earlier frames, or single-label frame classifier.
+        processor: image processor of the model.
+        images: RGB PIL images at the frame rate of the model's training.
+
+    Yields:
+        Scores float32 (num_labels,) of each image.
     """
     state = None
     for image in images:
@@ -108,10 +145,10 @@ def stream_phases(model, processor, images: Iterable) -> Iterator[np.ndarray]:
 
 
 def video_ranges(split) -> dict[str, range]:
-    """The rows of each video of a split, whose rows are in order of video and time.
+    """Return {video: range of its rows} for a split that is sorted by video and time.
 
     Raises:
-        ValueError: the rows of a video are not in one piece.
+        ValueError: the rows of a video are not contiguous.
     """
     videos = split.select_columns(["video"])[:]["video"]
     ranges = {}

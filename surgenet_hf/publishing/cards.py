@@ -1,4 +1,4 @@
-"""A record and a template -> the README.md of a Hub repository."""
+"""Model cards (README.md) of Hub repositories."""
 
 import math
 import re
@@ -26,15 +26,15 @@ from ..tasks import TASKS
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 INSTALL = 'pip install torch torchvision "transformers>=5.4,<6" "timm>=1.0.21"'  # as in setup.cfg
-REVISION = f"v{__version__}"  # the tag that publishing sets, and that the examples of remote code pin
+REVISION = f"v{__version__}"  # tag that publishing sets and the remote code examples pin
 TAGS = ["surgenet", "surgery", "endoscopy", "medical", "timm"]
 BACKBONE_NAMES = {"caformer_s18": "CAFormer-S18", "convnextv2_tiny": "ConvNeXtV2-Tiny", "pvt_v2_b2": "PVTv2-B2"}
-# of the full-size backbones; CAFormer's with StarReLU has a scale and a bias more for each of its 24 activations
+# numbers for the full-size backbones; with StarReLU, each of CAFormer's 24 activations has an extra scale and bias
 PARAMETERS = {"caformer_s18": 23_237_888, "convnextv2_tiny": 27_866_496, "pvt_v2_b2": 24_849_856}
 STAR_RELU_PARAMETERS = 48
-PAPERS = {"surgenetxl": "2501.09436", "demi2024": "2407.17904", "metaformer": "2210.13452"}  # on arXiv
+PAPERS = {"surgenetxl": "2501.09436", "demi2024": "2407.17904", "metaformer": "2210.13452"}  # arXiv ids
 HUB_DATASETS = {"SurgeNetYoutube": "TimJaspersTue/SurgeNetYoutube", "DSAD": "nct-tso/dsad"}
-# Jaspers et al. 2024, read off the figure: encoder fine-tuned / frozen, on CholecSeg8k, RAMIE, RARP
+# Dice on CholecSeg8k, RAMIE, and RARP with fine-tuned / frozen encoder, read from the figure in Jaspers et al. 2024
 DICE = {
     "ImageNet1k": ("0.560 / 0.550", "0.597 / 0.491", "0.388 / 0.359"),
     "SurgeNet-Small": ("0.602 / 0.613", "0.647 / 0.610", "0.511 / 0.500"),
@@ -45,12 +45,12 @@ IN_DICE_TABLE = ("ImageNet1k", "SurgeNet", "SurgeNet-Small", "SurgeNet-Cholec", 
 
 
 def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance: dict[str, str] | None = None) -> str:
-    """The card of a published checkpoint.
+    """Render the card of a published checkpoint.
 
     Args:
-        entry: its record.
-        repo_id: of the repository that carries the card; default: the record's.
-        provenance: rows of the provenance table; publishing gives them.
+        entry: catalog entry of the checkpoint.
+        repo_id: repository of the card. Default: the repository of the entry.
+        provenance: rows of the provenance table, set by publishing.
     """
     repo_id = repo_id or entry.repo_id
     config = SurgeNetConfig(backbone=entry.backbone, activation=entry.activation)
@@ -94,16 +94,16 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
 
 
 def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, str] | None = None) -> str:
-    """The card of a fine-tuned SurgeNet model.
+    """Render the card of a fine-tuned SurgeNet model.
 
     Args:
-        model_dir: folder with config, image processor and, if there is one, the `results.json` that
-            `surgenet_hf.evaluation.evaluate` writes, in the folder or beside it.
-        repo_id: of the repository that carries the card.
+        model_dir: folder with the config, image processor, and weights. The `results.json` of
+            `surgenet_hf.evaluation.evaluate` is optional, in this folder or its parent folder.
+        repo_id: repository of the card.
         provenance: rows of the provenance table.
 
     Raises:
-        ValueError: the results.json is damaged.
+        UserError: the results.json is damaged.
     """
     config = AutoConfig.from_pretrained(model_dir)
     path = find_results(model_dir)
@@ -131,12 +131,12 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
 def pretrained_card(
     model_dir: str | Path, repo_id: str | None = None, provenance: dict[str, str] | None = None
 ) -> str:
-    """The card of a backbone that is none of the published ones: of a pretraining of one's own.
+    """Render the card of a user's own pretrained backbone.
 
     Args:
-        model_dir: folder with weights, image processor and config, whose `pretraining` is that of
-            `pretraining.plan.describe_pretraining`, or of a conversion.
-        repo_id: of the repository that carries the card; default: the card stays in the folder.
+        model_dir: folder with the weights, image processor, and config. The `pretraining` of the config is from
+            `pretraining.plan.describe_pretraining` or from a conversion.
+        repo_id: repository of the card. None for a card that stays in the folder.
         provenance: rows of the provenance table.
     """
     config = AutoConfig.from_pretrained(model_dir)
@@ -161,7 +161,7 @@ def pretrained_card(
 def _own_context(
     model_dir: str | Path, config: PreTrainedConfig, task: str, tags: list[str], provenance: dict[str, str] | None
 ) -> dict:
-    """Return what the cards of a user's own models have in common, for `_render`."""
+    """Return the arguments of `_render` that all cards of a user's own models share."""
     processor = AutoImageProcessor.from_pretrained(model_dir)
     pretraining = {"name": "unknown"} | (config.pretraining or {})
     entry = base_entry(pretraining["name"])
@@ -198,7 +198,7 @@ def _render(card_data: ModelCardData, **context) -> str:
 def _backbone_examples(repo_id: str, is_folder: bool = False) -> list[str]:
     outputs = {"output": ".feature_maps  # strides 4 to 32", "out_indices": [1, 2, 3, 4]}
     feature_maps = _example(repo_id, "AutoBackbone", **outputs)
-    if is_folder:  # AutoBackbone takes no local folder
+    if is_folder:  # AutoBackbone does not load local folders
         feature_maps = _example(repo_id, "SurgeNetBackbone", **outputs)
         feature_maps = feature_maps.replace(", SurgeNetBackbone\n", "\nfrom surgenet_hf import SurgeNetBackbone\n", 1)
         feature_maps = feature_maps.removeprefix("import surgenet_hf\n")
@@ -243,13 +243,17 @@ def _count_parameters(path: Path) -> int:
 
 
 def _own_data(pretraining: dict) -> list[str]:
-    """Names of the datasets of one's own pretraining, and of those before it."""
+    """Return the names of the datasets of the user's own pretraining, preceded by those of its base."""
     base = pretraining.get("base")
     return [*(_own_data(base) if base else []), *pretraining.get("data", [])]
 
 
 def _licence(pretraining_name: str) -> str:
-    """Of weights made of others: theirs; where the others are unknown they may be SurgeNet's."""
+    """Return the license of weights that were trained from other weights.
+
+    It is the license of the initial weights. Unknown initial weights could be SurgeNet's, so SurgeNet's license
+    applies. Weights that were trained from scratch have the license "other".
+    """
     entry = base_entry(pretraining_name)
     if entry:
         return entry.licence
@@ -257,7 +261,7 @@ def _licence(pretraining_name: str) -> str:
 
 
 def _link(pretraining_name: str) -> str:
-    """The name, with a link to the published checkpoint in it."""
+    """Return the name of a pretraining, with a link to the published checkpoint that it contains."""
     entry = base_entry(pretraining_name)
     if entry is None:
         return pretraining_name
@@ -269,7 +273,7 @@ def _known_leakage(entry: CatalogEntry | None) -> list[str]:
 
 
 def _headline_metrics(results: dict) -> list[tuple[str, str, str]]:
-    """Format the main metrics of a results file: (title, value, 95 % interval with its number of videos)."""
+    """Format the main metrics of a results file as (title, value, 95 % interval with its number of videos)."""
     rows = []
     for name in headlines(results):
         low, high = interval_bounds(results, name)

@@ -1,4 +1,4 @@
-"""Content of a repository on the Hub, written to a folder."""
+"""Preparation of the files of a Hub repository in a local folder."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ from ..models import convert_entry, download_teacher, load_config, model_folder
 from ..privacy import Sanitizer, neutral_names, sanitize_results
 from .cards import checkpoint_card, finetuned_card, pretrained_card
 
-# modules that a repository holds, so that trust_remote_code loads it without this package
+# modules in a repository, so that trust_remote_code works without this package
 REMOTE_CODE = {
     "surgenet": (configuration_surgenet, modeling_surgenet),
     "surgenet_phase": (
@@ -53,15 +53,20 @@ AUTO_MAP = {
         "AutoModel": "modeling_surgenet_phase.SurgeNetForPhaseRecognition",
     },
 }
-# difference between the features of source and saved weights, relative to the largest value
+# maximum difference between the features of source and saved weights, relative to the largest value
 TOLERANCE = 1e-5
 
 
 def prepare_checkpoint(entry: CatalogEntry, repo_id: str, folder: Path) -> None:
     """Download, verify, and convert a published checkpoint, and write the files of its repository.
 
+    Args:
+        entry: catalog entry of the checkpoint.
+        repo_id: repository that the card names.
+        folder: new folder for the files.
+
     Raises:
-        UserError: the file is not what the catalog says, or the saved model computes something else than the source.
+        UserError: the file differs from the catalog, or the saved model does not reproduce the features of the source.
         UnavailableError: the Hub cannot be reached.
     """
     source = download_teacher(entry)
@@ -83,16 +88,22 @@ def prepare_finetuned(
 ) -> dict[str, list[str]]:
     """Write the files of the repository of a user's own SurgeNet model, fine-tuned or pretrained.
 
-    Paths are cut to their last component. The user's own videos get neutral names, unless `publish_video_names`; see
+    Only the last component of each path is published. The user's own videos get neutral names by default; see
     `surgenet_hf.privacy`.
 
+    Args:
+        model_dir: folder with the model, or output folder of its run.
+        repo_id: repository that the card names.
+        folder: new folder for the files.
+        publish_video_names: whether to keep the names of the user's own videos.
+
     Returns:
-        The names in the published files: of videos, datasets, and folders, by kind.
+        {kind: names in the published files}, for videos, datasets, and folders.
 
     Raises:
-        MissingFileError: `model_dir` is no folder with a model.
-        UserError: it is no SurgeNet model, its weights are not finite, its results.json is damaged, or it has no image
-            processor and the config does not record the normalization.
+        MissingFileError: `model_dir` has no model.
+        UserError: the model is not a SurgeNet model, its weights are not finite, or its results.json is damaged. Also
+            raised if there is no image processor and the config does not record the normalization.
     """
     model_dir = model_folder(Path(model_dir))
     for name in ("config.json", "model.safetensors"):
@@ -119,7 +130,7 @@ def prepare_finetuned(
 
 
 def published_names(folder: Path, results: dict | None) -> dict[str, list[str]]:
-    """List the names of videos, datasets, and folders in a prepared model and its results, for the user to check."""
+    """List the names of videos, datasets, and folders in a prepared model and its results, for review by the user."""
     pretraining = AutoConfig.from_pretrained(folder).pretraining or {}
     names = {"pretraining": [pretraining.get("name", "unknown")]}
     if results is not None:
@@ -130,17 +141,17 @@ def published_names(folder: Path, results: dict | None) -> dict[str, list[str]]:
 
 
 def _sanitize_settings(folder: Path, names: Mapping[str, str]) -> None:
-    """Cut the paths in config and image processor, and replace names of videos in the pretraining of the config."""
+    """Shorten paths in config and image processor, and replace names of videos in the config's pretraining."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     plain, named = Sanitizer({}), Sanitizer(names)
 
     def clean(settings: dict) -> dict:
         cleaned = {}
         for key, item in settings.items():
-            if key in ("id2label", "label2id"):  # a class may be called "clip/cut"
+            if key in ("id2label", "label2id"):  # class names such as "clip/cut" are not paths
                 cleaned[key] = item
             elif key == "finetuning" and item:
-                protocols = {run.get("split_protocol") for run in item}  # "32/8/40 (...)" is no path
+                protocols = {run.get("split_protocol") for run in item}  # "32/8/40 (...)" is not a path
                 cleaned[key] = Sanitizer({}, protocols).value(item)
             elif isinstance(item, dict) and key != "pretraining":
                 cleaned[key] = clean(item)
@@ -155,10 +166,16 @@ def _sanitize_settings(folder: Path, names: Mapping[str, str]) -> None:
 
 
 def compare_with_source(entry: CatalogEntry, source: Path, folder: Path) -> None:
-    """Compare the features of a saved model with those of the source file in timm's network with timm's key mapping.
+    """Compare the features of a saved model with those of timm's network, loaded from the source file by timm's key
+    mapping.
+
+    Args:
+        entry: catalog entry of the model.
+        source: original weight file.
+        folder: folder of the saved model.
 
     Raises:
-        UserError: the features of a stage differ by more than `TOLERANCE` of the largest value.
+        UserError: the features of a stage differ by more than `TOLERANCE`, relative to the largest value.
     """
     reference = timm_reference(entry, source)
     backbone = SurgeNetBackbone.from_pretrained(folder, out_indices=[1, 2, 3, 4]).eval()
@@ -180,7 +197,7 @@ def compare_with_source(entry: CatalogEntry, source: Path, folder: Path) -> None
 
 
 def timm_reference(entry: CatalogEntry, source: Path) -> nn.Module:
-    """Return timm's network of the entry's family, without classes, loaded strictly from the source file."""
+    """Return timm's network for a catalog entry, without a classifier, strictly loaded from the source file."""
     options = {"mlp_act": nn.ReLU, "act1_layer": nn.ReLU} if entry.activation == "relu" else {}
     network = timm.create_model(entry.backbone, num_classes=0, **options)
     tensors = {
@@ -205,12 +222,18 @@ def _load_model(model_dir: Path) -> SurgeNetPreTrainedModel | SurgeNetForPhaseRe
         return classes[architecture].from_pretrained(model_dir)
     except UserError:
         raise
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # transformers, of damaged files
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # errors of transformers for damaged files
         raise UserError(f"{model_dir} cannot be loaded: {error}. Save the model again") from error
 
 
 def _write_model(model, folder: Path, source: str) -> None:
-    """Write config with `auto_map`, weights, and the code that `auto_map` names; `source` is for messages."""
+    """Write the config with `auto_map`, the weights, and the code that `auto_map` names.
+
+    Args:
+        model: model to save.
+        folder: folder for the files.
+        source: name of the model in error messages.
+    """
     check_finite(model.state_dict(), source)
     model_type = model.config.model_type
     model.config.auto_map = dict(AUTO_MAP[model_type])

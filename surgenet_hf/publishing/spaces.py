@@ -1,4 +1,4 @@
-"""Content of the repository of the demo Space."""
+"""Preparation of the repository of the demo Space."""
 
 import shutil
 from importlib.metadata import PackageNotFoundError, distribution
@@ -7,14 +7,16 @@ from pathlib import Path
 from ..errors import MissingFileError
 
 PACKAGE = Path(__file__).parents[1]
-SUFFIXES = (".css", ".jpg", ".md", ".mp4", ".png", ".py", ".txt", ".typed")  # of files of the app and the package
+SUFFIXES = (".css", ".jpg", ".md", ".mp4", ".png", ".py", ".txt", ".typed")  # suffixes of the files in app and package
 
 
 def demo_folder() -> Path:
-    """Return the folder of the Gradio demo: `surgenet_hf/demo` of a wheel, or `spaces/surgenet-demo` of a checkout.
+    """Return the folder of the Gradio demo.
+
+    This is `surgenet_hf/demo` in a wheel, or `spaces/surgenet-demo` in a checkout.
 
     Raises:
-        MissingFileError: there is neither.
+        MissingFileError: neither folder exists.
     """
     for folder in (PACKAGE / "demo", PACKAGE.parent / "spaces" / "surgenet-demo"):
         if (folder / "app.py").is_file():
@@ -25,11 +27,14 @@ def demo_folder() -> Path:
 def prepare_space(folder: Path) -> None:
     """Write the files of a Space: the app, the package, and their license.
 
-    A Space's build has access only to its own repository, and this package is not on PyPI.
+    The package is included because it is not on PyPI, and a Space's build can only access its own repository.
+
+    Args:
+        folder: new folder for the files.
     """
     shutil.copytree(demo_folder(), folder, ignore=_ignored)
     shutil.copytree(PACKAGE, folder / "surgenet_hf", ignore=_ignored)
-    shutil.rmtree(folder / "surgenet_hf" / "demo", ignore_errors=True)  # of a wheel
+    shutil.rmtree(folder / "surgenet_hf" / "demo", ignore_errors=True)  # wheels include the demo
     (folder / "LICENSE").write_text(_license(), encoding="utf-8")
 
 
@@ -46,6 +51,6 @@ def _license() -> str:
 
 
 def _ignored(folder: str, names: list[str]) -> set[str]:
-    """Return the names in a folder that are not part of app or package: caches, settings, and files of editors."""
+    """Return the names in a folder that are not part of app or package, e.g. caches, settings, and editor files."""
     ours = {name for name in names if Path(folder, name).is_dir() or Path(name).suffix in SUFFIXES}
     return {name for name in names if name not in ours or name.startswith(".") or name == "__pycache__"}

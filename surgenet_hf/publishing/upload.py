@@ -1,4 +1,4 @@
-"""Publishing on the Hub: a repository is prepared in a folder, checked, and uploaded as one commit if it changed."""
+"""Publishing on the Hub. A repository is prepared in a folder, checked, and uploaded as one commit if it changed."""
 
 import hashlib
 import logging
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 COLLECTION = "SurgeNet"
 COLLECTION_DESCRIPTION = "Surgical foundation models, DINO-pretrained on up to 4.7 million frames of surgical video."
-MARKER = ".prepared-by-surgenet_hf"  # in a folder that may be replaced; it is not uploaded
+MARKER = ".prepared-by-surgenet_hf"  # marks a folder that may be replaced; not uploaded
 
 
 @dataclass
@@ -34,12 +34,12 @@ class Outcome:
     """Result of publishing one repository.
 
     Attributes:
-        repo_id: its id.
+        repo_id: id of the repository.
         changes: differences between folder and Hub, e.g. "new README.md", or all files if they were not compared.
-        not_compared: the reason why a dry run did not compare the folder with the Hub.
-        commit: id of the commit, if there is one.
-        error: the reason of a failure, without access tokens.
-        names: names of the user's videos, datasets, and folders in the published files, by kind.
+        not_compared: reason why a dry run did not compare the folder with the Hub.
+        commit: id of the commit, or None without a commit.
+        error: reason of a failure, without access tokens.
+        names: {kind: names of the user's videos, datasets, and folders in the published files}.
     """
 
     repo_id: str
@@ -51,7 +51,9 @@ class Outcome:
 
 
 def check_login() -> str:
-    """Return the name of the user of the token, so that a missing or refused token is reported before the work.
+    """Return the user name of the token.
+
+    Call this before long work, so that a missing or refused token is reported early.
 
     Raises:
         UnavailableError: there is no token, the Hub refuses it, or it cannot be reached.
@@ -65,7 +67,16 @@ def check_login() -> str:
 
 @contextmanager
 def _hub_errors(message: str) -> Iterator[None]:
-    """Convert all errors of requests to the Hub, whose classes are those of several libraries, to UnavailableError."""
+    """Convert errors of Hub requests to UnavailableError.
+
+    All exceptions except `UserError` are converted, because the errors come from several libraries.
+
+    Args:
+        message: beginning of the error message.
+
+    Raises:
+        UnavailableError: the block raised an error.
+    """
     try:
         yield
     except UserError:
@@ -73,7 +84,7 @@ def _hub_errors(message: str) -> Iterator[None]:
     except Exception as error:
         logger.debug(mask_tokens(traceback.format_exc()))
         cause = f" ({error.__cause__})" if error.__cause__ else ""
-        # not `from error`: a traceback would print the answer of the server, which may quote the token
+        # not `from error`, because a traceback would print the server's response, which can quote the token
         raise UnavailableError(mask_tokens(f"{message}: {error}{cause}")) from None
 
 
@@ -85,9 +96,20 @@ def publish_checkpoints(
     private: bool = False,
     report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Prepare checkpoints in `output_dir`; with `push`, upload them and add them to one collection.
+    """Prepare checkpoints, and optionally upload them and add them to one collection.
 
-    After a `UserError` of one checkpoint, the others follow. `report` is called with each outcome.
+    A `UserError` for one checkpoint does not stop the others.
+
+    Args:
+        entries: catalog entries of the checkpoints.
+        namespace: user or organization on the Hub.
+        output_dir: parent folder of the prepared repositories.
+        push: whether to upload the checkpoints.
+        private: whether new repositories are private.
+        report: function that is called with each outcome.
+
+    Returns:
+        The outcomes.
     """
     outcomes = []
     for entry in entries:
@@ -119,10 +141,18 @@ def publish_finetuned(
     private: bool = False,
     publish_video_names: bool = False,
 ) -> Outcome:
-    """Prepare a user's own model in `output_dir`; with `push`, upload it.
+    """Prepare a user's own model, and optionally upload it.
 
     Args:
-        publish_video_names: keep the names of the user's own videos, see `prepare_finetuned`.
+        model_dir: folder with the model, or output folder of its run.
+        repo_id: ORG/NAME.
+        output_dir: parent folder of the prepared repository.
+        push: whether to upload the model.
+        private: whether a new repository is private.
+        publish_video_names: whether to keep the names of the user's own videos, see `prepare_finetuned`.
+
+    Returns:
+        The outcome.
     """
     names: dict[str, list[str]] = {}
 
@@ -137,15 +167,19 @@ def publish_finetuned(
 def push_model(
     model_dir: str | Path, repo_id: str | None, private: bool | None, name: str, publish_video_names: bool = False
 ) -> str:
-    """Publish the model of a run and return the id of its repository. It is prepared in `hub`, beside the model.
+    """Publish the model of a run and return the id of its repository.
+
+    The repository is prepared in the folder `hub`, in the parent folder of `model_dir`.
 
     Args:
-        model_dir: folder with the model, or the output folder of its run.
+        model_dir: folder with the model, or output folder of its run.
         repo_id: ORG/NAME. None means `name` in the user's own namespace.
-        publish_video_names: keep the names of the user's own videos, see `prepare_finetuned`.
+        private: whether a new repository is private.
+        name: name of the repository if `repo_id` is None.
+        publish_video_names: whether to keep the names of the user's own videos, see `prepare_finetuned`.
 
     Raises:
-        UnavailableError: it was not published.
+        UnavailableError: the model was not published.
     """
     repo_id = repo_id or f"{check_login()}/{name}"
     output_dir = Path(model_dir).parent / "hub"
@@ -168,19 +202,23 @@ def publish_folder(
     tag: bool = False,
     repo_type: str = "model",
 ) -> Outcome:
-    """Write the folder of a repository, compare it with the Hub, and upload it with `push`.
+    """Prepare the folder of a repository, compare it with the Hub, and optionally upload it.
 
-    A folder that was not prepared here is not replaced. A folder that contains an access token is refused before any
-    request. Without `push`, the Hub need not be reachable. A `UserError` is returned as `Outcome.error`.
+    An existing folder is only replaced if this function prepared it. A folder that contains an access token is
+    rejected before any request. Without `push`, the Hub does not have to be reachable. A `UserError` is returned as
+    `Outcome.error`.
 
     Args:
         repo_id: ORG/NAME.
-        folder: where to write the files. After an error, an earlier folder is unchanged.
+        folder: folder for the files. After an error, an existing folder is unchanged.
         prepare: function that writes the files to a new folder.
-        push: upload the folder.
-        private: make a new repository private.
-        tag: add the tag of this version, which the examples of our cards pin.
+        push: whether to upload the folder.
+        private: whether a new repository is private.
+        tag: whether to add the tag of this version, which the examples in the cards pin.
         repo_type: "model" or "space".
+
+    Returns:
+        The outcome.
     """
     outcome = Outcome(repo_id)
     try:
@@ -204,20 +242,25 @@ def publish_folder(
 
 
 def _lock_path(folder: Path) -> Path:
-    """Return the lock of a folder, which prevents two runs from preparing it at the same time."""
+    """Return the lock file of a folder, which prevents two runs from preparing the folder at the same time."""
     locks = Path(constants.HF_HOME, "surgenet_hf", "locks")
     locks.mkdir(parents=True, exist_ok=True)
     return locks / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.lock"
 
 
 def _prepare_folder(folder: Path, prepare: Callable[[Path], None]) -> None:
-    """Write a folder with `prepare`, check it, and replace an earlier one by it."""
+    """Write a folder with `prepare`, check it, and replace an existing folder.
+
+    Raises:
+        UserError: the existing folder was not prepared by this function, or a file contains an access token.
+        UnavailableError: the folder cannot be written to.
+    """
     temporary = folder.with_name(f".{folder.name}.partial")
     try:
         if folder.exists() and not (folder / MARKER).exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} was not prepared by this command; choose another output_dir")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
         prepare(temporary / "repository")
         check_no_tokens(temporary)
         (temporary / "repository" / MARKER).touch()
@@ -233,7 +276,7 @@ def _prepare_folder(folder: Path, prepare: Callable[[Path], None]) -> None:
 
 
 def list_files(repo_id: str, repo_type: str = "model") -> dict[str, str]:
-    """Return {file of a repository: its hash}, empty if there is no such repository."""
+    """Return {file of a repository: its hash}. The result is empty if the repository does not exist."""
     try:
         tree = HfApi().list_repo_tree(repo_id, recursive=True, repo_type=repo_type)
         return {
@@ -244,10 +287,10 @@ def list_files(repo_id: str, repo_type: str = "model") -> dict[str, str]:
 
 
 def find_changes(folder: Path, there: Mapping[str, str] | None) -> list[str]:
-    """List the changes that an upload of a folder makes, e.g. "new README.md".
+    """List the changes of an upload, e.g. "new README.md".
 
     Args:
-        folder: with the prepared files.
+        folder: folder with the prepared files.
         there: {file on the Hub: its hash}, or None if it is unknown.
     """
     new = "prepared" if there is None else "new"
@@ -264,7 +307,14 @@ def find_changes(folder: Path, there: Mapping[str, str] | None) -> list[str]:
 
 
 def _upload(repo_id: str, folder: Path, is_changed: bool, private: bool, tag: bool, repo_type: str) -> str | None:
-    """Upload a changed folder, and add the tag; return the id of the commit, or None if nothing changed."""
+    """Upload a changed folder, and add the tag.
+
+    Returns:
+        The id of the commit, or None if nothing changed.
+
+    Raises:
+        UserError: the tag already exists for other content.
+    """
     api = HfApi()
     space_sdk = "gradio" if repo_type == "space" else None
     api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk)
@@ -281,7 +331,7 @@ def _upload(repo_id: str, folder: Path, is_changed: bool, private: bool, tag: bo
             repo_type=repo_type,
             commit_message=f"Upload with surgenet_hf {__version__}",
             ignore_patterns=MARKER,
-            delete_patterns="*",  # files that the folder does not have
+            delete_patterns="*",  # delete files that are not in the folder
         ).oid
     if not tagged:
         api.create_tag(repo_id, tag=REVISION, repo_type=repo_type)
@@ -289,7 +339,7 @@ def _upload(repo_id: str, folder: Path, is_changed: bool, private: bool, tag: bo
 
 
 def _add_to_collection(namespace: str, repo_id: str, private: bool) -> None:
-    """Add a repository to the collection of a namespace, and create the collection if there is none."""
+    """Add a repository to the collection of a namespace, which is created if it does not exist."""
     api = HfApi()
     collection = api.create_collection(
         COLLECTION, namespace=namespace, description=COLLECTION_DESCRIPTION, private=private, exists_ok=True
