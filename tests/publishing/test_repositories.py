@@ -43,7 +43,10 @@ FILES = {
     [("SurgeNet-Small", "caformer_s18"), ("SurgeNet-PVTv2", "pvt_v2_b2"), ("ImageNet1k", "caformer_s18_imagenet")],
 )
 def test_comparison_with_the_source(name, golden, tmp_path):
-    """Test that timm's network with timm's mapping agrees with the saved model, and that a wrong weight raises an error."""
+    """Test that timm's network and mapping agree with the saved model.
+
+    A wrong weight must raise an error.
+    """
     tensors = original_state_dict(golden, "classification")
     torch.save({key: tensor for key, tensor in tensors.items() if not key.startswith("head.")}, tmp_path / "file.pth")
     entry = find_entry(name)
@@ -281,9 +284,7 @@ def test_a_busy_hub_is_asked_again(status, hub, client, finetuned, tmp_path):
     hub.fail("PUT /lfs/", status=status)
     hub.cut("PUT /lfs/", after_bytes=5000, skip=1)
     outcome = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
-    if (
-        outcome.error
-    ):  # if the client does not retry a cut upload, nothing is there and the next run repairs it
+    if outcome.error:  # if the client does not retry a cut upload, nothing is there and the next run repairs it
         assert hub.repos["maintainer/mine"].files().keys() == {".gitattributes"}
         outcome = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
     assert outcome.error is None

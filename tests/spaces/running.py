@@ -87,7 +87,8 @@ def start(command: list[str], folder: Path) -> SimpleNamespace:
     """Start the demo in a separate process and wait until it answers.
 
     Returns:
-        Namespace with url, pid, `files` (folder of its temporary files), `elsewhere` (list of contacted hosts), and `log`.
+        Namespace with url, pid, `files` (folder of its temporary files), `elsewhere` (file that lists contacted hosts),
+        and `log`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
