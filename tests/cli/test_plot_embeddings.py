@@ -66,7 +66,7 @@ def test_figures_and_embeddings(outputs, frames, model):
     for name, video, frame in zip(saved["file_name"], saved["video"], saved["frame"], strict=True):
         assert names[name] == [video, f"{frame:0{len(names[name][1])}d}"]
     np.testing.assert_array_equal(saved["frame0"], np.asarray(row["image"]))
-    assert saved["features0"].shape == (64, 3, 3)  # from a frame three times as large
+    assert saved["features0"].shape == (64, 3, 3)  # computed from a frame three times as large
 
 
 @pytest.mark.slow

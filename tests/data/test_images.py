@@ -40,7 +40,10 @@ def _rows(samples):
 
 
 def test_a_stack_of_images_is_refused(tmp_path):
-    """Test that a volume or film is refused, of which PIL alone reads only the first page."""
+    """Test that an image stack, such as a volume, is refused.
+
+    PIL alone would read only the first page.
+    """
     pages = [Image.fromarray(PIXELS)] * 3
     pages[0].save(tmp_path / "volume.tif", save_all=True, append_images=pages[1:])
     for read in (read_frame, frame_size):

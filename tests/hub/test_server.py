@@ -146,7 +146,7 @@ def test_errors_on_the_way(hub, client, filled, folder):
     client.upload_folder(folder_path=folder, repo_id=REPO)
     assert (limited.hits, hub.waits) == (1, [8.0])
 
-    # the client does not retry a failed commit, which has no effect
+    # the client does not retry a failed commit, and none of its changes are stored
     hub.fail("POST .*/commit/", status=503)
     (folder / "config.json").write_text("{}")
     before = len(filled.commits)

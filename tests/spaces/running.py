@@ -87,8 +87,8 @@ def start(command: list[str], folder: Path) -> SimpleNamespace:
     """Start the demo in a separate process and wait until it answers.
 
     Returns:
-        Namespace with url, pid, `files` (folder of its temporary files), `elsewhere` (file that lists contacted hosts),
-        and `log`.
+        Namespace with url, port, process, pid, `files` (folder of its temporary files), `elsewhere` (file that lists
+        other hosts it contacted), and `log` (file).
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

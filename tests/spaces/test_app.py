@@ -204,7 +204,7 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
     page.locator("#stop-video").click()
     page.get_by_text("Nothing is running now.").wait_for()
     page.locator("#ribbon progress").wait_for(state="hidden")
-    for _ in range(600):  # the partial film is deleted
+    for _ in range(600):  # the partial video is deleted
         begun = list(server.files.rglob("result.mp4"))
         if not begun:
             break

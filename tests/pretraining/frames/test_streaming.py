@@ -91,7 +91,7 @@ def test_starting_in_mid_epoch_is_running_through(parquet, num_workers, on_devic
 
 
 def test_samples_are_those_of_random_access(parquet):
-    """Test that streaming and random access give a frame at a position the same crops."""
+    """Test that streaming and random access give the same crops for a frame at a position."""
     stream = open_stream(arguments(parquet), CONFIG, 5, 4, rank=1, world_size=2, on_device=False)
     stream.set_epoch(3)
     names = numbers_of_stream(parquet, epoch=3)
