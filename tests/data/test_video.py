@@ -123,7 +123,7 @@ def test_pictures_are_shrunk_but_not_enlarged(tmp_path):
     [
         ((80, 16), r"a\.mkv holds pictures of more than 64 x 64 pixels: 80 x 16 after 2\.0 s"),
         ((16, 65), "holds pictures of more than 64 x 64 pixels: 16 x 65"),
-        # the decoder refuses it
+        # the decoder refuses this size
         ((400, 400), r"a\.mkv cannot be read beyond .*, or pictures of more than 64 x 64 pixels"),
     ],
 )

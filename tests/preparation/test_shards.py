@@ -218,7 +218,7 @@ def test_killed_while_writing_shards_it_goes_on_with_the_next_one(videos, prepar
     assert process.exitcode == -signal.SIGKILL
     done = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
     assert sorted(path.name for path in done) == ["colectomy-00000.tar", "colectomy-00001.tar"]
-    # those of colectomy are deleted, so that no space is used twice
+    # the parts of colectomy are deleted, so that no frame takes space twice
     assert len(list((output / "parts").glob("*.frames"))) == 2
     assert len(list((output / "parts").glob(".*.partial"))) == 1
 
