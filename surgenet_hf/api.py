@@ -83,7 +83,7 @@ def evaluate(
     model: str,
     dataset,
     data_dir: str | os.PathLike | None = None,
-    split: str = "test",
+    split: str | None = None,
     output_dir: str | os.PathLike | None = None,
     batch_size: int = 8,
     labels: list[str] | None = None,
@@ -96,7 +96,7 @@ def evaluate(
         model: folder of the model, output folder of its training, or Hub repository.
         dataset: name of a dataset, or your own data as in `finetune_segmentation`.
         data_dir: folder of a dataset that is given by name.
-        split: split to evaluate on.
+        split: split to evaluate on. None: test if the dataset has one, otherwise validation.
         output_dir: folder for results.json and figures. None: nothing is written.
         batch_size: number of frames per forward pass.
         labels: names of the classes of your own data, if it does not have them.

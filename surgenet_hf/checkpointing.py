@@ -36,8 +36,8 @@ class TrainingStopped(UserError):
     """A run that cannot continue. The message states the reason and what to do."""
 
 
-def make_output_dir(path: str | os.PathLike, option: str = "--output_dir") -> Path:
-    """Create an output folder if it does not exist, and check that files can be written to it.
+def check_output_dir(path: str | os.PathLike, option: str = "--output_dir") -> Path:
+    """Check that an output folder can be written to, or be created, and return its path. Nothing is created.
 
     Args:
         path: the folder.
@@ -48,15 +48,16 @@ def make_output_dir(path: str | os.PathLike, option: str = "--output_dir") -> Pa
     """
     path = Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
+        found = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        if found.is_dir():
+            with tempfile.TemporaryFile(dir=found):
+                return path
+        reason = f"{found} is a file"
     except OSError as error:
-        found = next(parent for parent in (path, *path.parents) if parent.exists())
-        reason = f"{found} is a file" if found.is_file() else error.strerror
-        raise UnavailableError(
-            f"{option} {path} cannot be written to ({reason}): give a folder that exists or can be created"
-        ) from error
+        reason = error.strerror
+    raise UnavailableError(
+        f"{option} {path} cannot be written to ({reason}): give a folder that exists or can be created"
+    )
 
 
 @contextmanager
@@ -73,13 +74,16 @@ def lock_run(output_dir: str | os.PathLike, is_main: bool = True) -> Iterator[No
     """
     lock = FileLock(Path(output_dir) / LOCK, timeout=0)
     if is_main:
-        make_output_dir(output_dir)
+        output_dir = check_output_dir(output_dir)
         try:
+            output_dir.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
             raise UserError(
                 f"another run is writing to {output_dir}: wait until it ends, or choose another --output_dir"
             ) from error
+        except OSError as error:
+            raise UnavailableError(f"--output_dir {output_dir} cannot be written to: {error}") from error
     try:
         yield
     finally:

@@ -104,6 +104,7 @@ def test_mistakes_are_user_errors(tmp_path):
         surgenet_hf.finetune_phase(dataset="synthetic-phases", output_dir=tmp_path, push_to_hub=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

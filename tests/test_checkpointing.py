@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from surgenet_hf.checkpointing import (
     Termination,
     check_complete,
+    check_output_dir,
     compare_records,
     delete_later_checkpoints,
     delete_old_checkpoints,
     list_checkpoints,
     lock_run,
-    make_output_dir,
     read_record,
     resume_point,
     write_record,
@@ -50,8 +50,8 @@ def test_checkpoints_are_sorted_by_step_and_others_do_not_count(tmp_path):
 def test_an_output_folder_that_is_a_file_or_below_one_is_refused(tmp_path, below):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--output_dir .* cannot be written to \(.*/file is a file\)"):
-        make_output_dir(tmp_path / below)
-    assert make_output_dir(tmp_path / "new" / "folder").is_dir()
+        check_output_dir(tmp_path / below)
+    assert not check_output_dir(tmp_path / "new" / "folder").exists()
 
 
 def test_an_earlier_run_is_not_continued_by_accident(tmp_path):
@@ -130,6 +130,7 @@ def test_any_damaged_byte_is_noticed(tmp_path_factory, data):
         check_complete(folder)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     record=st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))

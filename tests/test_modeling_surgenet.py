@@ -435,6 +435,7 @@ def test_stochastic_depth_acts_in_training_only(backbone, tiny_config):
         assert_same(model(pixel_values).pooler_output, without(pixel_values).pooler_output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_class", "backbone"), [(HEADS[0], "caformer_s18"), (HEADS[1], "pvt_v2_b2")])
 def test_trainer_with_and_without_accumulation(model_class, backbone, tiny_config, tmp_path):
     initial = model_class(tiny_config(backbone))
@@ -481,6 +482,7 @@ ALL_BACKBONES_AND_ALL_CLASSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_class", "backbone"), ALL_BACKBONES_AND_ALL_CLASSES)
 def test_compiles_into_one_graph(model_class, backbone, tiny_config):
     torch._dynamo.reset()  # all models share one function of transformers, and the number of recompilations is limited
@@ -574,6 +576,7 @@ def frame():
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 70, 3), dtype=np.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "model_class"),
     [

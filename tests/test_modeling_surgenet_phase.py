@@ -250,6 +250,7 @@ def test_a_stream_of_images_of_all_backbones(backbone, phase_config):
     assert_within(1e-5, actual, expected)
 
 
+@pytest.mark.slow
 def test_a_stream_at_full_depth_beyond_its_receptive_field(phase_config):
     config = phase_config(num_stages=1, num_layers=9)
     model = SurgeNetForPhaseRecognition(config).eval()
@@ -260,6 +261,7 @@ def test_a_stream_at_full_depth_beyond_its_receptive_field(phase_config):
     assert_within(1e-5, actual, expected)
 
 
+@pytest.mark.slow
 def test_the_state_of_a_stream_never_grows(model):
     sizes = set()
     state = None
@@ -621,6 +623,7 @@ def test_distributed_training_on_features_with_a_frozen_backbone(phase_config, t
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_it_learns_a_sequence_that_single_frames_do_not_tell(phase_config):
     """Test that the model learns a sequence that single frames cannot identify.
 
@@ -642,6 +645,7 @@ def test_it_learns_a_sequence_that_single_frames_do_not_tell(phase_config):
     assert_same(model.eval()(features=features).logits.argmax(-1), labels)
 
 
+@pytest.mark.slow
 def test_trainer_on_features(phase_config, tmp_path):
     def arguments(batch_size, accumulation):
         return TrainingArguments(
@@ -714,6 +718,7 @@ def test_dropout_acts_in_training_only(phase_config):
 # ---------------------------------------------------------------------------------------------- precision and compile
 
 
+@pytest.mark.slow
 def test_compiles_into_one_graph(model):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -81,6 +81,7 @@ def test_examples(originals, hub, client, monkeypatch, tmp_path):
     assert {part["label"] for part in namespace["segment"](namespace["image"])} <= {f"LABEL_{i}" for i in range(5)}
 
 
+@pytest.mark.slow
 def test_migration_table(originals):
     exec(next(example for example in EXAMPLES if "convert_checkpoint(" in example), {})
     assert {constructor.split("(")[0] for constructor, _ in MIGRATION} == CONSTRUCTORS.keys()

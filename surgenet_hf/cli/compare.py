@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(ComparisonArguments, prog="surgenet compare", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
 
-    from ..checkpointing import make_output_dir
+    from ..checkpointing import check_output_dir
     from ..evaluation.compare import compare
     from ..evaluation.results import read_results
     from ..evaluation.tables import markdown_table, paired_table
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     tables = [markdown_table(comparison)]
     if pairs := comparison.pairs():
         tables.append(f"## Pairs\n\n{paired_table(pairs)}")
-    output_dir = make_output_dir(args.output_dir)
+    output_dir = check_output_dir(args.output_dir)
     parser.save_resolved(output_dir)
     (output_dir / "comparison.md").write_text("# Comparison\n\n" + "\n".join(tables), encoding="utf-8")
     print("\n".join(tables))

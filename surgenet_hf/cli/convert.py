@@ -46,10 +46,10 @@ def main(argv: list[str] | None = None) -> None:
     """Convert a weight file, and print what was written."""
     parser = ArgumentParser(ConvertArguments, prog="surgenet convert", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
-    from ..checkpointing import make_output_dir
+    from ..checkpointing import check_output_dir
     from ..checkpoints.conversion import convert_checkpoint
 
-    make_output_dir(Path(args.output_dir).parent)  # the folder itself must be new
+    check_output_dir(Path(args.output_dir).parent)  # the folder itself must be new
     labels = None
     if args.labels:
         try:

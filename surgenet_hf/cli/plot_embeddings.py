@@ -57,11 +57,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(EmbeddingArguments, prog="surgenet plot-embeddings", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
 
-    from ..checkpointing import make_output_dir
+    from ..checkpointing import check_output_dir
     from ..figures import feature_figure, save_both, scatter_figure, tsne
     from ..inference.embeddings import POOLED, embed_datasets, read_embeddings, save_embeddings
 
-    output_dir = make_output_dir(args.output_dir)
+    output_dir = check_output_dir(args.output_dir)
     if args.embeddings:
         saved = read_embeddings(args.embeddings)
     else:

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(ShowArguments, prog="surgenet show-data", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
 
-    from ..checkpointing import make_output_dir
+    from ..checkpointing import check_output_dir
     from ..data import load_data
     from ..data.show import show
     from ..figures import save_figure
@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--data_dir is missing, the folder of {args.dataset}\n\n{describe_layout(args.dataset)}")
     data = load_data(args.dataset, args.data_dir)
     output = Path(args.output or f"outputs/{args.dataset}_{args.split}.png")
-    make_output_dir(output.parent, "--output: the folder")
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder, expected a file such as {output / 'samples.png'}")
+    check_output_dir(output.parent, "--output: the folder")
     save_figure(show(data, args.split, args.num_frames, args.seed), output)
     print(*data.notes, f"Written: {output}", sep="\n")
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
-from ..checkpointing import make_output_dir
+from ..checkpointing import check_output_dir
 from ..data import SurgicalData
 from ..distributed import is_main_process, process_state
 from ..errors import UserError
@@ -66,7 +66,7 @@ def evaluate_model(
         if split != "test":
             logger.info(f"{data.name} has no test split: evaluating on {split}.")
     if output_dir is not None:
-        make_output_dir(output_dir)  # before the evaluation, which can take hours
+        check_output_dir(output_dir)  # before the evaluation, which can take hours
     model = load_model(task.auto_class, source, dtype=torch.float32).to(process_state().device)
     processor = load_image_processor(source)
     evaluation = evaluate(model, processor, data, split, batch_size, recorded_seed(source), command=command)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..checkpointing import make_output_dir
+from ..checkpointing import check_output_dir
 from ..errors import UserError
 from .extraction import NOTHING, FrameOptions, Video, extract_parts, new_file, scan_videos, write_json
 from .frame_list import FrameList, listed_name
@@ -100,8 +100,8 @@ def prepare_frames(
         return report
     if output_dir.is_dir() and not parts.exists() and any(output_dir.iterdir()):
         raise UserError(f"{output_dir} holds files from elsewhere; give a new folder")
-    make_output_dir(output_dir)
-    parts.mkdir(exist_ok=True)
+    check_output_dir(output_dir)
+    parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / ".lock", timeout=10):
             if (output_dir / REPORT).exists():  # while this run waited, another one came to its end

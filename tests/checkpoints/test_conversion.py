@@ -44,6 +44,7 @@ def test_there_and_back(backbone, cls, tmp_path):
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
+@pytest.mark.slow
 def test_image_processor_of_a_model(tmp_path):
     """Test that the image processor has the normalization of the weights, or an error is raised."""
     config = tiny()

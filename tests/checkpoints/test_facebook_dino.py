@@ -68,6 +68,7 @@ def save(training: OriginalTraining, path, numpy1=True, **args):
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm_last_layer", "batch_norm"), [(True, False), (False, False), (False, True)])
 def test_one_more_step_is_the_originals(backbone, norm_last_layer, batch_norm, tmp_path):
     training = OriginalTraining(tiny(backbone), norm_last_layer, batch_norm)
@@ -97,6 +98,7 @@ def trained(model: DinoModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.student.named_parameters() if parameter.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_last_layer", [True, False])
 def test_frozen_last_layer_has_no_moments_yet(backbone, norm_last_layer, tmp_path):
     training = OriginalTraining(tiny(backbone), norm_last_layer)
@@ -126,6 +128,7 @@ def test_moments_of_before_are_gone(training, tmp_path):
     assert all(state["step"] == 1 for state in optimizer.state.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm_last_layer", "batch_norm"), [(True, False), (False, True)])
 def test_what_we_write_is_what_the_original_wrote(backbone, norm_last_layer, batch_norm, tmp_path):
     """Test that loading and saving reproduces the original file bit for bit.
@@ -298,6 +301,7 @@ def test_unusable_moments_are_reported(change, reason, training, tmp_path):
         raise AssertionError(str(report))
 
 
+@pytest.mark.slow
 def test_old_torch_counts_steps_in_integers(training, tmp_path):
     training.step(training.gradients(0))
     content = training.content(**ARGS)
@@ -312,6 +316,7 @@ def test_old_torch_counts_steps_in_integers(training, tmp_path):
     assert_equal_networks(model.student, training.student, tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_the_file_may_go(training, tmp_path):
     """Test that loaded tensors do not reside in the memory-mapped file."""
     training.step(training.gradients(0))
@@ -328,6 +333,7 @@ def test_the_file_may_go(training, tmp_path):
     assert_equal_networks(model.student, training.student, tolerance=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -42,6 +42,7 @@ def outputs(frames, model, tmp_path_factory):
     return output_dir
 
 
+@pytest.mark.slow
 def test_figures_and_embeddings(outputs, frames, model):
     written = sorted(path.name for path in outputs.iterdir())
     assert written == ["embeddings.npz", "features.pdf", "features.png", "run.yaml", "tsne.pdf", "tsne.png"]
@@ -92,6 +93,7 @@ def test_segmentation_models_have_the_spatial_mean(frames, tmp_path, capsys):
     np.testing.assert_allclose(half, saved["embeddings"], atol=0.05 * np.abs(saved["embeddings"]).max())
 
 
+@pytest.mark.slow
 def test_drawn_again_without_the_model(outputs, tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings, "load_backbone", lambda *args: pytest.fail("the model was loaded"))
     arguments = ["--embeddings", str(outputs / "embeddings.npz"), "--color_by", "video"]

@@ -57,6 +57,7 @@ def test_model_results_and_picture(run, frames):
     assert again["data"]["frames"] == results["data"]["frames"] == 3
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_and_the_report_says_what_to_do_next(run, frames, tmp_path, capsys):
     quickstart.main(["--dataset", "folder", "--data_dir", str(frames), "--output_dir", str(tmp_path), *TINY])
     results = [json.loads((folder / "results.json").read_text())["metrics"] for folder in (run, tmp_path)]
@@ -74,6 +75,7 @@ def test_the_same_seed_gives_the_same_and_the_report_says_what_to_do_next(run, f
     assert out.index("Written") < out.index("Next")
 
 
+@pytest.mark.slow
 def test_goes_on_from_its_own_model(run, frames, tmp_path, capsys):
     arguments = ["--dataset", "folder", "--data_dir", str(frames), "--output_dir", str(tmp_path), *TINY]
     quickstart.main([*arguments, "--model_name_or_path", str(run / "model"), "--learning_rate", "1e-5"])

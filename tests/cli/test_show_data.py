@@ -53,6 +53,7 @@ def test_classification_sets_are_drawn_too(frames, tmp_path, monkeypatch):
     assert output.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -52,6 +52,7 @@ def test_sets_say_where_to_get_them(name, source, tmp_path):
         load_data(name, tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["synthetic", "synthetic-phases"])
 def test_the_registry_and_the_data_agree(name):
     data = load_data(name, num_videos=3)

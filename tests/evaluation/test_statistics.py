@@ -133,6 +133,7 @@ def test_sign_flips_by_brute_force():
     assert sign_flip_test([math.nan], [1]) is None
 
 
+@pytest.mark.slow
 def test_sign_flips_are_exact_up_to_20_videos_and_sampled_above():
     rng = np.random.default_rng(0)
     for videos in (20, 40):

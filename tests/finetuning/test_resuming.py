@@ -191,6 +191,7 @@ def test_a_diverged_run_ends_with_an_error_and_no_model(masks, tmp_path):
         assert all(tensor.isfinite().all() for tensor in load_file(path).values())
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_neither_evaluated_nor_saved(masks, tmp_path, monkeypatch):
     """Test that weights that are not finite are neither evaluated nor saved.
 

@@ -95,6 +95,7 @@ def test_augmentation_stays_mild():
     assert row["mask"].shape == (200, 300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("by_accelerate", [True, False])
 def test_every_epoch_of_training_augments_anew(data, tmp_path, monkeypatch, workers, by_accelerate):
@@ -121,6 +122,7 @@ def test_every_epoch_of_training_augments_anew(data, tmp_path, monkeypatch, work
     assert draws == {(7, epoch, index) for epoch in range(3) for index in range(4)}
 
 
+@pytest.mark.slow
 def test_training_learns_and_its_evaluation_counts_every_frame_once(data, tmp_path):
     torch.manual_seed(0)
     model, processor = build_model(TINY, data, 32)

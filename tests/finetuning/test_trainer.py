@@ -107,6 +107,7 @@ def test_layer_decay_and_frozen_backbone_reach_the_training(data, tmp_path):
     assert all(name.startswith("decode_head.") for name in changed)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_the_tasks(data, tmp_path):
     """Test that the metric selects the best checkpoint, not the loss, which is the default of Trainer."""
     args = SurgeNetTrainingArguments(

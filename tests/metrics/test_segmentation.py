@@ -241,6 +241,7 @@ def test_frame_means_by_hand():
     assert result["per_video"]["b"]["frames"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI warns about itself
 def test_distances_agree_with_monai_where_a_class_is_on_both_sides():
     torch = pytest.importorskip("torch")

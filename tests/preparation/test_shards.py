@@ -165,6 +165,7 @@ def parts_done(output: Path) -> dict[str, int]:
     return {name: when for name, when in found.items() if name not in ("settings.json", "plan.json")}
 
 
+@pytest.mark.slow
 def test_killed_while_extracting_it_goes_on_with_the_videos_that_are_not_done(tmp_path, monkeypatch):
     for i in range(4):
         write_video(tmp_path / "videos" / "p" / f"{i}.mp4", 25 * 15, size=(240, 320))

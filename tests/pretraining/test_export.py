@@ -80,6 +80,7 @@ def test_loads_with_the_auto_classes(build, backbone, tmp_path):
     assert str(tmp_path) not in card
 
 
+@pytest.mark.slow
 def test_any_mixture_of_two_epochs_loads(build, tmp_path, monkeypatch):
     """Test that a folder with files of two epochs loads.
 

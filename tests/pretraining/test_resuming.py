@@ -33,6 +33,7 @@ from tests.pretraining.running import (
 )
 
 
+@pytest.mark.slow
 def test_finished_run_asked_again_writes_its_model_again(frames, whole_run, tmp_path):
     output_dir = shutil.copytree(whole_run, tmp_path / "copy")
     shutil.rmtree(output_dir / "model")
@@ -196,6 +197,7 @@ def test_extended_run_lays_schedules_anew(frames, whole_run, tmp_path, capsys):
     pretrain(frames, tmp_path, "--resume_from_checkpoint true --extend_epochs 2")
 
 
+@pytest.mark.slow
 def test_moments_are_laid_out_as_the_weights_are(frames, whole_run, tmp_path):
     """Test that the moments in a checkpoint are not in channels-last layout.
 
@@ -217,6 +219,7 @@ def test_nothing_to_extend(frames, tmp_path, capsys):
     assert "There is no checkpoint in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_frames_are_another_run(frames, whole_run, tmp_path):
     moved, others = shutil.copytree(frames, tmp_path / "moved"), shutil.copytree(frames, tmp_path / "others")
     (others / "1_007.jpg").rename(others / "1_107.jpg")
@@ -258,6 +261,7 @@ def test_a_run_that_ended_since_the_start_is_not_overwritten(frames, whole_run, 
     assert weights(tmp_path / "run").keys() == weights(whole_run).keys()
 
 
+@pytest.mark.slow
 def test_epoch_of_an_export_after_max_steps(frames, whole_run, tmp_path):
     output_dir = shutil.copytree(whole_run, tmp_path / "run")
     pretrain(frames, output_dir, "--resume_from_checkpoint true --max_steps 3 --export_dino_checkpoint")

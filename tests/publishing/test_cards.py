@@ -72,6 +72,7 @@ def test_card(entry, client):
         assert entry.repo_id in code
 
 
+@pytest.mark.slow
 def test_parameters_are_counted_right():
     for name in PARAMETERS:
         assert SurgeNetModel(SurgeNetConfig(backbone=name)).num_parameters() == PARAMETERS[name]
@@ -170,6 +171,7 @@ def test_finetuned_card_knows_what_its_backbone_stands_on(tmp_path):
 OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "normalization": "surgenet"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pretraining", "licence", "base_model", "expected", "absent"),
     [

@@ -111,6 +111,7 @@ def segmented(masks, home, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_finetuning_that_is_pushed(hub, client, frames, home, monkeypatch):
     """Test fine-tuning from the command line to the Hub."""
     options = "--backbone tiny --image_size 32 --per_device_train_batch_size 2 --max_steps 2 --disable_tqdm true"

@@ -260,12 +260,14 @@ HOSTILE_SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", HOSTILE_SETTINGS)
 def test_settings_that_would_change_what_a_model_returns(folder, models, key):
     change(folder, **{key: HOSTILE_SETTINGS[key]})
     assert same_answers(folders.load_folder(folder, "name"), models.segmentation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     [
@@ -322,6 +324,7 @@ def test_dense_features_may_be_too_slow(folder, monkeypatch):
         folders.load_folder(folder, "name")
 
 
+@pytest.mark.slow
 def test_only_the_files_of_a_model_are_used(hub, client, folder, models, tmp_path):
     """Test that only the files of a model are used.
 

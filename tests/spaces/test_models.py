@@ -93,6 +93,7 @@ def test_loads_once_for_all(store, monkeypatch):
     assert len(found) == 6
 
 
+@pytest.mark.slow
 def test_keeps_the_last_few(models):
     store = store_module.ModelStore([str(models.segmentation), str(models.cvs), str(models.phases)], capacity=2)
     first = store.get("organs", ("segmentation",), silent)
@@ -118,6 +119,7 @@ def test_paths_are_the_owners(store, models):
             store.describe(name)
 
 
+@pytest.mark.slow
 def test_typed_ids_leave_nothing_behind(hub, client, models, tmp_path):
     hub.add_files("someone/organs", {path.name: path for path in models.segmentation.iterdir()})
     store = store_module.ModelStore()
@@ -146,6 +148,7 @@ def test_what_the_owner_names_must_be_there(tmp_path, models):
         store_module.ModelStore([str(headless)])
 
 
+@pytest.mark.slow
 def test_names_of_folders(models, tmp_path):
     """Test that names use the informative part of a path and are unique."""
     nested = tmp_path / "organs" / "model"

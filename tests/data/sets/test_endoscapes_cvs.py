@@ -139,6 +139,7 @@ def test_nothing_to_validate_on(root):
         load_data("endoscapes-cvs", root)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the sample of real frames is not at {SHARED}")
 def test_the_sample_of_real_frames():
     data = load_data("endoscapes-cvs", SHARED)

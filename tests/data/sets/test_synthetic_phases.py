@@ -134,6 +134,7 @@ def test_dissections_look_alike():
     assert synthetic_phases._VIEWS[1] == synthetic_phases._VIEWS[3]
 
 
+@pytest.mark.slow
 def test_files_hold_the_same_as_memory_and_are_used_again(tmp_path, small, monkeypatch):
     files = load_data("synthetic-phases", tmp_path, **SMALL)
     assert _same(_rows(small), _rows(files))

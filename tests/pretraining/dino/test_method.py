@@ -123,6 +123,7 @@ def test_center_follows_after_the_loss(build):
     torch.testing.assert_close(model.loss.center[0], 0.1 * mean)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_batch(build):
     images = crops(64, 64, 32, batch=4)
     schedules = build_schedules(DinoConfig(**SMALL_HEAD, lr=0.5), steps_per_epoch=2, total_batch_size=256)
@@ -221,6 +222,7 @@ def test_each_gradient_is_clipped_by_itself():
     assert torch.equal(parameters[2].grad, gradients[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clip_grad", "norm"), [(0.5, 0.5), (0, 100)])
 def test_gradients_reach_the_optimizer_clipped(build, clip_grad, norm):
     model = build(clip_grad=clip_grad)

@@ -78,6 +78,7 @@ def test_impossible_configs(changes, message):
         CropConfig(**changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "scale"),
     [((1280, 720), [0.4, 1.0]), ((1280, 720), [0.05, 0.4]), ((97, 131), [0.05, 0.4]), ((700, 250), [0.4, 1.0])],

@@ -202,6 +202,7 @@ def test_mixed_precision_of_the_training_step_does_not_touch_crops():
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_values_of_the_device_are_never_waited_for(device):
     """Test that values of the device are never read, with fake tensors.

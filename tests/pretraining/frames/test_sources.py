@@ -254,6 +254,7 @@ def test_several_columns_of_images_must_be_told_apart(tmp_path):
     assert open_source("parquet", str(tmp_path), image_column="left").read(9) == FRAMES["video2/09.jpg"]
 
 
+@pytest.mark.slow
 def test_synthetic_scenes():
     source = open_source("synthetic:2")
     assert len(source) == 12

@@ -41,6 +41,7 @@ def read(loader: StreamLoader) -> list[int]:
     return [number for batch in loader for number in numbers(batch)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "shards", "by name"])
 def test_a_pass_of_two_processes_of_two_workers_has_every_frame_once(parquet, tmp_path, kind):
     if kind == "shards":
@@ -138,6 +139,7 @@ def test_a_stream_of_broken_frames_stops(tmp_path):
         next(iter(StreamLoader(stream)))
 
 
+@pytest.mark.slow
 def test_several_streams_are_mixed_by_weight(parquet, tmp_path):
     for i in range(2):
         pictures.write_tar(tmp_path / "tars" / f"{i}.tar", {f"{j}.jpg": pictures.encode(40 + j) for j in range(4)})
