@@ -1,9 +1,9 @@
-"""What all tests share: no network, few threads, tiny variants of the three backbones."""
+"""Shared setup of all tests: no network, few threads, and tiny variants of the three backbones."""
 
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
-# one thread, in subprocesses too: networks this small gain nothing from more, and lose much on a busy machine
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # must precede the import of transformers
+# one thread, also in subprocesses: small networks gain nothing from more and slow down on a busy machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that drive a browser, and those that start the demo, by their fixtures."""
+    """Mark tests that use a browser or start the demo, based on their fixtures."""
     for item in items:
         if "browser" in item.fixturenames:
             item.add_marker(pytest.mark.browser)
@@ -33,13 +33,16 @@ TINY_WIDTHS = {
 
 @pytest.fixture(params=sorted(TINY_WIDTHS))
 def backbone(request) -> str:
-    """The name of a backbone; a test that asks for it runs on all three."""
+    """Return the name of a backbone; a test that requests it runs on all three."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """`tiny_config(backbone, **changes)`: the config of a SurgeNet with one block a stage and 3 labels."""
+    """Return a function that builds the config of a SurgeNet with one block per stage and 3 labels.
+
+    Its signature is `tiny_config(backbone, **changes)`.
+    """
 
     def build(backbone: str = "caformer_s18", **changes) -> SurgeNetConfig:
         sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": TINY_WIDTHS[backbone]}
@@ -51,6 +54,6 @@ def tiny_config():
 
 @pytest.fixture
 def tiny_backbones(monkeypatch):
-    """Pretend that the published backbones are tiny."""
+    """Replace the sizes of the published backbones with tiny ones."""
     for name, widths in TINY_WIDTHS.items():
         monkeypatch.setitem(configuration_surgenet.BACKBONES, name, {"depths": [1, 1, 2, 1], "hidden_sizes": widths})

@@ -1,4 +1,4 @@
-"""The Python API: the same results as the commands, and the user's own data."""
+"""Tests of the Python API: the results of the commands, and user data."""
 
 import json
 
@@ -16,7 +16,7 @@ OPTIONS = {"backbone": "tiny", "image_size": 32, "max_steps": 2, "per_device_tra
 
 
 class Items(torch.utils.data.Dataset):
-    """A torch dataset of (image, target) tuples."""
+    """Torch dataset of (image, target) tuples."""
 
     def __init__(self, targets):
         rng = np.random.default_rng(0)
@@ -128,7 +128,7 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(folder, tmp_path):
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()
     again = surgenet_hf.finetune_segmentation(**given, resume_from_checkpoint=True)
     assert again["metrics"] == json.loads((tmp_path / "results.json").read_text())["metrics"]
-    (tmp_path / "results.json").unlink()  # killed during its evaluation
+    (tmp_path / "results.json").unlink()  # as if killed during its evaluation
     assert surgenet_hf.finetune_segmentation(**given, resume_from_checkpoint=True)["metrics"] == first["metrics"]
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
     assert not (tmp_path / "checkpoint-3").exists()

@@ -1,4 +1,4 @@
-"""Benchmark scripts whose results are documented."""
+"""Tests of benchmark scripts whose results are documented."""
 
 import json
 import runpy

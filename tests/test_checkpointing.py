@@ -109,7 +109,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_reported(tmp_path, capl
         assert resume_point(tmp_path, "true") == tmp_path / "checkpoint-3"
     assert "Skipping checkpoint-20" in caplog.text
     assert named in caplog.text
-    with pytest.raises(UserError, match=named):  # if this one was asked for, no other is taken
+    with pytest.raises(UserError, match=named):  # a requested checkpoint has no substitute
         resume_point(tmp_path, str(tmp_path / "checkpoint-20"))
     damage(tmp_path / "checkpoint-3")
     with pytest.raises(UserError, match=r"no complete checkpoint.* Delete checkpoint-3, checkpoint-20 to start"):
@@ -157,7 +157,7 @@ def test_old_and_later_checkpoints_are_deleted(tmp_path):
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-4"]
     delete_old_checkpoints(tmp_path, 3, [tmp_path / "checkpoint-1"])
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
-    delete_old_checkpoints(tmp_path, 1, [tmp_path / "checkpoint-1"])  # the best and the last stay
+    delete_old_checkpoints(tmp_path, 1, [tmp_path / "checkpoint-1"])  # keep the best and the last
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-4"]
     delete_old_checkpoints(tmp_path, None)
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-4"]

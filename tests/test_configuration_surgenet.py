@@ -58,7 +58,7 @@ def test_every_field_survives_save_and_load(tmp_path, backbone, tiny_config):
             assert getattr(loaded, name) == value
         assert loaded.num_labels == 3
     saved = json.loads((tmp_path / "config.json").read_text())
-    # a file says all that the weights depend on, whatever the defaults of a later version
+    # a file records everything that the weights depend on, regardless of the defaults of a later version
     assert saved["model_type"] == "surgenet"
     assert saved["depths"] == [1, 1, 1, 1]
     assert saved["hidden_sizes"] == config.hidden_sizes

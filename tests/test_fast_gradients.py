@@ -54,7 +54,7 @@ def test_models_give_what_they_gave(tiny_config, backbone, half):
     plain = SurgeNetModel(tiny_config(backbone)).train()
     fast = copy.deepcopy(plain)
     speed_up(fast, half)
-    fast = copy.deepcopy(fast)  # does not hold on to the first
+    fast = copy.deepcopy(fast)  # the copy must not refer to the first model
     assert fast.state_dict().keys() == plain.state_dict().keys()
     assert any("forward" in vars(module) for module in fast.modules()) == (backbone != "pvt_v2_b2")
     images = torch.randn(2, 3, 64, 64)

@@ -1,4 +1,4 @@
-"""What a model has seen of an evaluation: recorded in fine-tuning, kept by every save, reported by evaluations."""
+"""Tests of leakage records, which fine-tuning writes, every save keeps, and evaluations report."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def data_of(name, public=True, protocol="official", **splits):
 
 @pytest.fixture
 def config():
-    """Of random weights that nothing has trained."""
+    """Return the config of random weights that were never trained."""
     config = tiny(num_labels=3)
     config.pretraining = {"name": RANDOM_WEIGHTS}
     config.finetuning = []
@@ -126,7 +126,7 @@ def test_names_of_own_videos_stay_out_of_config_and_note(config, tmp_path):
     report = leakage_report(AutoConfig.from_pretrained(tmp_path), own, "train")
     assert report.note == "2 of 2 videos trained this model (matched by name)"
     assert report.trained == ("Jane_Doe_1951", "Richard_Roe")
-    # under another name of the data set, as frames with masks and as videos with phases
+    # under another name of the dataset: frames with masks versus videos with phases
     assert leakage_report(config, data_of("videos", False, test=["Max_Power"]), "test").selected == ("Max_Power",)
 
 
@@ -141,7 +141,7 @@ def test_own_videos_hashed_elsewhere_are_unknown(config, monkeypatch, tmp_path):
 def test_what_is_not_recorded_is_unknown(config):
     config.finetuning = None
     assert leakage_report(config, CHOLEC80, "test").note == UNRECORDED
-    # nor does a recorded training make it known
+    # a recorded training does not make it known, either
     config.architectures = ["SurgeNetForImageClassification"]
     start_record(config)
     record_finetuning(config, CHOLEC80, False)
@@ -202,7 +202,7 @@ def test_the_record_survives_saving_and_grows_over_stages(config, model_class, b
 
 
 def test_the_record_of_a_phase_model(config, tmp_path):
-    """Stage 1 is a frame classifier, whose record the temporal model takes over and adds to."""
+    """Test that a temporal model extends the record of the frame classifier of stage 1."""
     record_finetuning(config, data_of("cholec80-tools", train=["video01"]), False)
     SurgeNetForImageClassification(config).save_pretrained(tmp_path / "stage1")
     model = SurgeNetForPhaseRecognition.from_backbone(tmp_path / "stage1", num_labels=3, num_layers=2)
@@ -216,7 +216,7 @@ def test_the_record_of_a_phase_model(config, tmp_path):
 
 
 def test_the_record_survives_as_remote_code(config, tmp_path, monkeypatch):
-    """The flat files that travel with a model, without this package's registration."""
+    """Test that the flat files that accompany a model keep the record without this package's registration."""
     from surgenet_hf.image_processing import build_image_processor
     from surgenet_hf.publishing.prepare import prepare_finetuned
 

@@ -41,7 +41,7 @@ HEADS = (SurgeNetForImageClassification, SurgeNetForSemanticSegmentation)
 CLASSES = (SurgeNetModel, SurgeNetBackbone, *HEADS)
 LOADERS = {
     SurgeNetModel: AutoModel,
-    SurgeNetBackbone: SurgeNetBackbone,  # AutoBackbone asks the Hub for a local folder
+    SurgeNetBackbone: SurgeNetBackbone,  # AutoBackbone looks for a local folder on the Hub
     SurgeNetForImageClassification: AutoModelForImageClassification,
     SurgeNetForSemanticSegmentation: AutoModelForSemanticSegmentation,
 }
@@ -59,14 +59,14 @@ def images(batch=2, height=64, width=64, channels=3):
 
 
 def labels_for(model, pixel_values):
-    """Random class ids: one an image, or one a pixel."""
+    """Return random class ids, one per image or one per pixel."""
     batch, _, height, width = pixel_values.shape
     per_pixel = isinstance(model, SurgeNetForSemanticSegmentation)
     return torch.randint(model.config.num_labels, (batch, height, width) if per_pixel else (batch,))
 
 
 def first_tensors(output):
-    """What a model of any of the classes puts out, as a list of tensors."""
+    """Return the outputs of a model of any class as a list of tensors."""
     values = output.to_tuple()
     return [tensor for value in values for tensor in (value if isinstance(value, tuple) else (value,))]
 
@@ -83,12 +83,12 @@ def assert_same(actual, expected, **tolerance):
 
 
 def timm_network(config):
-    """timm's own network of this name, with the depths and widths of `config`."""
+    """Return timm's network of the same name, with the depths and widths of `config`."""
     if config.backbone != "caformer_s18":
         widths = {"convnextv2_tiny": "dims", "pvt_v2_b2": "embed_dims"}[config.backbone]
         sizes = {"depths": tuple(config.depths), widths: tuple(config.hidden_sizes)}
         return timm.create_model(config.backbone, pretrained=False, num_classes=0, **sizes)
-    # caformer_s18 takes no sizes: build it from the arguments that it gives
+    # caformer_s18 accepts no sizes, so build the network from the arguments that it passes on
     with mock.patch.object(metaformer, "_create_metaformer", side_effect=lambda *args, **kwargs: kwargs):
         arguments = metaformer.caformer_s18()
     arguments.pop("pretrained", None)
@@ -105,7 +105,7 @@ def timm_network(config):
 def test_features_are_those_of_timm_bit_for_bit(backbone, activation, tiny_config):
     config = tiny_config(backbone, activation=activation, depths=[1, 2, 2, 1])
     model = SurgeNetModel(config).eval()
-    for parameter in model.parameters():  # no zeros or ones that could hide a difference
+    for parameter in model.parameters():  # zeros or ones could hide a difference
         parameter.data += 0.1 * torch.randn_like(parameter)
     network = timm_network(config).eval()
     prefix = {"pvt_v2_b2": "patch_embed."}.get(backbone, "stem.")
@@ -183,7 +183,7 @@ def test_missing_pixel_values_are_named(tiny_config):
 @pytest.mark.parametrize("size", [(270, 480), (97, 131), (32, 33)])
 def test_any_size_and_a_batch_of_one(backbone, size, tiny_config):
     pixel_values = images(1, *size)
-    config = tiny_config(backbone, segmentation_channels=64)  # 32 would leave group norm one value a group
+    config = tiny_config(backbone, segmentation_channels=64)  # 32 channels would give group norm one value per group
     with torch.no_grad():
         logits = SurgeNetForSemanticSegmentation(config).eval()(pixel_values).logits
         scores = SurgeNetForImageClassification(config).eval()(pixel_values).logits
@@ -209,7 +209,7 @@ def test_half_precision(backbone, model_class, dtype, tiny_config, tmp_path):
     model = model_class(tiny_config(backbone)).eval()
     model.save_pretrained(tmp_path)
     half = model_class.from_pretrained(tmp_path, dtype=dtype).eval()
-    pixel_values = images(2, 256, 256)  # the loss summed over this many pixels is beyond fp16
+    pixel_values = images(2, 256, 256)  # the loss summed over this many pixels exceeds the range of fp16
     labels = labels_for(model, pixel_values)
     with torch.no_grad():
         expected = model(pixel_values, labels=labels)
@@ -287,7 +287,7 @@ def test_weights_of_another_backbone_are_refused(backbone, tiny_config, tmp_path
     for other in {"caformer_s18", "convnextv2_tiny", "pvt_v2_b2"} - {backbone}:
         with pytest.raises((ValueError, RuntimeError), match=r"not those of this backbone|ignore_mismatched_sizes"):
             SurgeNetForSemanticSegmentation.from_pretrained(tmp_path, config=tiny_config(other))
-        with pytest.raises(ValueError, match="not those of this backbone"):  # which is meant for heads
+        with pytest.raises(ValueError, match="not those of this backbone"):  # that option is meant for heads
             SurgeNetModel.from_pretrained(tmp_path, config=tiny_config(other), ignore_mismatched_sizes=True)
 
 
@@ -308,7 +308,7 @@ def test_a_new_head_is_only_warned_about(backbone, model_class, tiny_config, tmp
     assert_same(model.surgenet.encoder.state_dict(), base.encoder.state_dict())
     _, info = SurgeNetBackbone.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
-    # and back: the backbone of a fine-tuned model
+    # the reverse: the backbone of a fine-tuned model
     model.save_pretrained(tmp_path / "fine-tuned")
     backbone_again = SurgeNetBackbone.from_pretrained(tmp_path / "fine-tuned")
     assert_same(backbone_again.encoder.state_dict(), base.encoder.state_dict())
@@ -401,13 +401,14 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(backbone, model_c
     calls = []
     blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
     assert len(blocks) == 5
-    for block in blocks:  # inside the block: some versions of transformers keep the block's own hooks outside
+    # hook inside the block, since some versions of transformers keep the block's own hooks outside
+    for block in blocks:
         block.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
 
     def step():
         calls.clear()
         model.zero_grad()
-        torch.manual_seed(0)  # the same blocks are dropped
+        torch.manual_seed(0)  # drop the same blocks
         loss = model(pixel_values, labels=labels).loss
         loss.backward()
         return loss.detach(), {name: gradient.clone() for name, gradient in gradients(model).items()}, len(calls)
@@ -484,7 +485,7 @@ ALL_BACKBONES_AND_ALL_CLASSES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("model_class", "backbone"), ALL_BACKBONES_AND_ALL_CLASSES)
 def test_compiles_into_one_graph(model_class, backbone, tiny_config):
-    torch._dynamo.reset()  # all models share one function of transformers, and recompiles are limited
+    torch._dynamo.reset()  # all models share one function of transformers, and the number of recompilations is limited
     model = model_class(tiny_config(backbone)).eval()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     pixel_values = images(2, 64, 96)
@@ -495,7 +496,7 @@ def test_compiles_into_one_graph(model_class, backbone, tiny_config):
 @pytest.mark.slow
 def test_inductor(tiny_config):
     torch._dynamo.reset()
-    # what later stages would compute is left out of the compiled graph: they would take 20 s more
+    # later stages, which would take 20 s more, are excluded from the compiled graph
     model = SurgeNetBackbone(tiny_config("convnextv2_tiny", out_features=["stage1", "stage2"])).eval()
     pixel_values = images()
     with torch.no_grad():
@@ -538,7 +539,7 @@ def test_lora(backbone, model_class, tiny_config, tmp_path):
     before = copy.deepcopy(adapted.state_dict())
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
     pixel_values = images()
-    for _ in range(2):  # the first step moves only the B matrices: they begin at zero
+    for _ in range(2):  # the first step moves only the B matrices, since they start at zero
         optimizer.zero_grad()
         adapted(pixel_values=pixel_values, labels=labels_for(model, pixel_values)).loss.backward()
         optimizer.step()

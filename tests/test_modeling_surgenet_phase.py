@@ -24,7 +24,7 @@ from surgenet_hf import (
 )
 from surgenet_hf.modeling_surgenet_phase import phase_loss
 
-WIDTH = 64  # of the tiny backbone's embedding
+WIDTH = 64  # size of the tiny backbone's embedding
 PHASES = ["preparation", "dissection", "clipping", "retrieval"]
 
 
@@ -35,7 +35,10 @@ def seeded():
 
 @pytest.fixture
 def phase_config(tiny_config):
-    """`phase_config(**changes)`: a tiny backbone, 2 stages of 3 layers, 4 phases; receptive field 29 frames."""
+    """Return a function `phase_config(**changes)` that builds the config of a tiny phase model.
+
+    It has a tiny backbone, 2 stages of 3 layers, 4 phases, and a receptive field of 29 frames.
+    """
 
     def build(backbone="caformer_s18", **changes):
         sizes = {"num_layers": 3, "num_feature_maps": 16, "num_labels": 4}
@@ -50,7 +53,11 @@ def model(phase_config):
 
 
 def stream(model, frames):
-    """The logits (B, T, K) of frames (B, T, ...) given one at a time, and the last state."""
+    """Pass frames (B, T, ...) to the model one at a time.
+
+    Returns:
+        Tuple of the logits (B, T, K) and the last state.
+    """
     state, outputs = None, []
     for t in range(frames.shape[1]):
         logits, state = model.stream(frames[:, t], state)
@@ -63,7 +70,7 @@ def assert_same(actual, expected, **tolerance):
 
 
 def assert_within(fraction, actual, expected):
-    """No value is off by more than `fraction` of the largest."""
+    """Assert that no value is off by more than `fraction` of the largest expected value."""
     assert_same(actual, expected, rtol=0, atol=fraction * expected.abs().max().item())
 
 
@@ -102,7 +109,7 @@ def test_every_field_survives_save_and_load(backbone, tiny_config, phase_config,
         assert getattr(loaded, name) == value
     assert loaded.to_dict() | {"_name_or_path": ""} == config.to_dict()
     assert loaded.backbone_config.drop_path_rate == 0.1
-    # what results and leakage notes read of any model
+    # results and leakage notes read these attributes of any model
     assert loaded.pretraining == loaded.backbone_config.pretraining == provenance
     assert (loaded.backbone, loaded.activation) == (nested.backbone, nested.activation)
 
@@ -174,7 +181,7 @@ def test_wrong_inputs_are_named(model):
         model(features=features, labels=torch.full((1, 3), 4))
     with pytest.raises(TypeError, match="lengths"):
         model(features=features, lengths=torch.tensor([3]))
-    # and of the stream
+    # errors of the stream
     with pytest.raises(ValueError, match=r"a frame must be .*, got \(1, 3, 64\)"):
         model.stream(features)
     with pytest.raises(ValueError, match=r"features must be \(B, T, 64\)"):
@@ -189,7 +196,7 @@ def test_wrong_inputs_are_named(model):
 
 
 def test_outputs_worked_out_frame_by_frame(model):
-    """TeCNO's causal form of MS-TCN, in the paper's terms: one frame, one layer at a time."""
+    """Test TeCNO's causal form of MS-TCN as defined in the paper, one frame and one layer at a time."""
 
     def weights(convolution):
         return convolution.weight.double(), convolution.bias.double()
@@ -287,7 +294,7 @@ def test_no_output_changes_when_later_frames_change(model):
             found = model(features=changed).stage_logits
             assert_same(found[:, :, : t + 1], expected[:, :, : t + 1])
             assert t == 39 or not torch.equal(found, expected)
-            # nor when they never come: nothing is normalised over the length of the video
+            # missing later frames change nothing, either: no layer normalizes over the length of the video
             assert_within(1e-5, model(features=features[:, : t + 1]).stage_logits, expected[:, :, : t + 1])
 
 
@@ -307,7 +314,7 @@ def test_an_output_depends_on_its_receptive_field_and_nothing_else(phase_config)
     model = SurgeNetForPhaseRecognition(config).double().train()
     with torch.no_grad():
         for parameter in model.stages.parameters():
-            parameter.uniform_(0.01, 0.05)  # every path counts: no ReLU is off
+            parameter.uniform_(0.01, 0.05)  # every path contributes: no ReLU is inactive
     features = torch.rand(1, 40, WIDTH, dtype=torch.float64).mul_(0.1).requires_grad_()
     for t in (0, 27, 28, 29, 39):
         (gradient,) = torch.autograd.grad(model(features=features).logits[0, t, 0], features)
@@ -332,7 +339,7 @@ def test_right_padding_is_harmless(model):
     for i, length in enumerate(lengths):
         alone = model(features=videos[i][None], labels=labels[i][None])
         assert_within(1e-5, outputs.logits[i, :length], alone.logits[0])
-    # the loss weighs frames and pairs alike, wherever they are; whatever is in the padding
+    # the loss gives frames and pairs equal weights, regardless of their position and of the padding
     features[0, 7:] = 0
     assert_same(model(features=features, labels=padded_labels).loss, outputs.loss, rtol=1e-5, atol=1e-6)
     longer = nn.functional.pad(features, (0, 0, 0, 9)), nn.functional.pad(padded_labels, (0, 9), value=-100)
@@ -343,7 +350,7 @@ def test_right_padding_is_harmless(model):
 
 
 def test_the_loss_worked_by_hand():
-    """Probabilities (1/2, 1/2), (8/9, 1/9), (1/2, 1/2) and labels 0, 0, 1: see the numbers below."""
+    """Test the loss for probabilities (1/2, 1/2), (8/9, 1/9), (1/2, 1/2) and labels 0, 0, 1."""
     probabilities = torch.tensor([[1 / 2, 1 / 2], [8 / 9, 1 / 9], [1 / 2, 1 / 2]])
     stage_logits = probabilities.log()[None, None] + 5  # logits are defined up to a constant
     labels = torch.tensor([[0, 0, 1]])
@@ -356,7 +363,7 @@ def test_the_loss_worked_by_hand():
         cross_entropy + 0.5 * truncated, rel=1e-5
     )
     assert phase_loss(stage_logits, labels, 0).item() == pytest.approx(cross_entropy, rel=1e-5)
-    # stages add up
+    # the losses of stages add up
     assert phase_loss(stage_logits.repeat(3, 1, 1, 1), labels).item() == pytest.approx(
         3 * phase_loss(stage_logits, labels).item(), rel=1e-5
     )
@@ -366,7 +373,7 @@ def test_the_loss_worked_by_hand():
     # without the last frame: neither its cross-entropy nor the second step
     shorter = (math.log(2) + math.log(9 / 8)) / 2 + 0.25 * smoothing
     assert phase_loss(stage_logits, torch.tensor([[0, 0, -100]])).item() == pytest.approx(shorter, rel=1e-5)
-    # without the middle one no neighbours are left
+    # without the middle frame no neighbors remain
     assert phase_loss(stage_logits, torch.tensor([[0, -100, 1]])).item() == pytest.approx(math.log(2), rel=1e-5)
     # a weighted mean
     weights = torch.tensor([1.0, 3.0])
@@ -384,7 +391,7 @@ def test_new_models_have_the_authors_loss_and_saved_ones_keep_theirs(tiny_config
     own = SurgeNetForPhaseRecognition.from_backbone(backbone, num_labels=3, smoothing_weight=0.25)
     assert own.config.smoothing_weight == 0.25
 
-    # saved by an earlier version: its config has no stage_reduction
+    # the config of an earlier version has no stage_reduction
     model.config.smoothing_weight = 0.25
     model.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
@@ -462,7 +469,7 @@ def test_save_and_load(backbone, phase_config, tmp_path):
         with torch.no_grad():
             assert_same(loaded(pixel_values).stage_logits, model(pixel_values).stage_logits)
     assert type(AutoModel.from_config(loaded.config)) is SurgeNetForPhaseRecognition
-    # and back: the backbone of a phase model
+    # the reverse: the backbone of a phase model
     assert_same(SurgeNetModel.from_pretrained(tmp_path).state_dict(), model.surgenet.state_dict())
 
 
@@ -477,7 +484,7 @@ def test_a_backbone_loads_whole_or_not_at_all(phase_config, tmp_path):
 
     rest = {key: weight for key, weight in weights.items() if not key.startswith("stages.1.")}
     save_file(rest, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    _, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)  # a new head is only warned about
+    _, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)  # a new head causes only a warning
     assert {key[:9] for key in info["missing_keys"]} == {"stages.1."}
 
 
@@ -492,7 +499,7 @@ def test_another_number_of_phases_needs_consent(model, tmp_path):
 
 def test_new_weights_are_those_of_pytorch_whether_made_or_loaded(phase_config, tmp_path):
     def spread(model):
-        # uniform in +-1/sqrt(fan in): 0.02 on three phases would leave later stages blind
+        # uniform in +-1/sqrt(fan in); 0.02 on three phases would make later stages insensitive to their input
         return [model.stages[i].projection.weight.abs().max().item() * n**0.5 for i, n in enumerate((WIDTH, 4))]
 
     config = phase_config(num_feature_maps=64)
@@ -519,7 +526,7 @@ def test_from_backbone(source, tiny_config, phase_config, tmp_path):
     assert_same(model.surgenet.state_dict(), trained.base_model.state_dict())
     assert (model.config.num_layers, model.config.id2label) == (2, labels["id2label"])
     assert model.config.pretraining == {"name": "SurgeNetXL"}
-    with torch.no_grad():  # a copy
+    with torch.no_grad():  # the backbone is a copy
         model.surgenet.layernorm.weight.zero_()
     assert trained.base_model.layernorm.weight.all()
 
@@ -578,7 +585,7 @@ def test_remote_code_without_the_package(model, tmp_path, monkeypatch):
         expected = model(pixel_values).stage_logits
     assert_within(1e-5, torch.load(folder / "output.pt"), expected)
     assert_within(1e-5, torch.load(folder / "last.pt"), expected[-1, :, -1])
-    # what the remote code saves, the package loads
+    # the package loads what the remote code saves
     assert json.loads((folder / "again" / "config.json").read_text())["model_type"] == "surgenet_phase"
     loaded = SurgeNetForPhaseRecognition.from_pretrained(folder / "again")
     assert_same(loaded.state_dict(), model.state_dict())
@@ -618,7 +625,10 @@ def test_distributed_training_on_features_with_a_frozen_backbone(phase_config, t
 
 @pytest.mark.slow
 def test_it_learns_a_sequence_that_single_frames_do_not_tell(phase_config):
-    """Frames show an event only where a phase begins; the phase is how many there have been."""
+    """Test that the model learns a sequence that single frames cannot identify.
+
+    Frames show an event only where a phase begins, and the phase is the number of events so far.
+    """
     model = SurgeNetForPhaseRecognition(phase_config(dropout=0, num_layers=4)).train()
     labels = torch.arange(4).repeat_interleave(6)[None]
     features = 0.1 * torch.randn(1, 24, WIDTH)
@@ -631,7 +641,7 @@ def test_it_learns_a_sequence_that_single_frames_do_not_tell(phase_config):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] / 3  # not 0: smoothing charges the three steps
+    assert losses[-1] < losses[0] / 3  # not 0, since smoothing penalizes the three transitions
     assert_same(model.eval()(features=features).logits.argmax(-1), labels)
 
 
@@ -645,7 +655,7 @@ def test_trainer_on_features(phase_config, tmp_path):
             gradient_accumulation_steps=accumulation,
             max_steps=3,
             learning_rate=0.5,
-            max_grad_norm=0.1,  # clipped: transformers 5.4 divides accumulated gradients twice
+            max_grad_norm=0.1,  # hides that transformers 5.4 divides accumulated gradients twice
             optim="sgd",
             logging_steps=1,
             save_strategy="no",
@@ -673,7 +683,7 @@ def test_trainer_on_features(phase_config, tmp_path):
     assert not torch.equal(trainer.model.stages[0].classifier.weight, initial.stages[0].classifier.weight)
 
     predictions = trainer.predict(data)
-    assert predictions.predictions.shape == (4, 9, 4)  # the logits alone
+    assert predictions.predictions.shape == (4, 9, 4)  # only the logits
     assert predictions.label_ids.shape == (4, 9)
 
 

@@ -1,4 +1,4 @@
-"""Published checkpoints by name, from a stand-in Hub that holds files in the authors' layout."""
+"""Tests of published checkpoints by name, from a stand-in Hub with files in the authors' layout."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ def pth(tensors) -> bytes:
 
 @pytest.fixture(scope="module")
 def teachers():
-    """Tiny weights of every published checkpoint, by name."""
+    """Return tiny weights of every published checkpoint, by name."""
     return {
         entry.name: original(SurgeNetModel, tiny(entry.backbone, activation=entry.activation), seed=i)
         for i, entry in enumerate(CATALOG)
@@ -38,7 +38,10 @@ def teachers():
 
 @pytest.fixture
 def upstream(hub, client, teachers, tiny_backbones, monkeypatch, tmp_path):
-    """The authors' repositories with tiny weights, and a catalogue with their checksums where it has the real ones."""
+    """Return a stand-in Hub of the authors' repositories with tiny weights.
+
+    The catalog gets the checksums of these files wherever it has those of the real files.
+    """
     entries = []
     for entry in CATALOG:
         content = pth(teachers[entry.name])
@@ -103,7 +106,7 @@ def test_wrong_checksum(upstream, teachers):
 
 
 def test_wrong_file_under_a_right_name(upstream, teachers, tmp_path):
-    entry = find_entry("SurgeNet-RAMIE")  # of which no checksum is known
+    entry = find_entry("SurgeNet-RAMIE")  # its checksum is unknown
     upstream.add_files(UPSTREAM_REPO, {entry.teacher_file: pth(teachers["SurgeNet-PVTv2"])})
     with pytest.raises(ValueError, match=r"holds \('pvt_v2_b2', None\)"):
         load_checkpoint("SurgeNet-RAMIE")
@@ -202,7 +205,10 @@ def test_a_config_that_cannot_be_loaded(upstream, tmp_path):
 
 @pytest.mark.slow
 def test_no_room_on_disk(upstream, tmp_path):
-    """A file size limit stands for the full disk: an error, and nothing half-written is taken for a model."""
+    """Test that a full disk raises an error and leaves no partial file that could pass for a model.
+
+    A limit of the file size simulates the full disk.
+    """
     code = f"""
 import sys; sys.path.insert(0, {sys.path[0]!r})
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -213,7 +219,7 @@ configuration_surgenet.BACKBONES["caformer_s18"] = {{"depths": config.depths, "h
 print(load_checkpoint("SurgeNet-RAMIE").num_parameters())
 """
     environment = upstream.environment(tmp_path / "home")
-    limit = 300_000  # the weights are larger
+    limit = 300_000  # smaller than the weights
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

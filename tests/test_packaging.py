@@ -1,4 +1,4 @@
-"""The packages of the wheel, and the commands."""
+"""Tests of the packages of the wheel and of the commands."""
 
 import configparser
 import importlib

@@ -1,4 +1,4 @@
-"""The benchmark of pretraining runs every part; its speed is not a matter of tests."""
+"""Tests that the pretraining benchmark runs every part, without checking its speed."""
 
 import importlib
 import re
@@ -62,10 +62,10 @@ def cancel_gradients_last_layer(epoch, model, freeze_last_layer):
 
 @pytest.fixture
 def dino_repo(tmp_path, monkeypatch):
-    """What the benchmark takes of a checkout of facebookresearch/dino, by its names."""
+    """Return a folder with the parts of facebookresearch/dino that the benchmark uses, under their names."""
     for name, content in {"main_dino": MAIN_DINO, "utils": UTILS}.items():
         (tmp_path / f"{name}.py").write_text(content)
-        monkeypatch.setitem(sys.modules, name, None)  # so that the test's end forgets what it imports
+        monkeypatch.setitem(sys.modules, name, None)  # removes the imported module after the test
         monkeypatch.delitem(sys.modules, name)
     return str(tmp_path)
 

@@ -1,4 +1,4 @@
-"""What is published holds no token, no path beyond its last part, and no name of the user's own videos."""
+"""Tests that published results hold no token, no path beyond its last part, and no name of user videos."""
 
 import json
 import shlex
@@ -80,7 +80,7 @@ def numbers_of(value):
     return [value] if isinstance(value, int | float) else []
 
 
-# begin so that no other text of the results contains them
+# prefix and suffix make secrets differ from all other text in the results
 word = st.text(st.characters(categories=("Lu", "Ll", "Nd"), include_characters=" -._'=+\""), min_size=1, max_size=12)
 secret = word.map(lambda text: f"Qz{text}9x")
 video = st.one_of(secret, st.tuples(secret, secret).map("/".join))
@@ -89,7 +89,7 @@ token = st.text("ABCXYZabcxyz0189", min_size=30, max_size=40).map(lambda text: f
 
 @st.composite
 def path_of(draw):
-    """A path, absolute or not, and its folders, which must not be published."""
+    """Draw a path, absolute or not, and its folders, which must not be published."""
     folders = draw(st.lists(secret, min_size=1, max_size=4))
     separator = draw(st.sampled_from("/\\"))
     start = draw(st.sampled_from(["", "/", "/home/", "C:\\Users\\", "~/", "\\\\server\\"]))
@@ -136,7 +136,7 @@ def test_nothing_that_identifies_anyone_is_left(data):
     texts = list(strings_of(cleaned))
     folders = {folder for _, of_path in paths for folder in of_path}
     for text in texts:
-        # in a command line a quote is written in another way
+        # a command line escapes quotes
         parts = [text, *(shlex.split(text) if text == cleaned["command"] else ())]
         for part in parts:
             assert token_ not in part
@@ -234,7 +234,10 @@ def test_a_leakage_note_keeps_its_findings_without_the_paths_of_pretraining():
 
 
 def test_short_names_are_replaced_only_as_names():
-    """Videos called 1 and a: the seed, the schema and the class of that name stay."""
+    """Test that the short video names 1 and a are replaced only where they are names.
+
+    The seed, the schema, and the class of that name remain.
+    """
     results = results_of(["1", "a"], command="python eval.py --seed 1 --data_dir 2/1_frames")
     cleaned = sanitize_results(results, "me/mine", neutral_names(results))
     assert cleaned["data"]["videos"] == ["video_001", "video_002"]

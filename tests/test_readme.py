@@ -1,4 +1,4 @@
-"""The README's tables and examples hold as they stand."""
+"""Tests that the README's tables and examples are correct as written."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MIGRATION = re.findall(r"^\| `([^`]*(?:pretrained|forward)[^`]*)` \| `([^`]+)` \|$", README, re.MULTILINE)
-# what the authors' load_models.py names: constructor -> backbone
+# constructors in the authors' load_models.py and their backbones
 CONSTRUCTORS = {
     "caformer_s18": "caformer_s18",
     "MetaFormerFPN": "caformer_s18",
@@ -39,7 +39,11 @@ CONSTRUCTORS = {
 
 @pytest.fixture
 def originals(tmp_path, monkeypatch, tiny_backbones):
-    """The authors' teacher files, of tiny networks, in the working folder; returns their tensors by backbone."""
+    """Write the authors' teacher files with tiny networks to the working folder.
+
+    Returns:
+        Tensors of the networks by backbone.
+    """
     monkeypatch.chdir(tmp_path)
     originals = {name: original(SurgeNetModel, tiny(name)) for name in set(CONSTRUCTORS.values())}
     for entry in CATALOG:
@@ -50,7 +54,7 @@ def originals(tmp_path, monkeypatch, tiny_backbones):
 
 @pytest.mark.slow
 def test_examples(originals, hub, client, monkeypatch, tmp_path):
-    """Every example, against a stand-in Hub with the authors' repository, and ours as published from it."""
+    """Test every example with a stand-in Hub of the authors' repository and the one published from it."""
     entry = find_entry("SurgeNetXL")
     hub.add_files(entry.upstream_repo, {entry.teacher_file: Path(entry.teacher_file)})
     checksum = hashlib.sha256(Path(entry.teacher_file).read_bytes()).hexdigest()

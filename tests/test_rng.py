@@ -10,7 +10,11 @@ def test_a_draw_depends_on_the_three_numbers_alone():
 
 
 def test_the_streams_stay_what_they_are():
-    """Others would change every training run that is repeated or resumed. Raw words, which numpy keeps for good."""
+    """Test that the random streams never change.
+
+    Other streams would change every training run that is repeated or resumed. The expected values are raw words, which
+    numpy guarantees to keep.
+    """
     assert rng_for(0, 0, 0).bit_generator.random_raw(2).tolist() == [10424841047235941500, 17255695675875941810]
     assert rng_for(1, 2, 3).bit_generator.random_raw(2).tolist() == [1651299849932390616, 4218192805844392388]
 

@@ -1,4 +1,4 @@
-"""Files in the authors' layouts, of tiny networks."""
+"""Helpers that create tiny weight files in the authors' layouts."""
 
 import argparse
 import copy
@@ -30,16 +30,19 @@ def tiny(backbone="caformer_s18", num_labels=5, **kwargs) -> SurgeNetConfig:
 
 
 def original(cls, config: SurgeNetConfig, seed=0) -> OrderedDict:
-    """A random state dict as the original code would save it."""
+    """Return a random state dict in the layout of the original code."""
     torch.manual_seed(seed)
     model = cls(config)
-    for parameter in model.parameters():  # no parameter left at a constant
+    for parameter in model.parameters():  # constants could hide a wrong mapping
         torch.nn.init.normal_(parameter, std=0.1)
     return OrderedDict(to_original_state_dict(model))
 
 
 class Numpy1Pickle:
-    """A pickle module whose numpy scalars are named as numpy 1 did, which the published files were saved under."""
+    """Pickle module that names numpy scalars as numpy 1 did.
+
+    The published files were saved with numpy 1.
+    """
 
     class Pickler(pickle._Pickler):
         def save_global(self, obj, name=None):
@@ -53,12 +56,18 @@ class Numpy1Pickle:
 
 
 def save_content(path, content: dict, numpy1=True):
-    """Save as under numpy 1, which the published files were saved under, or as today."""
+    """Save a file with the pickle names of numpy 1 or of the installed numpy.
+
+    Args:
+        path: Output file.
+        content: Content of the file.
+        numpy1: Whether to use the names of numpy 1, with which the published files were saved.
+    """
     torch.save(content, path, **({"pickle_module": Numpy1Pickle, "pickle_protocol": 2} if numpy1 else {}))
 
 
 def save_dino(path, teacher: dict, student: dict, args: dict, numpy1=True):
-    """A full checkpoint of the original DINO loop."""
+    """Save a full checkpoint in the layout of the original DINO loop."""
     head = {"mlp.0.weight": torch.ones(4, 2), "last_layer.weight_g": torch.ones(3, 1)}
 
     def multi_crop(network, prefix):
@@ -81,7 +90,10 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
 def original_order(names, backbone: str) -> list[str]:
-    """Names of a backbone in the order that the original code has them in: that of the goldens, made by it."""
+    """Sort the parameter names of a backbone in the order of the original code.
+
+    The goldens, which the original code made, define this order.
+    """
     manifest = json.loads((GOLDENS / "models_manifest.json").read_text())
     order = list(manifest[f"{backbone}/classification"])
     assert set(names) <= set(order)
@@ -89,7 +101,7 @@ def original_order(names, backbone: str) -> list[str]:
 
 
 def original_head(in_dim: int, out_dim=12, hidden_dim=16, bottleneck_dim=8, batch_norm=False) -> nn.ModuleDict:
-    """The parameters of the original projection head with three layers, by torch's own means."""
+    """Return the parameters of the original three-layer projection head, built from torch modules."""
     norms = [[nn.BatchNorm1d(hidden_dim)] if batch_norm else [] for _ in range(2)]
     mlp = [
         nn.Linear(in_dim, hidden_dim),
@@ -100,13 +112,16 @@ def original_head(in_dim: int, out_dim=12, hidden_dim=16, bottleneck_dim=8, batc
         nn.GELU(),
     ]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # deprecated, but what the original names its weights by
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated, but it defines the original parameter names
         last_layer = nn.utils.weight_norm(nn.Linear(bottleneck_dim, out_dim, bias=False))
     return nn.ModuleDict({"mlp": nn.Sequential(*mlp, nn.Linear(hidden_dim, bottleneck_dim)), "last_layer": last_layer})
 
 
 class OriginalTraining:
-    """A student of the original DINO loop as a plain list of tensors in its order and shapes, and its optimiser."""
+    """Student of the original DINO loop with its optimizer.
+
+    The student's tensors have the original order and shapes.
+    """
 
     def __init__(self, config: SurgeNetConfig, norm_last_layer=True, batch_norm=False, seed=0):
         weights = original(SurgeNetModel, config, seed)
@@ -127,7 +142,12 @@ class OriginalTraining:
         self.optimizer.param_groups[1].update(lr=0.01, eps=1e-6)
 
     def gradients(self, step: int, frozen=False) -> dict[str, torch.Tensor]:
-        """By the original's names; none of the last layer where it is frozen."""
+        """Return random gradients by original parameter name.
+
+        Args:
+            step: Seed of the gradients.
+            frozen: Whether to omit the last layer.
+        """
         generator = torch.Generator().manual_seed(step)
         return {
             name: torch.randn(parameter.shape, generator=generator)
@@ -141,7 +161,7 @@ class OriginalTraining:
         self.optimizer.step()
 
     def content(self, epoch=3, **args) -> dict:
-        """What the original saves."""
+        """Return the checkpoint that the original loop saves."""
         student = {name: tensor.detach().clone() for name, tensor in self.student.items()}
         out_dim = len(student["head.last_layer.weight_v"])
         return {

@@ -59,7 +59,7 @@ def test_records_are_consistent():
     for entry in CATALOG:
         SurgeNetConfig(backbone=entry.backbone, activation=entry.activation)
         assert entry.normalization in NORMALIZATIONS
-        # a full file is never taken for a teacher
+        # a full file must never be mistaken for a teacher file
         assert "teacher" in entry.teacher_file or entry.full_file is None
         for checksum in (entry.teacher_sha256, entry.full_sha256):
             assert checksum is None or (len(checksum) == 64 and find_by_sha256(checksum) is entry)
@@ -120,7 +120,7 @@ def test_how_many_videos_of_an_evaluation_were_surely_seen(num_videos, note):
 
 
 def test_names_of_own_pretraining():
-    """The name of the start weights stays in that of what was made of them."""
+    """Test that the name of a pretraining includes the name of its start weights."""
     assert pretraining_name(RANDOM_WEIGHTS, ["a", "b"]) == "DINO on a + b"
     name = pretraining_name(pretraining_name("SurgeNetXL", ["a"]), ["b"])
     assert name == "SurgeNetXL, continued on a, continued on b"

@@ -46,7 +46,7 @@ def test_there_and_back(backbone, cls, tmp_path):
 
 @pytest.mark.slow
 def test_image_processor_of_a_model(tmp_path):
-    """Of the weights' own normalization, or an error."""
+    """Test that the image processor has the normalization of the weights, or an error is raised."""
     config = tiny()
     path = save(tmp_path, original(SurgeNetModel, config))
     model = convert_checkpoint(path, config=config, normalization="imagenet", output_dir=tmp_path / "new")
@@ -61,7 +61,7 @@ def test_image_processor_of_a_model(tmp_path):
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(UserError, match="choose another output_dir"):
         convert_checkpoint(path, config=config, output_dir=tmp_path / "new")
-    earlier = SurgeNetModel(tiny(pretraining={"statistics": "imagenet"}))  # the key of earlier versions
+    earlier = SurgeNetModel(tiny(pretraining={"statistics": "imagenet"}))  # earlier versions used this key
     assert list(image_processor_for(earlier).image_mean) == list(catalog.NORMALIZATIONS["imagenet"][0])
     for pretraining in (None, {"name": "x"}, {"normalization": "other"}):
         with pytest.raises(UserError, match=r'pretraining\["normalization"\] is .*expected one of surgenet, imagenet'):
@@ -119,7 +119,7 @@ def test_wrong_activation_is_refused(in_file, in_config, tmp_path):
     fault = "missing" if in_config == "star_relu" else "unexpected"
     with pytest.raises(ValueError, match=rf"14 {fault}: stages\.0\.0\.mlp\.act\.bias"):
         convert_checkpoint(file, config=tiny(activation=in_config))
-    # and by the loader, for who takes a config of another model
+    # the loader also raises if the config belongs to another model
     found_by_itself.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=fault):
         SurgeNetModel.from_pretrained(tmp_path / "model", activation=in_config)
@@ -167,7 +167,7 @@ def test_task(tmp_path):
     model = convert_checkpoint(save(tmp_path, classifier), task="backbone", config=tiny())
     assert type(model) is SurgeNetModel
     assert torch.equal(model.layernorm.weight, classifier["norm.weight"])
-    # num_classes=0 of the original code leaves a last layer without outputs
+    # with num_classes=0 the original code leaves a last layer without outputs
     classifier["head.fc2.weight"], classifier["head.fc2.bias"] = torch.ones(0, 256), torch.ones(0)
     assert type(convert_checkpoint(save(tmp_path, classifier), config=tiny())) is SurgeNetModel
 

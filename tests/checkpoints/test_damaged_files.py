@@ -1,4 +1,7 @@
-"""Damaged and hostile weight files: each is refused with its name, at once, and without the memory it declares."""
+"""Tests of damaged and hostile weight files.
+
+Each file is refused immediately with its name, and without allocating the memory that it declares.
+"""
 
 import argparse
 import io
@@ -25,7 +28,7 @@ from surgenet_hf.checkpoints.reading import check_finite, read_checkpoint
 from surgenet_hf.errors import UserError
 from tests.checkpoints.files import original, save_content, tiny
 
-HUGE = 10**13  # elements that a stride of 0 makes of one; no machine has the memory
+HUGE = 10**13  # elements of a tensor with stride 0; no machine has enough memory for them
 
 
 def teacher_content() -> dict:
@@ -34,7 +37,7 @@ def teacher_content() -> dict:
 
 
 def dino_content() -> dict:
-    """The parts of a full DINO checkpoint, as small as they can be."""
+    """Return the parts of a full DINO checkpoint with minimal sizes."""
     teacher = {f"backbone.{name}": tensor for name, tensor in teacher_content().items()}
     teacher |= {"head.mlp.0.weight": torch.ones(2, 4), "head.last_layer.weight_v": torch.ones(3, 2)}
     moments = {
@@ -53,7 +56,7 @@ def dino_content() -> dict:
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
-    """Flip, overwrite, insert, or delete a few bytes, or cut the end off."""
+    """Flip, overwrite, insert, delete, or copy a few bytes, or cut off the end."""
     data = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 4])):
         i = rng.randrange(len(data))
@@ -75,7 +78,7 @@ def mutate(rng: random.Random, data: bytes) -> bytes:
 
 
 def repack(data: bytes, change, compression=zipfile.ZIP_STORED) -> bytes:
-    """Pack a .pth archive again with its pickle changed: the checksums are then right."""
+    """Rebuild a .pth archive with a changed pickle and correct checksums."""
     source, packed = zipfile.ZipFile(io.BytesIO(data)), io.BytesIO()
     with zipfile.ZipFile(packed, "w", compression) as target:
         for member in source.infolist():
@@ -96,7 +99,7 @@ def make_file(path, kind: str) -> bytes:
 
 
 def tensors_of(path, kind: str) -> dict[str, torch.Tensor]:
-    """Read a file by each function that reads such files, and return its tensors."""
+    """Read a file with each function that supports its kind, and return its tensors."""
     json.dumps(inspect_checkpoint(path))
     if "dino" not in kind:
         return read_checkpoint(path).tensors
@@ -121,12 +124,12 @@ def test_every_mutant_loads_or_is_refused_with_its_name(kind, tmp_path):
         path.write_bytes(mutant)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torch, about pickle protocols
+                warnings.simplefilter("ignore")  # from torch, about pickle protocols
                 found = tensors_of(path, kind)
         except ValueError as error:
             refusals.append(str(error))
         else:
-            # no other format can tell that values changed
+            # formats without checksums cannot detect changed values
             if checksums:
                 assert found.keys() == expected.keys()
                 assert all(torch.equal(found[name], expected[name]) for name in expected), mutant
@@ -185,11 +188,14 @@ def test_pickles_that_would_allocate_far_more_than_the_file_has(name, legacy, tm
 
 
 def test_legacy_storage_larger_than_the_file(tmp_path):
-    """The legacy format declares the size of a storage apart from its values, which may be missing."""
+    """Test a legacy file that declares more elements than it stores.
+
+    The legacy format stores the size of a storage separately from its values, which may be missing.
+    """
     path = tmp_path / "file.pth"
     torch.save(torch.ones(7), path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
-    content = data.replace(b"K\x07", b"J" + struct.pack("<i", 10**6))  # BININT1, BININT: elements and shape
+    content = data.replace(b"K\x07", b"J" + struct.pack("<i", 10**6))  # BININT1 becomes BININT in elements and shape
     keys = content.rindex(b"\x80\x02")
     path.write_bytes(content[:keys] + pickle.dumps([], 2))
     with pytest.raises(ValueError, match=r"file\.pth: 1 of 1 .*1,000,000 elements, but the file stores"):
@@ -251,7 +257,7 @@ BAD_TENSORS = {
 @pytest.mark.parametrize(
     "place", ["teacher", "dino teacher", "dino student", "dino optimizer", "dino center", "dino args"]
 )
-@pytest.mark.filterwarnings("ignore")  # torch's, that quantized tensors are deprecated
+@pytest.mark.filterwarnings("ignore")  # torch warns that quantized tensors are deprecated
 def test_unusable_tensor(bad, place, tmp_path):
     make_tensor, message = BAD_TENSORS[bad]
     content = dino_content() if "dino" in place else teacher_content()
@@ -300,7 +306,10 @@ def test_a_storage_is_no_tensor(tmp_path):
     ],
 )
 def test_labels_are_counted_once_the_head_fits(cls, name, shape, tmp_path):
-    """A name for each of the labels that a head claims would need far more memory than the file."""
+    """Test that the head is checked before its labels are named.
+
+    A name for each label that a head declares would need far more memory than the file.
+    """
     tensors = original(cls, tiny())
     tensors[f"{name}.weight"], tensors[f"{name}.bias"] = torch.ones(shape), torch.zeros(10**6)
     torch.save(tensors, tmp_path / "file.pth")

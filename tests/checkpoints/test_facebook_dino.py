@@ -1,4 +1,7 @@
-"""Full DINO checkpoints of the authors: one more step with the loaded moments is the one that the original takes."""
+"""Tests of full DINO checkpoints in the authors' layout.
+
+One more step with the loaded moments must equal the step of the original loop.
+"""
 
 import argparse
 import json
@@ -26,7 +29,7 @@ ARGS = {"lr": 5e-4, "epochs": 50, "warmup_epochs": 10}
 
 
 def build(path) -> tuple[DinoModel, torch.optim.Optimizer]:
-    """A fresh model and optimizer of the file's sizes, from nothing but the file."""
+    """Return a new model and optimizer with the sizes of a file, using only the file."""
     checkpoint = read_dino_checkpoint(path)
     torch.manual_seed(1)
     model = DinoModel(SurgeNetModel(backbone_config(checkpoint)), DinoConfig(**dino_settings(checkpoint)))
@@ -38,7 +41,7 @@ def load(path, model: DinoModel, optimizer=None):
 
 
 def step(model: DinoModel, optimizer, gradients: dict[str, torch.Tensor]):
-    """One step of ours with the gradients of the original's layout."""
+    """Take one optimizer step with gradients in the original layout."""
     for ours, parameter in model.student.named_parameters():
         name, _ = model.student.original_names()[ours]
         parameter.grad = gradients[name].reshape(parameter.shape) if name in gradients else None
@@ -46,7 +49,7 @@ def step(model: DinoModel, optimizer, gradients: dict[str, torch.Tensor]):
 
 
 def assert_equal_networks(network, tensors: dict[str, torch.Tensor], tolerance=0.0):
-    """A network of ours against one in the original's layout."""
+    """Assert that a network equals tensors in the original layout."""
     found = {f"backbone.{name}": t for name, t in to_original_state_dict(network.backbone).items()}
     found |= {f"head.{name}": t for name, t in network.head.state_dict().items()}
     assert found.keys() == tensors.keys()
@@ -115,7 +118,7 @@ def test_frozen_last_layer_has_no_moments_yet(backbone, norm_last_layer, tmp_pat
 
 
 def test_moments_of_before_are_gone(training, tmp_path):
-    """The optimizer that a file is loaded into may have taken steps."""
+    """Test that loading clears the moments of an optimizer that has already taken steps."""
     training.step(training.gradients(0, frozen=True))
     save(training, tmp_path / "full.pth")
     model, optimizer = build(tmp_path / "full.pth")
@@ -128,7 +131,11 @@ def test_moments_of_before_are_gone(training, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm_last_layer", "batch_norm"), [(True, False), (False, True)])
 def test_what_we_write_is_what_the_original_wrote(backbone, norm_last_layer, batch_norm, tmp_path):
-    """There and back, bit for bit: names, order, shapes, groups, moments; and the original goes on from it."""
+    """Test that loading and saving reproduces the original file bit for bit.
+
+    Names, order, shapes, parameter groups, and moments must match. The original loop must be able to resume from
+    the result.
+    """
     training = OriginalTraining(tiny(backbone), norm_last_layer, batch_norm)
     for i in range(2):
         training.step(training.gradients(i, frozen=i == 0))
@@ -144,7 +151,7 @@ def test_what_we_write_is_what_the_original_wrote(backbone, norm_last_layer, bat
     assert ours["args"] == content["args"]
     assert ours["epoch"] == 3
     assert torch.equal(ours["dino_loss"]["center"], content["dino_loss"]["center"])
-    wrapper = "module." if batch_norm else ""  # as the original wraps its teacher
+    wrapper = "module." if batch_norm else ""  # the original wraps its teacher only if it has batch normalization
     for network, prefix in (("student", ""), ("teacher", wrapper)):
         assert list(ours[network]) == [prefix + name for name in content[network]]
         for found, expected in zip(ours[network].values(), content[network].values(), strict=True):
@@ -172,7 +179,7 @@ def test_what_we_write_is_what_the_original_wrote(backbone, norm_last_layer, bat
 
 @pytest.mark.parametrize("golden", ["caformer_s18", "caformer_s18_imagenet", "convnextv2_tiny", "pvt_v2_b2"])
 def test_order_of_the_published_depths(golden, tmp_path):
-    """The order that we write is that of the original code, which made the goldens."""
+    """Test that parameters are written in the order of the original code, which made the goldens."""
     manifest = json.loads((GOLDENS / "models_manifest.json").read_text())[f"{golden}/classification"]
     backbone = golden.removesuffix("_imagenet")
     config = tiny(backbone, activation="star_relu" if backbone != golden else None)
@@ -194,7 +201,7 @@ def test_all_settings_come_from_the_file(tmp_path):
     training.step(training.gradients(0))
     args = {
         "arch": "caformer",
-        "out_dim": 65_536,  # the tensors tell
+        "out_dim": 65_536,  # the tensors define the size
         "momentum_teacher": np.float64(0.9995),
         "drop_path_rate": 0.1,
         "global_crops_scale": (0.4, 1.0),
@@ -241,7 +248,7 @@ def test_provenance_travels(tmp_path):
 
 
 class Odd(str):
-    """Text that pickles as a class."""
+    """String subclass that is pickled as a class."""
 
 
 def test_any_arguments_can_be_read_again(tmp_path):
@@ -311,7 +318,7 @@ def test_old_torch_counts_steps_in_integers(training, tmp_path):
 
 @pytest.mark.slow
 def test_the_file_may_go(training, tmp_path):
-    """What was loaded does not lie in the memory-mapped file."""
+    """Test that loaded tensors do not reside in the memory-mapped file."""
     training.step(training.gradients(0))
     save(training, tmp_path / "full.pth")
     model, optimizer = build(tmp_path / "full.pth")
@@ -372,7 +379,7 @@ def test_weights_that_are_not_finite_are_refused(value, tmp_path):
 
 
 def _rename_block(content):
-    """Make the teacher's only block of stage 0 one that follows 99,999,999 others."""
+    """Rename the teacher's only block of stage 0 to follow 99,999,999 others."""
     for name in [name for name in content["teacher"] if name.startswith("backbone.stages.0.")]:
         content["teacher"][name.replace("stages.0.0", "stages.0.99999999")] = content["teacher"].pop(name)
 
@@ -464,7 +471,10 @@ def test_epoch_is_a_number_of_epochs(epoch, tmp_path):
 
 
 def test_default_warm_up_may_be_longer_than_the_training_of_a_file(tmp_path):
-    """The command line can shorten it."""
+    """Test that the default warm-up may exceed the training length of a file.
+
+    The command line can shorten the warm-up.
+    """
     content = OriginalTraining(tiny()).content(epochs=3)
     save_content(tmp_path / "full.pth", content)
     assert dino_settings(read_dino_checkpoint(tmp_path / "full.pth"))["epochs"] == 3

@@ -1,4 +1,4 @@
-"""Full-size models against the numbers of the original code, through the converter and from_pretrained."""
+"""Tests of full-size models against outputs of the original code, through the converter and from_pretrained."""
 
 import json
 from pathlib import Path
@@ -86,6 +86,6 @@ def test_segmentation(name, goldens, tmp_path):
 
     back = to_original_state_dict(model)
     assert all(torch.equal(back[key], original[key]) for key in back)
-    # all but the classification norm and head, which the original segmentation networks carry and never use
+    # the original segmentation networks contain the classification norm and head, but never use them
     unused = original.keys() - back.keys()
     assert all(key.split(".", 1)[1].startswith(("norm.", "head.")) for key in unused), unused

@@ -1,4 +1,7 @@
-"""Tests of scripts/: each script's main() called in-process, plus one subprocess test a script."""
+"""Tests of the scripts in scripts/.
+
+They call the main() of each script in-process, plus one subprocess test per script.
+"""
 
 import importlib.util
 import sys
@@ -8,6 +11,6 @@ from types import ModuleType
 
 def load_script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "scripts" / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where pickle looks its classes up
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # pickle looks up classes in sys.modules
     spec.loader.exec_module(module)
     return module

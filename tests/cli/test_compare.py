@@ -12,7 +12,10 @@ from surgenet_hf.evaluation.statistics import student_interval
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """Results of three models, the first with two seeds, on eight videos with three metrics."""
+    """Return a folder of results of three models on eight videos with three metrics.
+
+    The first model has two seeds.
+    """
     root = tmp_path_factory.mktemp("outputs")
     rng = np.random.default_rng(0)
     videos = [f"v{i}" for i in range(8)]
@@ -81,7 +84,10 @@ def test_what_cannot_be_drawn_is_said(outputs, tmp_path, capsys):
 
 
 def test_columns_with_different_numbers_of_draws_share_a_blob_chart(outputs, tmp_path):
-    """Values per video give 10,000 draws; stored draws can be fewer."""
+    """Test a blob chart of columns with different numbers of bootstrap draws.
+
+    Values per video give 10,000 draws, whereas stored draws can be fewer.
+    """
     for i, model in enumerate(("Public", "ImageNet")):
         results = json.loads((outputs / f"{model}-seed0" / "results.json").read_text())
         results["metrics"]["pooled_dice"] = 0.5

@@ -1,4 +1,4 @@
-"""finetune_segmentation, finetune_classification, finetune_phase and evaluate_model, on sets of a few frames."""
+"""Tests of the three fine-tuning commands and evaluate_model on datasets of a few frames."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ def masks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """Frames of two criteria with soft targets, three frames a video."""
+    """Return a folder of frames with soft labels for two criteria, three frames per video."""
     root = tmp_path_factory.mktemp("labelled")
     rng = np.random.default_rng(0)
     with open(root / "labels.csv", "w", newline="") as file:
@@ -57,7 +57,7 @@ def labelled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def phases(tmp_path_factory):
-    """Five videos of 12 frames, of three phases that a colour tells."""
+    """Return a folder of five videos with 12 frames each, in which color identifies the three phases."""
     root = tmp_path_factory.mktemp("phases")
     (root / "phases").mkdir()
     for video in "abcde":
@@ -87,7 +87,7 @@ def test_segmentation_and_evaluation(masks, tmp_path, capsys):
     assert results["seed"] == 3
     assert results["data"]["split"] == "validation"
     selected = "1 of 1 videos selected its checkpoint (matched by name), so the result is optimistic"
-    assert results["data"]["leakage"] == selected  # and random weights have seen nothing else
+    assert results["data"]["leakage"] == selected  # the random weights saw no other data
     AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out" / "model")
 
     model = ["--model_name_or_path", str(tmp_path / "out" / "model")]
@@ -110,7 +110,7 @@ def test_training_again_keeps_the_record_of_the_first_training(masks, labelled, 
     data = ["--dataset", "csv", "--data_dir", str(labelled)]
     no_selection = ["--eval_strategy", "no", "--load_best_model_at_end", "false"]
     finetune_classification([*COMMON, *data, *no_selection, "--output_dir", str(tmp_path / "one")])
-    assert results_of(tmp_path / "one")["data"]["leakage"] is None  # validation selected nothing
+    assert results_of(tmp_path / "one")["data"]["leakage"] is None  # the validation split selected no checkpoint
     start = ["--model_name_or_path", str(tmp_path / "one" / "model")]
     data = ["--dataset", "folder", "--data_dir", str(masks)]
     finetune_segmentation([*start, *COMMON[2:], *data, "--output_dir", str(tmp_path / "two")])
@@ -170,7 +170,7 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
     options = ["--tcn_epochs", "2", "--class_weights", "balanced", "--output_dir", str(tmp_path / "out")]
     finetune_phase([*COMMON, *data, *options])
     logged = re.findall(r"'loss': '?[\d.e-]+'?,.*'epoch': '?(\d+)'?\}", capsys.readouterr().out)
-    assert logged == ["1", "2"]  # stage 2: one line an epoch; stage 1 logs every 10 steps, and has 2
+    assert logged == ["1", "2"]  # stage 2 logs once per epoch; stage 1 logs every 10 steps and has only 2
     for folder in (tmp_path / "out", tmp_path / "out" / "stage1"):
         assert results_of(folder)["task"] == "phase-recognition"
         assert (folder / "phases.png").exists()
@@ -183,16 +183,16 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
     assert (model.config.smoothing_weight, model.config.stage_reduction) == (0.15, "mean")
     last = max((tmp_path / "out" / "stage2").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime_ns)
     groups = torch.load(last / "optimizer.pt")["param_groups"]
-    assert {group["lr"] for group in groups} == {7e-4}  # to the end
+    assert {group["lr"] for group in groups} == {7e-4}  # constant to the end
     assert {group["weight_decay"] for group in groups} == {1e-4, 0.0}
 
-    # evaluate_model finds the model in the output folder, and the same metrics
+    # evaluate_model finds the model in the output folder and computes the same metrics
     model = ["--model_name_or_path", str(tmp_path / "out"), "--split", "validation"]
     evaluate_model([*model, *data, "--output_dir", str(tmp_path / "again")])
     assert results_of(tmp_path / "again")["metrics"] == results_of(tmp_path / "out")["metrics"]
     assert results_of(tmp_path / "again")["seed"] == 42
 
-    # again: refused; killed in stage 2 and resumed: stage 1 and the features stay, the result is the same
+    # a rerun is refused; a run killed in stage 2 resumes with stage 1 and the features, and gives the same result
     with pytest.raises(SystemExit, match="earlier run"):
         finetune_phase([*COMMON, *data, *options])
     with pytest.raises(SystemExit, match=r"stage1 is of another run:\n- seed: 42 in the checkpoint, 1 now"):
@@ -210,7 +210,7 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
     assert (tmp_path / "out" / "stage1" / "results.json").stat().st_mtime_ns == stage1
     assert results_of(tmp_path / "out")["metrics"] == expected
 
-    # killed after the first epoch of stage 2, and in stage 1
+    # a run killed after the first epoch of stage 2, and one killed in stage 1
     last = max((tmp_path / "out" / "stage2").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     lose("model", "results.json", f"stage2/{last.name}")
     with pytest.raises(SystemExit, match="earlier run"):
@@ -250,7 +250,7 @@ def test_segmentation_data_are_refused_by_the_other_tasks(tmp_path):
 
 @pytest.mark.parametrize("main", [finetune_segmentation, finetune_classification, finetune_phase, evaluate_model])
 def test_help(main, capsys):
-    """Each option once, and the names of the data sets."""
+    """Test that the help lists each option once and names every dataset."""
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     text = capsys.readouterr().out
@@ -264,7 +264,10 @@ def test_help(main, capsys):
 
 @pytest.mark.slow
 def test_training_starts_from_a_folder_without_image_processor(masks, tmp_path, caplog, capsys):
-    """Its normalization is that of its config, or the run ends. One line names the new head, another the duration."""
+    """Test that a folder without an image processor uses the normalization of its config.
+
+    Without a recorded normalization the run ends. One line names the new head, another the duration.
+    """
     data = ["--dataset", "folder", "--data_dir", str(masks), "--image_size", "32", "--num_train_epochs", "9"]
     common = [*data, "--per_device_train_batch_size", "4", "--disable_tqdm", "true"]
     model = SurgeNetModel(tiny(pretraining={"name": "x", "normalization": "imagenet"}))
@@ -290,7 +293,7 @@ def test_training_starts_from_a_folder_without_image_processor(masks, tmp_path, 
 
 @pytest.mark.slow
 def test_two_processes(masks, tmp_path):
-    """torchrun with 2 processes: trains, and the figures are those of one process."""
+    """Test that torchrun trains with 2 processes and gives the metrics of one process."""
     data = ["--dataset", "folder", "--data_dir", str(masks)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
     script = ["-m", "surgenet_hf.cli.finetune_segmentation", *COMMON, *data, "--output_dir", tmp_path / "out"]
@@ -307,7 +310,10 @@ def test_two_processes(masks, tmp_path):
 
 @pytest.mark.slow
 def test_pushed_with_our_card(hub, client, phases, tmp_path):
-    """The phase model, not the frame classifier before it, in one commit; a missing token shows before training."""
+    """Test that a push uploads the phase model in one commit.
+
+    The frame classifier of stage 1 is not uploaded. A missing token raises an error before training.
+    """
     data = ["--dataset", "videos", "--data_dir", str(phases), "--tcn_epochs", "1"]
     push = ["--push_to_hub", "true", "--hub_private_repo", "true"]
     finetune_phase([*COMMON, *data, *push, "--output_dir", str(tmp_path / "my-phases")])
@@ -337,7 +343,7 @@ def test_a_refused_upload_says_how_to_try_again(hub, client, masks, tmp_path):
 
 
 def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path):
-    """A backbone without a trained head, and classes by other names."""
+    """Test that evaluation refuses a backbone without a trained head and mismatched classes or problem types."""
     SurgeNetModel(tiny()).save_pretrained(tmp_path / "backbone")
     csv_data = ["--dataset", "csv", "--data_dir", str(labelled), "--output_dir", str(tmp_path / "o")]
     with pytest.raises(SystemExit, match="no trained head"):
@@ -349,7 +355,7 @@ def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path
     with pytest.raises(SystemExit, match=r"classes are \['other', 'names'\]"):
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split", "validation"])
     config.id2label = {0: "C1", 1: "C2"}
-    config.problem_type = "single_label_classification"  # softmax scores would be taken for those of several labels
+    config.problem_type = "single_label_classification"  # its softmax scores would be read as those of several labels
     SurgeNetForImageClassification(config).save_pretrained(tmp_path / "head")
     with pytest.raises(SystemExit, match="trained for single_label_classification"):
         evaluate_model(["--model_name_or_path", str(tmp_path / "head"), *csv_data, "--split", "validation"])
@@ -368,7 +374,7 @@ def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_pa
     out = ["--skip_stage1", "--tcn_epochs", "1", "--output_dir", str(tmp_path / "out")]
     common = ["--dataset", "videos", "--data_dir", str(phases), "--image_size", "32", "--disable_tqdm", "true", *out]
     finetune_phase([*common, "--model_name_or_path", str(tmp_path / "0" / "stage1" / "model")])
-    (tmp_path / "out" / "results.json").unlink()  # it was killed before it ended
+    (tmp_path / "out" / "results.json").unlink()  # the run was killed before its end
     with pytest.raises(SystemExit, match=r"is of another run:\n- frame_model: "):
         finetune_phase(
             [

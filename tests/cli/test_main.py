@@ -1,4 +1,4 @@
-"""The `surgenet` command itself, and what holds for all commands."""
+"""Tests of the `surgenet` command and of properties that all commands share."""
 
 import importlib
 import subprocess
@@ -41,7 +41,10 @@ def test_every_command_has_help(name, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["finetune-phase", "pretrain", "demo"])
 def test_the_help_of_a_command_imports_no_training_code(name):
-    """Beyond TrainingArguments, which imports torch, transformers, and accelerate."""
+    """Test that --help imports no training code beyond TrainingArguments.
+
+    TrainingArguments itself imports torch, transformers, and accelerate.
+    """
     code = f"""
 import sys, surgenet_cli
 try:
@@ -107,7 +110,7 @@ def test_only_user_errors_end_in_one_line():
     "name", ["finetune_phase", "finetune_segmentation", "pretrain", "plot_embeddings", "evaluate"]
 )
 def test_saved_options_can_be_given_again(name, tmp_path):
-    """Also those that are None, lists, and not at their default."""
+    """Test that saved options can be passed again, including None, lists, and non-default values."""
     from surgenet_hf.cli import evaluate, plot_embeddings
     from surgenet_hf.cli.arguments import ArgumentParser
     from surgenet_hf.finetuning.arguments import OPTIONS, DataArguments

@@ -18,7 +18,7 @@ from tests.checkpoints.files import tiny
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory):
-    """A folder of frames and masks: 3 videos with 4 frames each."""
+    """Return a folder of frames and masks: 3 videos with 4 frames each."""
     root = tmp_path_factory.mktemp("frames")
     load_data("synthetic", root, num_videos=3, frames_per_video=4, size=(32, 48))
     return next(root.iterdir())
@@ -35,7 +35,7 @@ def model(tiny_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outputs(frames, model, tmp_path_factory):
-    """What a call wrote, on 9 of the 12 frames."""
+    """Return the output folder of a call on 9 of the 12 frames."""
     output_dir = tmp_path_factory.mktemp("outputs")
     arguments = ["--dataset", "folder", "--data_dir", str(frames), "--color_by", "video", "--max_frames", "9"]
     plot_embeddings.main(["--model_name_or_path", str(model), *arguments, "--output_dir", str(output_dir)])
@@ -54,8 +54,8 @@ def test_figures_and_embeddings(outputs, frames, model):
     assert saved["embeddings"].shape == (9, 64)
     assert len(set(saved["video"])) == 3
     assert set(saved["dataset"]) == {"folder"}
-    assert str(saved["model"]) == model.parent.name  # "model" says nothing
-    # the first embedding is that of the first frame
+    assert str(saved["model"]) == model.parent.name  # the folder name "model" is not informative
+    # the first embedding belongs to the first frame
     row = load_data("folder", frames).splits["train"][0]
     inputs = AutoImageProcessor.from_pretrained(model)(row["image"], return_tensors="pt")
     with torch.inference_mode():
@@ -67,7 +67,7 @@ def test_figures_and_embeddings(outputs, frames, model):
     for name, video, frame in zip(saved["file_name"], saved["video"], saved["frame"], strict=True):
         assert names[name] == [video, f"{frame:0{len(names[name][1])}d}"]
     np.testing.assert_array_equal(saved["frame0"], np.asarray(row["image"]))
-    assert saved["features0"].shape == (64, 3, 3)  # of a frame three times as large
+    assert saved["features0"].shape == (64, 3, 3)  # computed from a frame three times as large
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_drawn_again_without_the_model(outputs, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def mixed(frames, tmp_path_factory):
-    """The frames, and once more with phases."""
+    """Return the frames with masks and the same frames with phases."""
     phases = tmp_path_factory.mktemp("phases")
     rows = [f"{path},{path.stem[:7]},{'AB'[i % 2]}" for i, path in enumerate(sorted((frames / "images").iterdir()))]
     (phases / "labels.csv").write_text("\n".join(["image,video,label", *rows]))

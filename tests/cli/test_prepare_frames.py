@@ -47,7 +47,7 @@ def test_options_reach_the_frames(videos, tmp_path, capsys):
     arguments = "--max_side 24 --shard_format zip --drop_black --black_threshold 35 --drop_duplicates"
     arguments += f" --frame_list {tmp_path}/list.txt --videos_dir {videos} --output_dir {tmp_path}/out"
     prepare_frames.main(arguments.split())
-    index = read_index(tmp_path / "out")  # second 1 has grey 30, second 2 has grey 40
+    index = read_index(tmp_path / "out")  # second 1 has gray 30, second 2 has gray 40
     assert index[["shard", "video", "number", "width"]].to_numpy().tolist() == [
         ["colectomy-00000.zip", "colectomy/a.mp4", 2, 24]
     ]
@@ -61,7 +61,7 @@ def test_broken_videos_are_named_and_the_exit_status_is_1(tmp_path, capsys):
     write_video(tmp_path / "v" / "good.mp4", 75)
     (tmp_path / "v" / "bad.mp4").write_bytes(b"")
     arguments = ["--videos_dir", str(tmp_path / "v"), "--output_dir", str(tmp_path / "out")]
-    for _ in range(2):  # again: it is not forgotten
+    for _ in range(2):  # a rerun must report the failure again
         with pytest.raises(
             SystemExit, match=r"error: 1 of 2 videos skipped, because they cannot be read:\n.*bad\.mp4 cannot be read"
         ):

@@ -50,7 +50,10 @@ def test_without_push_it_only_shows(hub, client, model, capsys):
 
 
 def test_a_dry_run_works_offline(model, tmp_path, capsys, monkeypatch):
-    """The folder is whole, and the comparison that was left out is reported; an upload fails, as it should."""
+    """Test a dry run without network.
+
+    The folder is complete and the omitted comparison is reported. An upload must fail.
+    """
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     arguments = ["--model", model, "--repo_id", "me/mine", "--output_dir", str(tmp_path / "out")]
     code, printed = run(arguments, capsys)
@@ -62,7 +65,8 @@ def test_a_dry_run_works_offline(model, tmp_path, capsys, monkeypatch):
     code, printed = run([*arguments, "--push"], capsys)
     assert code
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    without_pauses = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # between the client's retries
+    # skip pauses between the client's retries
+    without_pauses = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", without_pauses)
     monkeypatch.setattr("surgenet_hf.publishing.upload.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
     code, printed = run(arguments, capsys)
@@ -88,7 +92,10 @@ def test_weights_that_cannot_be_downloaded_are_named(capsys, monkeypatch, tmp_pa
 
 
 def test_a_folder_without_image_processor_gets_that_of_its_config(model, tmp_path, capsys):
-    """Never a guess: without a record of the normalization the folder is refused."""
+    """Test that a folder without an image processor gets one from its config.
+
+    A folder that does not record the normalization is refused.
+    """
     Path(model, "preprocessor_config.json").unlink()
     arguments = ["--model", model, "--repo_id", "me/mine", "--output_dir", str(tmp_path / "out")]
     code, printed = run(arguments, capsys)

@@ -26,7 +26,7 @@ TINY = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--image_size"
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory):
-    """A folder of frames and masks as a user has it."""
+    """Return a folder of frames and masks in the layout of user data."""
     root = tmp_path_factory.mktemp("frames")
     load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
     return next(root.iterdir())
@@ -34,7 +34,7 @@ def frames(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(frames, tmp_path_factory):
-    """One run on that folder: what it wrote."""
+    """Return the output folder of one run on the frames."""
     output_dir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -98,7 +98,7 @@ def test_what_the_user_can_mend_is_said_without_traceback(arguments, message, fr
     with pytest.raises(SystemExit) as exit_info:
         quickstart.main([*arguments, "--output_dir", str(tmp_path)])
     assert message in str(exit_info.value.code)
-    assert "randomly initialized" not in capsys.readouterr().out  # a name that the user typed never falls back
+    assert "randomly initialized" not in capsys.readouterr().out  # a model that the user named never falls back
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_full_size_backbone_by_name():
 
 @pytest.fixture
 def upstream(hub, client, tiny_backbones, monkeypatch):
-    """The authors' repository, with a tiny SurgeNetXL."""
+    """Return a stand-in for the authors' repository with a tiny SurgeNetXL."""
     entry = find_entry("SurgeNetXL")
     content = io.BytesIO()
     torch.save(original(SurgeNetModel, tiny()), content)
@@ -137,7 +137,7 @@ def test_the_default_is_the_authors_surgenetxl(upstream, capsys):
     folder = quickstart.choose_source(default)
     assert SurgeNetModel.from_pretrained(folder).config.pretraining["name"] == "SurgeNetXL"
     assert quickstart.choose_source(quickstart.QuickstartArguments(model_name_or_path="surgenet-xl")) == folder
-    # and later from the cache, when the Hub is away
+    # later calls use the cache when the Hub is unavailable
     upstream.fail(".*", status=503, times=math.inf)
     assert quickstart.choose_source(default) == folder
     assert capsys.readouterr().out == ""
@@ -147,13 +147,13 @@ def test_without_the_hub_it_says_so_in_one_line(upstream, capsys):
     upstream.fail(".*", status=404, times=math.inf)
     assert quickstart.choose_source(quickstart.QuickstartArguments()).hidden_sizes[0] == 32
     assert len(capsys.readouterr().out.splitlines()) == 1
-    assert len(upstream.requests) == 1  # one probe, and no more
+    assert len(upstream.requests) == 1  # a single probe
     with pytest.raises(OSError):  # noqa: PT011 (a name that the user typed never falls back)
         quickstart.choose_source(quickstart.QuickstartArguments(model_name_or_path="SurgeNetXL"))
 
 
 def test_no_stage_of_the_probe_takes_longer_than_its_timeout(monkeypatch):
-    # as the name resolver can, which knows no timeout
+    # a name resolver without a timeout can block this long
     answer = threading.Event()
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: answer.wait(60))
     assert quickstart.probe_hub("someone/model", timeout=0.2) == "no answer within 0.2 s"

@@ -1,2 +1,2 @@
-# the stand-ins are run by test_conformance.py, inside the tree that it assembles
+# test_conformance.py runs the stand-ins inside the tree that it assembles
 collect_ignore = ["standins"]

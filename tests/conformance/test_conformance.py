@@ -1,7 +1,7 @@
-"""transformers' own common model tests, run against the SurgeNet classes.
+"""Run transformers' common model tests on the SurgeNet classes.
 
-The source distribution of the installed transformers version is fetched from PyPI into `.cache/`. It carries the
-common tests, but not all that they import: `standins/` completes the tree, and tells them of our classes.
+The tests download the source distribution of the installed transformers version from PyPI into `.cache/`. It contains
+the common tests, but not everything that they import. `standins/` adds the missing files and the SurgeNet classes.
 """
 
 import os
@@ -23,7 +23,10 @@ BACKBONES = ("Caformer", "ConvNextV2", "PvtV2")
 
 
 def fetch_sdist(directory: Path) -> Path:
-    """The source distribution of the installed transformers; skips the test when pip cannot get it."""
+    """Return the path to the source distribution of the installed transformers.
+
+    Skip the test if pip cannot download it.
+    """
     name = f"transformers-{transformers.__version__}.tar.gz"
     if not (CACHE / name).exists():
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "transformers"]
@@ -56,7 +59,7 @@ def test_common_tests_of_transformers(tmp_path):
     print(result.stdout.splitlines()[-1])
     assert result.returncode == 0, result.stdout
 
-    # against passing by collecting nothing; with transformers 5.23 it is 64 or 65 and 8
+    # guard against a run that collects no tests; transformers 5.23 passes 64 or 65 and 8 tests
     passed = defaultdict(set)
     for case in ElementTree.parse(report).iter("testcase"):
         if case.find("skipped") is None:

@@ -55,5 +55,5 @@ def test_labels_of_seconds(tmp_path):
     assert note is None
     values, note = match_labels(_label_file(tmp_path, rows), 100, (1, 25))
     assert values == [(str(i),) for i in range(100)]
-    values, _ = match_labels(_label_file(tmp_path, rows), 4, (1, 29.97))  # 3.3 s: a started fourth second
+    values, _ = match_labels(_label_file(tmp_path, rows), 4, (1, 29.97))  # 3.3 s include part of a fourth second
     assert values == [("0",), ("29",), ("59",), ("89",)]

@@ -33,7 +33,7 @@ def test_soft_targets(tmp_path):
     assert splits["train"][0]["labels"] == pytest.approx([0, 1 / 3, 1])
     assert splits["train"][0]["labels"].dtype == np.float32
     (tmp_path / "frame.png").unlink()
-    labels = splits["train"].select_columns(["labels"])[:]["labels"]  # no image is decoded
+    labels = splits["train"].select_columns(["labels"])[:]["labels"]  # decodes no image
     assert np.stack(labels).shape == (2, 3)
     assert splits["train"].select_columns(["video"])[0] == {"video": "v"}
 
@@ -84,7 +84,7 @@ def test_rows_reach_the_workers_of_a_data_loader(small):
 
 
 def test_the_whole_survives_pickling(small):
-    """Which workers need that are spawned and not forked (macOS, Windows)."""
+    """Test that the data can be pickled, which spawned workers require (macOS, Windows)."""
     again = pickle.loads(pickle.dumps(small))
     assert isinstance(again.splits, DatasetDict)
     assert (again.splits["validation"][1]["mask"] == small.splits["validation"][1]["mask"]).all()

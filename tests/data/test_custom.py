@@ -1,4 +1,4 @@
-"""The user's own datasets, of the datasets library and of torch."""
+"""Tests of user datasets from the datasets library and from torch."""
 
 import pickle
 
@@ -24,7 +24,7 @@ CLASSES = ["tissue", "tool"]
 
 
 def frame(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random image (32, 48, 3) and its mask."""
+    """Return a random image (32, 48, 3) and its mask (32, 48)."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, 255, (32, 48, 3), np.uint8), rng.choice([0, 1, 255], (32, 48)).astype(np.uint8)
 
@@ -35,7 +35,7 @@ def pillow(seed: int) -> dict:
 
 
 def hub(*videos: str, first: int = 0) -> Dataset:
-    """A segmentation dataset of two frames per video, in no order."""
+    """Return a segmentation dataset with two frames per video, in no particular order."""
     rows = [
         {**pillow(first + 10 * v + i), "video": video, "frame": i, "hospital": "x"}
         for i in (1, 0)
@@ -45,7 +45,7 @@ def hub(*videos: str, first: int = 0) -> Dataset:
 
 
 class Items(torch.utils.data.Dataset):
-    """A torch dataset of given items, which counts how often each is read."""
+    """Torch dataset of given items that counts how often each is read."""
 
     def __init__(self, *items):
         self.items, self.read = items, [0] * len(items)

@@ -1,4 +1,7 @@
-"""Data sets with a damaged file: loading and reading all rows works, or raises an error that names a file."""
+"""Tests of datasets with a damaged file.
+
+Loading and reading all rows must succeed or raise an error that names a file.
+"""
 
 import io
 import struct
@@ -29,7 +32,7 @@ def _encode(image, file_format, **options):
 
 
 def _folder():
-    """Frames and masks with everything that decoders parse: orientation tags, palettes, 16 bits."""
+    """Return frames and masks with orientation tags, palettes, and 16-bit values."""
     rgb, ids = Image.fromarray(PIXELS), PIXELS[..., 0] % 3
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 3, "camera"
@@ -54,7 +57,7 @@ def _csv():
 
 
 def _claims(width, height, mode="RGB"):
-    """A PNG with correct checksums of a small image, whose header says that it has another size."""
+    """Return a PNG with correct checksums whose header declares another size than that of its image."""
     png = _encode(Image.new(mode, (24, 16)), "PNG")
     header = b"IHDR" + struct.pack(">II", width, height) + png[24:29]
     return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
@@ -66,12 +69,12 @@ OTHERS += [_claims(20_000, 20_000), _claims(65_535, 2_000)]
 
 @st.composite
 def damage(draw, content: bytes):
-    """Another image, or the content after some bytes were changed or inserted, or the end was cut off."""
+    """Draw another image, or the content with changed or inserted bytes or a truncated end."""
     if draw(st.integers(0, 4)) == 0:
         return draw(st.sampled_from(OTHERS))
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
-        # the header is where most is decided
+        # favor the header, which determines most of the decoding
         at = draw(st.integers(0, min(40, len(content))) | st.integers(0, len(content)))
         new = draw(st.binary(min_size=1, max_size=4) | st.sampled_from(ODD))
         content[at : at + draw(st.sampled_from([0, len(new)]))] = new
@@ -91,7 +94,7 @@ def write(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of PIL, about damaged files
+@pytest.mark.filterwarnings("ignore")  # PIL warns about damaged files
 @pytest.mark.parametrize(
     ("name", "files", "damaged"),
     [
@@ -104,7 +107,7 @@ def test_damaged_files_are_named(name, files, damaged, write):
     root = write(files)
 
     def read():
-        """The rows, or the error."""
+        """Return the rows or the error."""
         try:
             return [row for split in load_data(name, root).splits.values() for row in split]
         except (ValueError, FileNotFoundError) as error:

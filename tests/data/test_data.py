@@ -10,7 +10,10 @@ FOLDERS = [name for name, dataset in DATASETS.items() if dataset.needs_folder]
 
 
 def test_names_come_without_heavy_imports():
-    """The command line reads the names; only the package itself may import more."""
+    """Test that the names of datasets need no heavy imports.
+
+    The command line reads the names; only the package itself may import more.
+    """
     code = (
         "import sys, types; package = types.ModuleType('surgenet_hf'); package.__path__ = ['surgenet_hf']; "
         "sys.modules['surgenet_hf'] = package; import surgenet_hf.data; "

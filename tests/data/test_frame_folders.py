@@ -92,7 +92,7 @@ def test_a_broken_video_is_named_and_what_was_read_is_kept(tmp_path):
 def test_several_videos_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(frame_folders.os, "cpu_count", lambda: 4)
     threads, extract = set(), frame_folders.extract_frames
-    barrier = threading.Barrier(2, timeout=30)  # passes only if two are at work at once
+    barrier = threading.Barrier(2, timeout=30)  # passes only if two threads work at the same time
 
     def watched(*args):
         barrier.wait()
@@ -124,8 +124,8 @@ def _frames(folder, names):
     "names",
     [
         ["000000.jpg", "000001.jpg", "000002.jpg"],
-        ["a_1.png", "a_2.png", "a_3.png"],  # as ffmpeg counts
-        ["f0.jpg", "f25.jpg", "f50.jpg"],  # by the number in the video; 100 would come before 25 by letters
+        ["a_1.png", "a_2.png", "a_3.png"],  # numbered as by ffmpeg
+        ["f0.jpg", "f25.jpg", "f50.jpg"],  # by the number in the video; alphabetically 100 would precede 25
         ["25.jpg", "50.jpg", "75.jpg", "100.jpg"],
     ],
 )

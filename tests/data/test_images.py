@@ -23,7 +23,7 @@ def _encode(image, file_format="PNG", **options):
 
 
 def _png(width, height, depth, color_type, data):
-    """A PNG of a kind that PIL does not write, or one that lies about its size."""
+    """Return a PNG of a kind that PIL does not write, or one with a false size."""
 
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -33,14 +33,17 @@ def _png(width, height, depth, color_type, data):
 
 
 def _rows(samples):
-    """The rows of a segmentation and of a classification data set with these frames."""
+    """Return the rows of a segmentation dataset and of a classification dataset with these frames."""
     frames = [Sample(sample.image, 0, sample.video, sample.frame) for sample in samples]
     segmentation = build_splits({"train": samples}, lookup_table({0: 0}))["train"]
     return segmentation, build_splits({"train": frames})["train"]
 
 
 def test_a_stack_of_images_is_refused(tmp_path):
-    """A volume or a film: PIL alone reads the first page."""
+    """Test that an image stack, such as a volume, is refused.
+
+    PIL alone would read only the first page.
+    """
     pages = [Image.fromarray(PIXELS)] * 3
     pages[0].save(tmp_path / "volume.tif", save_all=True, append_images=pages[1:])
     for read in (read_frame, frame_size):
@@ -111,7 +114,10 @@ REFUSED = [
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("content", "message"), REFUSED)
 def test_frames_that_cannot_be_used_are_named(tmp_path, content, message):
-    """When the data is checked, and when a row is decoded: the file may have changed since."""
+    """Test that unusable frames are named both by the check of the data and by the decoding of a row.
+
+    A file may have changed since the check.
+    """
     path, mask = tmp_path / "some_frame.png", tmp_path / "mask.png"
     path.write_bytes(content)
     Image.new("L", (WIDTH, HEIGHT)).save(mask)
@@ -127,7 +133,10 @@ def test_frames_that_cannot_be_used_are_named(tmp_path, content, message):
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "MPO"])
 def test_formats_that_are_read(file_format):
-    """MPO is what some phones and cameras write into .jpg files."""
+    """Test all supported formats.
+
+    Some phones and cameras write MPO data into .jpg files.
+    """
     image = Image.fromarray(PIXELS)
     options = {"append_images": [image], "save_all": True} if file_format == "MPO" else {}
     assert read_frame(_encode(image, file_format, **options)).size == (WIDTH, HEIGHT)
@@ -159,7 +168,7 @@ def test_masks_that_cannot_be_used_are_named(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_frames_that_are_lost_during_training_are_named(tmp_path, workers):
-    """An error in a worker of a DataLoader is raised in the training process, with its type and message."""
+    """Test that an error in a DataLoader worker reaches the training process with its type and message."""
     paths = [tmp_path / f"frame_{i}.png" for i in range(2)]
     for path in paths:
         Image.fromarray(PIXELS).save(path)

@@ -25,7 +25,7 @@ def _csv(tmp_path, content):
         ("image,video,label\n1.png,p,a\n".encode("utf-16-le"), "line 1: a NUL byte is not text"),
         ("image,video,label\n1.png,caf\u00e9,a\n".encode("latin-1"), "is not UTF-8 text"),
         (b"image,video,label\n1.png,p,a\n2.png,q,\n", "line 3: label is empty"),
-        (b"image,video,label\n\n1.png,p,a\n\n2.png,,b\n", "line 5: video is empty"),  # blank lines count
+        (b"image,video,label\n\n1.png,p,a\n\n2.png,,b\n", "line 5: video is empty"),  # blank lines are counted
         (b'image,video,label\n"1.png",p,"a\nb"\n2.png,q\n', "line 4: expected 3 values"),
     ],
 )

@@ -13,7 +13,7 @@ GREY[:2, :3] = [[0, 50, 255], [11, 7, 21]]
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "I;16"])
 def test_masks_of_every_kind_give_the_same_ids(mode, tmp_path):
-    if mode == "P":  # the index counts, not the colour that the palette shows for it
+    if mode == "P":  # the palette index defines the id, not its color
         mask = Image.fromarray(GREY)
         mask = Image.frombytes("P", mask.size, mask.tobytes())
         mask.putpalette([(40 * i + 9) % 256 for i in range(768)])
@@ -26,7 +26,7 @@ def test_masks_of_every_kind_give_the_same_ids(mode, tmp_path):
     Image.new("L", (9, 8), 100).save(tmp_path / "frame.png")
     sample = Sample(tmp_path / "frame.png", tmp_path / "mask.png", "v", 4)
 
-    # Grey codes instead of ids, as CholecSeg8k has them: just another table; what it does not name is ignore.
+    # gray codes as in CholecSeg8k are another lookup table, and values that it does not name are ignored
     row = build_splits({"train": [sample]}, lookup_table({50: 0, 11: 1, 21: 2}))["train"][0]
     assert row["mask"][:2, :3].tolist() == [[255, 0, 255], [1, 255, 2]]
     assert row["mask"].dtype == np.uint8
@@ -46,7 +46,7 @@ def test_values_that_are_no_ids_are_refused():
 
 def test_a_turned_photograph_has_the_size_that_it_is_shown_with(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
+    exif[0x0112] = 6  # rotate by 90 degrees
     Image.new("RGB", (40, 30)).save(tmp_path / "frame.jpg", exif=exif)
     Image.new("L", (30, 40)).save(tmp_path / "mask.png")
     sample = Sample(tmp_path / "frame.jpg", tmp_path / "mask.png", "v", 0)

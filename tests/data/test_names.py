@@ -18,7 +18,7 @@ LOOK_ALIKES = [
     ("video1", "vid\u00adeo1"),  # soft hyphen
     ("video 1", "video\u00a01"),  # no-break space
     ("video1", "video1 "),
-    ("Näh", "Na\u0308h"),  # NFC, NFD
+    ("Näh", "Na\u0308h"),  # full-width digit
     ("Näh", "Na\u200b\u0308h"),
     ("video1", "video\uff11"),  # full width
     ("video1", "video1\ufe0f"),  # variation selector
@@ -28,7 +28,10 @@ LOOK_ALIKES = [
 
 @pytest.mark.parametrize(("one", "other"), LOOK_ALIKES)
 def test_two_names_of_one_look_are_refused(tmp_path, one, other):
-    """In one split too, where one video would count as two."""
+    """Test that two names that look the same are refused, also within one split.
+
+    Within a split one video would count as two.
+    """
     path = tmp_path / "frame.png"
     frames = {name: Sample(path, 0, name, 0) for name in (one, other)}
     masked = {name: Sample(path, path, name, 0) for name in (one, other)}
@@ -132,7 +135,7 @@ def test_numbers_of_twenty_digits_are_named(masked, table, phases):
 
     with pytest.raises(ValueError, match=rf"x{LONG}\.png: the number {LONG} is too large"):
         load_data("csv", table(f"x{LONG}.png,p,a", "2.png,q,b"))
-    for number in (LONG, "9" * 5000):  # more digits than Python converts
+    for number in (LONG, "9" * 5000):  # more digits than Python converts to int
         with pytest.raises(ValueError, match=rf"labels\.csv, line 2: the number {number[:20]}.* is too large"):
             load_data("csv", table(f"1.png,p,a,{number}", "2.png,q,b,1", header="image,video,label,frame"))
 
@@ -162,7 +165,7 @@ def test_a_phase_number_that_names_no_class(tmp_path, phases):
 
 
 def _latin(folder, name):
-    """The path of a file whose name is not UTF-8, if the file system allows it."""
+    """Return the path of a file whose name is not UTF-8, or skip if the file system does not allow it."""
     path = folder / os.fsdecode(name)
     try:
         path.touch()
@@ -194,7 +197,7 @@ def test_file_names_that_are_not_unicode_are_named(masked, phases):
 
 
 def test_a_broken_video_with_a_name_that_is_not_unicode(tmp_path):
-    """What is written about it must be Unicode."""
+    """Test that the report on a broken video is valid Unicode."""
     pytest.importorskip("av")
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     _latin(tmp_path, b"caf\xe9").mkdir()

@@ -15,7 +15,7 @@ def data():
 
 
 def _classification(labels, targets, problem_type, videos=None):
-    """What has the attributes and rows of classification data."""
+    """Return classification data with the given labels and targets."""
     rows = [
         {"image": Image.new("RGB", (40 + 8 * i, 30), (200, 90, 80)), "labels": target, "video": video, "frame": i}
         for i, (target, video) in enumerate(zip(targets, videos or "abcdefgh", strict=False))

@@ -12,7 +12,13 @@ from tests.data.videos import av, grey, second_of, write_video
 
 
 def _write_jpegs(path, sizes, times=None):
-    """JPEG after JPEG in Matroska, 25 to a second: of any sizes, of which the header knows the first, at any times."""
+    """Write JPEG frames to a Matroska file at 25 frames per second.
+
+    Args:
+        path: Output file.
+        sizes: Size (width, height) of each frame; the header declares only the first.
+        times: Presentation times in frames, in any order; consecutive by default.
+    """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=25)
         (stream.width, stream.height), stream.pix_fmt = sizes[0], "yuvj420p"
@@ -21,7 +27,8 @@ def _write_jpegs(path, sizes, times=None):
             Image.new("RGB", size).save(jpeg, "JPEG")
             packet = av.Packet(jpeg.getvalue())
             packet.stream, packet.time_base = stream, Fraction(1, 25)
-            packet.pts, packet.dts = times[i] if times else i, i - len(sizes)  # shown never before it is decoded
+            # a frame is never shown before it is decoded
+            packet.pts, packet.dts = times[i] if times else i, i - len(sizes)
             container.mux(packet)
     return path
 
@@ -30,7 +37,7 @@ def _write_jpegs(path, sizes, times=None):
 def test_one_frame_per_second(tmp_path, suffix):
     path = write_video(tmp_path / f"a.{suffix}", 110)
     frames = list(iter_frames(path))
-    assert [index for index, _ in frames] == [0, 1, 2, 3, 4]  # 4.4 s: a last, started second
+    assert [index for index, _ in frames] == [0, 1, 2, 3, 4]  # 4.4 s include part of a fifth second
     assert [second_of(image) for _, image in frames] == [0, 1, 2, 3, 4]
     assert frames[0][1].size == (48, 32)
     assert frames[0][1].mode == "RGB"
@@ -39,7 +46,10 @@ def test_one_frame_per_second(tmp_path, suffix):
 
 @pytest.mark.parametrize(("num_frames", "expected"), [(75, 3), (76, 4), (1, 1)])
 def test_the_number_of_frames_is_that_of_the_labels(tmp_path, num_frames, expected):
-    """Of labels for every frame, those at 0, 25, 50, ... are used: as many as there are pictures."""
+    """Test that the number of frames equals the number of labels used.
+
+    Of labels for every frame, those at 0, 25, 50, ... are used.
+    """
     assert len(list(iter_frames(write_video(tmp_path / "a.mp4", num_frames)))) == expected == -(-num_frames // 25)
 
 
@@ -53,7 +63,10 @@ def test_other_rates(tmp_path):
 
 
 def test_time_stamps_count_and_not_frames(tmp_path):
-    """A recording that paused from 1 to 4 s: the picture stays, what comes after keeps its time."""
+    """Test that time stamps determine the second of a frame, not its position.
+
+    The recording pauses from 1 to 4 s. The last picture persists, and later frames keep their times.
+    """
     times = [*range(25), *range(100, 150)]
     path = write_video(tmp_path / "a.mkv", 75, times=times)
     assert [second_of(image) for _, image in iter_frames(path)] == [0, 0, 0, 0, 1, 2]
@@ -66,7 +79,10 @@ def test_a_jump_of_the_clock_is_an_error(tmp_path):
 
 
 def test_time_stamps_that_step_back_by_a_few_frames(tmp_path):
-    """As those of H.264 with B-frames in .avi do, where only the order of decoding is kept."""
+    """Test time stamps that step back by a few frames.
+
+    H.264 with B-frames in .avi has such time stamps, since it keeps only the decoding order.
+    """
     path = tmp_path / "a.avi"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
@@ -84,9 +100,9 @@ def test_time_stamps_that_step_back_by_a_few_frames(tmp_path):
 
 def test_a_recording_joined_to_an_earlier_one_is_an_error(tmp_path):
     sizes = [(16, 16)] * 100
-    path = _write_jpegs(tmp_path / "near.mkv", sizes, [*range(75), *range(52, 77)])  # 0.92 s back
+    path = _write_jpegs(tmp_path / "near.mkv", sizes, [*range(75), *range(52, 77)])  # back by 0.92 s
     assert len(list(iter_frames(path))) == 4
-    path = _write_jpegs(tmp_path / "far.mkv", sizes, [*range(75), *range(49, 74)])  # 1.04 s back
+    path = _write_jpegs(tmp_path / "far.mkv", sizes, [*range(75), *range(49, 74)])  # back by 1.04 s
     with pytest.raises(ValueError, match=r"far\.mkv: its time stamps jump from 2\.96 s to 1\.96 s"):
         list(iter_frames(path))
 
@@ -107,7 +123,8 @@ def test_pictures_are_shrunk_but_not_enlarged(tmp_path):
     [
         ((80, 16), r"a\.mkv holds pictures of more than 64 x 64 pixels: 80 x 16 after 2\.0 s"),
         ((16, 65), "holds pictures of more than 64 x 64 pixels: 16 x 65"),
-        ((400, 400), r"a\.mkv cannot be read beyond .*, or pictures of more than 64 x 64 pixels"),  # by the decoder
+        # the decoder refuses this size
+        ((400, 400), r"a\.mkv cannot be read beyond .*, or pictures of more than 64 x 64 pixels"),
     ],
 )
 def test_a_video_whose_pictures_grow(tmp_path, monkeypatch, size, message):
@@ -117,11 +134,11 @@ def test_a_video_whose_pictures_grow(tmp_path, monkeypatch, size, message):
     monkeypatch.setattr(video, "to_picture", lambda frame, side: shown.append(frame.width) or picture(frame, side))
     with pytest.raises(ValueError, match=message):
         list(iter_frames(path, max_decoded_side=64))
-    assert set(shown) == {64}  # what is too large was never made a picture
+    assert set(shown) == {64}  # oversized frames are never converted
 
 
 def test_the_largest_size_that_is_allowed_is_read(tmp_path):
-    path = write_video(tmp_path / "a.mp4", 25, size=(50, 50))  # which the decoder pads
+    path = write_video(tmp_path / "a.mp4", 25, size=(50, 50))  # the decoder pads this size
     assert len(list(iter_frames(path, max_decoded_side=50))) == 1
     with pytest.raises(ValueError, match="more than 49 x 49 pixels"):
         list(iter_frames(path, max_decoded_side=49))
@@ -130,7 +147,7 @@ def test_the_largest_size_that_is_allowed_is_read(tmp_path):
 def test_a_turned_video_is_shown_upright(tmp_path):
     path = write_video(tmp_path / "a.mp4", 25)
     content = path.read_bytes()
-    matrix = content.find(b"tkhd") + 44  # what a phone writes when it is held upright
+    matrix = content.find(b"tkhd") + 44  # a phone held upright writes this matrix
     turned = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 0x40000000)
     path.write_bytes(content[:matrix] + turned + content[matrix + 36 :])
     assert next(iter_frames(path))[1].size == (32, 48)
@@ -138,7 +155,10 @@ def test_a_turned_video_is_shown_upright(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_a_download_that_stopped_between_two_frames(tmp_path, suffix):
-    """The decoder takes it for the end; only the header knows better."""
+    """Test a download that stopped between two frames.
+
+    The decoder treats the cut as the end; only the header contains the true duration.
+    """
     path = write_video(tmp_path / f"a.{suffix}", 250, **({"movflags": "faststart"} if suffix == "mp4" else {}))
     with av.open(str(path)) as container:
         positions = [packet.pos for packet in container.demux(video=0) if packet.size]

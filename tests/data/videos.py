@@ -1,4 +1,4 @@
-"""Videos for tests: each second has a grey of its own, so that a frame tells when it was taken."""
+"""Videos for tests, in which the gray value of a frame identifies its second."""
 
 from pathlib import Path
 
@@ -13,7 +13,16 @@ def grey(second: int) -> int:
 
 
 def write_video(path: Path, num_frames: int, rate: int = 25, size: tuple[int, int] = (32, 48), times=None, **options):
-    """Encode `num_frames` frames of `size` (height, width); `times` (in frames) replaces 0, 1, 2, ..."""
+    """Encode a video and return its path.
+
+    Args:
+        path: Output file.
+        num_frames: Number of frames.
+        rate: Frames per second.
+        size: Size of a frame (height, width).
+        times: Presentation times in frames, by default 0, 1, 2, ...
+        options: Options of the container.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("mpeg4", rate=rate)
@@ -28,5 +37,5 @@ def write_video(path: Path, num_frames: int, rate: int = 25, size: tuple[int, in
 
 
 def second_of(image) -> float:
-    """The second that a picture of `write_video` is of."""
+    """Return the second at which a frame of `write_video` was taken."""
     return round((np.asarray(image).mean() - 20) / 10)

@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: tables, examples, and the files next to it."""
+"""Tests that the documentation agrees with the code: tables, examples, and adjacent files."""
 
 import ast
 import configparser
@@ -30,7 +30,7 @@ def read(page: str) -> str:
 
 
 def rows(text: str, header: str) -> list[list[str]]:
-    """The cells of all tables below a header line."""
+    """Return the cells of all tables below a header line."""
     found = []
     for table in text.split(f"{header}\n")[1:]:
         lines = table.split("\n\n")[0].splitlines()[1:]
@@ -93,7 +93,7 @@ def test_normalizations():
 
 
 def labels_of(name: str) -> tuple[str, ...] | None:
-    """The classes of a dataset as its module defines them; None for the user's own data."""
+    """Return the classes of a dataset as its module defines them, or None for user data."""
     dataset = DATASETS[name]
     module = import_module(f"surgenet_hf.data.sets.{dataset.module}")
     if "classes" in dataset.options:
@@ -135,7 +135,7 @@ def scalars(metric) -> set[str]:
 
 
 def test_every_metric_is_defined():
-    """Names in the first column of the tables are those that the metrics compute."""
+    """Test that the first columns of the tables name exactly the metrics that are computed."""
     segmentation, phases, multilabel = SegmentationMetric(3, background_id=0), PhaseMetric(3), MultiLabelMetric(3)
     rng = np.random.default_rng(0)
     for video in ("a", "b"):
@@ -174,7 +174,7 @@ def blocks(page: Path, language: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_examples_use_names_that_exist(page):
     for block in blocks(page, "python"):
-        if block.startswith("    "):  # a line to insert elsewhere
+        if block.startswith("    "):  # a fragment to insert elsewhere
             continue
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and not node.level:

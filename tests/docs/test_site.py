@@ -1,4 +1,4 @@
-"""The site builds, and the notebooks run."""
+"""Tests that the site builds and that the notebooks run."""
 
 import os
 import shutil

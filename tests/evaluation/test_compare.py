@@ -36,8 +36,8 @@ def result(
     Args:
         metrics: {name: value}, without values per video.
         draws: {name: bootstrap draws}.
-        per_video: {name: a value for each video}, from which the metric and its interval follow.
-        changes: of `data`; or `pretraining`, `parameters`.
+        per_video: {name: value for each video}, from which the metric and its interval are computed.
+        changes: Replacements in `data`, or `pretraining` or `parameters` of the model.
     """
     metrics = {"video_dice": 0.5} if metrics is None and per_video is None else metrics or {}
     model = {"name": name, "type": "surgenet", "parameters": 9, "pretraining": {"name": "SurgeNetXL"}}
@@ -67,7 +67,7 @@ def result(
 
 @pytest.fixture
 def write(tmp_path):
-    """Write results, one a folder, and read them back as a user does."""
+    """Return a function that writes each result to its own folder and reads all of them."""
 
     def write(*contents):
         for i, content in enumerate(contents):
@@ -80,7 +80,7 @@ def write(tmp_path):
 
 
 def rows(table):
-    """{model: cells} of a Markdown table."""
+    """Return the cells of a Markdown table as {model: cells}."""
     lines = [line for line in table.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {first: rest for first, *rest in cells}
@@ -118,7 +118,10 @@ def test_an_empty_folder_or_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("seeds", [(0, 1, 2), (None, None, None)])
 def test_runs_that_differ_in_seed_are_one_row(write, seeds):
-    """Values per video are averaged over runs, then Student's interval is computed: not one interval over all."""
+    """Test that runs that differ only in seed form one row.
+
+    Values per video are averaged over runs before Student's interval is computed.
+    """
     of_videos = np.random.default_rng(0).uniform(0.3, 0.9, (3, 7))
     runs = [
         result(f"outputs/xl-seed{i}/model", seed, per_video={"video_dice": values.tolist()})
@@ -144,7 +147,11 @@ def test_the_interval_of_several_runs_stays_in_the_range_of_the_metric(write):
 
 
 def test_draws_of_several_runs_are_averaged_resample_by_resample(write):
-    """A metric that is not a mean over videos, such as mAP; a resample without a value in one run has none."""
+    """Test that the draws of several runs are averaged for each resample.
+
+    This applies to metrics that are not means over videos, such as mAP. A resample without a value in one run has
+    none.
+    """
     videos = [f"v{i}" for i in range(12)]
     draws = np.random.default_rng(0).uniform(0.4, 1.1, (2, 400)).clip(max=1)
     draws[0, :10] = np.nan
@@ -251,7 +258,10 @@ def test_another_split_is_another_column(write):
 
 
 def test_files_of_the_old_schema_are_read_but_not_compared(write):
-    """Their metrics have other definitions under other names, and no values per video."""
+    """Test that results with the old schema are read but not compared.
+
+    Their metrics have other names and definitions, and no values per video.
+    """
     old = result("old", metrics={"mean_video_dice": 0.5}) | {"schema": "surgenet_hf.results/1"}
     results = write(old, result("new"))
     assert len(results) == 2
@@ -264,7 +274,7 @@ def test_ranks_with_ties_and_lower_is_better(write):
     values = {"a": (0.7, 9.0), "b": (0.8, 3.0), "c": (0.7, 5.0), "d": (0.1, None)}
     contents = [result(model, metrics=dict(zip(names, pair, strict=True))) for model, pair in values.items()]
     comparison = compare(write(*contents))
-    assert comparison.models == ("b", "c", "a", "d")  # by mean rank
+    assert comparison.models == ("b", "c", "a", "d")  # ordered by mean rank
     np.testing.assert_array_equal(comparison.ranks(), [[1, 1], [2.5, 2], [2.5, 3], [4, np.nan]])
     cells = rows(markdown_table(comparison))
     assert cells["b"] == ["**80.0** n = 3", "**3.00** n = 3"]
@@ -280,7 +290,10 @@ def test_rank_is_scipys():
 
 
 def test_bootstrap_ranks_of_stored_draws(write):
-    """Resample by resample, lower is better; a resample without a value of one model is left out."""
+    """Test the bootstrap ranks of stored draws of a metric where lower is better.
+
+    A resample without a value for one model is left out.
+    """
     videos = [f"v{i}" for i in range(6)]
     contents = [
         result("a", metrics={"own_assd": 2.0}, draws={"own_assd": [1.0, 2.0, 3.0, None]}, videos=videos),
@@ -306,7 +319,7 @@ def test_bootstrap_ranks_of_means_over_videos_use_the_same_resamples_for_all_mod
     order = [("b", "a", "c").index(model) for model in comparison.models]
     np.testing.assert_array_equal(found, rankdata(-draws[order], axis=0))
     of_b, of_a = (found[comparison.models.index(model)] for model in "ba")
-    assert (of_b < of_a).all()  # 0.1 better on each video, though the intervals of both overlap
+    assert (of_b < of_a).all()  # b is 0.1 better on each video, although their intervals overlap
 
 
 @pytest.mark.parametrize("videos", [4, 6])
@@ -348,7 +361,10 @@ def test_the_correction_is_within_one_dataset_and_metric(write):
 
 
 def test_table_of_pairs(write):
-    """Lower is better for a distance; runs are averaged before the test, so that two of them are not 14 videos."""
+    """Test the table of pairs with a distance, for which lower is better.
+
+    Runs are averaged before the test, so that two runs do not count as 14 videos.
+    """
     values = np.linspace(2, 3, 7)
     contents = [
         result("a-seed0", 0, per_video={"video_assd": values.tolist()}),
@@ -362,7 +378,10 @@ def test_table_of_pairs(write):
 
 
 def test_what_no_data_could_show_is_said(write):
-    """At 7 videos the smallest p is 2 / 128, times 6 pairs more than 0.05, times 1 pair less."""
+    """Test that pairs that can never be significant are reported.
+
+    With 7 videos the smallest p is 2 / 128. Times 6 pairs it exceeds 0.05; for 1 pair it does not.
+    """
     values = np.linspace(0.3, 0.6, 7)
     contents = [result(model, per_video={"video_dice": (values + i / 10).tolist()}) for i, model in enumerate("abcd")]
     results = write(*contents)
@@ -382,7 +401,10 @@ def test_pairs_that_could_be_significant_but_are_not(write):
 
 
 def test_metrics_without_values_per_video_are_not_tested(write):
-    """mAP pools frames: a paired bootstrap interval of the difference from the stored draws, and no p."""
+    """Test the comparison of a metric without values per video.
+
+    Since mAP pools frames, the stored draws give a paired bootstrap interval of the difference, but no p.
+    """
     metric, videos = "mean_average_precision", [f"v{i}" for i in range(12)]
     rng = np.random.default_rng(0)
     draws = rng.normal(0.5, 0.1, 1000).clip(0, 1)
@@ -395,7 +417,7 @@ def test_metrics_without_values_per_video_are_not_tested(write):
     ]
     pairs = compare(write(*contents)).pairs()
     table = paired_table(pairs)
-    assert pairs[0].interval == pytest.approx((0.017, 0.023), abs=0.003)  # far narrower than those of a and b
+    assert pairs[0].interval == pytest.approx((0.017, 0.023), abs=0.003)  # far narrower than the intervals of a and b
     first, second, third = [line for line in table.splitlines() if line.startswith("| endoscapes")]
     assert first.startswith("| endoscapes, test: mAP, % | a | b | +2.0 [+1.")
     assert first.endswith("| 12 | - | - | not tested: no values per video |")
@@ -447,7 +469,10 @@ def test_the_main_metrics_of_each_task(write):
 
 
 def test_any_scalar_of_a_results_file_can_be_compared(write):
-    """Only video_dice is called Dice; distances are in px and lower is better, the others are shares."""
+    """Test that any scalar in a results file can be compared.
+
+    Only video_dice is titled Dice. Distances are in px and lower is better; other metrics are percentages.
+    """
     values = {"pooled_dice": (0.5, 0.6), "own_score": (0.1, 0.2), "video_hd95_found": (9.0, 8.0), "f1@50": (0.3, 0.4)}
     contents = [
         result(model, metrics={name: pair[i] for name, pair in values.items()}) for i, model in enumerate("ab")
@@ -549,7 +574,7 @@ def test_impossible_values_are_named(field, value, message, write):
 @settings(max_examples=200, deadline=None, database=None)
 @given(st.data())
 def test_whatever_a_results_file_holds_the_error_names_it(data):
-    """Any value replaced by any other: the file is accepted, or refused with a ValueError that names it."""
+    """Test that a results file with any changed value is accepted, or refused with a ValueError that names it."""
     content = result(draws={"video_dice": [0.5, None]})
     content |= {
         "intervals": {"video_dice": {"low": 0.4, "high": 0.6, "videos": 5, "method": "t"}},
@@ -570,14 +595,17 @@ def test_whatever_a_results_file_holds_the_error_names_it(data):
     except ValueError as error:
         refused = str(error)
     if refused is None:
-        value = content["metrics"].get("video_dice")  # nothing is known of metrics with other names
+        value = content["metrics"].get("video_dice")  # the range of other metrics is unknown
         assert value is None or 0 <= value <= 1 + 1e-6
     else:
         assert refused.startswith("results.json")
 
 
 def test_published_files_are_compared_by_the_hashes_of_their_videos(write, monkeypatch, tmp_path_factory):
-    """Neutral names are alike in all published files: other videos must not count as the same."""
+    """Test that published files are compared by the hashes of their videos.
+
+    All published files use the same neutral names, so different videos must not count as equal.
+    """
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("home")))
     mine, others = ["case_1", "case_2", "case_3"], ["case_4", "case_5", "case_6"]
     published = [
@@ -599,7 +627,10 @@ def test_published_files_are_compared_by_the_hashes_of_their_videos(write, monke
 
 
 def test_a_published_file_is_paired_with_a_local_one(write, monkeypatch, tmp_path_factory):
-    """The neutral names of a published file stand for the same videos in the same order."""
+    """Test that a published file can be paired with a local one.
+
+    Its neutral names stand for the same videos in the same order.
+    """
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("home")))
     first, second = np.random.default_rng(0).uniform(0.3, 0.9, (2, 12))
     published = result("a", per_video={"video_dice": first.tolist()})

@@ -36,7 +36,7 @@ def row(seed, height, width, video, mask=None):
 
 @pytest.fixture
 def data():
-    """Frames of several sizes; class 2 is commonest in training and missing in validation."""
+    """Return frames of several sizes; class 2 is the most common in training and absent in validation."""
     train = [row(0, 40, 40, "a", np.full((40, 40), 2, np.uint8)), row(1, 20, 20, "b")]
     validation = [
         row(2, 40, 50, "c"),
@@ -61,7 +61,7 @@ def data():
 def model(data):
     torch.manual_seed(0)
     model, _ = build_model(TINY, data, 64)
-    with torch.no_grad():  # a random head predicts one class everywhere: even the odds
+    with torch.no_grad():  # a random head predicts one class everywhere; spread its predictions
         model(torch.randn(4, 3, 64, 64))
         for parameter in model.decode_head.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
@@ -84,7 +84,7 @@ def test_predictions_are_the_pipelines_at_the_masks_own_size(data, model):
         for part in parts:
             inside = np.asarray(part["mask"]) > 0
             assert (class_map[inside] == LABELS.index(part["label"])).mean() > 0.99
-    assert several  # otherwise nothing was compared
+    assert several  # ensure that something was compared
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -96,7 +96,7 @@ def test_the_models_mode_is_restored_and_dropout_is_off(data, model, training):
     next(predictions)
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
-    predictions.close()  # given up half-way
+    predictions.close()  # stop before the end
     assert seen == [False]
     assert model.training is training
 
@@ -124,7 +124,7 @@ def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
     assert definitions["map_size"] == [(32, 32), (33, 47), (40, 50), (64, 64), (70, 64)]
     assert definitions["videos"] == 2
     assert "None below 5 videos" in definitions["intervals"]
-    assert results["intervals"] == {}  # of two videos
+    assert results["intervals"] == {}  # only two videos
     assert results["model"]["pretraining"]["name"] == "SurgeNetXL"
     assert results["model"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert results["data"] == {
@@ -179,7 +179,10 @@ def test_unknown_provenance_is_called_unknown(data, model):
 
 @pytest.mark.parametrize(("rate", "accepted"), [(1.0, 10), (5.0, 50), (None, None)])
 def test_relaxed_borders_are_seconds_and_not_frames(rate, accepted, tiny_config):
-    """60 frames of each of two phases, all predicted as the first: it may last 10 seconds into the second."""
+    """Test that relaxed borders are measured in seconds rather than frames.
+
+    Each of two phases has 60 frames, all predicted as the first phase. It may extend 10 s into the second phase.
+    """
     model = SurgeNetForImageClassification(tiny_config(num_labels=2, problem_type=SINGLE))
     torch.nn.init.zeros_(model.classifier.fc2.weight)
     model.classifier.fc2.bias.data = torch.tensor([1.0, 0.0])
@@ -201,7 +204,7 @@ def test_relaxed_borders_are_seconds_and_not_frames(rate, accepted, tiny_config)
     assert metrics["accuracy"] == 0.5
     if rate:
         assert metrics["relaxed_accuracy"] == pytest.approx((60 + accepted) / 120)
-    else:  # frames in no order of time
+    else:  # frames without temporal order
         assert "relaxed_accuracy" not in metrics
 
 
@@ -214,7 +217,7 @@ def test_what_cannot_be_evaluated_is_refused(data, model):
 
 def test_the_majority_is_that_of_training(data):
     metrics = majority_class_baseline(data)
-    assert metrics["per_class"]["tool"]["dice"] == 0  # predicted everywhere, and nowhere in validation
+    assert metrics["per_class"]["tool"]["dice"] == 0  # predicted everywhere, but absent in validation
     assert metrics["pixel_accuracy"] == 0
     on_train = majority_class_baseline(data, "train")
     labelled = sum((frame["mask"] != 255).sum() for frame in data.splits["train"])

@@ -1,4 +1,4 @@
-"""Predictions of frames that no data set holds: a picture, or a video as it comes."""
+"""Tests of predictions on frames outside of a dataset: an image or a video stream."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def images():
 
 
 def test_a_picture_without_a_mask(tiny_config, images):
-    """The class map has the picture's size, and is that of a row with a mask of this size."""
+    """Test that the class map has the size of the image and equals that of a row with a mask of this size."""
     torch.manual_seed(0)
     model = SurgeNetForSemanticSegmentation(tiny_config())
     bare = [found for _, found in predict_segmentation(model, processor, [{"image": image} for image in images])]
@@ -58,12 +58,12 @@ def test_a_stream_gives_what_the_whole_video_does(tiny_config, images, temporal)
 
     stream = stream_phases(model, processor, video())
     first = next(stream)
-    assert len(came) == 1  # it does not wait for the next frame
+    assert len(came) == 1  # does not wait for the next frame
     scores = np.stack([first, *stream])
     np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
     rows = [{"image": image, "labels": 0} for image in images]
     _, phases = predict_phases(model, processor, rows, range(len(rows)))
     np.testing.assert_array_equal(scores.argmax(1), phases)
-    if temporal:  # memory: the same frame later in a video has other scores
+    if temporal:  # with memory, the same frame has other scores later in a video
         again = list(stream_phases(model, processor, [images[0]] * 4))
         assert np.abs(again[3] - again[0]).max() > 1e-6

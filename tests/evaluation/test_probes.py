@@ -21,7 +21,10 @@ COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
 
 
 def frames(split: str, labels: list, rng: np.random.Generator) -> list[Sample]:
-    """A frame for each label, or pair of label and colour: noise around the colour of that number."""
+    """Return a noisy frame for each label, or for each pair of label and color index.
+
+    The label is also the color index unless a pair is given.
+    """
     samples = []
     for i, label in enumerate(labels):
         label, color = label if isinstance(label, tuple) else (label, label)
@@ -78,15 +81,18 @@ def test_features_that_tell_the_classes_apart_beat_chance(model, processor):
     train, validation = [0, 1, 2, 0] * 6, [0, 1, 2, 2, 1] * 3
     figures = knn_accuracy(model.train(), processor, colored(train, validation))
     assert model.training
-    assert figures == {"knn_accuracy": 1.0, "knn_chance": pytest.approx(3 / 15)}  # the commonest in train is 0
-    # colours that have nothing to do with the labels
+    assert figures == {"knn_accuracy": 1.0, "knn_chance": pytest.approx(3 / 15)}  # the most common class in train is 0
+    # colors that are unrelated to the labels
     rng = np.random.default_rng(1)
     unrelated = [[(label, int(rng.integers(3))) for label in labels] for labels in (train, validation)]
     assert knn_accuracy(model, processor, colored(*unrelated))["knn_accuracy"] < 0.8
 
 
 def test_several_labels_at_once(model, processor):
-    """The first label is the colour, the second no frame has, the third all have."""
+    """Test several labels per frame.
+
+    The first label is the color, no frame has the second, and all frames have the third.
+    """
     train = [((float(i % 2), 0.0, 1.0), i % 2) for i in range(12)]
     validation = [((0.4 + 0.2 * (i % 2), 0.0, 1.0), i % 2) for i in range(8)]
     figures = knn_accuracy(model, processor, colored(train, validation, MULTI, queried="test"), k=99)
@@ -96,7 +102,10 @@ def test_several_labels_at_once(model, processor):
 
 
 def scenes() -> SurgicalData:
-    """Class 0 in all frames, 1 to 3 in random ones, each with its colour in a random part of the frame; 4 in none."""
+    """Return frames with masks of class 0 in all frames, classes 1 to 3 in random ones, and class 4 in none.
+
+    Each of classes 1 to 3 has its own color in a random part of the frame.
+    """
     rng = np.random.default_rng(0)
     samples = {"train": [], "validation": []}
     for i in range(36):
@@ -106,7 +115,7 @@ def scenes() -> SurgicalData:
             top, left = rng.integers(0, 24, 2)
             mask[top : top + 16, left : left + 16] = label
         mask[0] = 0
-        mask[-1] = 255  # no class
+        mask[-1] = 255  # ignored
         image[mask % 255 > 0] = np.array([(0, 0, 0), *COLORS])[mask[mask % 255 > 0]]
         split = "train" if i < 24 else "validation"
         encoded = (encode_image(array, "PNG") for array in (image, mask))
@@ -116,7 +125,10 @@ def scenes() -> SurgicalData:
 
 
 def test_classes_that_masks_show(model, processor):
-    """By hand: presence from the masks, scikit-learn's neighbours and average precision."""
+    """Test that masks define class presence.
+
+    The reference uses scikit-learn's neighbors and average precision.
+    """
     data = scenes()
     embeddings, present = {}, {}
     for split in ("train", "validation"):
@@ -163,9 +175,9 @@ def tiny_model() -> SurgeNetModel:
 
 def share(rank: int, rendezvous: str, output: str):
     torch.set_num_threads(1)
-    PartialState._reset_state()  # of the forked parent
+    PartialState._reset_state()  # inherited from the forked parent
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    os.environ["MASTER_PORT"] = "0"  # not used: the group exists already
+    os.environ["MASTER_PORT"] = "0"  # unused: the group already exists
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     model, seen = tiny_model(), []
     model.register_forward_hook(lambda module, inputs, outputs: seen.append(len(outputs.pooler_output)))
@@ -176,11 +188,11 @@ def share(rank: int, rendezvous: str, output: str):
 
 def test_processes_share_the_frames(model, processor, tmp_path):
     arguments = (str(tmp_path / "rendezvous"), str(tmp_path / "rank"))
-    # a fork need not import everything anew
+    # a fork avoids importing everything again
     method = "fork" if sys.platform == "linux" else "spawn"
     torch.multiprocessing.start_processes(share, arguments, nprocs=2, start_method=method)
     expected = knn_accuracy(model, processor, scenes())
     for rank in range(2):
         figures, seen = torch.load(tmp_path / f"rank{rank}.pt")
         assert figures == pytest.approx(expected, abs=1e-4)
-        assert seen == 18  # of 36
+        assert seen == 18  # half of 36 frames

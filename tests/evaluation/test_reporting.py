@@ -35,4 +35,4 @@ def test_intervals_of_classes_are_over_the_videos_that_have_them():
     tool, duct = _dice_intervals({"data": {"labels": ["tool", "duct"]}, "per_video": per_video})
     expected = student_interval(dice)
     assert tool == pytest.approx((expected.low, expected.high))
-    assert all(map(math.isnan, duct))  # four videos have it
+    assert all(map(math.isnan, duct))  # only four videos have this class

@@ -38,7 +38,10 @@ def test_intervals_stay_in_the_range_of_the_metric():
 
 
 def test_expanded_percentiles():
-    """n = 10: Phi(-sqrt(10 / 9) t) with t = 2.262 is 0.00855, instead of 0.025."""
+    """Test expanded percentiles.
+
+    For n = 10 and t = 2.262, Phi(-sqrt(10 / 9) t) is 0.00855 instead of 0.025.
+    """
     draws = np.arange(100_001) / 100_000
     found = bootstrap_interval(draws, 10)
     assert found.low == pytest.approx(stats.norm.cdf(-math.sqrt(10 / 9) * 2.2621571), abs=1e-5)
@@ -106,7 +109,10 @@ def test_multilabel_has_bootstrap_intervals():
 
 
 def test_models_are_resampled_alike():
-    """Where one model is right the other is wrong, so that accuracies add up to 1 in each draw."""
+    """Test that all models use the same resamples.
+
+    One model is right where the other is wrong, so their accuracies add up to 1 in each draw.
+    """
     values = np.random.default_rng(0).random(6)
     pair = mean_draws(values, 50), mean_draws(1 - values, 50)
     np.testing.assert_allclose(pair[0] + pair[1], 1)
@@ -151,5 +157,8 @@ def test_when_no_difference_could_be_significant():
 
 
 def test_no_interval_without_variation():
-    """All resamples give the same value, e.g. the balanced accuracy of a model that predicts nothing."""
+    """Test that equal values in all resamples give no interval.
+
+    An example is the balanced accuracy of a model that predicts nothing.
+    """
     assert bootstrap_interval([0.5] * 100, 8) is None

@@ -27,13 +27,13 @@ def test_radar_has_rank_1_outermost_and_tells_models_apart_without_colour():
     (axes,) = figure.axes
     assert axes.get_rmax() == 3
     lines = axes.get_lines()
-    np.testing.assert_array_equal(lines[0].get_ydata(), [3, 3, 1.5, 3, 3])  # closed
+    np.testing.assert_array_equal(lines[0].get_ydata(), [3, 3, 1.5, 3, 3])  # the polygon is closed
     np.testing.assert_array_equal(lines[2].get_ydata(), [1, 2, 1.5, np.nan, 1])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a\nDice", "a\nASSD", "b\nmAP", "c\nF1"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(MODELS)
     for looks in zip(*((line.get_marker(), line.get_color(), str(line._dash_pattern)) for line in lines), strict=True):
         assert len(set(looks)) == 3
-    # the ring that is labelled 1 is the outer one
+    # the ring labeled 1 is the outer one
     (first,) = [text for text in axes.texts if text.get_text() == "1"]
     assert first.get_position()[1] == 3
 
@@ -50,7 +50,7 @@ def test_blobs_have_the_area_of_their_share():
     assert sorted(texts(axes)) == ["14%", "25%", "75%", "86%"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["XL", "Public"]
     bottom, top = axes.get_ylim()
-    assert bottom > top  # rank 1 is above
+    assert bottom > top  # rank 1 is at the top
 
 
 def test_the_largest_blob_fits_its_cell():
@@ -119,7 +119,7 @@ def test_both_formats_are_written(tmp_path):
     content = pdf.read_bytes()
     assert content.startswith(b"%PDF")
     assert b"CreationDate" not in content
-    assert b"/Type3" not in content  # type 3 fonts: journals refuse them
+    assert b"/Type3" not in content  # journals refuse type 3 fonts
     assert len(content) > 3000
     assert len(list(png.parent.iterdir())) == 2
 

@@ -19,7 +19,7 @@ def test_curve_and_average_precision_are_scikit_learns():
         expected = average_precision_score(positive, scores[known, i])
         assert figure.axes[i].get_title() == f"C{i + 1}\nAP {expected:.3f}"
         curve, line = figure.axes[i].get_lines()
-        assert curve.get_drawstyle() == "steps-pre"  # the area under it is the average precision
+        assert curve.get_drawstyle() == "steps-pre"  # the area below the curve is the average precision
         precision, recall, _ = precision_recall_curve(positive, scores[known, i])
         np.testing.assert_allclose(curve.get_xdata()[::-1], recall)
         np.testing.assert_allclose(curve.get_ydata()[::-1], precision)
@@ -33,15 +33,15 @@ def test_curve_and_average_precision_are_scikit_learns():
     ("scores", "recall", "precision", "average"),
     [
         ([0.9, 0.8, 0.5, 0.1], [0, 0.5, 0.5, 1, 1], [1, 1, 1 / 2, 2 / 3, 1 / 2], "0.833"),
-        ([0.5, 0.5, 0.5, 0.1], [0, 1, 1], [1, 2 / 3, 1 / 2], "0.667"),  # frames of equal score come together
+        ([0.5, 0.5, 0.5, 0.1], [0, 1, 1], [1, 2 / 3, 1 / 2], "0.667"),  # frames with equal scores share a threshold
     ],
 )
 def test_curve_by_hand(scores, recall, precision, average):
-    """Positive, negative, positive, negative: from the highest threshold down to the lowest."""
+    """Test the curve of alternating positives and negatives, from the highest threshold to the lowest."""
     figure = precision_recall_figure(np.array([[1], [0], [1], [0]]), np.array(scores)[:, None], ["C1"])
     curve = figure.axes[0].get_lines()[0]
     np.testing.assert_allclose(curve.get_xdata(), recall)
     np.testing.assert_allclose(curve.get_ydata(), precision)
     assert figure.axes[0].get_title() == f"C1\nAP {average}"
-    # what is drawn before a point has its height: the area is the average precision
+    # each step has the height of its right point, so the area is the average precision
     assert np.sum(np.diff(curve.get_xdata()) * curve.get_ydata()[1:]) == pytest.approx(float(average), abs=1e-3)

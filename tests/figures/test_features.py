@@ -11,7 +11,7 @@ def clusters(size=20, centres=((0, 0), (10, 0), (0, 10)), seed=0):
 
 def test_tsne_keeps_clusters_and_its_seed():
     embeddings = np.random.default_rng(0).normal(0, 0.1, (24, 8)) + np.repeat(np.eye(8)[:2] * 5, 12, 0)
-    found = tsne(embeddings)  # a perplexity of 30 would be more than there are points
+    found = tsne(embeddings)  # a perplexity of 30 would exceed the number of points
     assert found.shape == (24, 2)
     distances = np.linalg.norm(found[:, None] - found[None], axis=-1) + np.diag(np.full(24, np.inf))
     assert (distances.argmin(1) // 12 == np.arange(24) // 12).all()
@@ -51,7 +51,7 @@ def test_names_stand_at_groups_that_stand_apart():
     assert {text.get_text() for text in axes.texts} == {"a", "b", "c"}
     for text, centre in zip(axes.texts, ((0, 0), (10, 0), (0, 10)), strict=True):
         assert np.linalg.norm(np.subtract(text.xy, centre)) < 4
-    (axes,) = scatter_figure(clusters(centres=((0, 0),) * 3), groups).axes  # one cloud
+    (axes,) = scatter_figure(clusters(centres=((0, 0),) * 3), groups).axes  # one cluster
     assert not axes.texts
     (axes,) = scatter_figure(
         clusters(centres=[(20 * i, 0) for i in range(14)]), np.repeat(np.arange(14).astype(str), 20)
@@ -87,7 +87,10 @@ def test_the_first_component_is_the_one_that_varies_most():
 
 
 def test_the_longer_tail_of_a_component_is_the_bright_one():
-    """The sign of a component is arbitrary: a few pixels that stand out are bright, whichever way they do."""
+    """Test that the longer tail of a component is bright.
+
+    The sign of a component is arbitrary; a few outlying pixels must be bright in either direction.
+    """
     features = np.random.default_rng(0).normal(0, 0.1, (4, 8, 8))
     for channel, height in enumerate((20, 10, 5)):
         features[channel, channel, :4] += height

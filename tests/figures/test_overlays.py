@@ -34,7 +34,7 @@ def test_rows_titles_and_a_legend_of_what_occurs():
     assert texts(figure) == ["Title", "frame", "reference", "prediction", "v1, frame 0", "v2"]
     assert legend(figure) == ["0  background", "1  liver", "no class (ignored)"]
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), frames[0])
-    # every class is named on the picture, not by its colour alone
+    # the figure names every class, since color alone is not enough
     assert [text.get_text() for text in figure.axes[1].texts] == ["0", "1"]
 
 
@@ -44,7 +44,7 @@ def test_ids_are_written_inside_their_class():
     for text in figure.axes[1].texts:
         x, y = text.get_position()
         assert truths[0][y, x] == int(text.get_text())
-    predictions[0][200:204, 200:204] = 2  # a speck: painted and in the legend, without an id on the picture
+    predictions[0][200:204, 200:204] = 2  # a small region is painted and in the legend, but has no id on the image
     figure = segmentation_figure(frames, truths, predictions, LABELS, COLORS)
     assert "2" not in [text.get_text() for text in figure.axes[2].texts]
     assert "2  tool" in legend(figure)

@@ -6,7 +6,7 @@ from surgenet_hf.figures.pretraining import PANELS, pretraining_figure
 
 
 def panels(figure) -> dict:
-    """Title -> axes, of those with something in them."""
+    """Return the axes that contain lines, by title."""
     return {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_lines()}
 
 
@@ -33,7 +33,8 @@ def test_a_noisy_curve_has_its_running_mean():
     raw, mean = panels(figure)["loss (nats)"].get_lines()
     np.testing.assert_array_equal(raw.get_ydata(), values)
     assert mean.get_ydata()[500] == pytest.approx(values[480:520].mean(), abs=0.05)
-    assert mean.get_ydata()[0] == pytest.approx(values[:20].mean(), abs=0.05)  # not drawn to 0 at the ends
+    # values at the ends are not averaged with zeros
+    assert mean.get_ydata()[0] == pytest.approx(values[:20].mean(), abs=0.05)
 
 
 def test_missing_values_are_left_out():
@@ -42,7 +43,7 @@ def test_missing_values_are_left_out():
         {"step": 10, "loss": float("nan")},
         {"step": 20, "loss": 5.0},
         {"epoch": 0, "knn_accuracy": 0.5},  # no step
-        {"step": 10, "loss": 6.0},  # logged again after the run was resumed, with what came after
+        {"step": 10, "loss": 6.0},  # a resumed run logs steps 10 and 20 again
         {"step": 20, "loss": 5.5, "knn_mean_average_precision": 0.5, "knn_chance": 0.2},
     ]
     drawn = panels(pretraining_figure(history))

@@ -14,11 +14,11 @@ def test_truth_lies_over_the_prediction_in_minutes():
     assert len(bars) == 3 + 3 + 2 + 2
     assert [(bar.x0, bar.x1) for bar in bars[:6]] == [(0, 2), (2, 6), (6, 8), (0, 4), (4, 6), (6, 8)]
     assert all(truth_bar.y1 <= bar.y0 for truth_bar in bars[:3] for bar in bars[3:6])
-    assert axes.yaxis_inverted()  # so lower values are above
+    assert axes.yaxis_inverted()  # lower values are at the top
     assert axes.get_xlim() == (0, 8)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["v1", "v2"]
     written = [text.get_text() for text in axes.texts]
-    # numbers of phases, and the share of right frames where there is truth: 60 of 180
+    # phase numbers, and the share of correct frames among those with labels: 60 of 180
     assert written == ["1", "2", "1", "3", "2", "33%", "1", "2", "1", "2", "100%", "right\nframes"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["1  Preparation", "2  Dissection", "3  Clipping", "no phase"]

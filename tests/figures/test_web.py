@@ -16,7 +16,7 @@ def test_overlay():
     np.testing.assert_array_equal(picture[:15, :30], FRAME[:15, :30])  # background is not painted
     assert picture[30, 50, 0] > 130 > 110 > picture[30, 50, 2]
     inside = picture[40:80, 60:100].reshape(-1, 3)
-    assert (inside.min(1) > 240).any()  # the id in white, outlined in black
+    assert (inside.min(1) > 240).any()  # the id is white with a black outline
     assert (inside.max(1) < 15).any()
 
 
@@ -26,7 +26,7 @@ def test_heat():
     picture = web.heat_picture(FRAME, values, point=(0.25, 0.5))
     assert picture.shape == FRAME.shape
     bright = picture.astype(int).sum(-1)
-    assert np.unravel_index(bright[:50].argmax(), (50, 160))[1] > 110  # the corner where the one is
+    assert np.unravel_index(bright[:50].argmax(), (50, 160))[1] > 110  # the corner whose value is 1
     ring = picture[45:76, 25:56].reshape(-1, 3)
     assert (ring.min(1) > 240).any()
     assert (ring.max(1) < 15).any()
@@ -45,7 +45,7 @@ def test_phase_picture_grows():
     assert short.shape == full.shape
     assert short.shape[0] > 120
     lowest = short[-2]
-    assert lowest[10].tolist() == [0, 114, 178]  # the first colour of the palette
+    assert lowest[10].tolist() == [0, 114, 178]  # the first color of the palette
     assert lowest[100].tolist() == [24, 24, 27]
     assert full[-2, 150].tolist() == [213, 94, 0]
     np.testing.assert_array_equal(short[40:80], FRAME[:40])
@@ -56,21 +56,21 @@ def test_phase_picture_of_more_frames_than_the_header_said():
 
 
 def test_long_names_end_before_the_edge():
-    """Cut, with an ellipsis; and a line break in a name is no error."""
+    """Test that long names are cut with an ellipsis and that a line break in a name raises no error."""
     pictures = [
         web.phase_picture(FRAME, np.array([0]), (name,), 8) for name in ("cut", "W" * 500, "dissection of\nCalot")
     ]
     short, long, broken = (picture[:16].max(-1) > 100 for picture in pictures)
     assert short.any()
     assert not long[:, -4:].any()
-    assert long[:, -30:].any()  # but not before it must
+    assert long[:, -30:].any()  # the text uses the available width
     assert broken.sum() > short.sum()
 
 
 def test_legend():
     html = web.legend_html(LABELS, COLORS, [0.2496, 0.75, 0.0004], "5 < 6")
     places = [html.index(part) for part in (">liver<", ">background<", "&lt;script&gt;")]
-    assert places == sorted(places)  # the largest first
+    assert places == sorted(places)  # largest first
     assert "<script>" not in html
     assert "75.0&nbsp;%" in html
     assert "&lt;&nbsp;0.1&nbsp;%" in html
@@ -94,7 +94,7 @@ def test_ribbon():
     assert html.count("width:25.000%") == 1
     assert html.count("width:12.500%") == 2
     assert "1 background, 0:00 to 1:00" in html
-    assert "1:30" in html  # of three frames in all
+    assert "1:30" in html  # the duration of all three frames
     assert "<script>" not in html
     assert "liver" not in html
     assert "width:100" not in web.ribbon_html(np.array([], int), LABELS, 8)

@@ -17,7 +17,7 @@ from tests.checkpoints.files import tiny
 
 
 def make_videos(root, seed=0):
-    """Two videos of four frames, of two phases."""
+    """Write two videos of four frames and two phases, and return their folder."""
     rng = np.random.default_rng(seed)
     (root / "phases").mkdir(parents=True)
     for video in "ab":
@@ -40,15 +40,15 @@ def test_cached_features_are_of_these_frames(tmp_path, monkeypatch):
     root, cache = make_videos(tmp_path / "one"), tmp_path / "cache"
     first = features(model, root, cache)
 
-    with monkeypatch.context() as patch:  # nothing is computed for the same frames
+    with monkeypatch.context() as patch:  # features of the same frames are not recomputed
         patch.setattr("surgenet_hf.finetuning.phase.compute_features", None)
         assert torch.equal(features(model, root, cache), first)
 
-    # another data set with the same names of videos and frames
+    # another dataset with the same names of videos and frames
     other = features(model, make_videos(tmp_path / "other", seed=1), cache)
     assert not torch.equal(other, first)
 
-    # the same files, with other pixels
+    # the same files with other pixels
     video = load_data("videos", root).splits["train"][0]["video"]
     for path in (root / "frames" / video).iterdir():
         replacement = tmp_path / "other" / "frames" / video / path.name
@@ -58,7 +58,10 @@ def test_cached_features_are_of_these_frames(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("rate", [1.0, None])
 def test_frames_are_not_flipped_for_phases(rate, tmp_path):
-    """Frames whose left half is bright, in many epochs; without a frame rate they are not of phases."""
+    """Test that frames of phases are not flipped, with frames whose left half is bright.
+
+    Without a frame rate, the frames do not belong to phases.
+    """
     pixels = np.zeros((32, 48, 3), np.uint8)
     pixels[:, :24] = 200
     png = io.BytesIO()

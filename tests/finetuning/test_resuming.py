@@ -1,4 +1,4 @@
-"""Runs of the fine-tuning scripts that were killed, terminated, damaged, or restarted with other options."""
+"""Tests of fine-tuning runs that were killed, terminated, damaged, or restarted with other options."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from surgenet_hf.cli.finetune_segmentation import main
 from surgenet_hf.data import load_data
 from surgenet_hf.finetuning.trainer import SurgeNetTrainer
 
-EPOCHS, STEPS = 3, 3  # of two frames each
+EPOCHS, STEPS = 3, 3  # each step has two frames
 COMMON = f"--backbone tiny --image_size 32 --per_device_train_batch_size 2 --num_train_epochs {EPOCHS}"
 COMMON += " --learning_rate 3e-3 --disable_tqdm true --dataset folder"
 
@@ -31,7 +31,7 @@ def masks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(masks, tmp_path_factory):
-    """A run that nothing interrupted, with all its checkpoints."""
+    """Return the folder of an uninterrupted run with all its checkpoints."""
     output_dir = tmp_path_factory.mktemp("finished") / "run"
     finetune(masks, output_dir, "--save_total_limit 9")
     return output_dir
@@ -39,7 +39,7 @@ def finished(masks, tmp_path_factory):
 
 @pytest.fixture
 def killed(finished, tmp_path):
-    """What the run leaves if it is killed after its second epoch."""
+    """Return the folder of a run that was killed after its second epoch."""
     output_dir = tmp_path / "killed"
     for name in ("checkpoint-3", "checkpoint-6"):
         shutil.copytree(finished / name, output_dir / name)
@@ -63,7 +63,7 @@ def assert_same_result(first, second):
 
 @pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(masks, finished, killed):
-    (killed / "checkpoint-9").mkdir()  # it was being saved
+    (killed / "checkpoint-9").mkdir()  # killed while saving this checkpoint
     (killed / "checkpoint-9" / "model.safetensors").write_bytes(b"half")
     resume(masks, killed)
     assert_same_result(finished, killed)
@@ -95,7 +95,7 @@ def test_other_data_under_the_same_names_is_refused(masks, killed, tmp_path, fol
     size = path.stat().st_size
     if folder == "masks":
         Image.fromarray(np.roll(np.array(Image.open(path)), 1, axis=0)).save(path)
-    else:  # one bit of the picture
+    else:  # flip one bit of the image
         content = path.read_bytes()
         path.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
         assert path.stat().st_size == size
@@ -171,7 +171,7 @@ def test_sigterm_saves_and_exits(masks, finished, tmp_path, monkeypatch, caplog,
 
 @pytest.mark.slow
 def test_early_stopping_keeps_its_patience(masks, tmp_path):
-    """Two evaluations without improvement end the run, whether or not it was resumed between them."""
+    """Test that two evaluations without improvement end the run, even if it is resumed between them."""
     options = "--num_train_epochs 6 --learning_rate 0 --early_stopping_patience 2 --save_total_limit 9"
     finetune(masks, tmp_path / "whole", options)
     saved = sorted(path.name for path in (tmp_path / "whole").glob("checkpoint-*"))
@@ -193,12 +193,15 @@ def test_a_diverged_run_ends_with_an_error_and_no_model(masks, tmp_path):
 
 @pytest.mark.slow
 def test_weights_that_are_not_finite_are_neither_evaluated_nor_saved(masks, tmp_path, monkeypatch):
-    """The gradients of a finite loss can be NaN: the weights are, before any loss is."""
+    """Test that weights that are not finite are neither evaluated nor saved.
+
+    The gradients of a finite loss can be NaN, so weights become NaN before any loss.
+    """
     training_step = SurgeNetTrainer.training_step
 
     def step_and_break(self, model, *args):
         loss = training_step(self, model, *args)
-        if self.state.global_step == 2:  # the last of the epoch
+        if self.state.global_step == 2:  # the last step of the epoch
             next(model.parameters()).grad[0] = torch.nan
         return loss
 
@@ -216,7 +219,10 @@ def test_a_second_run_in_the_same_folder_is_refused(masks, tmp_path):
 
 @pytest.mark.slow
 def test_the_checkpoint_before_a_damaged_one_keeps_its_best(masks, tmp_path, monkeypatch):
-    """The first epoch is the best until the third: the second checkpoint needs the first to be resumed."""
+    """Test that the checkpoint before a damaged one keeps its best checkpoint.
+
+    The first epoch is the best until the third, so resuming the second checkpoint requires the first.
+    """
     scores = iter([0.5, 0.4, 0.9] * 2)
     evaluate = SurgeNetTrainer.evaluate
 

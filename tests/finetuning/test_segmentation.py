@@ -20,7 +20,7 @@ TINY = SurgeNetConfig(
 
 
 def frame(seed, height=48, width=64):
-    """A dark frame with a bright rectangle of class 1."""
+    """Return a dark frame with a bright rectangle of class 1."""
     rng = np.random.default_rng(seed)
     mask = np.zeros((height, width), np.uint8)
     top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
@@ -61,7 +61,7 @@ def test_frames_and_masks_stay_aligned_through_augmentation_and_processor(data):
             bright = item["pixel_values"][0]
             bright = bright > (bright.min() + bright.max()) / 2
             agreement.append((bright == (item["labels"] == 1)).float().mean().item())
-    assert min(agreement) > 0.95  # not 1: frames are interpolated, masks are not
+    assert min(agreement) > 0.95  # below 1, since frames are interpolated and masks are not
 
 
 def test_augmentation_varies_and_depends_on_seed_epoch_and_index_alone(data):
@@ -102,12 +102,12 @@ def test_every_epoch_of_training_augments_anew(data, tmp_path, monkeypatch, work
     log = tmp_path / "draws"
 
     def spy(seed, epoch, index):
-        with log.open("a") as file:  # a file, as workers are other processes
+        with log.open("a") as file:  # workers are separate processes, so log to a file
             print(seed, epoch, index, file=file)
         return rng_for(seed, epoch, index)
 
     monkeypatch.setattr(frames_module, "rng_for", spy)
-    if not by_accelerate:  # with several processes accelerate does not pass the epoch on to the data set
+    if not by_accelerate:  # with several processes Accelerate does not pass the epoch to the dataset
         monkeypatch.setattr("accelerate.data_loader.DataLoaderShard.set_epoch", lambda self, epoch: None)
     model, processor = build_model(TINY, data, 32)
     args = arguments(
@@ -140,7 +140,7 @@ def test_training_learns_and_its_evaluation_counts_every_frame_once(data, tmp_pa
             logits = model(pixel_values=item["pixel_values"][None]).logits
         metric.add(logits.argmax(1)[0].numpy(), item["labels"].numpy())
     expected = metric.compute()
-    for _ in range(2):  # the second evaluation starts from nothing
+    for _ in range(2):  # the second evaluation starts from an empty metric
         found = trainer.evaluate()
         for key in ("pooled_dice", "pooled_iou", "pixel_accuracy"):
             assert found[f"eval_{key}"] == pytest.approx(expected[key], abs=1e-3)

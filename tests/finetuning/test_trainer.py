@@ -52,12 +52,15 @@ def run(data, args):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_in_mid_epoch_it_ends_with_the_same_weights(data, tmp_path, workers):
-    """Steps 5 to 7 of epochs of 4: augmentation, dropout and order must go on where they stopped."""
+    """Test that a run resumed in mid-epoch ends with the same weights.
+
+    It resumes in epochs of 4 steps. Augmentation, dropout, and order must continue unchanged in steps 5 to 7.
+    """
     steps = {"save_strategy": "steps", "save_steps": 5, "dataloader_num_workers": workers}
     expected = run(data, arguments(tmp_path / "a", **steps))
     assert len(data.splits["train"]) == 8
     (tmp_path / "b").mkdir()
-    shutil.copytree(tmp_path / "a" / "checkpoint-5", tmp_path / "b" / "checkpoint-5")  # what a killed run leaves
+    shutil.copytree(tmp_path / "a" / "checkpoint-5", tmp_path / "b" / "checkpoint-5")  # left by a killed run
     torch.manual_seed(1)
     np.random.seed(1)
     found = run(data, arguments(tmp_path / "b", resume_from_checkpoint="true", **steps))
@@ -74,7 +77,7 @@ def test_stages_resume_where_the_run_was(tmp_path):
         stage_arguments(arguments(tmp_path), str(tmp_path / "s1"))
     resumed = arguments(tmp_path, resume_from_checkpoint="true")
     assert stage_arguments(resumed, str(tmp_path / "s1")).resume_from_checkpoint == "true"
-    # the second stage had not begun
+    # the second stage has not started
     assert stage_arguments(resumed, str(tmp_path / "s2")).resume_from_checkpoint is None
 
 
@@ -106,7 +109,7 @@ def test_layer_decay_and_frozen_backbone_reach_the_training(data, tmp_path):
 
 @pytest.mark.slow
 def test_the_best_checkpoint_is_the_tasks(data, tmp_path):
-    """Of the metric, not of the loss, which Trainer takes where nothing is said."""
+    """Test that the metric selects the best checkpoint, not the loss, which is the default of Trainer."""
     args = SurgeNetTrainingArguments(
         output_dir=str(tmp_path),
         num_train_epochs=4,

@@ -1,4 +1,4 @@
-"""Deterministic tensors from names: the same bytes on every machine and numpy version."""
+"""Deterministic tensors from names, with the same bytes on every machine and numpy version."""
 
 import math
 import zlib
@@ -7,13 +7,19 @@ import numpy as np
 
 
 def uniform(name: str, shape) -> np.ndarray:
-    """float64 in [0, 1), one stream per name: PCG64 seeded with crc32(name), raw 64-bit draws >> 11, times 2**-53."""
+    """Return deterministic float64 values in [0, 1), with one stream per name.
+
+    The values are raw 64-bit draws of PCG64, seeded with crc32(name), shifted right by 11 bits, times 2**-53.
+    """
     raw = np.random.PCG64(zlib.crc32(name.encode())).random_raw(math.prod(shape))
     return ((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)
 
 
 def parameter(name: str, shape) -> np.ndarray:
-    """A float32 weight: kernels uniform with unit gain, vectors near 1 (weight, scale, gamma) or near 0 (the rest)."""
+    """Return a deterministic float32 parameter.
+
+    Kernels are uniform with unit gain. Vectors are near 1 (weight, scale, gamma) or near 0 (the rest).
+    """
     u = uniform(name, shape)
     if len(shape) > 1 and not name.endswith(("gamma", "beta")):
         bound = math.sqrt(3.0 / math.prod(shape[1:]))

@@ -1,4 +1,4 @@
-"""Fixtures around the stand-in Hub. A conftest.py of another folder imports them by name to have them too."""
+"""Fixtures of the stand-in Hub, which the conftest.py of another folder can import by name."""
 
 import huggingface_hub
 import pytest
@@ -8,7 +8,7 @@ from tests.hub.server import StandInHub
 
 @pytest.fixture
 def hub():
-    """A stand-in Hub of the test's own."""
+    """Yield a new stand-in Hub for each test."""
     with StandInHub() as hub:
         yield hub
         assert not hub.errors, "\n".join(hub.errors)
@@ -16,7 +16,10 @@ def hub():
 
 @pytest.fixture
 def client(hub, monkeypatch, tmp_path):
-    """huggingface_hub.HfApi() on the stand-in; so is all else in this process that asks the Hub for something."""
+    """Yield huggingface_hub.HfApi(), connected to the stand-in Hub.
+
+    All other requests of this process to the Hub also go to the stand-in.
+    """
     hub.connect(monkeypatch, tmp_path / "hf_home")
     yield huggingface_hub.HfApi()
     huggingface_hub.close_session()

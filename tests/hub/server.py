@@ -1,19 +1,22 @@
-"""A stand-in for the Hugging Face Hub: a real HTTP server on 127.0.0.1 that the real huggingface_hub client talks to.
+"""Stand-in for the Hugging Face Hub: an HTTP server on 127.0.0.1 for the real huggingface_hub client.
+
+Example:
 
     with StandInHub() as hub:
-        hub.add_files("someone/model", {"config.json": "{}"})  # filled without HTTP
-        subprocess.run([...], env=hub.environment(tmp_path))  # a fresh process that takes it for the Hub
-        hub.connect(monkeypatch, tmp_path)  # so does the client already imported here
-        hub.fail("POST .*/commit/", status=503)  # the next commit is refused
-        hub.cut("GET /lfs/", after_bytes=1000)  # the next download breaks off
-        assert not hub.matching("POST .*/commit/")  # what was asked of it
+        hub.add_files("someone/model", {"config.json": "{}"})  # without HTTP
+        subprocess.run([...], env=hub.environment(tmp_path))  # a new process uses the stand-in
+        hub.connect(monkeypatch, tmp_path)  # the client imported in this process uses it, too
+        hub.fail("POST .*/commit/", status=503)  # refuse the next commit
+        hub.cut("GET /lfs/", after_bytes=1000)  # interrupt the next download
+        assert not hub.matching("POST .*/commit/")  # requests so far
 
-It covers model, dataset and Space repositories (create, info, tree, refs, history, tags, preupload, LFS, commit,
-resolve with ranges), the checks of a card's metadata, tokens, private and gated repositories,
-and collections. As on the Hub, large files lie on another origin (`hub.storage`), which must never see a token.
+It covers model, dataset, and Space repositories (create, info, tree, refs, history, tags, preupload, LFS, commit,
+resolve with ranges). It also covers metadata checks of cards, tokens, private and gated repositories, and collections.
+As on the Hub, large files are stored at another origin (`hub.storage`), which must never receive a token.
 
-Not covered: Xet, through which the real Hub takes large files when hf_xet is there (HF_HUB_DISABLE_XET=1 keeps the
-client on LFS), LFS in several parts, pull requests, pages of a long listing, gzip, rate limits of its own.
+It does not cover Xet, which the real Hub uses for large files if hf_xet is installed. HF_HUB_DISABLE_XET=1 makes the
+client use LFS instead. Also missing are LFS in several parts, pull requests, pages of long listings, gzip, and the
+Hub's own rate limits.
 """
 
 import base64
@@ -38,13 +41,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 LFS_SUFFIX = re.compile(r"\.(bin|ckpt|h5|msgpack|npy|npz|onnx|parquet|pkl|pt|pth|safetensors|tar|zip)$")
-LFS_SIZE = 10 * 1024 * 1024  # regular files are smaller
+LFS_SIZE = 10 * 1024 * 1024  # smaller files are regular
 LICENSES = """apache-2.0 mit openrail bsd bsd-2-clause bsd-3-clause cc cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0
     cc-by-nd-4.0 cc-by-nc-nd-4.0 cc-by-nc-sa-4.0 agpl-3.0 gpl-3.0 lgpl-3.0 mpl-2.0 unlicense unknown other"""
 SDKS = ["gradio", "docker", "static"]
 COLORS = ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
 MESSAGES = {
-    401: "Invalid credentials in Authorization header",  # by these words the client tells it from a missing repository
+    # by this message the client distinguishes it from a missing repository
+    401: "Invalid credentials in Authorization header",
     403: "Forbidden: you don't have the rights to do this",
     404: "Repository not found",
     429: "Too Many Requests",
@@ -52,12 +56,17 @@ MESSAGES = {
     503: "Service Unavailable",
 }
 REPO = r"(?P<kind>model|dataset|space)s/(?P<repo_id>[^/]+/[^/]+)"
-FOREIGN = re.compile(r"(?i)^(HF_|HUGGING|TRANSFORMERS_)|_proxy$")  # environment variables that steer the client
+FOREIGN = re.compile(r"(?i)^(HF_|HUGGING|TRANSFORMERS_)|_proxy$")  # environment variables that configure the client
 ROUTES = []
 
 
 def route(pattern, write=False):
-    """Binds a method of StandInHub to "METHOD /path"; one that writes needs the token."""
+    """Register a method of StandInHub for a route.
+
+    Args:
+        pattern: Regex of "METHOD /path".
+        write: Whether the request requires the token.
+    """
 
     def bind(function):
         ROUTES.append((re.compile(pattern), function.__name__, write))
@@ -74,7 +83,7 @@ class Reply:
 
 
 class HubError(Exception):
-    """An answer that is an error, in the Hub's form: JSON body, and headers that the client maps to exceptions."""
+    """Error response in the form of the Hub, with a JSON body and headers that the client maps to exceptions."""
 
     def __init__(self, status, message=None, code=None, headers=None, **body):
         super().__init__(message)
@@ -86,11 +95,11 @@ class HubError(Exception):
 @dataclass
 class Request:
     method: str
-    path: str  # with its query
+    path: str  # includes the query
     authorization: str | None
     headers: dict
     origin: str  # "hub" or "storage"
-    status: int | None = None  # of the answer; None if the connection was cut before it
+    status: int | None = None  # status of the response; None if the connection was cut before it
 
     def __str__(self):
         return f"{self.method} {self.path}"
@@ -119,7 +128,7 @@ class File:
 
     @cached_property
     def blob(self):
-        """What lies in git: an LFS file's is its pointer."""
+        """Return the content in git, which is the pointer for an LFS file."""
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"
         return pointer.encode() if self.lfs else self.data
 
@@ -153,7 +162,7 @@ class Repo:
     def __init__(self, repo_id, kind="model", private=False, sdk=None):
         self.slug = slug_of(kind, repo_id)
         self.private, self.sdk, self.gated = private, sdk, False
-        self.lfs: dict[str, bytes] = {}  # what was uploaded, committed or not
+        self.lfs: dict[str, bytes] = {}  # all uploaded content, committed or not
         self.branches: dict[str, Commit] = {}
         self.tags: dict[str, Commit] = {}
         self.by_sha: dict[str, Commit] = {}
@@ -161,11 +170,17 @@ class Repo:
 
     @property
     def commits(self):
-        """Those of main, the newest first; the oldest is the Hub's own "initial commit"."""
+        """Return the commits of main, newest first, down to the Hub's own "initial commit"."""
         return self.branches["main"].history()
 
     def commit(self, changes, title, branch="main"):
-        """Changes: path to bytes, None for a file that goes. Like the Hub, it commits even if nothing changes."""
+        """Commit changes to a branch, even if nothing changes, as the Hub does.
+
+        Args:
+            changes: {path: bytes}, with None for a file to delete.
+            title: Title of the commit.
+            branch: Branch to commit to.
+        """
         parent = self.branches.get(branch)
         files = dict(parent.files) if parent else {}
         for path, data in changes.items():
@@ -187,20 +202,20 @@ class Repo:
         return commit
 
     def files(self, revision="main"):
-        """Path to bytes."""
+        """Return {path: bytes} of a revision."""
         return {path: file.data for path, file in self.find(revision).files.items()}
 
 
 class StandInHub:
     def __init__(self):
-        self.token = "hf_" + "StandIn" * 5  # the one good token
+        self.token = "hf_" + "StandIn" * 5  # the only valid token
         self.user = "maintainer"
-        self.orgs = ["surgenet"]  # the user writes to their own namespace and to these
-        self.repos: dict[str, Repo] = {}  # by id; a Space's is "spaces/owner/name"
+        self.orgs = ["surgenet"]  # the user can write to their own namespace and to these
+        self.repos: dict[str, Repo] = {}  # by id; the id of a Space is "spaces/owner/name"
         self.collections: dict[str, dict] = {}
         self.requests: list[Request] = []
-        self.errors: list[str] = []  # what the stand-in itself got wrong, or does not know
-        self.waits: list[float] = []  # the pauses that a connected client would have made
+        self.errors: list[str] = []  # errors of the stand-in itself and unknown requests
+        self.waits: list[float] = []  # pauses that a connected client would have made
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
 
@@ -212,7 +227,7 @@ class StandInHub:
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
             self.servers.append(server)
         ports = [server.server_port for server in self.servers]
-        # another host by name: for huggingface_hub 1.x another port alone is the same one
+        # another host name, since huggingface_hub 1.x treats another port alone as the same host
         self.endpoint, self.storage = f"http://127.0.0.1:{ports[0]}", f"http://localhost:{ports[1]}"
         return self
 
@@ -221,10 +236,18 @@ class StandInHub:
             server.shutdown()
             server.server_close()
 
-    # ---- what tests use
+    # ---- API for tests
 
     def add_files(self, repo_id, files, kind="model", title="add files", tag=None):
-        """Commits files (path to bytes, text or a local Path) without HTTP; makes the repository if need be."""
+        """Commit files without HTTP, and create the repository if necessary.
+
+        Args:
+            repo_id: Repository, "owner/name".
+            files: {path: bytes, text, or local Path}.
+            kind: "model", "dataset", or "space".
+            title: Title of the commit.
+            tag: Tag for the commit.
+        """
         slug = slug_of(kind, repo_id)
         repo = self.repos[slug] = self.repos.get(slug) or Repo(repo_id, kind)
         read = {str: str.encode, bytes: bytes}
@@ -234,35 +257,54 @@ class StandInHub:
         return repo
 
     def fail(self, pattern, status, times=1, skip=0, headers=None, message=None, code=None):
-        """Answer requests whose "METHOD /path?query" the regex finds with an error; times=math.inf is for ever.
+        """Answer matching requests with an error.
 
-        The first `skip` requests that match pass. `code` is the X-Error-Code: RepoNotFound, RevisionNotFound,
-        EntryNotFound or GatedRepo.
+        Args:
+            pattern: Regex to find in "METHOD /path?query".
+            status: HTTP status of the answer.
+            times: Number of requests that fail; math.inf for all.
+            skip: Number of matching requests that pass first.
+            headers: Headers of the answer.
+            message: Message of the error.
+            code: X-Error-Code: RepoNotFound, RevisionNotFound, EntryNotFound, or GatedRepo.
         """
         headers = {"Retry-After": "1"} | (headers or {}) if status == 429 else headers
         return self._fault(pattern, times, skip, error=HubError(status, message, code, headers))
 
     def cut(self, pattern, after_bytes=0, times=1, skip=0, reset=False):
-        """Close the connection in the middle of a transfer: of the request's body if it has one, else of the answer's.
+        """Close the connection during a transfer of matching requests.
 
-        `reset=True` ends a download by a TCP reset instead of a plain close.
+        The request body is cut if there is one, otherwise the body of the answer.
+
+        Args:
+            pattern: Regex to find in "METHOD /path?query".
+            after_bytes: Number of bytes to transfer first.
+            times: Number of requests to cut; math.inf for all.
+            skip: Number of matching requests that pass first.
+            reset: Whether to end a download by a TCP reset instead of a plain close.
         """
         return self._fault(pattern, times, skip, after_bytes=after_bytes, reset=reset)
 
     def lose_reply(self, pattern, times=1, skip=0):
-        """Do what is asked, then close the connection without an answer."""
+        """Process matching requests, then close the connection without an answer."""
         return self._fault(pattern, times, skip, lose_reply=True)
 
     def _fault(self, pattern, times, skip, **what):
         self.faults.append(Fault(pattern, times, skip, **what))
-        return self.faults[-1]  # its .hits counts
+        return self.faults[-1]  # its .hits counts the matches
 
     def matching(self, pattern):
-        """The requests so far whose "METHOD /path?query" the regex finds."""
+        """Return the requests so far whose "METHOD /path?query" matches a regex."""
         return [request for request in self.requests if re.search(pattern, str(request))]
 
     def environment(self, home, token=None, **more):
-        """Environment variables for a fresh process; `home` takes its cache. token=False: not logged in."""
+        """Return environment variables that connect a new process to this Hub.
+
+        Args:
+            home: Folder for the caches of the process.
+            token: Token of the process; False for none.
+            more: Additional variables.
+        """
         kept = {name: value for name, value in os.environ.items() if not FOREIGN.search(name)}
         return kept | self._settings(home, token) | more
 
@@ -273,10 +315,15 @@ class StandInHub:
         return settings | ({} if token is False else {"HF_TOKEN": token or self.token})
 
     def connect(self, monkeypatch, home, token=None, wait=False):
-        """Points the client that is already imported here, and child processes, at this Hub, for one test.
+        """Connect the imported client and child processes to this Hub for one test.
 
-        huggingface_hub reads its settings at import, so they are set where it keeps them. Unless `wait`, the pauses
-        between its retries are skipped and noted in `hub.waits`.
+        huggingface_hub reads its settings at import, so this method changes the stored values.
+
+        Args:
+            monkeypatch: Fixture that restores the settings.
+            home: Folder for the caches.
+            token: Token of the client; False for none.
+            wait: Whether the client pauses between retries; otherwise pauses are only recorded in `hub.waits`.
         """
         import huggingface_hub
         from huggingface_hub import constants, file_download, hf_api
@@ -302,7 +349,7 @@ class StandInHub:
             "AGENT_HARNESSES_PATH": str(home / ".agent_harnesses.json"),
         }.items():
             monkeypatch.setattr(constants, name, value, raising=False)
-        # the functions (create_repo, ...) are methods of this one; HfApi() reads the constants
+        # functions such as create_repo are methods of this object; HfApi() reads the constants
         monkeypatch.setattr(hf_api.api, "endpoint", self.endpoint)
         if not wait:
             clock = types.SimpleNamespace(**vars(time))
@@ -313,17 +360,23 @@ class StandInHub:
             from transformers import dynamic_module_utils
             from transformers.utils import hub as transformers_hub
 
-            monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)  # it remembers the endpoint
+            monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)  # it stores the endpoint
             monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(home / "modules"))
             monkeypatch.setattr(sys, "path", [*sys.path])  # transformers appends to it
             for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
                 monkeypatch.delitem(sys.modules, name)
-        huggingface_hub.close_session()  # it may have been made for another Hub, or with a proxy
+        huggingface_hub.close_session()  # the session may belong to another Hub or use a proxy
 
-    # ---- who may
+    # ---- authorization
 
     def allowed(self, request):
-        """True: the token is right; False: there is none. The Hub refuses a wrong one even for what is public."""
+        """Return True for a valid token and False for none.
+
+        Like the Hub, refuse an invalid token even for public content.
+
+        Raises:
+            HubError: 401 for an invalid token.
+        """
         if request.authorization is None:
             return False
         if request.authorization != f"Bearer {self.token}":
@@ -333,8 +386,8 @@ class StandInHub:
     def repo(self, ask, kind, repo_id):
         repo = self.repos.get(slug_of(kind, repo_id))
         if repo is None or (repo.private and not ask.allowed):
-            # without a token the Hub does not say whether there is one. It sends no code with 401, but the client
-            # then infers it from the address if that is https
+            # without a token the Hub does not reveal whether the repository exists. It sends no code with 401, but the
+            # client infers it from an https address
             raise HubError(404 if ask.allowed else 401, code="RepoNotFound", message="Repository not found")
         if ask.write:
             self.check_namespace(repo_id.split("/")[0])
@@ -345,7 +398,7 @@ class StandInHub:
             raise HubError(403, f"Forbidden: you don't have the rights for the namespace {namespace!r}")
 
     def answer(self, request, body):
-        """The reply to a request."""
+        """Return the reply to a request."""
         parts = urlsplit(request.path)
         if request.origin == "storage":
             return self.on_storage(request, parts.path, body)
@@ -358,7 +411,7 @@ class StandInHub:
         ask = types.SimpleNamespace(body=body, query=parse_qs(parts.query), write=write, path=request.path)
         ask.allowed = self.allowed(request)
         if write and not ask.allowed:
-            code = "RepoNotFound" if "repo_id" in match.groupdict() else None  # as above
+            code = "RepoNotFound" if "repo_id" in match.groupdict() else None  # as in `repo`
             raise HubError(401, "Invalid username or password.", code)
         groups = {key: value and unquote(value) for key, value in match.groupdict().items()}
         reply = getattr(self, name)(ask, **groups)
@@ -376,7 +429,7 @@ class StandInHub:
 
     @route("GET /api/agent-harnesses")
     def agent_harnesses(self, ask):
-        """Asked once a day by the client, for its User-Agent."""
+        """Answer the client, which asks once a day for its User-Agent."""
         return {"standardEnvVars": [], "harnesses": {}}
 
     @route("POST /api/repos/create", write=True)
@@ -462,7 +515,10 @@ class StandInHub:
 
     @route(f"POST /api/{REPO}/preupload/(?P<revision>[^/]+)", write=True)
     def preupload(self, ask, kind, repo_id, revision):
-        """What is LFS, and the oid of what is there: by it the client leaves out what has not changed."""
+        """Return which files use LFS and the oid of existing files.
+
+        The client uses the oid to skip unchanged files.
+        """
         files = self.repo(ask, kind, repo_id).find(revision).files
         reply = []
         for file in json.loads(ask.body)["files"]:
@@ -542,7 +598,10 @@ class StandInHub:
         return Reply(status=302, headers=headers | {"Location": f"{self.storage}/lfs/{repo.slug}/{file.sha256}"})
 
     def on_storage(self, request, path, body):
-        """Where large files lie: addresses are signed on the real one, and a token does not belong here."""
+        """Serve the storage of large files.
+
+        The real storage uses signed addresses, so a token must never be sent here.
+        """
         slug, oid = re.fullmatch("/lfs/(.+)/([0-9a-f]{64})", path).groups()
         if request.authorization:
             self.errors.append(f"a token was sent to the storage: {request}")
@@ -581,7 +640,7 @@ class StandInHub:
 
     @route("GET /api/collections")
     def list_collections(self, ask):
-        """With at most four items each, as the Hub has it."""
+        """Return the collections with at most four items each, as the Hub does."""
         owners, found = ask.query.get("owner"), self.collections.values()
         found = [each for each in found if ask.allowed or not each["private"]]
         found = [each | {"items": each["items"][:4]} for each in found]
@@ -619,7 +678,7 @@ def is_lfs(path, size, sample):
 
 
 def entries_of(commit, start=""):
-    """Path to listing entry of all files and folders below start."""
+    """Return {path: listing entry} of all files and folders below start."""
     entries = {}
     for path, file in commit.files.items():
         if path.startswith(start):
@@ -632,7 +691,10 @@ def entries_of(commit, start=""):
 
 
 def card_of(text, kind="model"):
-    """The metadata of a README.md, and the errors and warnings that the Hub has for it; the commonest of its rules."""
+    """Return the metadata of a README.md, with the errors and warnings of the Hub.
+
+    Only the most common rules of the Hub are implemented.
+    """
     match = re.match(r"\s*---[\r\n]+([\S\s]*?)[\r\n]+---(?:[\r\n]|$)", text)
     if not match:
         return {}, [], ["empty or missing yaml metadata in repo card"]
@@ -677,7 +739,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle_one_request(self):
         try:
             super().handle_one_request()
-        except ConnectionError:  # the client has gone
+        except ConnectionError:  # the client closed the connection
             self.close_connection = True
 
     def respond(self):
@@ -691,7 +753,7 @@ class Handler(BaseHTTPRequestHandler):
         chunked = self.headers["Transfer-Encoding"] == "chunked"
         if fault.after_bytes is not None and (length or chunked):
             self.rfile.read(min(fault.after_bytes, length or 1))
-            return self.drop(reset=True)  # what closing on unread data does anyway
+            return self.drop(reset=True)  # closing with unread data resets the connection anyway
         body = b"".join(iter(self.chunk, b"")) if chunked else self.rfile.read(length)
         try:
             if fault.error:
@@ -700,7 +762,7 @@ class Handler(BaseHTTPRequestHandler):
                 reply = hub.answer(request, body)
         except HubError as error:
             reply = error.reply
-        except Exception:  # no 5xx that the client would try again
+        except Exception:  # answer with 501, since the client retries other 5xx errors
             hub.errors.append(traceback.format_exc())
             reply = Reply({"error": "the stand-in Hub failed: " + traceback.format_exc()}, 501)
         if fault.lose_reply:

@@ -1,4 +1,4 @@
-"""The stand-in Hub, asked by the real client."""
+"""Tests of the stand-in Hub with the real client."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ CARD = "---\nlicense: cc-by-4.0\nlibrary_name: transformers\ntags:\n- surgery\n-
 
 @pytest.fixture
 def folder(tmp_path):
-    """A text file, a text file in a folder, a card, and 2 MB that go through LFS."""
+    """Return a folder with a text file, a text file in a subfolder, a card, and 2 MB that require LFS."""
     folder = tmp_path / "upload"
     (folder / "code").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"a": 1}))
@@ -78,7 +78,7 @@ def test_upload_and_download(hub, client, folder, tmp_path):
     assert Path(path).read_bytes() == data["model.safetensors"]
     assert hf_hub_download(REPO, "model.safetensors") == path
     assert cached_file(REPO, "model.safetensors") == path
-    assert len(hub.matching("GET /lfs/")) == 1  # the rest came from the cache
+    assert len(hub.matching("GET /lfs/")) == 1  # later reads use the cache
     assert contents(snapshot_download(REPO)) == data | attributes
     assert {request.authorization for request in hub.requests if request.origin == "hub"} == {f"Bearer {hub.token}"}
     assert {request.authorization for request in hub.requests if request.origin == "storage"} == {None}
@@ -140,13 +140,13 @@ def test_who_may(hub, client, filled):
 
 
 def test_errors_on_the_way(hub, client, filled, folder):
-    # too many requests: the client waits as told (and a second more), then goes on
+    # too many requests: the client waits as requested plus one second, then continues
     limited = hub.fail("PUT /lfs/", status=429, headers={"Retry-After": "7"})
     save_file({"x": torch.rand(512, 1024, generator=torch.manual_seed(1))}, folder / "model.safetensors")
     client.upload_folder(folder_path=folder, repo_id=REPO)
     assert (limited.hits, hub.waits) == (1, [8.0])
 
-    # the commit itself is not tried again, and nothing of it is there
+    # the client does not retry a failed commit, and none of its changes are stored
     hub.fail("POST .*/commit/", status=503)
     (folder / "config.json").write_text("{}")
     before = len(filled.commits)
@@ -155,7 +155,7 @@ def test_errors_on_the_way(hub, client, filled, folder):
     assert len(filled.commits) == before
     assert filled.files()["config.json"] == b'{"a": 1}'
 
-    # the answer is lost, not the commit; the next run finds nothing to do
+    # the reply is lost but not the commit, so the next run finds nothing to do
     hub.lose_reply("POST .*/commit/")
     with pytest.raises(Exception, match="disconnected"):
         client.upload_folder(folder_path=folder, repo_id=REPO)
@@ -172,7 +172,8 @@ def test_errors_on_the_way(hub, client, filled, folder):
 
 def test_cut_connections(hub, client, filled, folder, monkeypatch):
     data = (folder / "model.safetensors").read_bytes()
-    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 64 * 1024)  # it resumes at whole chunks
+    # downloads resume at whole chunks
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 64 * 1024)
     hub.cut("GET /lfs/", after_bytes=1_000_000)
     assert Path(hf_hub_download(REPO, "model.safetensors")).read_bytes() == data
     assert [request.headers.get("Range") for request in hub.matching("GET /lfs/")] == [None, "bytes=983040-"]
@@ -246,7 +247,7 @@ def test_auto_model(hub, client, tmp_path):
     assert model.state_dict().keys() == loaded.state_dict().keys()
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
 
-    # in a fresh process, without a token
+    # in a new process without a token
     sums = {name: tensor.double().sum().item() for name, tensor in model.state_dict().items()}
     code = (
         "import json, surgenet_hf, transformers\n"

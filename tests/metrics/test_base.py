@@ -1,4 +1,4 @@
-"""What all metrics share: samples of videos, and merging over processes."""
+"""Tests of behavior that all metrics share: samples of videos and merging across processes."""
 
 import dataclasses
 import pickle
@@ -47,7 +47,10 @@ def floats(figures):
 
 @METRICS
 def test_a_video_drawn_twice_is_as_two_videos(build):
-    """Brute force: a new metric with the records of every drawn video under a name of its own."""
+    """Test that a video drawn twice counts as two videos.
+
+    The reference is a new metric in which every drawn video has its own name.
+    """
     metric = build()
     for seed in range(5):
         sample = np.random.default_rng(seed).choice(metric.videos, 6).tolist()
@@ -69,9 +72,9 @@ def test_two_processes_give_what_one_gives(build):
     halves = [empty_like(metric), empty_like(metric)]
     halves[0].records += records[1::2]
     halves[1].records += records[::2]
-    halves[0].compute()  # what was computed before must not linger
+    halves[0].compute()  # earlier results must not persist
     halves[0].records += halves[1].records
-    np.testing.assert_equal(halves[0].compute(), metric.compute())  # to the bit
+    np.testing.assert_equal(halves[0].compute(), metric.compute())  # exactly equal
     weights = np.random.default_rng(0).integers(0, 3, (20, 6))
     np.testing.assert_equal(halves[0].resample(weights), metric.resample(weights))
 

@@ -1,4 +1,4 @@
-"""The faces for the `evaluate` library give what the cores give."""
+"""Tests that the modules for the `evaluate` library give the results of the core metrics."""
 
 import sys
 
@@ -13,7 +13,7 @@ VIDEOS = ["a", "b", "a"]
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """`load(name)`: the module by its path, without network or traces in the user's caches."""
+    """Return a function that loads a module by name, without network or traces in the user's caches."""
     for name in [name for name in sys.modules if name.split(".")[0] == "evaluate_modules"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", sys.path[:])

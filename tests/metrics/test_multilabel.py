@@ -10,7 +10,10 @@ VIDEOS = [f"v{i}" for i in range(4)]
 
 
 def random_frames(seed, frames=200, ties=False):
-    """Targets as the mean of three raters, scores that know something of them."""
+    """Return random scores, targets, and videos.
+
+    The targets are means of three raters, and the scores correlate with them.
+    """
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, 4, (frames, 3)) / 3
     scores = np.clip(0.5 * targets + 0.5 * rng.random((frames, 3)), 0, 1)
@@ -25,7 +28,7 @@ def test_agrees_with_scikit_learn(ties, sample):
     metric.add(scores, targets, videos)
     result = metric.compute(sample)
     rows = np.concatenate([np.flatnonzero(np.array(videos) == video) for video in sample or VIDEOS])
-    positive = targets[rows] > 0.4  # of 0, 1/3, 2/3, 1
+    positive = targets[rows] > 0.4  # targets are 0, 1/3, 2/3, or 1
     precision = [average_precision_score(positive[:, c], scores[rows, c]) for c in range(3)]
     accuracy = [balanced_accuracy_score(positive[:, c], scores[rows, c] >= 0.5) for c in range(3)]
     assert [result["per_class"][c]["average_precision"] for c in range(3)] == pytest.approx(precision)
@@ -53,7 +56,8 @@ def test_by_hand():
     metric.add([[0.9], [0.8], [0.5], [0.1]], [[1], [0.4], [0.5], [0]], "a")
     result = metric.compute()
     assert result["mean_average_precision"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
-    assert result["mean_balanced_accuracy"] == pytest.approx((2 / 2 + 1 / 2) / 2)  # 0.5 counts on both sides
+    # 0.5 is positive for targets and scores
+    assert result["mean_balanced_accuracy"] == pytest.approx((2 / 2 + 1 / 2) / 2)
 
 
 def test_criteria_without_positives_or_negatives():

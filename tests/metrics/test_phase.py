@@ -12,7 +12,10 @@ SKLEARN = {"precision": precision_score, "recall": recall_score, "f1": f1_score,
 
 
 def random_video(rng, num_labels, frames, noise=0.3, shift=15):
-    """Phases in bouts; the prediction late by up to `shift` frames, with noise. Not every phase occurs."""
+    """Return a prediction and its reference phases, not all of which occur.
+
+    The prediction is noisy and late by less than `shift` frames.
+    """
     reference = np.repeat(rng.integers(0, num_labels, frames), rng.integers(1, 60, frames))[:frames]
     prediction = np.roll(reference, rng.integers(0, shift))
     return np.where(rng.random(frames) < noise, rng.integers(0, num_labels, frames), prediction), reference
@@ -28,7 +31,7 @@ def filled(num_labels=7, videos=5, frames=400, seed=0, **settings):
 
 
 def sklearn_scores(name, prediction, reference, num_labels, annotated_only):
-    """Per phase, with what is undefined removed by looking at which phases occur."""
+    """Return scikit-learn scores per phase, with NaN where the occurring phases leave a score undefined."""
     scores = SKLEARN[name](reference, prediction, labels=range(num_labels), average=None, zero_division=0)
     annotated, predicted = (np.isin(range(num_labels), ids) for ids in (reference, prediction))
     defined = {"precision": predicted, "recall": annotated}.get(name, annotated | predicted)
@@ -74,25 +77,25 @@ def test_accuracy_of_videos_and_of_frames():
 
 
 def test_absent_phases_by_hand():
-    """Phase 2 is predicted but not annotated, 3 annotated but not predicted, 4 neither."""
+    """Test phase 2 predicted but not annotated, phase 3 annotated but not predicted, and phase 4 neither."""
     metric = PhaseMetric(5, relaxed_seconds=0)
     metric.add(np.array([0, 0, 1, 2, 1, 1]), np.array([0, 0, 1, 1, 3, 1]), "a")
     result = metric.compute()
-    assert result["macro_precision"] == pytest.approx((1 + 2 / 3 + 0) / 3)  # 0, 1, 2
-    assert result["macro_precision_annotated"] == pytest.approx((1 + 2 / 3) / 2)  # 0, 1
-    assert result["macro_recall"] == pytest.approx((1 + 2 / 3 + 0) / 3)  # 0, 1, 3
-    assert result["macro_jaccard"] == pytest.approx((1 + 2 / 4 + 0 + 0) / 4)  # 0, 1, 2, 3
-    assert result["macro_jaccard_annotated"] == pytest.approx((1 + 2 / 4 + 0) / 3)  # 0, 1, 3
+    assert result["macro_precision"] == pytest.approx((1 + 2 / 3 + 0) / 3)  # phases 0, 1, 2
+    assert result["macro_precision_annotated"] == pytest.approx((1 + 2 / 3) / 2)  # phases 0, 1
+    assert result["macro_recall"] == pytest.approx((1 + 2 / 3 + 0) / 3)  # phases 0, 1, 3
+    assert result["macro_jaccard"] == pytest.approx((1 + 2 / 4 + 0 + 0) / 4)  # phases 0, 1, 2, 3
+    assert result["macro_jaccard_annotated"] == pytest.approx((1 + 2 / 4 + 0) / 3)  # phases 0, 1, 3
     assert math.isnan(result["per_class"][2]["recall"])
     assert math.isnan(result["per_class"][3]["precision"])
     assert all(math.isnan(result["per_class"][4][name]) for name in SKLEARN)
-    assert math.isnan(result["accuracy_sd"])  # of one video there is no deviation
+    assert math.isnan(result["accuracy_sd"])  # a single video has no standard deviation
     occurs = [(c["annotated_videos"], c["predicted_videos"]) for c in result["per_class"].values()]
     assert occurs == [(1, 1), (1, 1), (0, 1), (1, 0), (0, 0)]
 
 
 def relaxed_by_frames(prediction, reference, tolerance, num_labels, transitions):
-    """The rule, frame by frame and with sets."""
+    """Compute relaxed scores frame by frame with sets."""
     right = set()
     for t, (predicted, annotated) in enumerate(zip(prediction, reference, strict=True)):
         start = next(s for s in range(t, -1, -1) if s == 0 or reference[s - 1] != annotated)
@@ -129,16 +132,16 @@ def test_relaxed_boundaries_agree_with_a_loop_over_frames(transitions):
 def test_relaxed_boundaries_by_hand():
     reference = np.repeat([0, 1, 3], 30)
     metric = PhaseMetric(4)
-    late = np.repeat([0, 1, 3], [42, 30, 18])  # each phase 12 s late: 10 of 12 frames are accepted
+    late = np.repeat([0, 1, 3], [42, 30, 18])  # each phase is 12 s late; 10 of 12 frames are accepted
     metric.add(late, reference, "late")
     assert metric.compute()["relaxed_accuracy"] == pytest.approx(86 / 90)
-    early = np.repeat([0, 1, 3], [20, 30, 40])  # each phase 10 s early
+    early = np.repeat([0, 1, 3], [20, 30, 40])  # each phase is 10 s early
     metric.add(early, reference, "early")
     assert metric.compute(["early"])["relaxed_accuracy"] == 1
-    metric.add(np.full(90, 2), reference, "never")  # no neighbour anywhere
+    metric.add(np.full(90, 2), reference, "never")  # never a neighboring phase
     assert metric.compute(["never"])["relaxed_accuracy"] == 0
     short = np.array([0] * 20 + [1] * 4 + [3] * 20)
-    metric.add(np.repeat([0, 3], [24, 20]), short, "short")  # a phase shorter than the border is relaxed as a whole
+    metric.add(np.repeat([0, 3], [24, 20]), short, "short")  # all of a phase shorter than the border is relaxed
     assert metric.compute(["short"])["relaxed_accuracy"] == 1
 
 
@@ -189,8 +192,8 @@ def test_segments_by_hand():
     metric.add(np.repeat([0, 1, 0, 1, 2], [10, 3, 1, 6, 10]), reference, "split")
     result = metric.compute()
     assert result["edit_score"] == pytest.approx(1 - 2 / 5)
-    assert result["f1@10"] == result["f1@25"] == pytest.approx(2 * 3 / (5 + 3))  # the first piece of phase 1 takes it
-    assert result["f1@50"] == pytest.approx(2 * 3 / (5 + 3))  # at 50 % only the second piece does
+    assert result["f1@10"] == result["f1@25"] == pytest.approx(2 * 3 / (5 + 3))  # the first segment of phase 1 matches
+    assert result["f1@50"] == pytest.approx(2 * 3 / (5 + 3))  # at 50 % only the second segment matches
     metric.add(np.full(30, 2), reference, "one")
     assert metric.compute(["one"])["f1@50"] == 0
     assert metric.compute(["one"])["f1@25"] == pytest.approx(2 * 1 / (1 + 3))
@@ -241,8 +244,8 @@ def test_a_video_is_added_once():
 def test_the_published_script_applies_the_mask_of_the_last_frames_to_the_first():
     reference = np.repeat([0, 1, 2], 20)
     prediction = reference.copy()
-    prediction[15:20] = 1  # 5 frames early: accepted; the published script accepts the first 5 of phase 0 instead
-    prediction[20:25] = 3  # wrong: accepted by the published script, as the last frames of phase 1 are early, too
+    prediction[15:20] = 1  # 5 frames early, thus accepted; the published script instead accepts the first 5 of phase 0
+    prediction[20:25] = 3  # wrong; the published script accepts it, since the last frames of phase 1 are also early
     prediction[35:40] = 2
     metric = PhaseMetric(4, relaxed_seconds=5)
     metric.add(prediction, reference, "a")
@@ -250,8 +253,8 @@ def test_the_published_script_applies_the_mask_of_the_last_frames_to_the_first()
     assert result["relaxed_accuracy"] == pytest.approx(55 / 60)
     assert result["relaxed_accuracy_published"] == pytest.approx(50 / 60)
     phases = result["per_class"]
-    # frames annotated or predicted as phase 1: 25; right or accepted: corrected 5 + 15 (not the 5 of phase 3),
-    # published 5 + 10 (neither those of phase 0 nor the last of its own)
+    # 25 frames are annotated or predicted as phase 1. Corrected, 5 + 15 of them are right or accepted (not the 5 of
+    # phase 3). As published, 5 + 10 are (neither those of phase 0 nor the last of phase 1).
     assert phases[1]["relaxed_jaccard"] == pytest.approx(20 / 25)
     assert phases[1]["relaxed_jaccard_published"] == pytest.approx(15 / 25)
     assert phases[0]["relaxed_recall"] == 1
@@ -274,7 +277,8 @@ def test_segmental_f1_pooled_and_as_a_mean_over_videos():
     metric.add(np.repeat([0, 1, 2], 10), np.repeat([0, 1, 2], 10), "a")
     metric.add(np.tile([0, 1], 15), np.repeat([0, 1, 2], 10), "b")  # 30 segments against 3
     result = metric.compute()
-    assert result["per_video"]["b"]["segments@10"] == [2, 30, 3]  # an IoU of a tenth, with phases 0 and 1
+    # two segments have an IoU of 0.1, with phases 0 and 1
+    assert result["per_video"]["b"]["segments@10"] == [2, 30, 3]
     of_video = 2 * 2 / 33
     assert result["video_f1@10"] == pytest.approx((1 + of_video) / 2)
     assert result["f1@10"] == pytest.approx(2 * (3 + 2) / (3 + 3 + 30 + 3))

@@ -69,7 +69,7 @@ def test_worked_by_hand():
     assert math.isnan(iou[3])
     assert result["pooled_dice"] == pytest.approx((6 / 8 + 4 / 5 + 0) / 3)
     assert result["pixel_accuracy"] == pytest.approx(5 / 7)
-    # class 2 is not in the reference of the video: left out of the headline, its pixel is spurious
+    # class 2 is absent from the reference of the video, so the headline metric omits it and its pixel is spurious
     assert result["video_dice"] == pytest.approx((6 / 8 + 4 / 5) / 2)
     assert result["surgenetdino_dice"] == pytest.approx((6 / 8 + 4 / 5 + 0) / 3)
     assert result["per_class"][2]["spurious_pixels"] == 1
@@ -77,7 +77,10 @@ def test_worked_by_hand():
 
 
 def test_conventions_worked_by_hand():
-    """Two videos of two and one frames; class 0 is background, class 2 is in no reference of video b."""
+    """Test the conventions on two videos of two frames and one frame.
+
+    Class 0 is the background, and class 2 is absent from all references of video b.
+    """
     frames = {
         "a": [([[0, 1, 1, 2]], [[0, 1, 2, 2]]), ([[0, 0, 0, 0]], [[0, 0, 1, 1]])],
         "b": [([[0, 1, 2, 2]], [[0, 1, 1, 0]])],
@@ -96,7 +99,7 @@ def test_conventions_worked_by_hand():
     )
     assert result["surgenetdino_dice"] == pytest.approx(((2 / 5 + 2 / 3) / 2 + (2 / 3 + 0) / 2) / 2)
     assert result["pooled_dice"] == pytest.approx((4 / 8 + 2 / 5) / 2)
-    # per frame, class 1: 2 / 3, 0 (missed), 2 / 3; class 2: 2 / 3, neither, 0 (spurious)
+    # per frame, class 1: 2 / 3, 0 (missed), 2 / 3; class 2: 2 / 3, absent, 0 (spurious)
     assert result["frame_dice"] == pytest.approx((((2 / 3 + 2 / 3) / 2 + 0) / 2 + 2 / 3) / 2)
     assert result["endovit_dice"] == pytest.approx(((2 / 3 + 0 + 2 / 3) / 3 + (2 / 3 + 0) / 2) / 2)
     assert result["atlas_dice"] == pytest.approx(((2 / 3 + 0 + 2 / 3) / 3 + 2 / 3) / 2)
@@ -108,7 +111,7 @@ def test_conventions_worked_by_hand():
     assert [second[name] for name in ("reference_frames", "missed_frames", "spurious_frames")] == [1, 0, 1]
     assert (first["spurious_pixels"], second["spurious_pixels"]) == (0, 2)
     assert second["videos"] == 1
-    # every convention follows from what is kept per video and class
+    # every convention follows from the counts per video and class
     videos = result["per_video"].values()
     for c, expected in ((1, 4 / 8), (2, 2 / 5)):
         kept = [video["per_class"][c] for video in videos]
@@ -207,19 +210,23 @@ def test_nothing_added_and_a_clashing_ignore_index():
 
 
 def test_frame_means_by_hand():
-    """Classes of the frame's reference, then frames, then videos; a missed class costs the diagonal."""
+    """Test means over the classes of a frame's reference, then frames, then videos.
+
+    A missed class costs the diagonal.
+    """
     right = np.array([[0, 0, 1, 1]] * 3)
     all_zero = np.zeros((3, 4), int)
     metric = SegmentationMetric(num_labels=3)
     metric.add(right, right, "a")
     metric.add(all_zero, right, "a")  # class 1 missed; class 0: surface of columns 0-3 against columns 0-1
-    metric.add(right, all_zero, "b")  # class 1 spurious: no part in these means
+    metric.add(right, all_zero, "b")  # class 1 spurious and not part of these means
     result = metric.compute()
     # Dice of class 0 is 2 * 6 / (12 + 6) = 2 / 3 in both wrong frames, IoU 1 / 2
     assert result["frame_dice"] == pytest.approx(((1 + (2 / 3 + 0) / 2) / 2 + 2 / 3) / 2)
     assert result["frame_iou"] == pytest.approx(((1 + (1 / 2 + 0) / 2) / 2 + 1 / 2) / 2)
-    # class 0, the whole frame (a surface of 10: all but the two inner pixels) against its left half (a surface of 6):
-    # there 3 pixels at distance 2, 2 at distance 1, 5 at 0; back 1 at distance 1 (an inner pixel), 5 at 0
+    # class 0: the whole frame (10 surface pixels: all but the two inner ones) against its left half (6 surface
+    # pixels). From whole to half, 3 pixels are at distance 2, 2 at distance 1, and 5 at 0. From half to whole, 1 (an
+    # inner pixel) is at distance 1, and 5 at 0.
     assd = (3 * 2 + 2 * 1 + 1) / 16
     assert result["per_class"][0]["video_assd"] == pytest.approx((assd / 2 + assd) / 2)
     assert result["per_class"][1]["video_assd"] == result["per_class"][1]["video_hd95"] == 5 / 2  # (0 + 5) / 2
@@ -235,7 +242,7 @@ def test_frame_means_by_hand():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI's, of itself
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI warns about itself
 def test_distances_agree_with_monai_where_a_class_is_on_both_sides():
     torch = pytest.importorskip("torch")
     monai = pytest.importorskip("monai.metrics")
@@ -270,12 +277,15 @@ def blobs(frames):
 
 
 def test_ignored_pixels_form_no_edge():
-    """Whether the class continues under the ignored strip is unknown, so its border there is no edge."""
+    """Test that ignored pixels form no edge.
+
+    Whether the class continues under the ignored strip is unknown, so its border there is no edge.
+    """
     reference = np.zeros((9, 9), int)
     reference[2:5, 2:7] = 1
     reference[5] = IGNORE
     prediction = reference.copy()
-    prediction[4, 2:7] = 0  # one row too short, at the strip
+    prediction[4, 2:7] = 0  # one row too short, next to the strip
     metric = SegmentationMetric(num_labels=2, background_id=0)
     metric.add(np.where(prediction == IGNORE, 0, prediction), reference)
     result = metric.compute()

@@ -24,5 +24,5 @@ def test_single_pixels_and_identical_masks():
     prediction[0, 0] = reference[3, 4] = True
     assert surface_distances(prediction, reference) == (5, 5, 5)
     assert surface_distances(prediction, prediction) == (0, 0, 0)
-    whole = np.ones((5, 5), bool)  # its surface is the image's border
+    whole = np.ones((5, 5), bool)  # its surface is the image border
     assert surface_distances(whole, whole) == (0, 0, 0)

@@ -12,10 +12,10 @@ from tests.preparation.test_shards import read_index
 
 
 def count_video(path, num_frames: int, rate):
-    """Picture k is of grey 2 k."""
+    """Write a video in which frame k has the gray value 2 k, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=rate)  # without loss, so that each picture can be told
+        stream = container.add_stream("ffv1", rate=rate)  # lossless, to identify each frame
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
         for k in range(num_frames):
             picture = np.full((32, 48, 3), 2 * k, np.uint8)
@@ -79,8 +79,8 @@ def test_videos_of_one_name(tmp_path):
     lines = ["p/Batch0/a_frame_1_Sample1.jpg", "q/Batch0/a_frame_2_Sample1.jpg", "a_frame_3_Sample1.jpg"]
     frames = FrameList(frame_list(tmp_path / "list.txt", *lines))
     assert frames.match([("a.mp4", "p"), ("a.mp4", "r")]) == [{"p": {1}, None: {3}}, {None: {3}}]
-    assert frames.match([("a.mp4", "p")]) == [{"p": {1}, None: {3}}]  # the other procedure's video is not there
-    assert frames.match([("a.mp4", "P")]) == [{"p": {1}, "q": {2}, None: {3}}]  # folders are called otherwise
+    assert frames.match([("a.mp4", "p")]) == [{"p": {1}, None: {3}}]  # the video of the other procedure is missing
+    assert frames.match([("a.mp4", "P")]) == [{"p": {1}, "q": {2}, None: {3}}]  # folders have other names
     assert frames.match([("b.mp4", "p")]) == [{}]
 
 
@@ -97,7 +97,10 @@ def test_frame_n_is_picture_n_times_the_whole_part_of_the_rate(tmp_path, rate, s
 
 
 def test_pictures_count_and_not_time_stamps(tmp_path):
-    """A recording that paused from 1 to 4 s: the authors' count goes on."""
+    """Test that listed frames are counted by position rather than time stamp.
+
+    The recording pauses from 1 to 4 s, but the authors' count continues.
+    """
     path = write_video(tmp_path / "a.mkv", 75, times=[*range(25), *range(100, 150)])
     seconds = [round(second) for _, second, _ in iter_listed_frames(path, [0, 1, 2])]
     assert seconds == [0, 4, 5]
@@ -130,9 +133,9 @@ def videos(tmp_path_factory):
 def test_shards_of_a_list(videos, tmp_path):
     path = frame_list(
         tmp_path / "list.txt",
-        "p/Batch0/?1 a_frame_2_Sample90.jpg",  # names and batches as they come on another file system
+        "p/Batch0/?1 a_frame_2_Sample90.jpg",  # names and batches as on another file system
         "p/Batch7/?1 a_frame_0_Sample3.jpg",
-        "p/Batch7/?1 a_frame_4_Sample3.jpg",  # the video has 4 seconds
+        "p/Batch7/?1 a_frame_4_Sample3.jpg",  # beyond the 4 seconds of the video
         "p/Batch1/b_frame_1_Sample8.jpg",
         "q/Batch1/b_frame_3_Sample8.jpg",
         "q/Batch1/broken_frame_3_Sample8.jpg",

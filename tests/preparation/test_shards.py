@@ -33,7 +33,7 @@ from tests.data.videos import av, second_of, write_video
 
 
 def paint_video(path: Path, greys: list[int], rate: int = 5, size: tuple[int, int] = (48, 64)) -> Path:
-    """A video with one grey a second."""
+    """Write a video with one gray value per second, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
@@ -51,7 +51,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def read_frames(folder: Path) -> dict[tuple[str, str], bytes]:
-    """(shard, name) -> JPEG."""
+    """Return {(shard, name): JPEG data} of all shards in a folder."""
     frames = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as archive:
@@ -68,7 +68,7 @@ def read_index(folder: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Two procedures with videos of the same name, one of them in a folder of its own."""
+    """Return a folder of two procedures with videos of the same name, one video in a subfolder."""
     root = tmp_path_factory.mktemp("videos")
     for procedure, name, seconds in [("colectomy", "01", 4), ("colectomy", "02", 3), ("myomectomy", "01", 5)]:
         write_video(root / procedure / f"{name}.mp4", 25 * seconds)
@@ -87,7 +87,7 @@ def prepared(videos, tmp_path_factory):
 
 def test_every_frame_is_in_a_shard_and_in_the_index(prepared):
     index, frames = read_index(prepared), read_frames(prepared)
-    assert list(zip(index["shard"], index["name"], strict=True)) == list(frames)  # the order of the shards
+    assert list(zip(index["shard"], index["name"], strict=True)) == list(frames)  # in the order of the shards
     assert index["sha256"].tolist() == [hashlib.sha256(jpeg).hexdigest() for jpeg in frames.values()]
     expected = {"colectomy/01.mp4": 4, "colectomy/02.mp4": 3, "myomectomy/01.mp4": 5, "myomectomy/case/part1.mkv": 2}
     assert index["video"].value_counts().to_dict() == expected
@@ -151,7 +151,8 @@ def test_a_complete_result_is_left_alone(videos, prepared):
 
 def in_a_process(function, *args) -> multiprocessing.Process:
     def target():
-        tqdm.set_lock(threading.RLock())  # tqdm's own is shared with us: one who is killed may hold it for good
+        # tqdm's lock is shared with child processes, and a killed process may hold it forever
+        tqdm.set_lock(threading.RLock())
         function(*args)
 
     process = multiprocessing.get_context("fork").Process(target=target)
@@ -175,7 +176,7 @@ def test_killed_while_extracting_it_goes_on_with_the_videos_that_are_not_done(tm
 
     def waiting(path, *args):
         if len(parts_done(output)) > 1:
-            time.sleep(60)  # so that the kill comes before the end
+            time.sleep(60)  # ensure that the kill precedes the end
         write_json(path, *args)
 
     monkeypatch.setattr(extraction, "write_json", waiting)
@@ -188,7 +189,7 @@ def test_killed_while_extracting_it_goes_on_with_the_videos_that_are_not_done(tm
     process.join()
     monkeypatch.undo()
     assert workers
-    assert not psutil.wait_procs(workers, timeout=20)[1]  # none lives on and writes
+    assert not psutil.wait_procs(workers, timeout=20)[1]  # no worker keeps running and writing
     before = parts_done(output)
     assert 0 < len(before) < 4
     assert not list(output.glob("*.*"))
@@ -218,7 +219,8 @@ def test_killed_while_writing_shards_it_goes_on_with_the_next_one(videos, prepar
     assert process.exitcode == -signal.SIGKILL
     done = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
     assert sorted(path.name for path in done) == ["colectomy-00000.tar", "colectomy-00001.tar"]
-    assert len(list((output / "parts").glob("*.frames"))) == 2  # of colectomy none: no room is taken twice
+    # the parts of colectomy are deleted, so that no frame takes space twice
+    assert len(list((output / "parts").glob("*.frames"))) == 2
     assert len(list((output / "parts").glob(".*.partial"))) == 1
 
     monkeypatch.setattr(extraction, "_extract", None)
@@ -227,7 +229,7 @@ def test_killed_while_writing_shards_it_goes_on_with_the_next_one(videos, prepar
     assert files(output) == files(prepared)
 
 
-@pytest.mark.parametrize("limit", [1500, 4500])  # bytes: no part fits; parts fit and shards do not
+@pytest.mark.parametrize("limit", [1500, 4500])  # bytes: no part fits, or parts fit but shards do not
 def test_a_full_disk_leaves_no_half_file(videos, prepared, tmp_path, limit):
     output = tmp_path / "out"
 
@@ -262,7 +264,10 @@ def test_black_frames_and_duplicates(tmp_path):
 
 
 def test_slow_change_is_no_duplicate_for_ever(tmp_path):
-    """Each frame is like the one before, so it is the last one kept that counts."""
+    """Test that slow changes do not remain duplicates.
+
+    Each frame resembles the previous one, so a frame is compared with the last kept one.
+    """
     paint_video(tmp_path / "v" / "a.mp4", [100, 104, 108, 112, 116, 120, 124])
     prepare_frames(tmp_path / "v", tmp_path / "out", FrameOptions(drop_duplicates=True, duplicate_threshold=10))
     assert read_index(tmp_path / "out")["number"].tolist() == [0, 3, 6]
@@ -299,7 +304,7 @@ def test_nothing_but_broken_videos_is_an_error_and_they_may_be_repaired(tmp_path
         prepare_frames(tmp_path / "v", tmp_path / "out")
     write_video(tmp_path / "v" / "a.mp4", 50)
     assert prepare_frames(tmp_path / "v", tmp_path / "out")["totals"]["kept"] == 2
-    assert read_index(tmp_path / "out")["procedure"].tolist() == ["v", "v"]  # the folder's own name
+    assert read_index(tmp_path / "out")["procedure"].tolist() == ["v", "v"]  # the name of the folder itself
 
 
 def test_a_worker_that_dies_is_named(videos, tmp_path, monkeypatch):
@@ -374,7 +379,7 @@ def test_what_is_refused(videos, prepared, tmp_path):
     message = r"holds shards of other videos: 5 are new, gone or changed, such as colec.* --videos_dir of their own"
     with pytest.raises(ValueError, match=message) as refused:
         prepare_frames(tmp_path / "more", prepared, FrameOptions(frames_per_shard=6))
-    prepare_frames(tmp_path / "more", tmp_path / "other")  # what the message says to do, and to train on
+    prepare_frames(tmp_path / "more", tmp_path / "other")  # follow the message, then train on both
     said = str(refused.value).split("train on both: ")[1].replace("OTHER", str(tmp_path / "other")).split()
     assert [len(source) for source in open_sources(FrameArguments(said[1:3], said[4:]))] == [14, 1]
     with pytest.raises(ValueError, match=r"num_workers must be at least 0 \(one for each core\), got -1"):

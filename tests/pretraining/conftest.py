@@ -10,7 +10,7 @@ from tests.pretraining.running import NUM_FRAMES, pretrain
 
 @pytest.fixture(autouse=True)
 def forget_accelerate():
-    """Accelerate keeps the precision for the life of a process."""
+    """Reset Accelerate's state, which keeps the precision for the life of a process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -30,7 +30,7 @@ def frames(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole_run(frames, tmp_path_factory) -> Path:
-    """An uninterrupted run."""
+    """Return the output folder of an uninterrupted run."""
     output_dir = tmp_path_factory.mktemp("runs") / "whole"
     pretrain(frames, output_dir)
     return output_dir

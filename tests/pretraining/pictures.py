@@ -1,4 +1,4 @@
-"""Small pictures in all the places that frames can lie in."""
+"""Small images in all supported kinds of sources."""
 
 import io
 import tarfile
@@ -11,7 +11,13 @@ from PIL import Image as PILImage
 
 
 def encode(number: int, size: tuple[int, int] = (48, 40), file_format: str = "JPEG") -> bytes:
-    """A picture that shows its number: its mean grey value; (width, height)."""
+    """Return an encoded image whose mean gray value encodes its number.
+
+    Args:
+        number: Number of the image.
+        size: Size (width, height).
+        file_format: Format of the file.
+    """
     noise = np.random.default_rng(number).integers(-8, 9, (size[1] // 8, size[0] // 8, 3))
     pixels = np.kron(np.clip(10 + 5 * (number % 48) + noise, 0, 255).astype(np.uint8), np.ones((8, 8, 1), np.uint8))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The pretraining command as its users run it, on a tiny network and small frames."""
+"""Helpers that run the pretraining command on a tiny network and small frames."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_dino.py"
 TINY = "--backbone tiny --out_dim 64 --hidden_dim 32 --bottleneck_dim 16 --drop_path_rate 0.3"
 TINY += " --global_crops_size 48 --local_crops_size 32 --local_crops_number 1"
 SHORT = "--epochs 3 --warmup_epochs 1 --per_device_train_batch_size 4 --logging_steps 1 --lr 0.05"
-NUM_FRAMES, STEPS_PER_EPOCH, NUM_STEPS = 18, 4, 12  # batches of 4: two frames of an epoch are left out
+NUM_FRAMES, STEPS_PER_EPOCH, NUM_STEPS = 18, 4, 12  # batches of 4; two frames of an epoch are left out
 
 
 def arguments(frames: Path, output_dir: Path, more: str = "") -> list[str]:
@@ -43,7 +43,7 @@ def weights(output_dir: Path, step: int = NUM_STEPS) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    """The losses of all steps and the final weights and moments, bit for bit."""
+    """Assert that the losses of all steps and the final weights and moments are equal bit for bit."""
     assert [entry["step"] for entry in history(second)] == list(range(1, NUM_STEPS + 1))
     assert losses(first) == losses(second)
     expected, found = weights(first), weights(second)

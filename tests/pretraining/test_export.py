@@ -1,4 +1,4 @@
-"""The teacher's folder: loads with the Auto classes, at any moment, and says what it stands on."""
+"""Tests of the teacher's folder, which always loads with the Auto classes and records its origin."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def embedding(model, size=64) -> torch.Tensor:
 def test_loads_with_the_auto_classes(build, backbone, tmp_path):
     model = build(backbone)
     with torch.no_grad():
-        for parameter in model.teacher.parameters():  # the teacher's weights are to be found, not the student's
+        for parameter in model.teacher.parameters():  # distinguish the teacher's weights from the student's
             parameter.add_(0.1)
     folder = tmp_path / "run" / "model"
     write(model, folder, recipe={"lr": 5e-4}, knn={"data": "labelled", "knn_accuracy": 0.5})
@@ -82,7 +82,10 @@ def test_loads_with_the_auto_classes(build, backbone, tmp_path):
 
 @pytest.mark.slow
 def test_any_mixture_of_two_epochs_loads(build, tmp_path, monkeypatch):
-    """Someone who reads between two replacements gets a model, with the old weights or the new."""
+    """Test that a folder with files of two epochs loads.
+
+    A reader between two replacements gets a model with either the old or the new weights.
+    """
     old, new, folder = build(seed=0), build(seed=1), tmp_path / "model"
     write(old, folder, epoch=1)
     expected = [embedding(model.teacher.backbone) for model in (old, new)]
@@ -135,7 +138,7 @@ def test_a_full_disk_leaves_the_old_model(build, tmp_path, monkeypatch):
 
 
 def test_after_a_kill(build, tmp_path):
-    """What a killed run left half-written is not taken, and goes."""
+    """Test that partial files of a killed run are not used and are deleted."""
     folder = tmp_path / "model"
     write(build(), folder)
     shutil.copytree(folder, tmp_path / ".model.partial" / "model")
@@ -151,7 +154,10 @@ def test_after_a_kill(build, tmp_path):
 @pytest.mark.parametrize("base", ["SurgeNetXL", "SurgeNet-RAMIE", "ImageNet1k", "unknown", RANDOM_WEIGHTS, None])
 @pytest.mark.parametrize("data", ["cholec80-phase", "cholecseg8k", "endoscapes", "dsad", "autolaparo", "folder"])
 def test_leakage_is_never_cleaner_than_before(base, data):
-    """Whatever was known of the start weights stays known; what was added is unknown, never clean."""
+    """Test that further pretraining never makes a leakage note cleaner.
+
+    Known facts on the start weights remain. What the added data contains is unknown, never clean.
+    """
     start = None if base is None else {"name": base}
     before = leakage_note(base, data)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Nine steps against those of the original loop, in one process and in two with half the batch each."""
+"""Tests of nine steps against the original loop, in one process and in two with half the batch each."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ RUN = MANIFEST["config"]
 
 
 def golden_model() -> DinoModel:
-    """Student and teacher with the start weights of the goldens, through the original names."""
+    """Return student and teacher with the start weights of the goldens, by their original names."""
     names = ["epochs", "lr", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "momentum_teacher"]
     names += ["clip_grad", "freeze_last_layer", "warmup_teacher_temp", "teacher_temp", "warmup_teacher_temp_epochs"]
     config = DinoConfig(**{name: RUN[name] for name in [*names, "out_dim"]})
@@ -50,7 +50,7 @@ def crops_of_step(step: int, rank: int, world_size: int) -> list[torch.Tensor]:
 
 
 def nine_steps(rank: int, world_size: int, rendezvous: str, output: str):
-    """Run the goldens' steps and save what they compare, from each process."""
+    """Run the goldens' steps in each process and save the values to compare."""
     torch.set_num_threads(1)
     student = None
     model = golden_model()
@@ -90,7 +90,7 @@ def test_nine_steps(world_size, tmp_path):
     with np.load(GOLDENS / "dino.npz") as goldens:
         assert len(goldens["losses"]) == 9
         for name in goldens:
-            # the loss of the whole batch is the mean of the processes'; all else is the same in each
+            # the loss of the whole batch is the mean over processes; all other values are the same in each process
             found = (
                 [np.mean([rank["losses"] for rank in ranks], axis=0)] if name == "losses" else [r[name] for r in ranks]
             )

@@ -1,4 +1,4 @@
-"""Runs that were killed, stopped or finished, and full DINO checkpoints, go on."""
+"""Tests of resuming runs that were killed, stopped, or finished, and full DINO checkpoints."""
 
 import json
 import os
@@ -123,7 +123,10 @@ def test_other_options_are_another_run(frames, whole_run):
 
 @pytest.mark.slow
 def test_options_come_with_the_checkpoint(frames, whole_run, tmp_path):
-    """Drop path and batch size, too; and --resume-from-checkpoint is the same option for argparse."""
+    """Test that the checkpoint provides the options, including drop path and batch size.
+
+    The spelling --resume-from-checkpoint is the same option for argparse.
+    """
     output_dir = tmp_path / "run"
     pretrain(frames, output_dir, "--max_steps 5")
     command = f"--dataset folder --data_dir {frames} --output-dir {output_dir} --resume-from-checkpoint true"
@@ -133,7 +136,10 @@ def test_options_come_with_the_checkpoint(frames, whole_run, tmp_path):
 
 @pytest.mark.slow
 def test_run_that_goes_on_from_an_earlier_checkpoint_replaces_the_later_ones(frames, whole_run, tmp_path):
-    """Else the last checkpoint would be that of the former course, and rotation would delete the new ones."""
+    """Test that a run resumed from an earlier checkpoint replaces the later ones.
+
+    Otherwise the last checkpoint would belong to the former run, and rotation would delete the new ones.
+    """
     output_dir = shutil.copytree(whole_run, tmp_path / "copy")
     kept = shutil.copytree(output_dir / "checkpoint-8", output_dir / "checkpoint-8-kept")
     pretrain(frames, output_dir, f"--resume_from_checkpoint {output_dir}/checkpoint-8 --save_steps 1 --max_steps 10")
@@ -187,12 +193,16 @@ def test_extended_run_lays_schedules_anew(frames, whole_run, tmp_path, capsys):
     assert len(entries) == 2 * STEPS_PER_EPOCH
     assert entries[0]["lr"] == 0.0
     assert abs(entries[0]["loss"] - history(whole_run)[-1]["loss"]) < 1.0
-    pretrain(frames, tmp_path, "--resume_from_checkpoint true --extend_epochs 2")  # and that run can go on, too
+    # the extended run can also be resumed
+    pretrain(frames, tmp_path, "--resume_from_checkpoint true --extend_epochs 2")
 
 
 @pytest.mark.slow
 def test_moments_are_laid_out_as_the_weights_are(frames, whole_run, tmp_path):
-    """The fused AdamW reads weights and moments side by side in memory: the checkpoint is not channels last."""
+    """Test that the moments in a checkpoint are not in channels-last layout.
+
+    The fused AdamW reads weights and moments in memory order, so both must have the same layout.
+    """
     more = f"--resume_from_checkpoint {whole_run / 'checkpoint-12'} --extend_epochs 1 --warmup_epochs 0 --max_steps 1"
     for folder, layout in (("plain", ""), ("last", "--channels_last")):
         pretrain(frames, tmp_path / folder, f"{more} {layout} --drop_path_rate 0")
@@ -239,7 +249,10 @@ def test_a_second_run_in_the_same_folder_is_refused(frames, tmp_path):
 
 
 def test_a_run_that_ended_since_the_start_is_not_overwritten(frames, whole_run, tmp_path):
-    """The checkpoint to resume is chosen before the folder is locked."""
+    """Test that a run that ended after the start of this one is not overwritten.
+
+    The checkpoint to resume is chosen before the folder is locked.
+    """
     _, options = parse_arguments(arguments(frames, tmp_path / "run", "--resume_from_checkpoint true"))
     waiting = training.Pretraining(*options)
     shutil.copytree(whole_run, tmp_path / "run")
@@ -257,7 +270,7 @@ def test_epoch_of_an_export_after_max_steps(frames, whole_run, tmp_path):
 
 @pytest.fixture
 def authors_file(tmp_path) -> Path:
-    """A full DINO checkpoint of the authors' layout after two of four epochs, of a tiny network."""
+    """Return a full DINO checkpoint of a tiny network in the authors' layout, after two of four epochs."""
     original = OriginalTraining(tiny())
     original.step(original.gradients(0))
     statistics = {"data_mean": [0.46888983, 0.29536288, 0.28712815], "data_std": [0.24689102, 0.21034359, 0.21188641]}
@@ -287,14 +300,14 @@ def test_authors_checkpoint_goes_on_at_its_epoch(frames, authors_file, tmp_path,
     assert "moments of the optimizer for" in said
     entries = history(tmp_path / "run")
     assert [entry["step"] for entry in entries] == list(range(9, 17))  # epochs 2 and 3, of 4 steps each
-    assert entries[0]["lr"] == pytest.approx(0.75 * 0.01 * 4 / 256, rel=0.01)  # a third of the cosine
+    assert entries[0]["lr"] == pytest.approx(0.75 * 0.01 * 4 / 256, rel=0.01)  # after a third of the cosine
     assert (tmp_path / "run" / "checkpoint0004.pth").is_file()
     with pytest.raises(SystemExit, match=r"at the end of its 4 epochs; start new schedules with --extend_epochs"):
         go_on(frames, tmp_path / "more", tmp_path / "run" / "checkpoint0004.pth")
     go_on(frames, tmp_path / "more", tmp_path / "run" / "checkpoint0004.pth", "--extend_epochs 2")
     assert [entry["step"] for entry in history(tmp_path / "more")] == list(range(1, 9))
     rates = [entry["lr"] for entry in history(tmp_path / "more")]
-    assert rates[0] == pytest.approx(0.01 * 4 / 256)  # the file's warm-up of one epoch would be half of this run
+    assert rates[0] == pytest.approx(0.01 * 4 / 256)  # the file's warm-up of one epoch would take half of this run
     assert rates == sorted(rates, reverse=True)
     pretraining = AutoModel.from_pretrained(tmp_path / "more" / "model").config.pretraining
     assert pretraining["name"] == f"unknown, continued on {frames.name}, continued on {frames.name}"

@@ -1,4 +1,4 @@
-"""What a pretraining run does and leaves, as its users run it."""
+"""Tests of what a pretraining run does and writes, as its users run it."""
 
 import itertools
 import os
@@ -54,16 +54,18 @@ def test_what_a_run_leaves(whole_run):
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(frames, tmp_path, capfd):
-    """The same frames, crops and steps, and losses up to rounding, in a run that is interrupted, too.
+    """Test that two processes match one in frames, crops, steps, and, up to rounding, losses.
 
-    Another number of processes goes on at the epoch's start, and its checkpoints replace those of later steps.
+    The run is also interrupted. Another number of processes resumes at the start of the epoch, and its checkpoints
+    replace
+    those of later steps.
     """
     one, two = tmp_path / "one", tmp_path / "two"
     more = f"--drop_path_rate 0 --max_steps 6 --knn_dataset csv --knn_data_dir {frames}"
     pretrain(frames, one, more)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     halves = arguments(frames, two, f"{more} --per_device_train_batch_size 2")
-    for part in (["--max_steps", "5"], ["--resume_from_checkpoint", "true"]):  # the former is in mid-epoch
+    for part in (["--max_steps", "5"], ["--resume_from_checkpoint", "true"]):  # the first part ends in mid-epoch
         subprocess.run([*torchrun, SCRIPT, *halves, *part], check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     found = {entry["step"]: entry for entry in accuracies(two)}
     assert [entry["epoch"] for entry in found.values()] == [0, 1, 1.25, 1.5]
@@ -78,7 +80,7 @@ def test_two_processes_do_what_one_does(frames, tmp_path, capfd):
     pretrain(frames, two, "--drop_path_rate 0 --per_device_train_batch_size 2 --resume_from_checkpoint true")
     said = capfd.readouterr().out
     assert "It was written by 2 processes, now there are 1" in said
-    assert "at the start of epoch 1, now step 9" in said  # of 9 steps an epoch
+    assert "at the start of epoch 1, now step 9" in said  # an epoch now has 9 steps
 
 
 @pytest.mark.slow
@@ -177,7 +179,7 @@ def test_more_than_8_bits_are_not_taken_for_white(frames, tmp_path):
 
 @pytest.mark.slow
 def test_frames_of_short_epochs(frames, tmp_path, capsys):
-    """The card tells how many frames there are, and not how many an epoch takes."""
+    """Test that a run with short epochs reports the number of all frames, not of those in an epoch."""
     pretrain(frames, tmp_path, "--frames_per_epoch 8 --max_steps 2")
     assert AutoModel.from_pretrained(tmp_path / "model").config.pretraining["frames"] == NUM_FRAMES
     assert "18 frames" in capsys.readouterr().out
@@ -196,7 +198,7 @@ def test_backbone_by_name_or_folder(frames, tmp_path, whole_run):
     more = f"--model_name_or_path {whole_run / 'model'} --max_steps 1".split()
     args = [word for word in arguments(frames, tmp_path) if word not in ("--backbone", "tiny")]
     main([*args, *more])
-    # the first step has a learning rate of 0: student and teacher are still the start
+    # the learning rate of the first step is 0, so student and teacher still have the start weights
     for name, tensor in start.state_dict().items():
         torch.testing.assert_close(weights(tmp_path, 1)[f"student.backbone.{name}"], tensor)
 
@@ -275,7 +277,7 @@ def test_folder_without_a_single_good_frame(tmp_path, workers):
 
 @pytest.mark.slow
 def test_a_bug_keeps_its_traceback(frames, tmp_path, monkeypatch):
-    """A ValueError that is not a UserError is no mistake of the user."""
+    """Test that a ValueError that is not a UserError keeps its traceback, since it is not a user's mistake."""
 
     def fail(*args, **kwargs):
         raise ValueError("a bug")
@@ -308,7 +310,7 @@ def test_trackers_get_what_the_log_gets(frames, tmp_path, monkeypatch):
 
 
 class Tracker(GeneralTracker):
-    """Keeps what Accelerate logs."""
+    """Tracker that keeps what Accelerate logs."""
 
     name = "memory"
     requires_logging_directory = False
@@ -329,7 +331,7 @@ class Tracker(GeneralTracker):
 
 @pytest.mark.slow
 def test_the_teacher_that_knn_likes_best_stays(frames, tmp_path, monkeypatch):
-    figures = iter([0.6, 0.5, 0.8, 0.7])  # of the start weights and three epochs
+    figures = iter([0.6, 0.5, 0.8, 0.7])  # for the start weights and three epochs
     monkeypatch.setattr(outputs, "knn_accuracy", lambda *a, **k: {"knn_accuracy": next(figures), "knn_chance": 0.5})
     pretrain(frames, tmp_path, f"--knn_dataset csv --knn_data_dir {frames}")
     best, last = (AutoModel.from_pretrained(tmp_path / name) for name in ("best_model", "model"))

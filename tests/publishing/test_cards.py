@@ -24,7 +24,7 @@ HUB_CARDS = Path(__file__).parents[2] / "hub_cards"
 
 
 def check_layout(card: str):
-    """How to install, and no runs of blank lines."""
+    """Assert that a card explains the installation and has no runs of blank lines."""
     assert "\n\n\n" not in card
     assert "](https://huggingface.co/docs/transformers/installation)" in card
     requirements = (HUB_CARDS.parent / "setup.cfg").read_text()
@@ -53,7 +53,7 @@ def test_the_script_writes_them_and_nothing_on_help(tmp_path, monkeypatch, capsy
 def test_card(entry, client):
     card = ModelCard(checkpoint_card(entry))
     check_layout(card.text)
-    card.validate()  # by the Hub's endpoint, here the stand-in's
+    card.validate()  # uses the Hub's endpoint, here that of the stand-in
     assert card.data.license == entry.licence
     assert card.data.pipeline_tag == "image-feature-extraction"
     assert card.data.base_model == entry.upstream_repo
@@ -63,7 +63,8 @@ def test_card(entry, client):
     assert all(data.name in text for data in entry.pretraining_sets)
     saw_cholec80 = "Cholec80" in {data.name for data in entry.pretraining_sets}
     assert ("76 of the 80 videos of Cholec80" in text) == saw_cholec80
-    for data in ("cholec80-phase", "cholecseg8k", "endoscapes", "dsad", "autolaparo"):  # as evaluations say it
+    # with the wording of evaluations
+    for data in ("cholec80-phase", "cholecseg8k", "endoscapes", "dsad", "autolaparo"):
         assert (leakage_note(entry.name, data) or "") in text
     assert not re.search(r"\{\{|\{%|None|undefined", text)
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
@@ -152,7 +153,10 @@ def test_finetuned_card(tmp_path):
 
 
 def test_finetuned_card_knows_what_its_backbone_stands_on(tmp_path):
-    """The note on Cholec80 and the licence outlive a pretraining of one's own."""
+    """Test that a fine-tuned card keeps the note on Cholec80 and the license of the base model.
+
+    Both remain after additional pretraining by the user.
+    """
     config = tiny(num_labels=3)
     config.pretraining = {"name": "SurgeNetXL, continued on mine", "base": {"name": "SurgeNetXL"}, "data": ["mine"]}
     SurgeNetForImageClassification(config).save_pretrained(tmp_path)
@@ -242,7 +246,7 @@ def test_pretrained_card(pretraining, licence, base_model, expected, absent, cli
         compile(code, "card", "exec")
         assert "me/mine" in code
     check_layout(card.text)
-    # in its folder it does not speak of code that is not there, and its examples work
+    # a card in a local folder mentions no remote code, and its examples work
     text = pretrained_card(tmp_path)
     assert "trust_remote_code" not in text
     assert "AutoBackbone.from_pretrained" not in text

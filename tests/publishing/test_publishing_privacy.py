@@ -1,4 +1,7 @@
-"""Planted secrets (token, user name, paths, names of videos) against every byte that reaches the stand-in Hub."""
+"""Tests that planted secrets appear in no byte that reaches the stand-in Hub.
+
+The secrets are a token, a user name, paths, and names of videos.
+"""
 
 import csv
 import json
@@ -31,7 +34,7 @@ SECRETS = ["jane.roe", "projects", "patient471", "2023-11-0", *VIDEOS]
 
 
 def uploaded(hub) -> dict[str, bytes]:
-    """All that was sent: every file of every commit and LFS upload, and every address that was asked for."""
+    """Return everything that was sent: files of all commits, LFS uploads, and addresses of requests."""
     sent = {f"request {i}": str(request).encode() for i, request in enumerate(hub.requests)}
     for repo_id, repo in hub.repos.items():
         sent |= {f"{repo_id} {name}": data for name, data in repo.lfs.items()}
@@ -47,7 +50,7 @@ def found(hub, secrets) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def home(tmp_path):
-    """Where a user's data lie: the path names them, the videos name their patients."""
+    """Return the folder of a user's data, whose path names the user and whose videos name patients."""
     home = tmp_path / "home" / "jane.roe" / "projects"
     home.mkdir(parents=True)
     return home
@@ -55,7 +58,7 @@ def home(tmp_path):
 
 @pytest.fixture
 def frames(home):
-    """Frames with classes, three of each video."""
+    """Return a folder of frames with classes, three per video."""
     root = home / "endoscopy"
     root.mkdir()
     rng = np.random.default_rng(0)
@@ -71,7 +74,7 @@ def frames(home):
 
 @pytest.fixture
 def masks(home):
-    """Frames with masks, three of each video."""
+    """Return a folder of frames with masks, three per video."""
     root = home / "masks"
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
@@ -85,7 +88,7 @@ def masks(home):
 
 @pytest.fixture
 def segmented(masks, home, monkeypatch):
-    """A user's model with its results, as a fine-tuning leaves them, and a pretraining that names folders."""
+    """Return a user's fine-tuned model with its results and a pretraining record that names folders."""
     data = load_data("folder", masks)
     evaluated = data.splits["validation"][0]["video"]
     config = tiny(num_labels=2, id2label=dict(enumerate(data.labels)))
@@ -94,7 +97,7 @@ def segmented(masks, home, monkeypatch):
     folder = home / "run" / "model"
     SurgeNetForSemanticSegmentation(config).save_pretrained(folder)
     build_image_processor(image_size=32).save_pretrained(folder)
-    for name in ("config.json", "preprocessor_config.json"):  # what older versions of the libraries recorded
+    for name in ("config.json", "preprocessor_config.json"):  # as recorded by earlier versions of the libraries
         settings = json.loads((folder / name).read_text())
         (folder / name).write_text(
             json.dumps(settings | {"_name_or_path": str(home / "start"), "note": str(home / "note")})
@@ -110,7 +113,7 @@ def segmented(masks, home, monkeypatch):
 
 @pytest.mark.slow
 def test_a_finetuning_that_is_pushed(hub, client, frames, home, monkeypatch):
-    """The whole way from the command line to the Hub."""
+    """Test fine-tuning from the command line to the Hub."""
     options = "--backbone tiny --image_size 32 --per_device_train_batch_size 2 --max_steps 2 --disable_tqdm true"
     data = ["--dataset", "csv", "--data_dir", str(frames), "--output_dir", str(home / "my-run")]
     argv = [*options.split(), *data, "--push_to_hub", "true", "--hub_model_id", "maintainer/mine"]
@@ -121,7 +124,7 @@ def test_a_finetuning_that_is_pushed(hub, client, frames, home, monkeypatch):
 
     local = json.loads((home / "my-run" / "results.json").read_text())
     published = json.loads(files["results.json"])
-    assert set(local["data"]["videos"]) < set(VIDEOS)  # here the real names stay
+    assert set(local["data"]["videos"]) < set(VIDEOS)  # local results keep the real names
     assert local["data"]["videos_are_public"] is False
     assert published["data"]["videos"] == [f"video_00{i + 1}" for i in range(len(local["data"]["videos"]))]
     assert published["data"]["notes"] == []
@@ -139,7 +142,10 @@ def test_a_finetuning_that_is_pushed(hub, client, frames, home, monkeypatch):
 
 
 def test_results_and_settings(hub, client, segmented, home):
-    """Notes that list videos, tokens in commands, paths and names of videos in config and image processor."""
+    """Test that published results and settings are cleaned.
+
+    They contain notes that list videos, tokens in commands, and paths and video names in config and image processor.
+    """
     local = json.loads((segmented.parent / "results.json").read_text())
     assert local["data"]["videos"][0] in local["data"]["notes"][0]
     assert "hf_Secret" not in local["command"]
@@ -175,7 +181,7 @@ def test_the_dry_run_lists_the_names(hub, client, segmented, capsys):
 
 
 def test_a_pretraining_run(hub, client, home):
-    """Full paths in the record of an older run, which streamed from a local folder."""
+    """Test that full paths in the record of an older run are removed, which streamed from a local folder."""
     pretraining = describe_pretraining({"name": "SurgeNetXL"}, [str(home / "2023")], epoch=2, frames=500)
     export_teacher(SurgeNetModel(tiny()), home / "run" / "model", pretraining, build_image_processor())
     push_model(home / "run" / "model", "maintainer/mine", None, "x")
@@ -190,7 +196,10 @@ def test_a_public_data_set_keeps_its_names(frames, tmp_path):
 
 @pytest.mark.parametrize("repo_type", ["model", "space"])
 def test_a_folder_with_a_token_reaches_no_network(repo_type, hub, client, tmp_path):
-    """Neither the user's own token, nor what looks like another's; and nothing is left in the output folder."""
+    """Test that a folder with an access token causes no request.
+
+    This applies to the user's own token and to any text that looks like a token. The output folder stays empty.
+    """
     for content in (f"x = {hub.token!r}".encode(), b"\x00hf_" + b"Ab1" * 12):
 
         def prepare(folder, content=content):
@@ -234,7 +243,7 @@ def test_damaged_results_are_refused(hub, client, segmented, home):
 
 
 def test_a_token_that_the_server_repeats_is_masked(hub, client, segmented, home, caplog, monkeypatch):
-    """An endpoint that quotes the request's Authorization in its answer."""
+    """Test that a token is masked if the server quotes the request's Authorization in its answer."""
     caplog.set_level(logging.DEBUG, "surgenet_hf")
     hub.fail("POST .*/commit/", status=400, message=f"bad request, Authorization: Bearer {hub.token}")
     outcome = publish_finetuned(segmented, "maintainer/mine", home / "out", push=True)

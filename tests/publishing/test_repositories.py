@@ -1,4 +1,4 @@
-"""Publishing to a stand-in Hub, and loading from it, with the package and without."""
+"""Tests of publishing to a stand-in Hub and loading from it, with and without the package."""
 
 import json
 import math
@@ -43,7 +43,10 @@ FILES = {
     [("SurgeNet-Small", "caformer_s18"), ("SurgeNet-PVTv2", "pvt_v2_b2"), ("ImageNet1k", "caformer_s18_imagenet")],
 )
 def test_comparison_with_the_source(name, golden, tmp_path):
-    """timm's network, loaded by timm's mapping, agrees with what we save; and a wrong weight is noticed."""
+    """Test that timm's network and mapping agree with the saved model.
+
+    A wrong weight must raise an error.
+    """
     tensors = original_state_dict(golden, "classification")
     torch.save({key: tensor for key, tensor in tensors.items() if not key.startswith("head.")}, tmp_path / "file.pth")
     entry = find_entry(name)
@@ -88,8 +91,8 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path):
-    """Publish twice; load in fresh processes, with the package and without it."""
-    # not the default backbone, so that config.json records the tiny sizes for the fresh processes
+    """Test that checkpoints can be published twice and load in new processes, with and without the package."""
+    # a non-default backbone, so that config.json records the tiny sizes for the new processes
     sizes = {"depths": [1, 1, 2, 1], "hidden_sizes": TINY_WIDTHS["pvt_v2_b2"]}
     monkeypatch.setitem(configuration_surgenet.BACKBONES, "pvt_v2_b2", sizes)
     monkeypatch.setattr(prepare, "compare_with_source", lambda *args: None)  # timm has no tiny networks
@@ -106,7 +109,7 @@ def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path):
     assert outcome.error is None
     repo = hub.repos["surgenet/surgenet-pvtv2"]
     assert repo.files().keys() == FILES | {".gitattributes"}
-    assert len(repo.commits) == 2  # the initial one and ours
+    assert len(repo.commits) == 2  # the initial commit and one upload
     assert {tag: commit.sha for tag, commit in repo.tags.items()} == {"v0.1.0": outcome.commit}
     (collection,) = hub.collections.values()
     assert [item["id"] for item in collection["items"]] == ["surgenet/surgenet-pvtv2"]
@@ -119,7 +122,7 @@ def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path):
     assert len(hub.matching("POST .*/commit/")) == 1
 
     processes = {}
-    for how in ("package", "remote"):  # at the same time
+    for how in ("package", "remote"):  # both at the same time
         folder = tmp_path / how
         folder.mkdir()
         command = [sys.executable, "-c", LOAD, how, "surgenet/surgenet-pvtv2", "v0.1.0", str(folder)]
@@ -137,7 +140,7 @@ def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path):
         outputs[how] = {path.name: torch.load(path) for path in (tmp_path / how).iterdir()}
     for name, tensors in outputs["package"].items():
         if "output" in name:
-            if "Classification" not in name and "Segmentation" not in name:  # whose heads are random
+            if "Classification" not in name and "Segmentation" not in name:  # heads are random
                 other = outputs["remote"][name]
                 pairs = zip(tensors, other, strict=True) if isinstance(tensors, tuple) else [(tensors, other)]
                 assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
@@ -145,7 +148,7 @@ def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path):
         assert tensors.keys() == outputs["remote"][name].keys()
         assert all(torch.equal(tensors[key], outputs["remote"][name][key]) for key in tensors)
 
-    # bit for bit what the authors' file holds
+    # equal to the authors' file, bit for bit
     model = SurgeNetModel.from_pretrained("surgenet/surgenet-pvtv2")
     back = to_original_state_dict(model)
     assert all(torch.equal(back[key], tensor) for key, tensor in teacher.items())
@@ -170,7 +173,7 @@ def test_one_that_fails_does_not_stop_the_others(hub, client, tiny_backbones, mo
 
 @pytest.fixture
 def finetuned(tmp_path):
-    """A user's model."""
+    """Return the folder of a user's model."""
     config = tiny(num_labels=3)
     config.pretraining = {"name": "SurgeNetXL", "normalization": "surgenet"}
     folder = tmp_path / "mine" / "model"
@@ -188,7 +191,7 @@ def test_users_own_model(hub, client, finetuned, tmp_path):
     again = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True, private=True)
     assert (again.changes, again.commit) == ([], None)
 
-    assert not hub.repos["maintainer/mine"].tags  # the version of this package says nothing of a user's weights
+    assert not hub.repos["maintainer/mine"].tags  # the package version says nothing about a user's weights
     model = SurgeNetForSemanticSegmentation.from_pretrained(finetuned)
     torch.nn.init.ones_(model.decode_head.classifier.bias)
     model.save_pretrained(finetuned)
@@ -199,7 +202,10 @@ def test_users_own_model(hub, client, finetuned, tmp_path):
 
 
 def test_the_model_of_a_run(hub, client, finetuned):
-    """Under the name asked for, or in the user's own namespace; a refusal says how to try again."""
+    """Test that a run's model is pushed under the requested name or in the user's own namespace.
+
+    A refusal explains how to retry.
+    """
     assert push_model(finetuned, None, None, "my-run") == "maintainer/my-run"
     assert push_model(finetuned, "maintainer/other", True, "my-run") == "maintainer/other"
     assert [hub.repos[name].private for name in ("maintainer/my-run", "maintainer/other")] == [False, True]
@@ -211,7 +217,7 @@ def test_the_model_of_a_run(hub, client, finetuned):
 
 
 def test_own_pretraining(hub, client, tmp_path):
-    """What a run exported, with the card of a backbone."""
+    """Test that an exported pretraining is published with the card of a backbone."""
     pretraining = describe_pretraining({"name": "SurgeNetXL"}, ["mine"], epoch=2, frames=500)
     folder, model = tmp_path / "run" / "model", SurgeNetModel(tiny())
     export_teacher(model, folder, pretraining, build_image_processor(), {"lr": 5e-4}, {"knn_accuracy": 0.5})
@@ -236,7 +242,7 @@ def test_own_pretraining(hub, client, tmp_path):
 
 
 def test_a_users_folder_is_not_replaced(hub, client, finetuned):
-    """output_dir/NAME may be the very run that is published."""
+    """Test that a user's folder is not replaced, since output_dir/NAME may be the published run itself."""
     outcome = publish_finetuned(finetuned, "maintainer/mine", finetuned.parents[1])
     assert "was not prepared by this command" in outcome.error
     assert (finetuned / "model.safetensors").exists()
@@ -278,9 +284,7 @@ def test_a_busy_hub_is_asked_again(status, hub, client, finetuned, tmp_path):
     hub.fail("PUT /lfs/", status=status)
     hub.cut("PUT /lfs/", after_bytes=5000, skip=1)
     outcome = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
-    if (
-        outcome.error
-    ):  # a cut upload may not be retried by the client: then nothing is there, and the next run mends it
+    if outcome.error:  # if the client does not retry a cut upload, nothing is there and the next run repairs it
         assert hub.repos["maintainer/mine"].files().keys() == {".gitattributes"}
         outcome = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True)
     assert outcome.error is None

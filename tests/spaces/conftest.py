@@ -1,4 +1,4 @@
-"""Fixtures of the demo's tests: tiny models, the running app, a page in a browser."""
+"""Fixtures of the demo's tests: tiny models, the running app, and a page in a browser."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def models(tiny_config, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(models, tmp_path_factory):
-    """The demo with the tiny models and without network."""
+    """Yield the running demo with the tiny models and without network."""
     folder = tmp_path_factory.mktemp("server")
     server = start(["-m", "surgenet_hf.cli.demo", "--model", *map(str, vars(models).values())], folder)
     yield server
@@ -35,9 +35,12 @@ def browser():
 
 @pytest.fixture
 def page(browser, server):
-    """A page of the demo; at the end, it has asked nobody but the server for anything, and has thrown no error."""
+    """Yield a page of the demo.
+
+    Finally, assert that it sent requests only to the server and raised no error.
+    """
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(90_000)  # a busy machine is no failure
+    page.set_default_timeout(90_000)  # a busy machine must not cause a failure
     asked, errors = set(), []
     page.on("request", lambda request: asked.add(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))

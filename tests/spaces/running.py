@@ -1,4 +1,4 @@
-"""The demo of spaces/surgenet-demo for its tests: its modules, tiny models in folders, the app as a process."""
+"""Helpers for tests of spaces/surgenet-demo: its modules, folders of tiny models, and the app as a process."""
 
 import os
 import socket
@@ -26,9 +26,9 @@ ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "spaces" / "surgenet-demo"
 sys.path.insert(0, str(DEMO))
 
-HOSTILE = "<img src=x onerror=\"document.title='owned'\">${document.title=1}"  # as a class name
+HOSTILE = "<img src=x onerror=\"document.title='owned'\">${document.title=1}"  # used as a class name
 LABELS = ("background", "liver", "tool", HOSTILE)
-# notes every connection of the process to anywhere but this machine
+# records every connection of the process to another machine
 WATCH = """
 import os, sys
 def watch(event, args):
@@ -58,10 +58,13 @@ def save(model, folder: Path, image_size: int = 64) -> Path:
 
 
 def save_models(root: Path, tiny_config) -> SimpleNamespace:
-    """Folders of tiny random models; `segmentation` finds several classes, one with a hostile name."""
+    """Save tiny random models and return their folders.
+
+    `segmentation` predicts several classes, one of which has a hostile name.
+    """
     torch.manual_seed(0)
     segmentation = SurgeNetForSemanticSegmentation(tiny_config(**named(LABELS))).eval()
-    with torch.no_grad():  # a random head predicts one class everywhere: even the odds
+    with torch.no_grad():  # a random head predicts one class everywhere; spread its predictions
         for parameter in segmentation.decode_head.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
     cvs = tiny_config(**named(CRITERIA), problem_type="multi_label_classification")
@@ -72,7 +75,7 @@ def save_models(root: Path, tiny_config) -> SimpleNamespace:
     slow = tiny_config(**named(LABELS), pyramid_channels=256, segmentation_channels=256)
     return SimpleNamespace(
         segmentation=save(segmentation, root / "organs"),
-        slow=save(SurgeNetForSemanticSegmentation(slow), root / "slow", 384),  # a second or so a frame
+        slow=save(SurgeNetForSemanticSegmentation(slow), root / "slow", 384),  # about a second per frame
         cvs=save(SurgeNetForImageClassification(cvs), root / "cvs"),
         steps=save(SurgeNetForImageClassification(steps), root / "steps"),
         phases=save(SurgeNetForPhaseRecognition(phases), root / "phases"),
@@ -81,8 +84,12 @@ def save_models(root: Path, tiny_config) -> SimpleNamespace:
 
 
 def start(command: list[str], folder: Path) -> SimpleNamespace:
-    """The demo as a process of its own, when it answers: url, pid, `files` (its temporary ones), `elsewhere` (whom it
-    called), and `log`."""
+    """Start the demo in a separate process and wait until it answers.
+
+    Returns:
+        Namespace with url, port, process, pid, `files` (folder of its temporary files), `elsewhere` (file that lists
+        other hosts it contacted), and `log` (file).
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

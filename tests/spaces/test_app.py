@@ -1,4 +1,4 @@
-"""The demo as visitors meet it: in a browser, through gradio_client, many at a time, and without network."""
+"""Tests of the demo in a browser, through gradio_client, with many users, and without network."""
 
 import re
 import socket
@@ -40,18 +40,18 @@ CHOSEN = """() => [...document.querySelectorAll("img[alt$='that you chose'], vid
 
 
 def choose_example(page, number: int = 0) -> None:
-    """Another than is there now; wait until it is."""
+    """Choose another example than the current one and wait until it appears."""
     before = page.evaluate(CHOSEN)
     page.locator(".gallery-item:visible").nth(number).click()
     page.wait_for_function(f"before => ![before, ''].includes(({CHOSEN})())", arg=before)
 
 
 def test_segment_in_the_browser(page, models, tmp_path):
-    """Example, overlay, legend with escaped names, and the mask's bytes."""
+    """Test the example, the overlay, the legend with escaped names, and the bytes of the mask."""
     page.get_by_text("Not a medical device.").first.wait_for()
     page.get_by_text("The Hugging Face Hub cannot be reached.").wait_for()
     assert page.get_by_text('The models marked "Demo model" are untrained').is_visible()
-    assert not page.get_by_text("Every tab works").is_visible()  # the models are the owner's
+    assert not page.get_by_text("Every tab works").is_visible()  # the models belong to the owner
     choose_example(page)
     page.locator("#run-segment").click()
     page.locator("#legend table").wait_for()
@@ -63,7 +63,7 @@ def test_segment_in_the_browser(page, models, tmp_path):
     expected = sorted((i for i in range(len(LABELS)) if shares[i] > 0), key=lambda i: -shares[i])
     assert [int(re.search(r"\d+", row)[0]) for row in rows] == expected
     for row, i in zip(rows, expected, strict=True):
-        assert LABELS[i] in row  # the hostile name too, as text
+        assert LABELS[i] in row  # the hostile name also appears as text
     assert page.locator("#legend img").count() == 0
     assert page.title() == "SurgeNet demo"
 
@@ -77,7 +77,10 @@ def test_segment_in_the_browser(page, models, tmp_path):
 
 
 def test_start_without_scrolling_and_the_address(page, server):
-    """In a window of 1280 x 900, with the banner; the example in About has the address of this very server."""
+    """Test that start buttons are visible without scrolling in a window of 1280 x 900, with the banner.
+
+    The example in About contains the address of this server.
+    """
     for tab, button in {
         "Segment": "segment",
         "Classify": "classify",
@@ -100,13 +103,16 @@ def choose_model(page, name: str) -> None:
 
 @pytest.mark.slow
 def test_a_result_is_of_the_frame_beside_it(page):
-    """Another frame while the first is at work: nothing of the first comes any more; the second gets its own."""
+    """Test that a result belongs to the current frame.
+
+    When another frame is chosen while the first is processed, only results of the second may appear.
+    """
     choose_example(page)
     choose_model(page, "slow")
     began = time.monotonic()
     page.locator("#run-segment").click()
     page.locator("#legend table").wait_for()
-    seconds = time.monotonic() - began  # with the time to load it
+    seconds = time.monotonic() - began  # includes the loading time
     choose_example(page, 1)
     page.get_by_text("The result comes here.").locator("visible=true").wait_for()
     page.locator("#run-segment").click()
@@ -149,9 +155,12 @@ def test_classify_in_the_browser(page):
 @pytest.mark.slow
 @pytest.mark.parametrize("tab", ["Segment", "Classify"])
 def test_a_quick_visitor_with_a_slow_server(page, tab):
-    """Start, the moment the example is there: whatever belongs to its choice has been done by then."""
+    """Test a start as soon as the example appears, on a slow server.
+
+    Everything that belongs to the choice of an example must be done by then.
+    """
     page.get_by_role("tab", name=tab).click()
-    choose_example(page, 1)  # so that there is something to give up
+    choose_example(page, 1)  # so that there is a choice to discard
 
     def delay(route):
         page.wait_for_timeout(1000)
@@ -174,7 +183,7 @@ def test_a_click_in_features(page):
     frame.wait_for()
     page.locator("#run-features").click()
     page.get_by_text("Like colours are like features").wait_for()
-    box = frame.bounding_box()  # the frame is drawn within it, centred, at its own ratio of sides
+    box = frame.bounding_box()  # the frame is centered within the box at its own aspect ratio
     width = min(box["width"], box["height"] * 4 / 3)
     left = (box["width"] - width) / 2
     frame.click(position={"x": left + 0.25 * width, "y": 0.75 * box["height"]})
@@ -187,7 +196,7 @@ def test_a_click_in_features(page):
 def test_a_clip_with_progress_cancel_and_result(page, server):
     page.get_by_role("tab", name="Video").click()
     choose_example(page, 1)
-    choose_model(page, "slow")  # so that it is under way when it is cancelled
+    choose_model(page, "slow")  # slow enough to be running when canceled
     page.locator("#run-video").click()
     page.locator("#ribbon table").wait_for()
     page.get_by_text(re.compile(r"Frame \d+ of 128, \d+ (s|min) left")).wait_for()
@@ -195,7 +204,7 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
     page.locator("#stop-video").click()
     page.get_by_text("Nothing is running now.").wait_for()
     page.locator("#ribbon progress").wait_for(state="hidden")
-    for _ in range(600):  # the film that was begun is given up
+    for _ in range(600):  # the partial video is deleted
         begun = list(server.files.rglob("result.mp4"))
         if not begun:
             break
@@ -208,13 +217,13 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
     page.locator("#ribbon .ribbon").wait_for()
     assert page.locator("#video-status").inner_text() == ""
     assert page.get_by_alt_text("Present frame").is_visible()
-    assert not page.get_by_text("Present frame").is_visible()  # it would lie on the phase's name
+    assert not page.get_by_text("Present frame").is_visible()  # it would cover the phase name
     page.locator("#result video").wait_for(timeout=60_000)
-    page.wait_for_function("document.querySelector('#result video').readyState >= 2")  # it decodes
+    page.wait_for_function("document.querySelector('#result video').readyState >= 2")  # the browser decodes it
     assert page.evaluate("document.querySelector('#result video').duration") == pytest.approx(64, abs=1)
     assert page.locator("#ribbon progress").count() == 0
 
-    choose_example(page, 0)  # of another clip nothing is known yet
+    choose_example(page, 0)  # there is no result for another clip yet
     page.locator("#result video").wait_for(state="detached")
     assert page.locator("#ribbon").inner_text() == "The result comes here."
     assert page.get_by_alt_text("Present frame").count() == 0
@@ -222,7 +231,10 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
 
 @pytest.mark.slow
 def test_what_was_on_its_way_is_emptied(page):
-    """Frames of a clip that arrive after another was chosen, since the server is slow to give up and to load."""
+    """Test that frames of a clip that arrive after another was chosen are cleared.
+
+    The server is slow to cancel and to load.
+    """
     page.get_by_role("tab", name="Video").click()
     choose_example(page, 1)
     choose_model(page, "slow")
@@ -238,7 +250,7 @@ def test_what_was_on_its_way_is_emptied(page):
     }""")
     page.locator(".gallery-item:visible").first.click()
     page.wait_for_function("document.querySelector('#ribbon').innerText === 'The result comes here.'")
-    page.locator("#ribbon table").wait_for()  # here is one
+    page.locator("#ribbon table").wait_for()  # a late frame arrives
     page.wait_for_function("document.querySelector('#ribbon').innerText === 'The result comes here.'")
     page.wait_for_timeout(1000)
     assert page.locator("#ribbon table").count() == 0
@@ -246,7 +258,7 @@ def test_what_was_on_its_way_is_emptied(page):
 
 
 def test_a_broken_file_gets_a_message(page, tmp_path):
-    """A name of tricks, and bytes that are no picture: a message in plain words, and the page goes on."""
+    """Test that a broken file with a hostile name gives a clear message and the page continues to work."""
     path = tmp_path / "..%2f<b>x<b>.png"
     path.write_bytes(b"GIF89a not really" * 50)
     page.locator("input[type=file]").first.set_input_files(path)
@@ -260,7 +272,7 @@ def test_a_broken_file_gets_a_message(page, tmp_path):
 
 
 def test_keyboard_alone(page):
-    """From the first tab by arrow keys and Tab to a result."""
+    """Test that the keyboard alone leads from the first tab to a result."""
     choose_example(page)
     page.get_by_role("tab", name="Segment").focus()
     for _ in range(40):
@@ -274,7 +286,7 @@ def test_keyboard_alone(page):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_layout(browser, server, width, theme):
-    """Nothing is wider than the screen, in any tab, and text stands out from its ground."""
+    """Test that no tab is wider than the screen and that text has enough contrast."""
     page = browser.new_page(viewport={"width": width, "height": 850}, color_scheme=theme)
     page.goto(server.url)
     for tab in ("Segment", "Classify", "Features", "Video"):
@@ -322,7 +334,7 @@ def test_endpoints(client, models):
         for parameter in endpoint["parameters"]
     }
     for (name, parameter), said in parameters.items():
-        if parameter == "model":  # not only what is in the list
+        if parameter == "model":  # accepts models that are not in the list
             assert said["python_type"]["type"] == "str", name
     for name in ("/features", "/similarity"):
         assert parameters[name, "image_b"]["parameter_has_default"]
@@ -349,7 +361,7 @@ def test_endpoints(client, models):
     path = result["video"] if isinstance(result, dict) else result
     with av.open(path) as container:
         frames = list(container.decode(video=0))
-    assert len(frames) == 12  # six seconds at two a second
+    assert len(frames) == 12  # six seconds at two frames per second
     assert (frames[0].width, frames[0].height) == (320, 240)
 
     info = client.predict("phases", api_name="/model_info")
@@ -371,7 +383,7 @@ def test_refusals(client, server, models, tmp_path):
     }.items():
         with pytest.raises(AppError, match=wanted):
             client.predict(*inputs, api_name="/segment")
-    # a file of the server, and an address, in place of an upload; not by gradio_client, which would upload the file
+    # a file of the server or an address instead of an upload; gradio_client is not used, as it would upload the file
     for where in (str(EXAMPLES[0]), "/etc/passwd", "http://example.invalid/frame.png"):
         for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
             call = f"{server.url}gradio_api/call/segment"
@@ -384,7 +396,7 @@ def test_refusals(client, server, models, tmp_path):
 
 
 def test_what_gradio_offers_besides_is_closed(server):
-    """Figures on the visitors, and ways to leave files."""
+    """Test that other endpoints of gradio are closed, which show visitor statistics or store files."""
     for path in ("monitoring", "monitoring/summary", "monitoring/x"):
         assert httpx.get(server.url + path).status_code == 404
     for path in ("process_recording", "component_server", "component_server/"):
@@ -395,7 +407,7 @@ def test_what_gradio_offers_besides_is_closed(server):
 
 
 def test_long_clips_are_not_cut_unseen(client, tmp_path):
-    """More frames than are looked at: said before the work begins."""
+    """Test that a clip with too many frames is refused before it is processed."""
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=2)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -408,14 +420,17 @@ def test_long_clips_are_not_cut_unseen(client, tmp_path):
 
 
 def memory(pid: int) -> float:
-    """Megabytes that a process holds."""
+    """Return the resident memory of a process in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
 
 
 @pytest.mark.slow
 def test_many_users(server, models, tmp_path):
-    """Eight users, two hundred requests: each gets the mask of the own picture, and memory stays where it was."""
+    """Test eight users with two hundred requests.
+
+    Each user must get the mask of their own image, and memory must not grow.
+    """
     rng = np.random.default_rng(0)
     pictures, masks = [], []
     for user in range(USERS):
@@ -443,7 +458,10 @@ def test_many_users(server, models, tmp_path):
 
 @pytest.mark.slow
 def test_without_network(tmp_path, browser):
-    """No models, no Hub: the banner, a small model trained on the spot, and nothing kept after its time."""
+    """Test the demo without models and without the Hub.
+
+    It shows the banner, trains a small model when requested, and deletes files after their time.
+    """
     code = "import app, demo, models; demo.DEMO_STEPS = 3; app.serve(app.build(models.ModelStore(), kept_seconds=2))"
     left = tmp_path / "server" / "files" / "surgenet-demo-of-one-that-was-killed"
     left.mkdir(parents=True)
@@ -465,7 +483,7 @@ def test_without_network(tmp_path, browser):
         scores, bars = client.predict(image, "demo-cvs", api_name="/classify")
         assert len(scores) == 3
         assert "untrained" in bars
-        assert "met" not in re.findall(r"\w+", bars)  # no verdict of random weights
+        assert "met" not in re.findall(r"\w+", bars)  # random weights give no verdict
         with pytest.raises(AppError, match="could not be loaded from the Hub"):
             client.predict(image, None, "SurgeNetXL", api_name="/features")
         break_off_an_upload(server)
@@ -477,16 +495,16 @@ def test_without_network(tmp_path, browser):
                 break
             time.sleep(0.2)
         assert not kept
-        assert {path.name for path in server.files.rglob("*") if path.is_file()} == ours  # the examples stay
+        assert {path.name for path in server.files.rglob("*") if path.is_file()} == ours  # the examples remain
         httpx.post(f"{server.url}gradio_api/upload", files={"files": ("patient.png", b"x")}).raise_for_status()
         assert list(server.files.rglob("patient.png"))
         assert not server.elsewhere.exists(), server.elsewhere.read_text()
     finally:
         stop(server)
-    assert not list(server.files.iterdir())  # by SIGTERM
+    assert not list(server.files.iterdir())  # deleted on SIGTERM
 
 
-# Names of files that the test makes: with the first, whatever is written finds the disk full; the second counts.
+# While the flag file exists, writing uploads and images fails as on a full disk. The folder may hold up to 40 MiB.
 FULL_DISK = """
 import errno, sys
 from pathlib import Path
@@ -517,7 +535,7 @@ def test_a_disk_that_is_full_and_uploads_without_end(models, tmp_path):
     try:
 
         def ask(name, *data):
-            """The end of an answer, without gradio_client, which would upload the file again."""
+            """Return the end of an answer, without gradio_client, which would upload the file again."""
             call = f"{server.url}gradio_api/call/{name}"
             event = httpx.post(call, json={"data": data}).json()["event_id"]
             return httpx.get(f"{call}/{event}", timeout=60).text
@@ -527,8 +545,8 @@ def test_a_disk_that_is_full_and_uploads_without_end(models, tmp_path):
         flag.touch()
         answer = httpx.post(address, files={"files": ("b.jpg", EXAMPLES[1].read_bytes())})
         assert (answer.status_code, answer.text[:28]) == (507, "The disk of this server is f")
-        assert "disk of this server is full" in ask("segment", frame, "organs")  # a file of the demo's own
-        assert "disk of this server is full" in ask("features", frame, None, "backbone")  # one that gradio makes
+        assert "disk of this server is full" in ask("segment", frame, "organs")  # a file of the demo itself
+        assert "disk of this server is full" in ask("features", frame, None, "backbone")  # a file that gradio creates
         flag.unlink()
         assert "event: complete" in ask("features", frame, None, "backbone")
 
@@ -540,7 +558,7 @@ def test_a_disk_that_is_full_and_uploads_without_end(models, tmp_path):
         assert "try again in a few minutes" in answers[-1].text
         files = [path.stat().st_size for path in server.files.rglob("*") if path.is_file()]
         assert sum(files) < 40 * 2**20
-        assert "event: complete" in ask("features", frame, None, "backbone")  # what there is still works
+        assert "event: complete" in ask("features", frame, None, "backbone")  # existing files still work
 
         def in_pieces():
             yield b"x"
@@ -553,7 +571,7 @@ def test_a_disk_that_is_full_and_uploads_without_end(models, tmp_path):
 
 
 def break_off_an_upload(server) -> None:
-    """As a browser that is closed in the midst of it; gradio leaves what has come."""
+    """Break off an upload like a browser that is closed; gradio keeps the partial file."""
     head = (
         f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {10**7}\r\n"
         "Content-Type: multipart/form-data; boundary=edge\r\n\r\n--edge\r\n"

@@ -1,4 +1,4 @@
-"""What may be loaded: checked before anything is downloaded or built."""
+"""Tests of the checks of models before anything is downloaded or built."""
 
 import errno
 import json
@@ -146,7 +146,7 @@ def test_pickles_are_not_opened(folder, tmp_path):
 
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    for content in ({"x": Touch()}, tensors):  # not even one that would do no harm
+    for content in ({"x": Touch()}, tensors):  # even harmless pickles are refused
         torch.save(content, folder / "pytorch_model.bin")
         with pytest.raises(Refused, match="damaged"):
             folders.load_folder(folder, "name")
@@ -161,14 +161,14 @@ def test_code_of_a_folder_is_not_run(folder, tmp_path):
 
 
 def fetch(hub, folder, into, **files):
-    """What the demo does with the id of a repository that holds the files of a folder and others."""
+    """Publish a folder with additional files and load it by the id of its repository, as the demo does."""
     publish(hub, folder, **files)
     folders.download("someone/model", into)
     return folders.load_folder(into, "someone/model")
 
 
 def same_answers(loaded, folder) -> bool:
-    """Whether a model computes what the one saved in a folder does, and returns it in the same form."""
+    """Return whether a model computes the outputs of the model in a folder and returns them in the same form."""
     expected = SurgeNetForSemanticSegmentation.from_pretrained(folder)
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -177,7 +177,10 @@ def same_answers(loaded, folder) -> bool:
 
 @pytest.mark.parametrize("place", ["../owner/model.safetensors", "absolute", "/dev/null", "evil.safetensors", "."])
 def test_an_index_names_only_the_weights_of_its_repository(hub, client, folder, models, tmp_path, place):
-    """The owner's private models are files of the same server."""
+    """Test that an index can name only the weights of its own repository.
+
+    The owner's private models are files on the same server.
+    """
     shutil.copytree(models.segmentation, tmp_path / "owner")
     place = str(tmp_path / "owner" / "model.safetensors") if place == "absolute" else place
     weight_map = dict.fromkeys(load_file(folder / "model.safetensors"), place)
@@ -227,7 +230,10 @@ def test_weights_that_are_no_floating_point_numbers(folder, dtype):
     ],
 )
 def test_headers_of_weights(folder, length, header, message):
-    """What a header declares beyond its file is refused by safetensors."""
+    """Test weight files with large headers or with headers that declare more than the file holds.
+
+    safetensors refuses the latter.
+    """
     prefix = struct.pack("<Q", len(header) if length is None else length)
     (folder / "model.safetensors").write_bytes(prefix + header + bytes(4))
     with pytest.raises(Refused, match=message):
@@ -297,7 +303,7 @@ def test_processors_that_would_make_huge_pictures(folder, extra):
 
 
 def test_models_that_are_too_slow(folder, monkeypatch):
-    """Refused before the weights are read, by the operations that a frame takes."""
+    """Test that slow models are refused before their weights are read, based on the operations per frame."""
     (folder / "model.safetensors").unlink()
     change(folder, segmentation_channels=512, pyramid_channels=512)
     change(folder, "preprocessor_config.json", size={"height": 1024, "width": 1024})
@@ -309,7 +315,10 @@ def test_models_that_are_too_slow(folder, monkeypatch):
 
 
 def test_dense_features_may_be_too_slow(folder, monkeypatch):
-    """They are computed at a size of their own, whatever the image processor says."""
+    """Test that a model is refused if its dense features would be too slow.
+
+    They are computed at a separate size, regardless of the image processor.
+    """
     monkeypatch.setattr(folders, "MAX_FLOPS", 1e8)
     with pytest.raises(Refused, match=r"too slow.* a frame of 640 x 640 pixels"):
         folders.load_folder(folder, "name")
@@ -317,7 +326,10 @@ def test_dense_features_may_be_too_slow(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_only_the_files_of_a_model_are_used(hub, client, folder, models, tmp_path):
-    """Others in the repository could name a base model, another processor, or code."""
+    """Test that only the files of a model are used.
+
+    Other files in the repository could name a base model, another processor, or code.
+    """
     text = json.dumps({"base_model_name_or_path": str(models.segmentation), "peft_type": "LORA", "r": 8})
     evil = json.dumps({"image_processor": {"size": {"height": 32, "width": 32}}})
     files = {"adapter_config.json": text, "processor_config.json": evil, "adapter_model.safetensors": b"x"}
@@ -329,7 +341,7 @@ def test_only_the_files_of_a_model_are_used(hub, client, folder, models, tmp_pat
     assert downloaded == {"config.json", "preprocessor_config.json", "model.safetensors"}
 
 
-opened = []  # by this process, while the test below runs
+opened = []  # files that this process opens during the test below
 sys.addaudithook(lambda event, args: event == "open" and watched and opened.append(str(args[0])))
 watched = False
 PLACES = ["../owner/model.safetensors", "model-00001-of-00001.safetensors", "model.safetensors", "/dev/zero", "..", ""]
@@ -356,7 +368,7 @@ INDEX = st.one_of(
     st.fixed_dictionaries(
         {"metadata": st.just({}), "weight_map": st.dictionaries(st.text(max_size=3), st.sampled_from(PLACES))}
     ),
-    st.sampled_from(PLACES),  # for all tensors
+    st.sampled_from(PLACES),  # one file for all tensors
 )
 
 
@@ -368,7 +380,10 @@ INDEX = st.one_of(
     index=st.none() | INDEX,
 )
 def test_hostile_folders_load_or_are_refused(models, tmp_path_factory, config, processor, index):
-    """No other exception, and no file outside of the folder is read."""
+    """Test that hostile folders load or are refused.
+
+    No other exception is raised, and no file outside of the folder is read.
+    """
     global watched
     root = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
     shutil.copytree(models.segmentation, root / "owner")
@@ -411,11 +426,11 @@ def test_from_the_hub(hub, client, folder, tmp_path):
         "model.safetensors",
     }
     assert folders.load_folder(into, "someone/model").tasks == ("segmentation", "features")
-    assert not [request for request in hub.requests if request.authorization]  # the owner's token stays at home
+    assert not [request for request in hub.requests if request.authorization]  # the owner's token is never sent
 
 
 def test_too_large_or_incomplete_on_the_hub(hub, client, folder, tmp_path, monkeypatch):
-    """Refused by what the Hub announces: nothing is downloaded."""
+    """Test that the Hub's listing is enough to refuse a repository, without any download."""
     publish(hub, folder, "someone/bin", without=("model.safetensors",), **{"pytorch_model.bin": b"\x80"})
     publish(hub, folder, "someone/bare", without=("preprocessor_config.json",))
     publish(hub, folder, "someone/long", **{"config.json": " " * (folders.MAX_CONFIG_BYTES + 1)})
@@ -451,7 +466,7 @@ def test_a_full_disk_is_not_the_hubs_fault(hub, client, folder, tmp_path, monkey
 def test_what_the_hub_does_not_have(hub, client, folder, tmp_path):
     publish(hub, folder, "someone/private")
     hub.repos["someone/private"].private = True
-    for name in ("someone/missing", "someone/private"):  # of a private one, the owner's too, no word
+    for name in ("someone/missing", "someone/private"):  # private repositories are not revealed, not even the owner's
         with pytest.raises(Refused, match="no public model"):
             folders.download(name, tmp_path)
     hub.fail("GET /api/models", status=500, times=math.inf)

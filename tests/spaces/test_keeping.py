@@ -1,4 +1,4 @@
-"""The folder of uploads and results: whose it is, what is swept from it, and when it goes."""
+"""Tests of the folder of uploads and results: its owner, its sweeping, and its deletion."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ CLAIM = "import sys, keeping; from pathlib import Path; print(keeping.claim_fold
 
 @pytest.fixture
 def other(tmp_path):
-    """Another process with a folder of its own in `tmp_path`, which waits for a line."""
+    """Yield another process with its own folder in `tmp_path`, which waits for a line."""
     command = [sys.executable, "-c", f"{CLAIM}; input()", str(tmp_path)]
     process = subprocess.Popen(
         command, cwd=DEMO, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -31,11 +31,14 @@ def other(tmp_path):
 
 @pytest.mark.parametrize("killed", [True, False])
 def test_folders_go_with_their_processes(tmp_path, other, killed):
-    """At once where a process ends by itself; where it was killed, when the next one starts. Others' stay."""
+    """Test that folders are deleted with their processes.
+
+    A process that ends normally deletes its folder. After a kill, the next process deletes it. Other folders remain.
+    """
     (tmp_path / "gradio").mkdir()
     (other.folder / "patient.png").write_bytes(b"x")
     subprocess.run([sys.executable, "-c", CLAIM, str(tmp_path)], cwd=DEMO, check=True, capture_output=True)
-    assert (other.folder / "patient.png").exists()  # it lives
+    assert (other.folder / "patient.png").exists()  # the process is alive
     if killed:
         other.kill()
         other.wait()
@@ -47,12 +50,15 @@ def test_folders_go_with_their_processes(tmp_path, other, killed):
 
 
 def test_room_is_made_from_the_oldest(tmp_path, monkeypatch):
-    """Until there is enough; never from files to keep, nor from those that may be in use."""
+    """Test that the oldest files are deleted until there is enough room.
+
+    Files to keep and files that may be in use are never deleted.
+    """
     monkeypatch.setattr(keeping, "MAX_FOLDER_BYTES", 4000)
     monkeypatch.setattr(keeping, "MIN_FILE_BYTES", 1000)
     names = ["example.png", "oldest.png", "older.png", "busy.png"]
     for name in names:
-        (tmp_path / name).write_bytes(b"x")  # counts for 1000
+        (tmp_path / name).write_bytes(b"x")  # counts as 1000 bytes
         time.sleep(0.05)
     busy = (tmp_path / "busy.png").lstat().st_ctime
     monkeypatch.setattr(keeping.time, "time", lambda: busy + keeping.BUSY_SECONDS - 0.01)
@@ -68,7 +74,7 @@ def test_room_is_made_from_the_oldest(tmp_path, monkeypatch):
     monkeypatch.setattr(keeping.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     assert keeping.make_room(tmp_path, 0, keep)
     assert left() == ["example.png", "older.png", "busy.png"]
-    assert keeping.make_room(tmp_path, 500, keep)  # on a disk that others have filled
+    assert keeping.make_room(tmp_path, 500, keep)  # others have filled the disk
     assert left() == ["example.png", "busy.png"]
     assert not keeping.make_room(tmp_path, 2001, keep)
     assert left() == ["example.png", "busy.png"]
@@ -85,8 +91,8 @@ def test_uploads_under_way_count(tmp_path, monkeypatch):
 
 def test_sweeping(tmp_path, monkeypatch):
     def sweep_as_if(path):
-        """A minute after the file or folder was last changed."""
-        time.sleep(0.05)  # what follows is later for the file system, too
+        """Sweep as if a minute had passed since the last change of the file or folder."""
+        time.sleep(0.05)  # give later changes a later time in the file system
         monkeypatch.setattr(keeping.time, "time", lambda: path.lstat().st_ctime + 60.01)
         keeping.sweep(tmp_path, 60, {example})
 
@@ -97,12 +103,12 @@ def test_sweeping(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(DEMO)
     time.sleep(0.05)
     young = tmp_path / "b" / "copy.png"
-    shutil.copy2(old, young)  # with the time of the old one
+    shutil.copy2(old, young)  # with the modification time of the old file
     (tmp_path / "c").mkdir()
     sweep_as_if(tmp_path / "link")
     assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "c", "example.png", "copy.png"}
     sweep_as_if(tmp_path / "c")
     assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "example.png"}
-    sweep_as_if(tmp_path / "b")  # a folder goes only when nothing has happened in it for as long
+    sweep_as_if(tmp_path / "b")  # a folder is deleted only if nothing has changed in it for the same time
     assert {path.name for path in tmp_path.rglob("*")} == {"a", "example.png"}
     assert any(DEMO.iterdir())

@@ -1,4 +1,4 @@
-"""Hostile and unusual uploads: a message in plain words, or the right picture."""
+"""Tests of hostile and unusual uploads, which give a clear message or the right image."""
 
 import io
 import struct
@@ -43,7 +43,7 @@ def write_clip(path, frames=20, rate=5, size=(64, 48), codec="libx264", **option
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few kilobytes that says that it is huge."""
+    """Return a PNG of a few kilobytes that declares a huge size."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -55,7 +55,7 @@ def bomb(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", media.IMAGE_FORMATS)
 def test_pictures_of_all_formats(tmp_path, kind):
-    path = tmp_path / "name.png"  # the name says nothing
+    path = tmp_path / "name.png"  # the suffix is irrelevant
     picture().save(path, kind)
     image = media.read_image(upload(path))
     assert (image.mode, image.size) == ("RGB", (64, 48))
@@ -70,7 +70,7 @@ def test_pictures_of_all_modes(tmp_path, mode):
 
 def test_pictures_come_upright_and_are_shrunk(tmp_path):
     exif = Image.Exif()
-    exif[274] = 6  # to be turned by a quarter
+    exif[274] = 6  # rotate by 90 degrees
     picture(1600, 2400).save(tmp_path / "a.jpg", exif=exif)
     image = media.read_image(upload(tmp_path / "a.jpg"))
     assert image.size == (853, 1280)
@@ -99,7 +99,7 @@ def test_files_that_are_no_pictures(tmp_path, content, message):
 
 
 def test_narrow_pictures(tmp_path):
-    """Wide enough as they come, but not when they have been shrunk."""
+    """Test images that are wide enough as uploaded, but not after shrinking."""
     Image.new("RGB", (40, 2000)).save(tmp_path / "a.png")
     with pytest.raises(media.Refused, match="40 x 2000 pixels is too narrow: shrunk to 26 x 1280"):
         media.read_image(upload(tmp_path / "a.png"))
@@ -108,7 +108,7 @@ def test_narrow_pictures(tmp_path):
 
 
 def test_other_pictures_are_refused(tmp_path):
-    """Formats beyond the list have decoders that are seldom looked at."""
+    """Test that other formats are refused, since their decoders are rarely reviewed."""
     picture().save(tmp_path / "a.png", "TIFF")
     with pytest.raises(media.Refused, match="JPEG, PNG, WebP or BMP"):
         media.read_image(upload(tmp_path / "a.png"))
@@ -134,7 +134,10 @@ def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
 
 
 def test_files_of_the_server_are_not_read(tmp_path, monkeypatch):
-    """Real pictures and clips, but beside gradio's folder: by their path, by way of .., through a link."""
+    """Test that files outside of gradio's folder are not read, even real images and clips.
+
+    They are requested by path, through "..", and through a link.
+    """
     inside = tmp_path / "uploads"
     inside.mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(inside))
@@ -185,7 +188,7 @@ def test_clips_of_several_formats(tmp_path, suffix, codec):
 def test_clips_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "frame.png").write_bytes(b"x" * 1000)
     picture().save(tmp_path / "still.mp4", "PNG")
-    # playlists would make the decoder open other files, or addresses
+    # playlists would make the decoder open other files or addresses
     (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{tmp_path}/frame.png\n#EXT-X-ENDLIST\n")
     (tmp_path / "concat.mp4").write_text(f"ffconcat version 1.0\nfile {tmp_path}/frame.png\n")
     for name in ("frame.png", "still.mp4", "list.mp4", "concat.mp4"):
@@ -219,7 +222,7 @@ def test_a_clip_that_breaks_off(tmp_path):
     assert str(tmp_path) not in refused.value.text  # no paths of the server
 
 
-@pytest.mark.parametrize("side", [4000, 5000])  # the first is within the decoder's limit, which has some room
+@pytest.mark.parametrize("side", [4000, 5000])  # the first is within the decoder's limit, which has a margin
 def test_a_clip_with_larger_pictures_than_its_header_says(tmp_path, side):
     packets = []
     for size in ((64, 48), (side, side)):
@@ -239,7 +242,10 @@ def test_a_clip_with_larger_pictures_than_its_header_says(tmp_path, side):
 
 
 def test_a_clip_of_too_many_frames_a_second(tmp_path):
-    """As the time stamps say; the length in the header is that of all."""
+    """Test that a clip with too many frames per second is refused.
+
+    The time stamps give the rate, whereas the header has the length of the whole clip.
+    """
     path = write_clip(tmp_path / "a.mp4", frames=300, rate=1000)
     with pytest.raises(media.Refused, match="has 300 frames in a second; up to 250"):
         media.check_video(upload(path))
@@ -252,7 +258,7 @@ def test_so_many_frames_and_no_more(tmp_path, monkeypatch):
 
 
 def test_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
-    """Each takes a lot of memory until it is shrunk."""
+    """Test that images are decoded one at a time, since each needs much memory until it is shrunk."""
     picture(480, 640).save(tmp_path / "a.png")
     at_work, most = [], []
     load, shrink = PngImagePlugin.PngImageFile.load, Image.Image.thumbnail
@@ -283,7 +289,7 @@ def write_film(picture) -> None:
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    """Said in plain words, and no part of a result is left."""
+    """Test that a full disk gives a clear message and leaves no partial result."""
     monkeypatch.setattr(media, "new_file", lambda name: tmp_path / name)
     for name in ("mask.png", "result.mp4"):
         (tmp_path / name).symlink_to("/dev/full")
@@ -293,7 +299,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     with pytest.raises(media.Refused, match="The disk of this server is full"), media.full_disk():
         write_film(noise)
     assert not (tmp_path / "result.mp4").is_symlink()
-    with pytest.raises(FileNotFoundError), media.full_disk():  # other errors stay what they are
+    with pytest.raises(FileNotFoundError), media.full_disk():  # other errors are unchanged
         (tmp_path / "missing").read_bytes()
 
 
@@ -304,7 +310,7 @@ def test_results(tmp_path, monkeypatch):
     image = Image.open(path)
     np.testing.assert_array_equal(np.asarray(image), class_map)
     np.testing.assert_array_equal(np.asarray(image.convert("RGB"))[..., 0], 10 * class_map)
-    assert media.write_mask(class_map, [(0, 0, 0)]) != path  # nobody gets another's
+    assert media.write_mask(class_map, [(0, 0, 0)]) != path  # each result has its own file
 
     with media.film(2.5) as (add, path):
         for shade in (0, 100, 200):
@@ -327,5 +333,5 @@ def test_long_names_are_shortened():
 
 
 def test_messages_are_text():
-    """gradio shows messages as HTML."""
+    """Test that messages are escaped, since gradio shows them as HTML."""
     assert "<script>" not in media.Refused("<script>").message

@@ -1,4 +1,4 @@
-"""The store of models: what it offers, loads once, and lets go; and the small models made on the spot."""
+"""Tests of the model store: what it offers, loads once, and unloads, and the small models that it trains."""
 
 import shutil
 import threading
@@ -39,12 +39,13 @@ def names(choices):
 
 
 def test_lists(store):
-    """The owner's come first; the others only where they can do the task."""
+    """Test that the owner's models come first, and the others only where they support the task."""
     assert names(store.choices("segmentation")) == ["organs", "demo"]
     assert names(store.choices("classification")) == ["cvs", "demo-cvs", "demo-phase-frames"]
     assert names(store.choices("segmentation", "phases")) == ["organs", "phases", "demo", "demo-phases"]
     features = names(store.choices("features"))
-    assert features[:5] == ["organs", "cvs", "phases", "backbone", "demo"]  # the Hub is out of reach: the demo first
+    # the Hub is unavailable, so the demo model comes first
+    assert features[:5] == ["organs", "cvs", "phases", "backbone", "demo"]
     assert features[5:] == [entry.name for entry in CATALOG]
 
 
@@ -67,7 +68,7 @@ def test_the_hub_is_asked_again_when_it_was_not_there(monkeypatch):
     patient.again = 0
     assert patient.problem() is None
     assert patient.problem() is None
-    assert answers == [0, 1]  # where the Hub is there, that is enough
+    assert answers == [0, 1]  # an available Hub is not checked again
 
 
 def test_published_models_come_first_where_there_is_a_hub(hub, client):
@@ -127,7 +128,8 @@ def test_typed_ids_leave_nothing_behind(hub, client, models, tmp_path):
     assert loaded.name == "someone/organs"
     assert "Downloading the model from the Hub" in said
     assert store.describe("someone/organs")["tasks"] == ["segmentation", "features"]
-    assert len(hub.matching("resolve/.*/model.safetensors")) <= 2  # HEAD and GET, once: describing fetched no weights
+    # one HEAD and one GET, since describing downloads no weights
+    assert len(hub.matching("resolve/.*/model.safetensors")) <= 2
     assert not list((tmp_path / "hf_home").rglob("model.safetensors"))
 
 
@@ -142,13 +144,13 @@ def test_what_the_owner_names_must_be_there(tmp_path, models):
         store_module.ModelStore([str(tmp_path)])
     headless = shutil.copytree(models.segmentation, tmp_path / "headless")
     (headless / "model.safetensors").unlink()
-    with pytest.raises(Refused, match="could not be loaded"):  # at the start, not when the first visitor asks
+    with pytest.raises(Refused, match="could not be loaded"):  # at the start, not at the first request
         store_module.ModelStore([str(headless)])
 
 
 @pytest.mark.slow
 def test_names_of_folders(models, tmp_path):
-    """The part of a path that says something, and never the same twice."""
+    """Test that names use the informative part of a path and are unique."""
     nested = tmp_path / "organs" / "model"
     nested.parent.mkdir()
     nested.symlink_to(models.segmentation)
@@ -169,7 +171,10 @@ def test_untrained_models_are_the_same_each_time(name):
 
 @pytest.mark.slow
 def test_the_demo_model_is_trained_once(client, hub, monkeypatch):
-    """Several visitors wait for one training, are told how far it is, and a second start finds it done."""
+    """Test that the demo model is trained once.
+
+    Several visitors wait for one training and see its progress, and a second start uses the result.
+    """
     monkeypatch.setattr(demo, "DEMO_STEPS", 2)
     trainings = []
     train = demo.DemoTraining._train

@@ -1,4 +1,4 @@
-"""The repository of the demo Space: what it holds, a start with its requirements alone, and its way to the Hub."""
+"""Tests of the demo Space's repository: its content, a start with its requirements alone, and its upload."""
 
 import ast
 import configparser
@@ -35,7 +35,7 @@ SPACE = "spaces/surgenet/demo"  # on the stand-in Hub
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The Space's repository, as the script builds it."""
+    """Return the Space's repository as the script builds it."""
     folder = tmp_path_factory.mktemp("built") / "demo"
     spaces.prepare_space(folder)
     return folder
@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def run(arguments, capsys) -> tuple[object, str]:
-    """Exit code or message, and what was printed."""
+    """Return the exit code or message, and what was printed."""
     try:
         main(arguments)
     except SystemExit as stop:
@@ -60,7 +60,7 @@ def requirements(path: Path) -> list[Requirement]:
 
 
 def installed_with(required: list[Requirement]) -> dict[str, Distribution]:
-    """What pip brings for requirements: them and all that they require, as it is installed here."""
+    """Return the installed distributions that pip would install for requirements, including all dependencies."""
     found, todo, seen = {}, list(required), set()
     while todo:
         requirement = todo.pop()
@@ -75,9 +75,11 @@ def installed_with(required: list[Requirement]) -> dict[str, Distribution]:
 
 
 def imported(folder: Path, in_functions: bool) -> set[str]:
-    """Third-party modules that app.py imports, itself or by way of the files beside it and the package.
+    """Return the third-party modules that app.py imports, directly or through adjacent files and the package.
 
-    Those that the package imports within functions, which the app may never call, count with `in_functions`.
+    Args:
+        folder: Repository of the Space.
+        in_functions: Whether to include imports within functions of the package, which the app may never call.
     """
     names, todo, seen = set(), [folder / "app.py"], set()
     while todo:
@@ -127,7 +129,7 @@ def test_it_holds_the_app_and_the_package(folder):
 
 
 def test_front_matter(folder, client):
-    """The Hub accepts it, and builds what was tested."""
+    """Test that the Hub accepts the front matter and builds the tested versions."""
     card = SpaceCard.load(folder / "README.md")
     card.validate(repo_type="space")
     data = card.data
@@ -146,7 +148,10 @@ def test_front_matter(folder, client):
 
 @pytest.mark.slow
 def test_requirements_are_what_is_imported(folder):
-    """What is imported at the start is there, nothing beyond what functions import, all in versions known to pass."""
+    """Test that the requirements match the imports.
+
+    They include all imports at the start, nothing beyond the imports in functions, and only versions known to pass.
+    """
     required = {canonicalize_name(each.name): each for each in requirements(folder / "requirements.txt")}
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
@@ -165,7 +170,7 @@ def test_requirements_are_what_is_imported(folder):
 
 @pytest.mark.slow
 def test_runs_with_its_requirements_alone(folder, tmp_path, monkeypatch):
-    """In an environment that holds what requirements.txt brings and nothing else, not even this package."""
+    """Test a start in an environment that holds only what requirements.txt installs, without this package."""
     SurgeNetForSemanticSegmentation(tiny()).save_pretrained(tmp_path / "model")
     build_image_processor(image_size=64).save_pretrained(tmp_path / "model")
     venv.create(tmp_path / "venv")
@@ -183,7 +188,7 @@ def test_runs_with_its_requirements_alone(folder, tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    copy = shutil.copytree(folder, tmp_path / "demo")  # it leaves caches
+    copy = shutil.copytree(folder, tmp_path / "demo")  # the app leaves caches
     with open(tmp_path / "log", "wb") as log:
         command = [python, "app.py", "--port", str(port), "--model", tmp_path / "model"]
         app = subprocess.Popen(command, cwd=copy, env=environment, stdout=log, stderr=log)
@@ -201,13 +206,16 @@ def test_runs_with_its_requirements_alone(folder, tmp_path, monkeypatch):
 
 
 def page(address: str, server: subprocess.Popen, seconds: float = 120) -> str:
-    """What a server answers, once it does; empty if it ends, or takes too long."""
+    """Return the answer of a server as soon as it has one.
+
+    Return an empty string if the server ends or takes too long.
+    """
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     until = time.monotonic() + seconds
     while server.poll() is None and time.monotonic() < until:
         try:
             return direct.open(address, timeout=10).read().decode()
-        except OSError:  # it is not listening yet
+        except OSError:  # not listening yet
             time.sleep(0.3)
     return ""
 
@@ -223,7 +231,7 @@ def test_pushed_as_a_user_would(hub, client, folder, tmp_path, capsys):
     assert (space.sdk, space.private, len(space.commits)) == ("gradio", True, 2)
     assert space.files() == contents(folder) | {".gitattributes": space.files()[".gitattributes"]}
 
-    # nothing changed: no commit; then a file that is not ours and one that differs
+    # unchanged content makes no commit; then test an unknown file and a changed one
     assert run(["--repo_id", "surgenet/demo", "--push"], capsys) == (0, "surgenet/demo: unchanged\n")
     assert len(space.commits) == 2
     space.commit({"surgenet_hf/gone.py": b"", "app.py": b"another"}, "by hand")
@@ -260,7 +268,10 @@ STRAY = (
 
 
 def test_stray_files_stay_here(tmp_path, monkeypatch):
-    """Settings with passwords, what editors and crashes leave, and caches; in the app and in the package."""
+    """Test that stray files in the app and the package are not uploaded.
+
+    Examples are settings with passwords, files left by editors and crashes, and caches.
+    """
     for source in ("spaces/surgenet-demo", "surgenet_hf"):
         shutil.copytree(ROOT / source, tmp_path / "source" / source)
         for name in (*STRAY, "__pycache__/app.py", ".idea/app.py"):

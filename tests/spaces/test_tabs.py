@@ -1,4 +1,4 @@
-"""The functions of the tabs, called as they are: what they refuse of a model."""
+"""Tests of the tabs' functions, called directly with models that they must refuse."""
 
 import math
 import shutil
@@ -15,7 +15,7 @@ from media import Refused  # isort: skip
 
 @pytest.fixture
 def tabs(models, tmp_path, monkeypatch, name):
-    """With the model of that name."""
+    """Return the tabs with the model of that name."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     for file in ("frame_1.jpg", "clip_1.mp4"):
         shutil.copy(DEMO / "examples" / file, tmp_path)
@@ -30,7 +30,10 @@ def silent(share, desc=None, unit=None):
     ("name", "task"), [("organs", "segment"), ("steps", "classify"), ("organs", "features"), ("organs", "similarity")]
 )
 def test_no_answer_is_made_of_nan(tabs, tmp_path, name, task):
-    """Weights may be finite and what is computed with them not; here the first convolution stands for that."""
+    """Test that NaN outputs raise an error.
+
+    Finite weights can give values that are not finite; NaN in the first convolution simulates this.
+    """
     loaded = tabs.store.get(name, ("segmentation", "classification"), silent)
     frame = {"path": str(tmp_path / "frame_1.jpg")}
     answer = getattr(tabs, task)

@@ -13,7 +13,10 @@ def _labels(root, number, values, separator="\t", header="Frame\tPhase\n", first
 
 @pytest.fixture
 def root(tmp_path):
-    """Videos 1 (train), 11 (validation) and 21 (test) of 4 s, with a label for each second, as they are published."""
+    """Return a folder with videos 1 (train), 11 (validation), and 21 (test) of 4 s.
+
+    Each second has a label, as in the published files.
+    """
     for number in (1, 11, 21):
         write_video(tmp_path / "videos" / f"{number:02d}.mp4", 100)
         _labels(tmp_path, number, (1, 2, 2, 7))

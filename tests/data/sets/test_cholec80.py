@@ -10,7 +10,7 @@ PHASES = cholec80.PHASES
 
 
 def _phase_file(root, number, seconds, phases, extra_rows=0):
-    """Labels for every frame, at 25 a second; the phases share the time equally."""
+    """Write a label for every frame at 25 frames per second, with equal time for each phase."""
     path = root / "phase_annotations" / f"video{number:02d}-phase.txt"
     path.parent.mkdir(exist_ok=True)
     rows = 25 * seconds + extra_rows
@@ -28,7 +28,10 @@ def _tool_file(root, number, rows):
 
 @pytest.fixture
 def root(tmp_path):
-    """Videos 1 and 2 (train), 33 (validation) and 80 (test), of 6 s; 2 has no preparation, 33 another order."""
+    """Return a folder with videos 1 and 2 (train), 33 (validation), and 80 (test) of 6 s.
+
+    Video 2 has no preparation phase, and video 33 has a different order of phases.
+    """
     orders = {1: (0, 1, 2, 3, 4, 5), 2: (1, 2, 3, 4, 5, 6), 33: (1, 2, 3, 5, 4, 6), 80: (0, 1, 2, 3, 4, 5)}
     for number, order in orders.items():
         write_video(tmp_path / "videos" / f"video{number:02d}.mp4", 150)

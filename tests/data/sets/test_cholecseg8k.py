@@ -5,7 +5,7 @@ from PIL import Image
 from surgenet_hf.data import load_data
 from surgenet_hf.data.sets import cholecseg8k
 
-SIZE = (12, 8)  # width, height: smaller than the real 854x480, which a note says
+SIZE = (12, 8)  # (width, height), smaller than the real 854x480, which a note reports
 
 
 def _frame(root, video, start, frame, values=(50, 11, 22, 255, 0), mode="RGB", size=SIZE):
@@ -23,7 +23,10 @@ def _frame(root, video, start, frame, values=(50, 11, 22, 255, 0), mode="RGB", s
 
 @pytest.fixture
 def root(tmp_path):
-    """One whole clip of video 1; few frames of one other training, one validation and one test video; clutter."""
+    """Return a folder with one complete clip of video 1 and a few frames of other videos.
+
+    It contains another training video, a validation video, a test video, and unrelated files.
+    """
     for frame in range(80, 160):
         _frame(tmp_path, 1, 80, frame)
     for video, start, frame in ((9, 0, 2), (9, 0, 10), (52, 160, 160), (12, 15750, 15751)):

@@ -13,7 +13,7 @@ def _image(path, size=SIZE):
 
 
 def _mask(path, columns=(), value=255, size=SIZE):
-    """White in some columns, black elsewhere."""
+    """Write a mask that is white in some columns and black elsewhere."""
     grey = np.zeros(size[::-1], np.uint8)
     grey[:, list(columns)] = value
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,10 @@ def _mask(path, columns=(), value=255, size=SIZE):
 
 @pytest.fixture
 def root(tmp_path):
-    """Both configurations, a frame or two of operations of all splits, and files that are not read."""
+    """Return a folder of both configurations.
+
+    Operations of all splits have one or two frames, and some files are not read.
+    """
     for operation, number in (("01", "00"), ("04", "09"), ("04", "10"), ("21", "03"), ("32", "61")):
         folder = tmp_path / "multilabel" / operation
         _image(folder / f"image{number}.png")

@@ -29,7 +29,10 @@ def _mask(root, stem, values=(0, 1, 6, 255), size=(24, 16)):
 
 @pytest.fixture
 def root(tmp_path):
-    """Two training videos, one validation and one test video; a CVS frame without mask; clutter that is no data."""
+    """Return a folder with two training videos, one validation video, and one test video.
+
+    It also contains a CVS frame without a mask and unrelated files.
+    """
     for folder, stem in (
         ("train", "4_100"),
         ("train", "10_25"),

@@ -30,7 +30,10 @@ def _write(root, folder, ratings, **changes):
 
 @pytest.fixture
 def root(tmp_path):
-    """Five rated frames; besides them one that is not rated, without an entry, and one whose entry says so."""
+    """Return a folder with five rated frames and two unrated ones.
+
+    One unrated frame has no entry; the entry of the other one marks it as unrated.
+    """
     for folder, ratings in RATINGS.items():
         _write(tmp_path, folder, ratings)
     path = tmp_path / "train" / "annotation_ds_coco.json"
@@ -43,7 +46,7 @@ def root(tmp_path):
 
 
 def _to_csv(root):
-    """The same ratings as all_metadata.csv has them, and no JSON; frames without rating are in it too."""
+    """Replace the JSON files with all_metadata.csv, which has the same ratings and also lists unrated frames."""
     lines = ["vid,frame,avg_cvs,cvs_annotator_1,cvs_annotator_2,cvs_annotator_3,is_ds_keyframe,is_det_keyframe"]
     for folder, ratings in RATINGS.items():
         (root / folder / "annotation_ds_coco.json").unlink()

@@ -22,7 +22,10 @@ def _mask(root, name, values=(0, 1, 2, 255), size=(24, 16)):
 
 @pytest.fixture
 def root(tmp_path):
-    """Five videos of two frames, with all accepted suffixes, and a classes.txt as editors on Windows write it."""
+    """Return a folder of five videos with two frames each.
+
+    The files have all accepted suffixes. Editors on Windows write classes.txt in this form.
+    """
     for video in "abcde":
         for frame, suffix in ((2, "jpg"), (10, "PNG" if video == "a" else "JPEG")):
             _frame(tmp_path, f"{video}_op_{frame}.{suffix}")
@@ -41,7 +44,7 @@ def test_layout(root):
     train, validation = (set(data.splits[name]["video"]) for name in ("train", "validation"))
     assert train | validation == {f"{video}_op" for video in "abcde"}
     assert not train & validation
-    assert list(data.splits["train"]["frame"]) == [2, 10] * 4  # numbers, not letters: 2 comes before 10
+    assert list(data.splits["train"]["frame"]) == [2, 10] * 4  # numeric order: 2 comes before 10
     row = data.splits["train"][0]
     assert row["image"].size == (24, 16)
     assert row["mask"][0, :5].tolist() == [0, 1, 2, 255, 0]
@@ -49,7 +52,7 @@ def test_layout(root):
 
 
 def test_the_background_is_what_the_user_declares(root):
-    """Not what has id 0, nor what is called so."""
+    """Test that the user declares the background, and neither id 0 nor its name defines it."""
     data = load_data("folder", root)
     assert data.background_id is None
     assert any("all classes count as foreground" in note and "--background_class" in note for note in data.notes)
@@ -64,7 +67,7 @@ def test_the_background_is_what_the_user_declares(root):
 
 def test_the_split_is_the_same_everywhere(root):
     validation = set(load_data("folder", root).splits["validation"]["video"])
-    assert validation == {"e_op"}  # by SHA-256 of the names: neither numpy's nor Python's version can change it
+    assert validation == {"e_op"}  # SHA-256 of the names is independent of numpy and Python versions
 
 
 def test_two_videos_are_enough(tmp_path):
@@ -95,7 +98,7 @@ def test_sub_folders_are_videos(tmp_path):
     data = load_data("folder", tmp_path)
     assert {*data.splits["train"]["video"], *data.splits["validation"]["video"]} == {"one", "two"}
     assert set(data.splits["train"]["frame"]) >= {7, 8}
-    # Every frame has the mask of its own folder and name.
+    # each frame has the mask of its own folder and name
     assert {row["frame"]: row["mask"][0, 1].item() for row in data.splits["train"] if row["frame"] in (7, 8)} == {
         7: 1,
         8: 2,

@@ -18,7 +18,7 @@ def _column(split, name):
 
 @pytest.fixture
 def table(tmp_path):
-    """`table(header, rows)` writes labels.csv and the frames that it names."""
+    """Return a function `table(header, rows)` that writes labels.csv and the frames that it names."""
 
     def write(header, rows, encoding="utf-8"):
         (tmp_path / "labels.csv").write_bytes("\n".join([header, *rows, ""]).encode(encoding))
@@ -41,11 +41,11 @@ def test_a_table_with_one_label_for_each_frame(table):
     assert data.labels == ("a", "b")
     train, validation = data.splits["train"], data.splits["validation"]
     assert (train.num_rows, validation.num_rows) == (12, 3)
-    assert _column(train, "frame")[:3] == [2, 9, 10]  # in the order of time, not of the rows, nor of letters
+    assert _column(train, "frame")[:3] == [2, 9, 10]  # in temporal order, not in row or alphabetical order
     assert _column(train, "labels")[:3] == [0, 1, 0]
     assert train[0]["image"].size == (24, 16)
     assert isinstance(train[0]["labels"], int)
-    assert set(_column(validation, "video")) == {"s"}  # the first by SHA-256 of the names
+    assert set(_column(validation, "video")) == {"s"}  # the first video by SHA-256 of the names
     found, no_test = data.notes
     assert found == "Found frames: 12 of 4 videos (train), 3 of 1 videos (validation), 0 of 0 videos (test)."
     assert "There is no test split" in no_test
@@ -149,7 +149,11 @@ def _phases(root, name, rows, header="Frame\tPhase", separator="\t"):
 
 @pytest.fixture
 def videos(tmp_path):
-    """Video a at 30 frames a second with a label for every frame, b with one for each second, c as a frame folder."""
+    """Return a folder with three videos.
+
+    Video a has 30 frames per second and a label for every frame. Video b has a label for each second. Video c is
+    a folder of frames.
+    """
     write_video(tmp_path / "videos" / "a.mp4", 120, rate=30)
     _phases(tmp_path, "a", ["first cut"] * 60 + ["suture"] * 60)
     write_video(tmp_path / "videos" / "b.MOV", 100)
@@ -163,7 +167,7 @@ def videos(tmp_path):
 def test_videos_and_frame_folders(videos):
     data = load_data("videos", videos)
     assert data.name == "videos"
-    assert data.labels == ("first cut", "suture", "wash")  # as they appear
+    assert data.labels == ("first cut", "suture", "wash")  # in order of appearance
     assert data.frames_per_second == 1
     rows = {}
     for split in data.splits.values():
@@ -219,7 +223,10 @@ def test_splits_csv(videos):
 
 
 def test_labels_of_another_rate_must_be_declared(videos):
-    """A frame folder does not tell the frame rate of the video that its labels count by."""
+    """Test that labels at another rate must be declared.
+
+    A frame folder does not record the frame rate of the video to which its labels refer.
+    """
     _phases(videos, "c", ["first cut"] * 40 + ["suture"] * 40)
     with pytest.raises(ValueError, match=r"c\.txt labels 80 s .*there are 4 frames"):
         load_data("videos", videos)

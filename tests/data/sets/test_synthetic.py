@@ -69,7 +69,7 @@ def test_frames_of_a_video_resemble_each_other():
 
 
 def test_colour_alone_does_not_tell_the_classes():
-    """Liver in one video has the colour of another's background: their ranges of hue overlap."""
+    """Test that the hue ranges of liver and background overlap across videos."""
 
     def hues(label):
         values = []

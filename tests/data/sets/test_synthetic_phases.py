@@ -77,21 +77,24 @@ def test_phases_have_realistic_orders_and_durations():
         sequences.append([phase for phase, _ in runs])
         for phase, number in runs:
             durations[phase].append(number)
-    assert all(len(set(sequence)) == len(sequence) for sequence in sequences)  # none comes twice
+    assert all(len(set(sequence)) == len(sequence) for sequence in sequences)  # no phase occurs twice
     skipped = [sum(phase not in sequence for sequence in sequences) / 200 for phase in range(7)]
     assert 0.1 < skipped[0] < 0.3
     assert skipped[1:5] == [0, 0, 0, 0]
     swapped = sum(sequence != sorted(sequence) for sequence in sequences) / 200
     assert 0.2 < swapped < 0.6
     assert min(min(numbers) for numbers in durations.values()) >= 3
-    for numbers in durations.values():  # a long tail to the right, as durations have
+    for numbers in durations.values():  # durations have a long right tail
         assert np.mean(numbers) > np.median(numbers) * 0.98
         assert max(numbers) > 1.8 * np.median(numbers)
     assert np.mean(durations[1]) > 2 * np.mean(durations[4])
 
 
 def test_single_frames_are_ambiguous_and_their_order_is_not():
-    """With what is in view known exactly, the best frame-wise guess against one that remembers: a forward filter."""
+    """Test that a filter with memory outperforms the best guess per frame.
+
+    Both know exactly what is in view. Only the forward filter uses earlier frames.
+    """
     plans = [plan(0, video, (60, 120)) for video in range(150)]
     views = {view: i for i, view in enumerate(dict.fromkeys(view for steps in plans for _, view in steps))}
     phases = [np.array([phase for phase, _ in steps]) for steps in plans]
@@ -118,7 +121,7 @@ def test_single_frames_are_ambiguous_and_their_order_is_not():
 
 
 def test_a_view_shows():
-    """Each thing that a view holds is plain to see."""
+    """Test that each object in a view is clearly visible."""
     bare = synthetic_phases.View()
     for thing in ({"gallbladder": True}, {"tool": "hook"}, {"tool": "clipper"}, {"bag": True}, {"blood": True}):
         view = synthetic_phases.View(**thing)
@@ -143,7 +146,7 @@ def test_files_hold_the_same_as_memory_and_are_used_again(tmp_path, small, monke
     assert _same(_rows(small), _rows(load_data("synthetic-phases", tmp_path, **SMALL)))
     assert len(drawn) == 1
     load_data("synthetic-phases", tmp_path, **{**SMALL, "length": (24, 31)})
-    assert len(list(tmp_path.iterdir())) == 2  # other parameters, another folder
+    assert len(list(tmp_path.iterdir())) == 2  # other parameters use another folder
 
 
 def test_the_files_are_a_data_set_of_videos(tmp_path, small):

@@ -28,7 +28,7 @@ def numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def diagnose(monitor: Monitor, values: dict[str, float]) -> str | None:
-    """After as many such measurements as it takes."""
+    """Return the diagnosis after as many identical measurements as it requires."""
     return [monitor.diagnose(values) for _ in range(PATIENCE)][-1]
 
 
@@ -52,7 +52,7 @@ def test_figures_by_hand():
     assert found["feature_std"] == pytest.approx((features.std(0).mean() * C**0.5).item())
     _, singular, _ = torch.linalg.svd(features - features.mean(0))
     assert found["feature_rank"] == pytest.approx(entropy(singular / singular.sum()).exp().item(), rel=1e-5)
-    # what is trained is the divergence
+    # the loss is the teacher entropy plus the divergence, which training minimizes
     loss = DinoLoss(K)
     loss.center.copy_(inputs["center"])
     expected = loss(inputs["student_logits"], inputs["teacher_logits"], 0.04).item()
@@ -64,7 +64,7 @@ def test_spread_of_known_features():
     isotropic = F.normalize(torch.randn(4000, C, generator=torch.Generator().manual_seed(0)), dim=1)
     cases = [
         (isotropic, 1.0, C),
-        (torch.cat([isotropic[:1], -isotropic[:1]]).repeat(B // 2, 1), None, 1),  # two points: one direction
+        (torch.cat([isotropic[:1], -isotropic[:1]]).repeat(B // 2, 1), None, 1),  # two points span one direction
         (isotropic[:1].repeat(B, 1), 0.0, None),
         (isotropic[:1], math.nan, math.nan),
     ]
@@ -124,7 +124,7 @@ def test_nan_is_not_taken_for_a_collapse():
 
 
 def short_run(backbone: SurgeNetModel, steps: int, **changes) -> list[str | None]:
-    """What is diagnosed after each step of a run on frames of noise in many colours."""
+    """Return the diagnosis after each step of a run on noise frames of many colors."""
     defaults = {"epochs": 1, "warmup_epochs": 0, "lr": 0.003, "momentum_teacher": 0.9, "freeze_last_layer": 0}
     config = DinoConfig(**{**defaults, "out_dim": 256, "hidden_dim": 128, **changes})
     model = DinoModel(backbone, config)
@@ -154,7 +154,10 @@ def short_run(backbone: SurgeNetModel, steps: int, **changes) -> list[str | None
     ],
 )
 def test_short_runs(changes, words, tiny_config):
-    """A run as it starts, without centring, with a teacher that is too hot, with too high a learning rate."""
+    """Test a normal run and three that collapse.
+
+    The causes are missing centering, a teacher temperature that is too high, and a learning rate that is too high.
+    """
     torch.manual_seed(0)
     found = short_run(SurgeNetModel(tiny_config()), 30, **changes)
     if words is None:
@@ -175,7 +178,7 @@ def measure_share(rank: int, rendezvous: str, output: str):
 
 def test_two_processes_measure_the_whole_batch(tmp_path):
     arguments = (str(tmp_path / "rendezvous"), str(tmp_path / "rank"))
-    # a fork need not import everything anew
+    # a fork avoids importing everything again
     method = "fork" if sys.platform == "linux" else "spawn"
     torch.multiprocessing.start_processes(measure_share, arguments, nprocs=2, start_method=method)
     expected = numbers(Monitor(K).measure(**batch(), **TEMPS))

@@ -72,7 +72,8 @@ def test_teacher_starts_equal_and_only_follows(build, backbone):
     compute_loss(model, crops(64, 64, 32), teacher_temp=0.04).loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
     without = {name for name, p in model.student.named_parameters() if p.grad is None}
-    assert without == {"head.last_layer.weight_g"}  # each other parameter is used: distributed training insists
+    # distributed training requires a gradient for every other parameter
+    assert without == {"head.last_layer.weight_g"}
 
 
 def test_moving_average(build):
@@ -115,7 +116,7 @@ def test_center_follows_after_the_loss(build):
     model, images = build(), crops(64, 64)
     with torch.no_grad():
         mean = model.teacher(images).mean(dim=(0, 1))
-        expected = model.loss(model.student(images), model.teacher(images), 0.04)  # of the old centre
+        expected = model.loss(model.student(images), model.teacher(images), 0.04)  # with the old center
     schedules = build_schedules(model.config, steps_per_epoch=2, total_batch_size=256)
     result = training_step(model, build_optimizer(model.student), schedules, [images], 0)
     torch.testing.assert_close(result.loss, expected)
@@ -128,7 +129,7 @@ def test_accumulated_batches_are_one_batch(build):
     schedules = build_schedules(DinoConfig(**SMALL_HEAD, lr=0.5), steps_per_epoch=2, total_batch_size=256)
     whole, halves = build(momentum_teacher=0.5), build(momentum_teacher=0.5)
     for model, batches in ((whole, [images]), (halves, [[c[:2] for c in images], [c[2:] for c in images]])):
-        # not AdamW, which forgives gradients of another scale
+        # SGD, since AdamW would hide gradients of another scale
         optimizer = torch.optim.SGD(parameter_groups(model.student), fused=True)
         for step in range(3):
             result = training_step(model, optimizer, schedules, batches, step, num_batches=len(batches))
@@ -151,7 +152,7 @@ def test_step_without_finite_gradients_changes_nothing(build):
     assert not changed(model, before)
     for found, expected in zip(optimizer.state_dict()["state"].values(), moments["state"].values(), strict=True):
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    run(model, range(3, 4), crops(64, 64, 32), optimizer)  # and the next one goes on
+    run(model, range(3, 4), crops(64, 64, 32), optimizer)  # the next step works again
     assert changed(model, before)
 
 
@@ -237,10 +238,13 @@ def test_gradients_reach_the_optimizer_clipped(build, clip_grad, norm):
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails at what makes the host wait for a GPU: numbers read from it or moved to it, and shapes by value."""
+    """Dispatch mode that raises an error at operations that make the host wait for a GPU.
+
+    These read numbers from it, move numbers to it, or create shapes that depend on values.
+    """
 
     READS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select")
-    in_autograd = False  # whose own numbers are made on the device
+    in_autograd = False  # autograd creates its own numbers on the device
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func.name() not in self.READS, func
@@ -271,7 +275,10 @@ def accelerate_state():
 
 @pytest.mark.usefixtures("accelerate_state")
 def test_loss_scaling_changes_nothing(build):
-    """Under fp16 Accelerate scales the loss: clipping, the step and the mask are those of the true gradients."""
+    """Test that loss scaling changes nothing.
+
+    Under fp16, Accelerate scales the loss. Clipping, the step, and the mask must use the true gradients.
+    """
     images, models = crops(64, 64, 32), []
     for scale in (None, 1024.0):
         model = build(clip_grad=1e-3, lr=0.1)
@@ -303,7 +310,7 @@ def test_batch_norm_head_trains(build, tmp_path):
     before = state(model.teacher)
     run(model, range(3), crops(64, 64, 32))
     assert model.student.head.mlp[1].num_batches_tracked == 3
-    # the teacher's statistics are of its own passes, its weights follow the student's
+    # the teacher's statistics come from its own passes; its weights follow the student's
     assert {"head.mlp.1.running_mean", "head.mlp.1.weight", "head.mlp.0.weight"} <= changed(model.teacher, before)
     no_decay = parameter_groups(model.student)[1]["params"]
     assert any(parameter is model.student.head.mlp[1].weight for parameter in no_decay)

@@ -9,7 +9,7 @@ from surgenet_hf.pretraining.dino.schedules import cosine_schedule, scaled_learn
 def test_cosine_by_hand():
     quarter = np.cos(np.pi / 4)
     np.testing.assert_allclose(cosine_schedule(1, 0, 4), [1, (1 + quarter) / 2, 0.5, (1 - quarter) / 2])
-    # the peak comes twice: at the end of the line and at the start of the cosine
+    # the peak occurs twice: at the end of the linear warm-up and at the start of the cosine
     np.testing.assert_allclose(cosine_schedule(2, 1, 5, warmup_steps=3), [0, 1, 2, 2, 1.5])
     np.testing.assert_allclose(cosine_schedule(2, 1, 3, warmup_steps=1), [0, 2, 1.5])
     np.testing.assert_allclose(cosine_schedule(2, 1, 2, warmup_steps=2), [0, 2])

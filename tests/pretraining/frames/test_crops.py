@@ -18,7 +18,7 @@ SIDE = 48
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Coloured blobs with fine noise."""
+    """Return an image of colored blobs with fine noise."""
     rng = np.random.default_rng(seed)
     blobs = Image.fromarray(rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
     noise = rng.integers(-12, 13, (height, width, 3))
@@ -26,7 +26,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def plain_crops(boxes) -> Crops:
-    """Crops that are cut and resized, and left as they are."""
+    """Return crops that are cut and resized but not augmented."""
     boxes = np.asarray(boxes, dtype=float)
     number = len(boxes)
     no, order = np.zeros(number, bool), np.tile(np.arange(4), (number, 1))
@@ -38,7 +38,7 @@ def globals_only(size: int = SIDE) -> CropConfig:
 
 
 def cut(image: Image.Image, crops: Crops) -> list[np.ndarray]:
-    """The two crops of a frame as (h, w, 3)."""
+    """Return the two crops of a frame as arrays (h, w, 3)."""
     return [crop.permute(1, 2, 0).numpy() for crop in crop_frame(image, crops, globals_only())]
 
 
@@ -51,7 +51,7 @@ def test_flags_of_the_original():
 
 
 def many_crops(**kwargs) -> CropConfig:
-    """More local crops than training allows, for statistics over one draw."""
+    """Return a config with more local crops than training allows, for statistics over one draw."""
     config = CropConfig(**kwargs)
     config.local_crops_number = MANY
     return config
@@ -164,7 +164,7 @@ def test_draws_come_from_the_generator_alone():
     generators = [np.random.default_rng(0) for _ in range(2)]
     for size, rng in zip([(640, 480), (900, 9)], generators, strict=True):
         draw_crops(size, CropConfig(), rng)
-    assert generators[0].random() == generators[1].random()  # as many draws, whatever the frame
+    assert generators[0].random() == generators[1].random()  # the number of draws does not depend on the frame
 
 
 def test_crops_travel_as_one_array():
@@ -177,7 +177,7 @@ def test_crops_travel_as_one_array():
                 np.testing.assert_allclose(np.asarray(getattr(restored, name)[i]), value, rtol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("size", [(320, 180), (161, 97), (30, 20)])  # the last is smaller than the crop
+@pytest.mark.parametrize("size", [(320, 180), (161, 97), (30, 20)])  # the last size is smaller than the crop
 def test_resizing_is_that_of_torchvision(size):
     image = picture(*size)
     config = CropConfig(global_crops_size=63, local_crops_size=35)
@@ -221,7 +221,7 @@ CHANGES = {
     "blur": ({"sigma": np.array([1.3, 0])}, lambda x: x.filter(ImageFilter.GaussianBlur(1.3))),
     "solarize": ({"solarize": np.array([True, False])}, lambda x: F.solarize(x, 128)),
 }
-# boxes of the crop's own size, so that nothing is resampled and results must be equal
+# boxes of the crop's own size: nothing is resampled, so results must be equal
 EXACT = [(5, 7, 5 + SIDE, 7 + SIDE)] * 2
 
 
@@ -253,7 +253,7 @@ def test_all_changes_together(order):
     expected = F.solarize(F.hflip(jittered).filter(ImageFilter.GaussianBlur(0.8)), 128)
     first, second = cut(image, crops)
     np.testing.assert_array_equal(first, np.asarray(expected))
-    np.testing.assert_array_equal(second, np.asarray(jittered))  # each crop has changes of its own
+    np.testing.assert_array_equal(second, np.asarray(jittered))  # each crop has its own changes
 
 
 def test_normalize():

@@ -16,7 +16,7 @@ NUMBER = len(CONFIG.sizes)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Coloured blobs with fine noise."""
+    """Return an image of colored blobs with fine noise."""
     rng = np.random.default_rng(seed)
     blobs = Image.fromarray(rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
     noise = rng.integers(-12, 13, (height, width, 3))
@@ -24,13 +24,16 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def batch(sizes=((320, 180), (320, 180), (161, 97), (320, 180), (50, 40))):
-    """Frames of several sizes, the last smaller than the global crops, and what is drawn for them."""
+    """Return frames of several sizes and the crops drawn for them.
+
+    The last frame is smaller than the global crops.
+    """
     frames = [picture(*size, seed=i) for i, size in enumerate(sizes)]
     return frames, [draw_crops(size, CONFIG, np.random.default_rng(i)) for i, size in enumerate(sizes)]
 
 
 def plain(crops: Crops) -> Crops:
-    """The same boxes, and no change."""
+    """Return crops with the same boxes and no augmentation."""
     no = np.zeros(NUMBER, bool)
     return Crops(crops.boxes, no, crops.order, np.tile(augmentation.NO_JITTER, (NUMBER, 1)), no, np.zeros(NUMBER), no)
 
@@ -41,7 +44,7 @@ def on_device(frames, crops, config=CONFIG, device="cpu") -> list[torch.Tensor]:
 
 
 def differences(found, frames, crops, config=CONFIG) -> torch.Tensor:
-    """Grey levels between the crops of a batch and those that `crop_frame` cuts."""
+    """Return absolute gray-level differences between the crops of a batch and those of `crop_frame`."""
     expected = [torch.stack(x) for x in zip(*map(crop_frame, frames, crops, [config] * len(frames)), strict=True)]
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
@@ -50,7 +53,7 @@ def differences(found, frames, crops, config=CONFIG) -> torch.Tensor:
 
 
 def jittered(crops: Crops, operation: int) -> Crops:
-    """One colour operation alone, from its smallest to its largest factor."""
+    """Return crops with only one color operation, from its smallest to its largest factor."""
     factors = np.tile(augmentation.NO_JITTER, (NUMBER, 1))
     low, high = augmentation.JITTER_LOW[operation], augmentation.JITTER_HIGH[operation]
     factors[:, operation] = np.linspace(low, high, NUMBER)
@@ -71,8 +74,8 @@ CHANGES = {
     "solarize": lambda x: plain(x)._replace(solarize=ALL),
     "all": lambda x: x,
 }
-# Largest difference in gray levels: 2 for `crop_frame`'s way of resizing, which brightness and contrast multiply by up
-# to 1.4. Hue more: PIL keeps hue and saturation in 8 bits, and one step of hue is 6 levels of a pure colour.
+# Largest differences in gray levels. Resizing in `crop_frame` causes 2, which brightness and contrast multiply by up
+# to 1.4. Hue causes more: PIL stores hue and saturation in 8 bits, and one step of hue is 6 levels of a pure color.
 LARGEST = {"brightness": 3, "contrast": 3, "hue": 6, "all": 8}
 
 
@@ -124,7 +127,7 @@ def test_blurs_of_all_strengths_are_those_of_pil():
 def test_hue_of_every_kind_of_colour_is_that_of_pil():
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     pixels[:64] = pixels[:64, :, :1]  # grays
-    pixels[64:96] = np.where(pixels[64:96] > 127, 255, 0)  # the corners of the cube
+    pixels[64:96] = np.where(pixels[64:96] > 127, 255, 0)  # the corners of the color cube
     frame = Image.fromarray(pixels)
     for factor in (-0.5, -0.1, -0.0039, 0.002, 0.06, 0.1):
         found = device_augmentation.shift_hue(F.pil_to_tensor(frame)[None].float(), torch.full((1, 1, 1, 1), factor))
@@ -169,8 +172,8 @@ def test_a_sample_is_the_same_in_any_batch(monkeypatch):
         assert torch.equal(again, ours)
     for i, (frame, crops) in enumerate(zip(frames, drawn, strict=True)):
         for single, ours in zip(on_device([frame], [crops]), together, strict=True):
-            assert (single[0].int() - ours[i].int()).abs().float().mean() < 0.01  # order of sums
-    monkeypatch.setattr(device_augmentation, "PIXELS_AT_ONCE", 2 * 320 * 180)  # so that they are cut in parts
+            assert (single[0].int() - ours[i].int()).abs().float().mean() < 0.01  # sums have another order
+    monkeypatch.setattr(device_augmentation, "PIXELS_AT_ONCE", 2 * 320 * 180)  # cut the batch in parts
     for parts, ours in zip(on_device(frames, drawn), together, strict=True):
         assert (parts.int() - ours.int()).abs().float().mean() < 0.01
 
@@ -202,7 +205,10 @@ def test_mixed_precision_of_the_training_step_does_not_touch_crops():
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_values_of_the_device_are_never_waited_for(device):
-    """Fake tensors have no values, and need no GPU: reading one, or selecting by one, raises."""
+    """Test that values of the device are never read, with fake tensors.
+
+    Fake tensors have no values and need no GPU. Reading a value or selecting by one raises an error.
+    """
     with FakeTensorMode():
         images = [torch.empty(3, *size, dtype=torch.uint8, device=device) for size in [(97, 161), (97, 161), (40, 50)]]
         found = crop_batch(images, torch.empty(3, NUMBER, 16, device=device), CONFIG)
@@ -216,7 +222,7 @@ def test_on_a_gpu():
     frames, drawn = batch()
     images = [F.pil_to_tensor(frame).cuda() for frame in frames]
     crops = torch.from_numpy(np.stack([x.to_array() for x in drawn])).pin_memory()
-    crop_batch(images, crops, CONFIG)  # the first call sets libraries up
+    crop_batch(images, crops, CONFIG)  # the first call initializes libraries
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

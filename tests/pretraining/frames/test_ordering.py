@@ -32,7 +32,7 @@ NUM_FRAMES = 20
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A folder of 20 frames and a zip of 6; frame i shows its number, see `number_of`."""
+    """Return a folder of 20 frames and a zip of 6, in which frame i shows its number (see `number_of`)."""
     root = tmp_path_factory.mktemp("frames")
     pictures.write_folder(root / "a", {f"{i:02d}.jpg": pictures.encode(i) for i in range(NUM_FRAMES)})
     pictures.write_zip(root / "b.zip", {f"{i:02d}.png": pictures.encode(20 + i, (40, 32), "PNG") for i in range(6)})
@@ -76,12 +76,12 @@ class TestOrder:
         drawn = order.order(3)
         assert [int(((start <= drawn) & (drawn < stop)).sum()) for start, stop in ((0, 100), (100, 110), (110, 160))] \
             == [11, 21, 43]  # fmt: skip
-        # without replacement: no frame of a source is more than once ahead of the others, within and over epochs
+        # without replacement: the counts of frames in a source differ by at most one, within and across epochs
         counts = np.bincount(np.concatenate([order.order(epoch) for epoch in range(5)]), minlength=160)
         for source in (counts[:100], counts[100:110], counts[110:]):
             assert source.max() - source.min() <= 1
-        assert np.diff(drawn[np.argsort(drawn, kind="stable")]).min() == 0  # the small source comes twice
-        assert len({int(start) for start in drawn[:12] // 100}) == 2  # and the sources are mixed
+        assert np.diff(drawn[np.argsort(drawn, kind="stable")]).min() == 0  # the small source is repeated
+        assert len({int(start) for start in drawn[:12] // 100}) == 2  # the sources are mixed
 
     def test_weights_are_rounded_by_largest_remainder(self):
         assert EpochOrder([9, 9, 9], [1, 1, 1], frames_per_epoch=10)._shares in ([4, 3, 3], [3, 4, 3], [3, 3, 4])
@@ -112,7 +112,7 @@ class TestSampler:
         two = [key for batches in zip(*samplers, strict=True) for batch in batches for key in batch]
         assert one == two
         assert len(samplers[0]) == 8
-        assert [position for _, position, _ in one] == list(range(48))  # the two of the tail are left out
+        assert [position for _, position, _ in one] == list(range(48))  # the last two frames are left out
         assert [index for _, _, index in one] == order.order(0)[:48].tolist()
 
     def test_starting_in_mid_epoch_is_running_through(self):
@@ -137,7 +137,7 @@ class TestLoader:
         dataset = FrameDataset(sources, CONFIG, 5, on_device)
         sampler = FrameSampler(EpochOrder([20, 6]), 4)
         plain, workers = BatchLoader(dataset, batch_sampler=sampler), BatchLoader(dataset, 2, batch_sampler=sampler)
-        for epoch, start in ((0, 0), (1, 0), (1, 3)):  # workers live on
+        for epoch, start in ((0, 0), (1, 0), (1, 3)):  # workers persist across epochs
             sampler.set_epoch(epoch, start)
             expected, found = list(plain), list(workers)
             assert len(expected) == len(found) == 6 - start
@@ -183,11 +183,11 @@ def test_two_processes_of_two_workers_see_every_frame_once(sources):
 def test_workers_obey_a_sigterm_of_their_parent_alone(sources):
     sampler = FrameSampler(EpochOrder([20, 6]), 1)
     batches = iter(BatchLoader(FrameDataset(sources, CONFIG, 0), 2, batch_sampler=sampler))
-    workers = batches._workers  # just born
-    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)  # a scheduler's
+    workers = batches._workers  # just started
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)  # like a scheduler
     assert len(list(batches)) == 26
     for worker in workers:
-        worker.terminate()  # else a run that fails would wait for its workers forever
+        worker.terminate()  # otherwise a failed run would wait for its workers forever
         worker.join(60)
         assert worker.exitcode == 0
 
@@ -195,7 +195,7 @@ def test_workers_obey_a_sigterm_of_their_parent_alone(sources):
 class TestBrokenFrames:
     @pytest.fixture
     def folder(self, tmp_path):
-        """Frames 0 to 5 are whole in folder a; in b, 6 is, and the last is broken."""
+        """Return a folder with frames 0 to 5 in a and 6 in b, and a broken frame at the end of b."""
         content = {f"a/{i}.jpg": pictures.encode(i) for i in range(6)}
         pictures.write_folder(tmp_path, content | {"b/6.jpg": pictures.encode(6), "b/7.jpg": b"no picture"})
         return tmp_path
@@ -230,10 +230,14 @@ class TestBrokenFrames:
         (folder / "a" / "5.jpg").write_bytes(buffer.getvalue())
         sample = FrameDataset([open_source("folder", str(folder))], CONFIG, 0, True)[0, 0, 5]
         assert sample["unreadable"] == [str(folder / "a" / "5.jpg")]
-        assert number_of(torch.tensor(sample["image"])) == 0  # after the last comes the first, not folder b
+        # the first frame of folder a follows its last frame, not folder b
+        assert number_of(torch.tensor(sample["image"])) == 0
 
     def test_a_frame_of_too_many_pixels_is_broken(self, folder):
-        """Its header alone would make the decoder ask for gigabytes."""
+        """Test that a frame with too many pixels counts as broken.
+
+        Its header alone would make the decoder allocate gigabytes.
+        """
         png = io.BytesIO()
         Image.new("RGB", (8, 8)).save(png, "PNG")
         header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + png.getvalue()[24:29]
@@ -243,7 +247,7 @@ class TestBrokenFrames:
         assert sample["unreadable"] == [str(folder / "a" / "5.jpg")]
 
     def test_orientation_tags_are_not_applied(self, folder):
-        """As in the original code."""
+        """Test that orientation tags are ignored, as in the original code."""
         exif = Image.Exif()
         exif[0x0112] = 6
         Image.new("RGB", (48, 40)).save(folder / "a" / "5.jpg", exif=exif)
@@ -285,7 +289,7 @@ def test_frames_of_any_mode_become_rgb(tmp_path, mode):
 
 
 def scene(width: int, height: int, file_format: str) -> bytes:
-    """A smooth picture in which every place looks different."""
+    """Return an encoded smooth image in which every position looks different."""
     y, x = np.mgrid[:height, :width] / [[[height]], [[width]]]
     pixels = np.stack([x, y, 0.5 + 0.5 * np.sin(9 * x + 7 * y)], axis=-1) * 255
     buffer = io.BytesIO()
@@ -295,7 +299,7 @@ def scene(width: int, height: int, file_format: str) -> bytes:
 
 class TestReducedDecoding:
     def samples(self, tmp_path, size, config, file_format="JPEG", positions=range(30)):
-        """(full picture, the crops drawn for it, sample for the device) of each position."""
+        """Yield (full image, crops drawn for it, sample for the device) for each position."""
         content = scene(*size, file_format)
         pictures.write_folder(tmp_path, {"a/1.jpg": content})
         dataset = FrameDataset([open_source("folder", str(tmp_path))], config, 3, on_device=True)
@@ -325,7 +329,7 @@ class TestReducedDecoding:
             found = crop_frame(Image.fromarray(sample["image"]), drawn._replace(boxes=boxes), config)
             scales.add(sample["image"].shape[1])
             for a, b, solarized in zip(expected, found, drawn.solarize, strict=True):
-                if not solarized:  # which turns the smallest difference around its threshold into the largest
+                if not solarized:  # solarizing turns the smallest difference around its threshold into the largest
                     assert float((a.float() - b.float()).abs().mean()) < 1
         assert len(scales) > 1
 

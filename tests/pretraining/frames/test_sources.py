@@ -15,7 +15,11 @@ FIRST, SECOND = (dict(list(FRAMES.items())[part]) for part in (slice(0, 4), slic
 
 
 def write(kind: str, root):
-    """The same ten frames, in two shards where there are shards; (name of the data set, data_dir)."""
+    """Write the same ten frames, in two shards where the kind has shards.
+
+    Returns:
+        Tuple of the name of the dataset and data_dir.
+    """
     if kind == "folder":
         pictures.write_folder(root, FRAMES)
     elif kind == "parquet":
@@ -55,19 +59,19 @@ def test_every_source_gives_the_bytes_of_every_frame(source):
 
 
 def test_every_source_goes_through_pickle(source):
-    source.read(3)  # files are open now
+    source.read(3)  # files are now open
     copy = pickle.loads(pickle.dumps(source))
     assert [copy.read(i) for i in range(10)] == [source.read(i) for i in range(10)]
     assert copy.frame_name(9) == source.frame_name(9)
 
 
 def read_often(source, first):
-    """In a process of its own an assertion that fails is the exit code 1."""
+    """Read frames many times; in a separate process, a failed assertion is exit code 1."""
     assert all(source.read(i) in FRAMES.values() for i in (first, 9 - first) * 300)
 
 
 def test_processes_that_fork_do_not_disturb_each_other(source):
-    source.read(0)  # files are open now, and are inherited
+    source.read(0)  # files are now open and inherited
     processes = [multiprocessing.get_context("fork").Process(target=read_often, args=(source, i)) for i in range(2)]
     for process in processes:
         process.start()
@@ -175,7 +179,7 @@ def cut(kind, where):
 
 
 def scribbled(root):
-    """A tar whose second header is overwritten."""
+    """Write a tar whose second header is overwritten."""
     pictures.write_tar(root / "a.tar", FRAMES)
     content = (root / "a.tar").read_bytes()
     header = content.index(b"video0/01.jpg")
@@ -183,14 +187,14 @@ def scribbled(root):
 
 
 def latin_names(root):
-    """A zip that calls its names UTF-8, which they are not."""
+    """Write a zip whose file names are marked as UTF-8 but are not."""
     pictures.write_zip(root / "a.zip", {"n\u00e4h.jpg": FRAMES["video0/00.jpg"]})
     content = (root / "a.zip").read_bytes()
     (root / "a.zip").write_bytes(content.replace("n\u00e4h".encode(), b"n\xe4\xe4h"))
 
 
 def later_version(root):
-    """A zip that needs version 9.9 of the format."""
+    """Write a zip that requires version 9.9 of the format."""
     pictures.write_zip(root / "a.zip", FRAMES)
     content = (root / "a.zip").read_bytes()
     place = content.index(b"PK\1\2") + 6

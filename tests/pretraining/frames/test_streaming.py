@@ -20,12 +20,12 @@ def part(start: int, stop: int, content: dict | None = None) -> dict[str, bytes]
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)  # 5 s after each pass
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)  # instead of 5 s after each pass
 
 
 @pytest.fixture
 def parquet(tmp_path):
-    """24 frames in four files."""
+    """Return a folder with 24 frames in four files."""
     for i in range(4):
         pictures.write_parquet(tmp_path / "data" / f"train-{i}.parquet", part(6 * i, 6 * i + 6))
     return str(tmp_path / "data")
@@ -67,7 +67,10 @@ def test_a_pass_of_two_processes_of_two_workers_has_every_frame_once(parquet, tm
 
 
 def test_a_local_folder_is_named_by_its_last_part(parquet):
-    """The names go into the model and its card; the path would identify the user."""
+    """Test that a local folder is named by the last part of its path.
+
+    The names are stored in the model and its card, and the full path would identify the user.
+    """
     args = FrameArguments([parquet], streaming=True, frames_per_epoch=24, shuffle_buffer=8)
     assert PretrainingLoader(args, CONFIG, seed=0, batch_size=4).names == ["data"]
 
@@ -89,7 +92,7 @@ def test_starting_in_mid_epoch_is_running_through(parquet, num_workers, on_devic
 
 
 def test_samples_are_those_of_random_access(parquet):
-    """A frame at a position gets the same crops, wherever it comes from."""
+    """Test that streaming and random access give the same crops for a frame at a position."""
     stream = open_stream(arguments(parquet), CONFIG, 5, 4, rank=1, world_size=2, on_device=False)
     stream.set_epoch(3)
     names = numbers_of_stream(parquet, epoch=3)
@@ -123,7 +126,7 @@ def test_broken_frames_are_replaced_by_the_next_and_named(tmp_path):
     assert set(bad) == {"03.jpg", "04.jpg"}
     seen = [number for batch in whole for number in numbers(batch)]
     assert len(seen) == 24
-    assert set(seen) == set(range(24)) - {3, 4}  # substitutes come in their own turn, too
+    assert set(seen) == set(range(24)) - {3, 4}  # substitutes also appear in their own turn
     stream.set_epoch(0, 3)
     for a, b in zip(whole[3:], StreamLoader(stream, num_workers=2), strict=True):
         assert_same(a, b)
