@@ -529,6 +529,7 @@ def test_export_and_onnx_with_dynamic_batch_and_size(model_class, backbone, tiny
 # ------------------------------------------------------------------------------------------------------- the ecosystem
 
 
+@pytest.mark.slow
 @both_heads
 def test_lora(backbone, model_class, tiny_config, tmp_path):
     peft = pytest.importorskip("peft")

@@ -381,6 +381,7 @@ def test_the_loss_worked_by_hand():
     assert phase_loss(stage_logits, labels, 0, class_weights=weights).item() == pytest.approx(weighted, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_new_models_have_the_authors_loss_and_saved_ones_keep_theirs(tiny_config, tmp_path):
     backbone = SurgeNetModel(tiny_config())
     model = SurgeNetForPhaseRecognition.from_backbone(backbone, num_labels=3, num_layers=2).eval()

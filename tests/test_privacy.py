@@ -96,6 +96,7 @@ def path_of(draw):
     return start + separator.join([*folders, "last"]), folders
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, database=None)
 @given(st.data())
 def test_nothing_that_identifies_anyone_is_left(data):

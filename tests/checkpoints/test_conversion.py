@@ -196,6 +196,7 @@ def test_labels(tmp_path):
         convert_checkpoint(file, labels=["liver", "fat"], config=tiny())
 
 
+@pytest.mark.slow
 def test_normalization(tmp_path, caplog, monkeypatch):
     def normalization_of(file, **kwargs):
         return convert_checkpoint(file, **kwargs).config.pretraining["normalization"]

@@ -231,6 +231,7 @@ def holds_itself(kind: str) -> dict:
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["model", "state_dict", "deep", "dino teacher", "dino student", "dino list", "dino args", "dino shared"]
 )

@@ -363,6 +363,7 @@ def test_what_does_not_fit_is_refused_whole(change, message, tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.inf, np.nan, 1e300])
 def test_weights_that_are_not_finite_are_refused(value, tmp_path):
     training = OriginalTraining(tiny())

@@ -49,6 +49,7 @@ def test_without_push_it_only_shows(hub, client, model, capsys):
     assert not [request for request in hub.requests if request.method != "GET"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_works_offline(model, tmp_path, capsys, monkeypatch):
     """Test a dry run without network.
 

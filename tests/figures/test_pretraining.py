@@ -10,6 +10,7 @@ def panels(figure) -> dict:
     return {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_lines()}
 
 
+@pytest.mark.slow
 def test_all_figures_of_a_run_are_drawn(tmp_path):
     keys = [key for panel in PANELS for key in panel.curves]
     rng = np.random.default_rng(0)

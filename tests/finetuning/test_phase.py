@@ -56,6 +56,7 @@ def test_cached_features_are_of_these_frames(tmp_path, monkeypatch):
     assert torch.equal(features(model, root, cache), other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [1.0, None])
 def test_frames_are_not_flipped_for_phases(rate, tmp_path):
     """Test that frames of phases are not flipped, with frames whose left half is bright.

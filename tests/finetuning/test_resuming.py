@@ -182,6 +182,7 @@ def test_early_stopping_keeps_its_patience(masks, tmp_path):
     assert sorted(path.name for path in (tmp_path / "resumed").glob("checkpoint-*")) == saved
 
 
+@pytest.mark.slow
 def test_a_diverged_run_ends_with_an_error_and_no_model(masks, tmp_path):
     with pytest.raises(SystemExit, match=r"training has diverged: the loss of step \d+ is (nan|inf).*--learning_rate"):
         finetune(masks, tmp_path / "run", "--learning_rate 1e30 --lr_scheduler_type constant")

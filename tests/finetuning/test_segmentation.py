@@ -146,6 +146,7 @@ def test_training_learns_and_its_evaluation_counts_every_frame_once(data, tmp_pa
             assert found[f"eval_{key}"] == pytest.approx(expected[key], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_without_augmentation_nothing_is_drawn(data, tmp_path, monkeypatch):
     monkeypatch.setattr(frames_module, "rng_for", lambda *args: pytest.fail("drew"))
     model, processor = build_model(TINY, data, 32)

@@ -288,6 +288,7 @@ def test_a_bug_keeps_its_traceback(frames, tmp_path, monkeypatch):
     assert found.traceback[-1].name == "fail"
 
 
+@pytest.mark.slow
 def test_the_options_are_saved_and_can_be_given_again(frames, tmp_path, caplog):
     pretrain(frames, tmp_path / "run", "--max_steps 1 --max_bad_fraction 0.5")
     assert "max_bad_fraction is now called max_unreadable_fraction" in caplog.text

@@ -154,6 +154,7 @@ def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path):
     assert all(torch.equal(back[key], tensor) for key, tensor in teacher.items())
 
 
+@pytest.mark.slow
 def test_one_that_fails_does_not_stop_the_others(hub, client, tiny_backbones, monkeypatch, tmp_path):
     monkeypatch.setattr(prepare, "compare_with_source", lambda *args: None)  # timm has no tiny networks
     names = ("SurgeNet-RAMIE", "SurgeNet-RARP", "SurgeNet-PVTv2")
@@ -182,6 +183,7 @@ def finetuned(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_users_own_model(hub, client, finetuned, tmp_path):
     outcome = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True, private=True)
     assert outcome.error is None
@@ -248,6 +250,7 @@ def test_a_users_folder_is_not_replaced(hub, client, finetuned):
     assert (finetuned / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_other_content_under_a_pinned_tag_is_refused(hub, client, tiny_backbones, monkeypatch, tmp_path):
     monkeypatch.setattr(prepare, "compare_with_source", lambda *args: None)  # timm has no tiny networks
     entry = find_entry("SurgeNet-RAMIE")

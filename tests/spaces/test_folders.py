@@ -128,6 +128,7 @@ def test_weights_that_are_not_finite(folder):
         folders.load_folder(folder, "name")
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_whole(folder):
     tensors = load_file(folder / "model.safetensors")
     headless = {name: tensor for name, tensor in tensors.items() if "decode_head.classifier" not in name}
@@ -190,6 +191,7 @@ def test_an_index_names_only_the_weights_of_its_repository(hub, client, folder, 
         fetch(hub, folder, tmp_path / "into", **{"model.safetensors.index.json": index})
 
 
+@pytest.mark.slow
 def test_weights_in_several_files(hub, client, models, folder, tmp_path):
     model = SurgeNetForSemanticSegmentation.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
@@ -416,6 +418,7 @@ def test_hostile_folders_load_or_are_refused(models, tmp_path_factory, config, p
     assert all(Path(path).parent == folder and ".." not in path for path in read)
 
 
+@pytest.mark.slow
 def test_from_the_hub(hub, client, folder, tmp_path):
     publish(hub, folder, **{"evil.py": "raise SystemExit", "training_args.bin": b"\x80"})
     into = tmp_path / "into"

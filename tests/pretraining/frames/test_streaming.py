@@ -75,6 +75,7 @@ def test_a_local_folder_is_named_by_its_last_part(parquet):
     assert PretrainingLoader(args, CONFIG, seed=0, batch_size=4).names == ["data"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 @pytest.mark.parametrize("on_device", [False, True])
 def test_starting_in_mid_epoch_is_running_through(parquet, num_workers, on_device):
