@@ -18,7 +18,7 @@ class SurgicalMultilabel(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Average precision and balanced accuracy of each criterion, from soft targets.",
             citation="",
-            inputs_description=MultiLabelMetric.__doc__ + "\n\nFigures: " + MultiLabelMetric.compute.__doc__,
+            inputs_description=MultiLabelMetric.__doc__ + "\n\nMetrics: " + MultiLabelMetric.compute.__doc__,
             features=datasets.Features(
                 {"predictions": VALUES, "references": VALUES, "videos": datasets.Value("string")}
             ),

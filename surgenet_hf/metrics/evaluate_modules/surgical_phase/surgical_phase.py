@@ -17,9 +17,9 @@ class SurgicalPhase(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description="Phase recognition: video-wise, frame-wise, relaxed and segmental figures.",
+            description="Phase recognition: video-wise, frame-wise, relaxed, and segmental metrics.",
             citation="arXiv 2305.13961",
-            inputs_description=PhaseMetric.__doc__ + "\n\nFigures: " + PhaseMetric.compute.__doc__,
+            inputs_description=PhaseMetric.__doc__ + "\n\nMetrics: " + PhaseMetric.compute.__doc__,
             features=datasets.Features(
                 {"predictions": PHASES, "references": PHASES, "videos": datasets.Value("string")}
             ),
