@@ -386,9 +386,8 @@ def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["finetune_phase", "finetune_segmentation"])
-def test_help_begins_with_what_the_script_does(script):
-    command = [sys.executable, f"scripts/{script}.py", "--help"]
+def test_help_begins_with_what_the_script_does():
+    command = [sys.executable, "scripts/finetune_phase.py", "--help"]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
     assert "Fine-tune a model for" in printed
-    assert ("Differences from the authors' code" in printed) == (script == "finetune_phase")
+    assert "Differences from the authors' code" in printed

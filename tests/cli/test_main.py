@@ -39,7 +39,7 @@ def test_every_command_has_help(name, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["finetune-phase", "pretrain", "demo"])
+@pytest.mark.parametrize("name", ["finetune-phase", "pretrain"])
 def test_the_help_of_a_command_imports_no_training_code(name):
     """Test that --help imports no training code beyond TrainingArguments.
 
