@@ -103,7 +103,7 @@ def evaluate(
         batch_size: number of frames per forward pass.
         labels: class names of your own data, if the data does not include them.
         task: task of your own data: "semantic-segmentation", "image-classification", or "phase-recognition".
-        options: options of the dataset, e.g. split_protocol.
+        options: options of the dataset, e.g. split_protocol; of your own data also background_class.
 
     Returns:
         The results, as in results.json.
@@ -115,10 +115,10 @@ def evaluate(
 
     if isinstance(dataset, str):
         data = load_data(dataset, data_dir, **options)
+    elif task is None and not isinstance(dataset, SurgicalData):
+        raise UserError("task is missing: it names the task of your own data, e.g. task='semantic-segmentation'")
     else:
-        if task is None and not isinstance(dataset, SurgicalData):
-            raise UserError("task is missing: it names the task of your own data, e.g. task='semantic-segmentation'")
-        data = _own_data(dataset, task, labels)
+        data = _own_data(dataset, task, labels=labels, data_dir=data_dir, **options)
     return evaluate_model(model, data, split, batch_size, output_dir)
 
 
@@ -180,7 +180,12 @@ def _finetune(
         raise UserError(f"{'dataset' if dataset is None else 'output_dir'} is missing")
     if options.get("push_to_hub"):
         raise UserError(NO_PUSH)
-    data = None if isinstance(dataset, str) else _own_data(dataset, task, labels)
+    data = None
+    if not isinstance(dataset, str):
+        chosen = {name: options[name] for name in ("split_protocol", "background_class") if name in options}
+        data = _own_data(dataset, task, labels=labels, data_dir=data_dir, **chosen)
+    elif labels is not None:
+        raise UserError(f"labels are for your own data; those of {dataset} are known: leave them out")
     given = {
         "model_name_or_path": model,
         "dataset": dataset if data is None else data.name,
@@ -192,12 +197,19 @@ def _finetune(
     return finetuning.finetune(task, *arguments, data=data, on_start=lambda: parser.save_resolved(output_dir))
 
 
-def _own_data(dataset, task: str, labels: list[str] | None) -> SurgicalData:
+def _own_data(dataset, task: str | None, **options) -> SurgicalData:
+    """Convert the user's own data, and reject options that would have no effect."""
+    options = {name: value for name, value in options.items() if value is not None}
+    known = ("labels", "split_protocol", "background_class", "frames_per_second")
+    if isinstance(dataset, SurgicalData):
+        known = ()
+    if unused := sorted(options.keys() - set(known)):
+        raise UserError(f"{', '.join(unused)} has no effect on the dataset that was given: leave it out")
     if isinstance(dataset, SurgicalData):
         return dataset
     from .data.custom import from_datasets
 
-    return from_datasets(dataset, task, labels)
+    return from_datasets(dataset, task, **options)
 
 
 def _listed(value) -> list[str]:

@@ -26,11 +26,11 @@ RENAMED = {
     "max_bad_fraction": "max_unreadable_fraction",
 }
 NOT_SAVED = ("config", "resume_from_checkpoint", "push_to_hub")  # options of one call, not of the run
-# options of TrainingArguments that have no effect here
+# options of TrainingArguments that are not for images, or that the runs set or ignore; not listed in --help
 _WITHOUT_EFFECT = (
     "do_train do_eval do_predict local_rank remove_unused_columns average_tokens_across_devices hub_strategy "
     "hub_always_push hub_revision length_column_name train_sampling_strategy include_for_metrics batch_eval_metrics "
-    "label_names label_smoothing_factor neftune_noise_alpha use_liger_kernel liger_kernel_config"
+    "label_names neftune_noise_alpha use_liger_kernel liger_kernel_config"
 ).split()
 
 logger = logging.getLogger(__name__)

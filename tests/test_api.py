@@ -132,3 +132,16 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(folder, tmp_path):
     assert surgenet_hf.finetune_segmentation(**given, resume_from_checkpoint=True)["metrics"] == first["metrics"]
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
     assert not (tmp_path / "checkpoint-3").exists()
+
+
+def test_options_without_effect_are_refused(tmp_path):
+    own = {"train": Items([np.zeros((32, 48), np.uint8)])}
+    for options in ({"data_dir": "nowhere", "labels": ["a"]}, {"labels": ["a"], "bogus": 1}):
+        with pytest.raises(UserError, match=f"{'data_dir' if 'data_dir' in options else 'bogus'} has no effect"):
+            surgenet_hf.evaluate(tmp_path, own, task="semantic-segmentation", **options)
+    with pytest.raises(UserError, match="labels are for your own data"):
+        surgenet_hf.finetune_segmentation(dataset="synthetic", output_dir=tmp_path, labels=["a"], backbone="tiny")
+    with pytest.raises(UserError, match="background_class='b' is no class"):
+        surgenet_hf.finetune_segmentation(
+            dataset=own, output_dir=tmp_path, labels=["a"], backbone="tiny", background_class="b"
+        )

@@ -26,7 +26,7 @@ class ArgumentParser(OptionParser):
 
     Args:
         dataclass_types: one dataclass, or several.
-        kwargs: of `argparse.ArgumentParser`. `description` is the docstring of the command's module.
+        kwargs: arguments of `argparse.ArgumentParser`. `description` is the docstring of the command's module.
     """
 
     def __init__(self, dataclass_types, **kwargs):
@@ -65,6 +65,8 @@ class ArgumentParser(OptionParser):
         path = finder.parse_known_args(args)[0].config
         if path is None:
             return []
+        if not path:
+            self.error("--config needs a YAML file")
         try:
             options = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:

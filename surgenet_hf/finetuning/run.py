@@ -63,11 +63,9 @@ def load_training_data(
             to select the checkpoint. Also raised if the output folder contains an earlier run.
     """
     resume_point(Path(training_args.output_dir), training_args.resume_from_checkpoint)
-    task = (
-        data.task if data is not None else DATASETS[data_args.dataset].task if data_args.dataset in DATASETS else None
-    )
-    if task is not None and task not in tasks:
-        raise UserError(f"{data_args.dataset} is a dataset for {task}: use surgenet {TASKS[task].command}")
+    known = data or DATASETS.get(data_args.dataset)
+    if known is not None and known.task not in tasks:
+        raise UserError(f"{data_args.dataset} is a dataset for {known.task}: use surgenet {TASKS[known.task].command}")
     if data is None:
         data = load_data(data_args.dataset, data_args.data_dir, **data_args.options())
     for note in data.notes:
