@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -142,7 +143,7 @@ def read_embeddings(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     try:
         file = np.load(path)
-    except (OSError, ValueError) as error:
+    except (EOFError, OSError, ValueError, BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}): give an embeddings.npz of plot-embeddings") from error
     if missing := {"embeddings", "drawn", "model", "dataset", "video", "phase"}.difference(getattr(file, "files", ())):
         raise UserError(f"{path} is not of plot-embeddings: it lacks {', '.join(sorted(missing))}")

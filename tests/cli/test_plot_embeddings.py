@@ -161,7 +161,9 @@ def test_errors_without_traceback(frames, model, tmp_path, arguments, message):
 def test_another_file_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", a=1)
     np.save(tmp_path / "other.npy", np.ones(3))
-    for name in ("other.npz", "other.npy", "absent.npz"):
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:90])
+    for name in ("other.npz", "other.npy", "absent.npz", "empty.npz", "cut.npz"):
         with pytest.raises(SystemExit, match=name):
             plot_embeddings.main(["--embeddings", str(tmp_path / name), "--output_dir", str(tmp_path)])
 
