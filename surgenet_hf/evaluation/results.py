@@ -50,7 +50,9 @@ def read_results(paths: Iterable[str | os.PathLike]) -> dict[Path, dict]:
             raise MissingFileError(f"{path} does not exist; give results.json files, or the folders that hold them")
         found = sorted(path.rglob("results.json")) if path.is_dir() else [path]
         if not found:
-            raise MissingFileError(f"{path} holds no results.json, nor do the folders in it; give the output folders of runs or evaluations")
+            raise MissingFileError(
+                f"{path} holds no results.json, nor do the folders in it; give the output folders of runs or evaluations"
+            )
         for file in found:
             if file.resolve() not in seen:
                 seen.add(file.resolve())
