@@ -51,7 +51,7 @@ def read_results(paths: Iterable[str | os.PathLike]) -> dict[Path, dict]:
         found = sorted(path.rglob("results.json")) if path.is_dir() else [path]
         if not found:
             raise MissingFileError(
-                f"{path} holds no results.json, nor do the folders in it; give the output folders of runs or evaluations"
+                f"{path} holds no results.json, nor do the folders in it; give the output folders of runs"
             )
         for file in found:
             if file.resolve() not in seen:
