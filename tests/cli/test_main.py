@@ -25,8 +25,8 @@ assert not {{"torch", "transformers", "numpy", "surgenet_hf"}} & sys.modules.key
 
 def test_an_unknown_command_gets_a_suggestion(capsys):
     with pytest.raises(SystemExit, match="2"):
-        surgenet_cli.main(["evalute"])
-    assert "unknown command 'evalute'. Did you mean evaluate?" in capsys.readouterr().err
+        surgenet_cli.main(["evaluat"])
+    assert "unknown command 'evaluat'. Did you mean evaluate?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", surgenet_cli.COMMANDS)

@@ -22,7 +22,7 @@ from surgenet_hf.metrics import MultiLabelMetric, PhaseMetric, SegmentationMetri
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "RELEASE.md"]
+PAGES = [*sorted(DOCS.rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "RELEASE.md"))]
 
 
 def read(page: str) -> str:
@@ -193,17 +193,22 @@ def help_of(command: str) -> str:
     return output.getvalue()
 
 
+def command_lines(page: Path) -> list[str]:
+    """Return the lines of all shell examples of a page, and its inline code that begins with `surgenet`."""
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    return lines + re.findall(r"`(surgenet [^`]+)`", page.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_and_their_options_exist(page):
-    for block in blocks(page, "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            found = re.search(r"(?:\bsurgenet |surgenet_hf\.cli\.)([a-z][a-z_-]+)(.*?)(?:#|&&|$)", line)
-            if not found:
-                continue
-            command = found[1].replace("_", "-")
-            assert command in COMMANDS, line
-            for option in re.findall(r"--[a-z][a-z_0-9]*", found[2]):
-                assert re.search(rf"{option}\b", help_of(command)), f"{command} {option}"
+    for line in command_lines(page):
+        found = re.search(r"(?:\bsurgenet |surgenet_hf\.cli\.)([a-z][a-z_-]+)(.*?)(?:#|&&|$)", line)
+        if not found:
+            continue
+        command = found[1].replace("_", "-")
+        assert command in COMMANDS, line
+        for option in re.findall(r"--[a-z][a-z_0-9]*", found[2]):
+            assert re.search(rf"{option}\b", help_of(command)), f"{command} {option}"
 
 
 def test_names_of_options_in_tables_exist():
@@ -262,7 +267,7 @@ def test_oldest_versions_are_the_bounds_of_setup_cfg():
     for name, bound in bounds.items():
         assert oldest[name].startswith(bound), name
     tools = pins("constraints.txt")
-    assert all(oldest[name] == tools[name] for name in ("ruff", "import-linter"))
+    assert all(oldest[name] == tools[name] for name in ("codespell", "import-linter", "ruff"))
 
 
 def test_workflows_run_what_ci_runs():
