@@ -45,8 +45,8 @@ def coverage(draw, truth: float, videos: int, trials: int, resamples: int) -> li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=4000, help="simulated test splits per cell")
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples per trial")
+    parser.add_argument("--trials", type=int, default=4000, help="number of simulated test splits per row")
+    parser.add_argument("--resamples", type=int, default=2000, help="number of bootstrap resamples per trial")
     args = parser.parse_args()
     print(f"{'':16}{'videos':>8}{'Student':>10}{'expanded':>10}{'percentile':>12}")
     for name, (draw, truth) in DISTRIBUTIONS.items():

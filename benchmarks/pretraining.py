@@ -47,16 +47,20 @@ Candidates = dict[str, Callable[[], None]]
 class BenchmarkArguments:
     """Parts and sizes of the measurement."""
 
-    parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Parts: {', '.join(PARTS)}."})
-    backbone: str = field(default="caformer_s18", metadata={"help": "Network.", "choices": [*BACKBONES, "tiny"]})
-    batch_size: int = field(default=4, metadata={"help": "Frames in a step."})
-    rounds: int = field(default=5, metadata={"help": "Turns of each candidate. End to end with workers: at most 2."})
-    out_dim: int = field(default=65_536, metadata={"help": "Prototypes of the head."})
-    frame_size: list[int] = field(default_factory=lambda: [1280, 720], metadata={"help": "Width and height."})
+    parts: list[str] = field(
+        default_factory=lambda: list(PARTS), metadata={"help": f"Parts to measure: {', '.join(PARTS)}."}
+    )
+    backbone: str = field(default="caformer_s18", metadata={"help": "Backbone.", "choices": [*BACKBONES, "tiny"]})
+    batch_size: int = field(default=4, metadata={"help": "Number of frames per step."})
+    rounds: int = field(default=5, metadata={"help": "Number of rounds. At most 2 for end_to_end with workers."})
+    out_dim: int = field(default=65_536, metadata={"help": "Number of prototypes of the head."})
+    frame_size: list[int] = field(
+        default_factory=lambda: [1280, 720], metadata={"help": "Width and height of synthetic frames."}
+    )
     data_dir: str | None = field(default=None, metadata={"help": "Folder of JPEG frames. Default: synthetic scenes."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Workers in the end-to-end part."})
-    torch_compile: bool = field(default=False, metadata={"help": "Our step, also compiled."})
-    channels_last: bool = field(default=False, metadata={"help": "Our step, also in channels-last memory format."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Number of workers for end_to_end."})
+    torch_compile: bool = field(default=False, metadata={"help": "Whether to also measure our step compiled."})
+    channels_last: bool = field(default=False, metadata={"help": "Whether to also measure our step in channels-last."})
     dino_repo: str | None = field(default=None, metadata={"help": "Checkout of facebookresearch/dino."})
     surgenet_repo: str | None = field(default=None, metadata={"help": "Checkout of TimJaspers0801/SurgeNet."})
 
@@ -64,11 +68,11 @@ class BenchmarkArguments:
         if unknown := set(self.parts) - set(PARTS):
             raise UserError(f"unknown --parts {' '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
         if self.surgenet_repo and not (self.dino_repo and self.backbone == "caformer_s18"):
-            raise UserError("--surgenet_repo needs --dino_repo, and the backbone caformer_s18")
+            raise UserError("--surgenet_repo needs --dino_repo and --backbone caformer_s18")
         for name, module in (("dino_repo", "main_dino.py"), ("surgenet_repo", "metaformer.py")):
             folder = getattr(self, name)
             if folder and not Path(folder, module).is_file():
-                raise MissingFileError(f"--{name} {folder} holds no {module}: give the folder of a checkout")
+                raise MissingFileError(f"--{name} {folder} contains no {module}: give the folder of a checkout")
 
 
 @command
@@ -95,7 +99,7 @@ def table(part: str, seconds: dict[str, float]) -> str:
     """Format milliseconds per frame, frames per second, and the speed relative to the first row."""
     first = next(iter(seconds.values()))
     width = max(map(len, seconds))
-    lines = [f"\n{part.replace('_', ' ')}: {'ms a frame':>{width + 12 - len(part)}}   frames/s   speed"]
+    lines = [f"\n{part.replace('_', ' ')}: {'ms per frame':>{width + 12 - len(part)}}   frames/s   speed"]
     lines += [f"{name:<{width}} {1e3 * s:13.2f} {1 / s:10.1f} {first / s:7.2f}" for name, s in seconds.items()]
     return "\n".join(lines)
 
@@ -264,7 +268,7 @@ def _frames(args: BenchmarkArguments, folder: Path) -> list[Path]:
     if args.data_dir:
         paths = sorted(Path(args.data_dir).glob("*.jpg"))
         if len(paths) < args.batch_size:
-            raise UserError(f"{args.data_dir} holds {len(paths)} *.jpg, but a batch needs {args.batch_size}")
+            raise UserError(f"{args.data_dir} contains {len(paths)} *.jpg files, but a batch needs {args.batch_size}")
         return paths
     width, height = args.frame_size
     drawn = [synthetic.encode_image(synthetic.draw(0, i, 0, (height, width))[0], "JPEG", quality=90) for i in range(8)]

@@ -76,7 +76,7 @@ def recompute(results: dict) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="a results.json of schema 2 of a segmentation model")
+    parser.add_argument("results", type=Path, help="results.json (schema 2) of a segmentation model")
     results = json.loads(parser.parse_args().results.read_text(encoding="utf-8"))
     for name, value in recompute(results).items():
         stated = results["metrics"][name]

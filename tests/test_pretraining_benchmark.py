@@ -72,7 +72,7 @@ def dino_repo(tmp_path, monkeypatch):
 
 def rows(said: str, part: str) -> list[str]:
     """Return the names of the rows of a part's table."""
-    table = re.search(rf"\n{part}: +ms a frame .*\n((?:.+\n)+)", said)[1]
+    table = re.search(rf"\n{part}: +ms per frame .*\n((?:.+\n)+)", said)[1]
     return re.findall(r"(.+?) +[\d.]+ +[\d.]+ +[\d.]+\n", table)
 
 

@@ -63,59 +63,73 @@ class PretrainingArguments:
 
     output_dir: str = option("", "Folder for checkpoints, the model, the log, and figures.")
     model_name_or_path: str | None = option(
-        None, "Start weights of student and teacher: a published checkpoint, a Hub repository, or a folder."
+        None, "Initial weights of student and teacher: a published checkpoint, a Hub repository, or a local folder."
     )
     backbone: str | None = option(
-        None, "Backbone with random start weights. Excludes --model_name_or_path. Default: caformer_s18.",
+        None,
+        "Backbone with random initial weights. Cannot be combined with --model_name_or_path. Default: caformer_s18.",
         choices=[*BACKBONES, "tiny"],
     )  # fmt: skip
     resume_from_checkpoint: str | None = option(
         None,
-        "Checkpoint to resume from: true for the last one in output_dir, a checkpoint folder, or a full DINO "
+        "Checkpoint to resume from: true (the last one in output_dir), a checkpoint folder, or a full DINO "
         "checkpoint (.pth) of the original code.",
     )
     extend_epochs: int | None = option(
-        None, "Number of epochs of new schedules, which start from the weights and moments of the checkpoint."
+        None,
+        "Number of epochs to train with new schedules, from the weights and optimizer moments of "
+        "--resume_from_checkpoint.",
     )
     preset: str = option(
-        "surgenet", "Defaults of the method: surgenet is the authors' recipe, small is for a few thousand frames.",
+        "surgenet",
+        "Recipe for options that are not given: surgenet (the authors' recipe) or small (for a few thousand frames).",
         choices=list(PRESETS),
     )  # fmt: skip
     normalization: str = option(
-        "auto", "Channel mean and standard deviation of frames. auto: those of the start weights, else SurgeNet's.",
+        "auto", "Mean and std that normalize the frames. auto: those of the initial weights, otherwise SurgeNet's.",
         choices=["auto", "surgenet", "imagenet"],
     )  # fmt: skip
     drop_path_rate: float = option(
-        0.1, "Stochastic depth of the student's last block, growing linearly from 0, in [0, 1). The teacher has none."
+        0.1,
+        "Stochastic depth rate of the student's last block, in [0, 1). It grows linearly from 0 at the first block. "
+        "The teacher uses none.",
     )
-    per_device_train_batch_size: int = option(64, "Number of frames of each process in one forward pass.")
+    per_device_train_batch_size: int = option(64, "Number of frames per process in one forward pass.")
     gradient_accumulation_steps: int = option(1, "Number of forward passes in one optimizer step.")
     max_steps: int = option(
-        -1, "Number of steps after which the run ends. The schedules still cover all epochs. -1: all."
+        -1, "Number of optimizer steps after which the run ends. -1: no limit. The schedules still cover all epochs."
     )
-    seed: int = option(0, "Seed of weights, frame order, crops, and drop path.")
+    seed: int = option(0, "Random seed of weights, frame order, crops, and drop path. Default: 0.")
     bf16: bool = option(False, "Whether to train under bfloat16 autocast.")
     fp16: bool = option(False, "Whether to train under float16 autocast, with loss scaling.")
     gradient_checkpointing: bool = option(
-        False, "Whether to compute activations again in the backward pass, which saves memory and costs time."
+        False, "Whether to recompute activations in the backward pass, which saves memory but takes longer."
     )
     torch_compile: bool = option(False, "Whether to compile the backbones.")
-    channels_last: bool = option(False, "Whether weights and crops have the channels-last memory format.")
+    channels_last: bool = option(False, "Whether weights and crops use the channels-last memory format.")
     crop_on: str = option(
-        "auto", "Where crops are made. auto: in the workers on a CPU, on the device otherwise.",
+        "auto", "Place where crops are made. auto: in the data loading workers on a CPU, otherwise on the device.",
         choices=["auto", "workers", "device"],
     )  # fmt: skip
-    dataloader_num_workers: int = option(0, "Number of processes that read frames, for each training process.")
-    logging_steps: int = option(10, "Number of steps between entries of the log.")
-    ignore_collapse: bool = option(False, "Whether to warn at a collapse instead of ending the run.")
-    save_steps: int = option(1000, "Number of steps between checkpoints. There is also one at the end of each epoch.")
-    save_total_limit: int = option(2, "Number of checkpoints that are kept.")
+    dataloader_num_workers: int = option(
+        0, "Number of data loading workers per training process. Default: 0 (the training process reads the frames)."
+    )
+    logging_steps: int = option(10, "Number of steps between log entries.")
+    ignore_collapse: bool = option(
+        False, "Whether to log a warning instead of ending the run when training collapses."
+    )
+    save_steps: int = option(
+        1000, "Number of steps between checkpoints. A checkpoint is also saved at the end of each epoch."
+    )
+    save_total_limit: int = option(2, "Number of most recent checkpoints to keep.")
     export_dino_checkpoint: bool = option(
-        False, "Whether to also write a full DINO checkpoint (.pth) of the original format at the end."
+        False, "Whether to also write a full DINO checkpoint (.pth) in the original format at the end."
     )
     knn_dataset: str | None = option(None, "Labeled dataset for k-NN metrics after each epoch.")
     knn_data_dir: str | None = option(None, "Folder of the labeled dataset.")
-    report_to: list[str] = option(["none"], "Trackers: tensorboard, wandb, ..., all, or none.")
+    report_to: list[str] = option(
+        ["none"], "Experiment trackers: tensorboard, wandb, ..., all, or none. Default: none."
+    )
     push_to_hub: bool = option(False, "Whether to upload the teacher to the Hub at the end.")
     hub_model_id: str | None = option(None, "Repository on the Hub. Default: the name of output_dir.")
     hub_private_repo: bool = option(False, "Whether a new repository is private.")
@@ -124,15 +138,18 @@ class PretrainingArguments:
         if not self.output_dir:
             raise UserError("--output_dir is missing")
         if self.bf16 and self.fp16:
-            raise UserError("--bf16 and --fp16 exclude each other")
+            raise UserError("--bf16 and --fp16 are mutually exclusive; give only one")
         if self.model_name_or_path and self.backbone:
-            raise UserError("--model_name_or_path and --backbone exclude each other: start weights have their own")
+            raise UserError(
+                "--model_name_or_path and --backbone are mutually exclusive: the initial weights determine the "
+                "backbone. Give only one"
+            )
         if self.extend_epochs is not None and (self.extend_epochs < 1 or not self.resume_from_checkpoint):
-            raise UserError("--extend_epochs needs at least 1 epoch, and --resume_from_checkpoint")
+            raise UserError("--extend_epochs must be at least 1, and needs --resume_from_checkpoint")
         if self.max_steps == 0:
-            raise UserError("--max_steps must be at least 1, or -1 for all")
+            raise UserError("--max_steps must be at least 1, or -1 for no limit; got 0")
         if Path(self.output_dir).is_file():
-            raise UserError(f"--output_dir {self.output_dir} is a file, a folder was expected")
+            raise UserError(f"--output_dir {self.output_dir} is a file; expected a folder")
         batches = ("per_device_train_batch_size", "gradient_accumulation_steps")
         intervals = ("logging_steps", "save_steps", "save_total_limit")
         _check(self, "be in [0, 1)", lambda value: 0 <= value < 1, "drop_path_rate", prefix="--")
@@ -155,30 +172,36 @@ class FrameArguments:
 
     dataset: list[str] = option(
         [],
-        "One or several datasets: folder (images below data_dir), shards (zip and tar), parquet, "
-        "synthetic, or what datasets.load_dataset takes, a name on the Hub (name:config) or a local path.",
+        "One or more datasets: folder (images at any depth of data_dir), shards (zip and tar files), parquet, "
+        "synthetic, or an argument of datasets.load_dataset: a name on the Hub (name:config) or a local path.",
     )
     data_dir: list[str] | None = option(
-        None, "Folders of the datasets: one for each, or for each folder, shards, and parquet; or one for all."
+        None,
+        "Folders of the datasets: one per dataset, one per dataset of kind folder, shards, or parquet, or a single "
+        "one that these share.",
     )
     dataset_weights: list[float] | None = option(
-        None, "Share of each dataset in an epoch, in any unit. Default: every frame of all of them once."
+        None,
+        "Relative weight of each dataset in an epoch; the sum is arbitrary. Default: every frame of every dataset "
+        "once per epoch.",
     )
     dataset_split: str = option("train", "Split of parquet files and Hub datasets.")
     image_column: str | None = option(
         None,
-        "Column with the frames, if a dataset has several. For shards: suffix of the images, for example jpg.",
+        "Column with the frames, required if several columns contain images. For shards: suffix of the images, for "
+        "example jpg.",
     )
     streaming: bool = option(
         False,
-        "Whether to read frames in sequence through a shuffle buffer. To resume, the whole epoch is read again.",
+        "Whether to read frames sequentially through a shuffle buffer. A resumed run rereads its epoch up to the "
+        "checkpoint.",
     )
     shuffle_buffer: int = option(1000, "Number of frames in the shuffle buffer of each worker.")
     frames_per_epoch: int | None = option(
         None, "Number of frames in an epoch. Default: all. Required with --streaming."
     )
     max_unreadable_fraction: float = option(
-        0.01, "Share of frames that may be unreadable. The run ends when there are more."
+        0.01, "Maximum fraction of unreadable frames. The run ends when it is exceeded."
     )
 
     def __post_init__(self):
@@ -186,9 +209,12 @@ class FrameArguments:
             raise UserError("--dataset is missing")
         if self.dataset_weights is not None:
             if len(self.dataset_weights) != len(self.dataset):
-                raise UserError(f"{len(self.dataset_weights)} --dataset_weights for {len(self.dataset)} datasets")
+                raise UserError(
+                    f"got {len(self.dataset_weights)} --dataset_weights for {len(self.dataset)} datasets; give one "
+                    "weight per dataset"
+                )
             if not all(0 < weight < float("inf") for weight in self.dataset_weights):
-                raise UserError(f"--dataset_weights must be positive, got {self.dataset_weights}")
+                raise UserError(f"--dataset_weights must be positive and finite, got {self.dataset_weights}")
         _check(self, "be in [0, 1]", lambda value: 0 <= value <= 1, "max_unreadable_fraction", prefix="--")
         _check(self, *_at_least(1), "frames_per_epoch", "shuffle_buffer", prefix="--")
         if self.streaming and self.frames_per_epoch is None:
@@ -206,8 +232,8 @@ class FrameArguments:
         needed = sum(in_folders)
         if len(given) not in {needed, min(needed, 1)}:
             raise UserError(
-                f"{len(given)} --data_dir for {len(self.dataset)} datasets, of which {needed} are in a folder: give "
-                "one for each dataset, or for each that is in a folder, or one that these share"
+                f"got {len(given)} --data_dir for {len(self.dataset)} datasets, of which {needed} need a folder. Give "
+                "one per dataset, one per dataset that needs a folder, or a single one that these share"
             )
         folders = iter(given * needed if len(given) == 1 else given)
         return [next(folders) if needs else None for needs in in_folders]
@@ -224,14 +250,14 @@ class CropConfig:
     """
 
     global_crops_scale: list[float] = option(
-        [0.4, 1.0], "Smallest and largest share of the frame's area that a global crop covers."
+        [0.4, 1.0], "Minimum and maximum area of a global crop, as fractions of the frame's area."
     )
     local_crops_scale: list[float] = option(
-        [0.05, 0.4], "Smallest and largest share of the frame's area that a local crop covers."
+        [0.05, 0.4], "Minimum and maximum area of a local crop, as fractions of the frame's area."
     )
-    local_crops_number: int = option(8, "Number of local crops of each frame. 0: global crops only.")
-    global_crops_size: int = option(224, "Side of the two global crops, in pixels.")
-    local_crops_size: int = option(96, "Side of the local crops, in pixels.")
+    local_crops_number: int = option(8, "Number of local crops per frame. 0: global crops only.")
+    global_crops_size: int = option(224, "Side length of the two global crops, in pixels.")
+    local_crops_size: int = option(96, "Side length of the local crops, in pixels.")
 
     def __post_init__(self):
         def is_scale(scale) -> bool:
@@ -239,7 +265,7 @@ class CropConfig:
             return numbers and 0 < scale[0] <= scale[1] <= 1
 
         scales, sizes = ("global_crops_scale", "local_crops_scale"), ("global_crops_size", "local_crops_size")
-        _check(self, "be two shares of the area, 0 < min <= max <= 1", is_scale, *scales)
+        _check(self, "be two fractions of the area with 0 < min <= max <= 1", is_scale, *scales)
         _check(self, "be at least 1 pixel", lambda size: size >= 1, *sizes)
         _check(self, f"be at most {_MAX_SIZE:,} pixels", lambda size: size <= _MAX_SIZE, *sizes)
         _check(self, *_at_least(0), "local_crops_number")
@@ -255,24 +281,24 @@ class CropConfig:
 class DinoConfig:
     """Hyperparameters of the method, with the names of the original code. The defaults are SurgeNet's recipe."""
 
-    epochs: int = option(50, "Length of all schedules, in epochs.", aliases=["--num_train_epochs"])
+    epochs: int = option(50, "Number of epochs, which is the length of all schedules.", aliases=["--num_train_epochs"])
     lr: float = option(
         5e-4,
-        "Learning rate after the warm-up for 256 frames in a step. It scales linearly with the total batch size.",
+        "Peak learning rate for a total batch size of 256. It is scaled linearly with the total batch size.",
         aliases=["--learning_rate"],
     )
-    min_lr: float = option(1e-6, "Learning rate at the end.")
-    warmup_epochs: int = option(10, "Warm-up of the learning rate from 0, in epochs.")
-    weight_decay: float = option(0.04, "Weight decay at the start, of all parameters but biases and vectors.")
-    weight_decay_end: float = option(0.4, "Weight decay at the end.")
-    clip_grad: float = option(3.0, "Largest L2 norm of the gradient of each single parameter. 0: no clipping.")
-    freeze_last_layer: int = option(1, "Number of first epochs in which the last layer of the head is frozen.")
-    momentum_teacher: float = option(0.996, "Momentum of the teacher's moving average at the start. It rises to 1.")
-    warmup_teacher_temp: float = option(0.04, "Temperature of the teacher at the start.")
+    min_lr: float = option(1e-6, "Final learning rate, which is not scaled.")
+    warmup_epochs: int = option(10, "Length of the learning rate warm-up from 0, in epochs.")
+    weight_decay: float = option(0.04, "Initial weight decay. Biases and one-dimensional parameters have none.")
+    weight_decay_end: float = option(0.4, "Final weight decay.")
+    clip_grad: float = option(3.0, "Maximum L2 norm of the gradient of each parameter tensor. 0: no clipping.")
+    freeze_last_layer: int = option(1, "Number of initial epochs in which the last layer of the head is frozen.")
+    momentum_teacher: float = option(0.996, "Initial momentum of the teacher's moving average. It increases to 1.")
+    warmup_teacher_temp: float = option(0.04, "Initial temperature of the teacher.")
     teacher_temp: float = option(0.04, "Temperature of the teacher after its warm-up.")
-    warmup_teacher_temp_epochs: int = option(0, "Warm-up of the teacher's temperature, in epochs.")
+    warmup_teacher_temp_epochs: int = option(0, "Length of the teacher temperature warm-up, in epochs. Default: 0.")
     student_temp: float = option(0.1, "Temperature of the student.")
-    center_momentum: float = option(0.9, "Momentum of the running mean of the teacher's logits.")
+    center_momentum: float = option(0.9, "Momentum of the center, the running mean of the teacher's logits.")
     out_dim: int = option(65_536, "Number of prototypes of the head.")
     hidden_dim: int = option(2048, "Width of the head's hidden layers.")
     bottleneck_dim: int = option(256, "Width of the head's output before the prototypes.")
@@ -292,7 +318,7 @@ class DinoConfig:
         _check(self, f"be at most {_MAX_EPOCHS:,}", lambda epochs: epochs <= _MAX_EPOCHS, "epochs")
         for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
             if not 0 <= getattr(self, name) <= self.epochs:
-                raise UserError(f"{name} must be in [0, epochs], got {getattr(self, name)} of {self.epochs} epochs")
+                raise UserError(f"{name} must be in [0, epochs], got {getattr(self, name)} with {self.epochs} epochs")
 
 
 def implied_defaults(

@@ -319,15 +319,16 @@ class Pretraining:
         if self.unreadable_frames > limit * max(self.frames_read, UNREADABLE_FROM):
             raise TrainingStopped(
                 f"{self.unreadable_frames} of {self.frames_read} frames could not be read, more than "
-                f"--max_unreadable_fraction {limit}: see {path}; repair or remove them, or raise the limit"
+                f"--max_unreadable_fraction {limit} allows. They are listed in {path}: repair or "
+                "remove them, or raise the limit"
             )
 
     def _check_training(self, done: int, measured: dict[str, float]) -> None:
         if int(self.skipped_in_a_row) >= SKIPPED_IN_A_ROW:
             raise TrainingStopped(
-                f"the last {int(self.skipped_in_a_row)} steps up to {done} had gradients that are not finite, and "
-                f"were skipped. Resuming from the checkpoints in {self.output_dir} would end here again. Start a new "
-                "run with a lower --lr, a longer --warmup_epochs, or --bf16 instead of --fp16"
+                f"the last {int(self.skipped_in_a_row)} steps up to {done} had non-finite gradients and were "
+                f"skipped. Resuming from the checkpoints in {self.output_dir} would fail here again. Start a new run "
+                "with a lower --lr, a longer --warmup_epochs, or --bf16 instead of --fp16"
             )
         problem = self.monitor.diagnose(measured) if measured else None
         if problem and done > self.dino.warmup_epochs * self.plan.steps_per_epoch:
@@ -374,13 +375,13 @@ class Pretraining:
             save_dino_checkpoint(
                 path, training, epoch, self.plan.options, self.outputs.pretraining(done), normalization
             )
-            logger.info(f"Full DINO checkpoint of the original format: {path}")
+            logger.info(f"Full DINO checkpoint in the original format: {path}")
 
     def _describe(self) -> list[str]:
         """Describe the run that is about to start."""
         plan, hint = self.plan, []
         if plan.num_frames < SMALL_SET and self.dino.out_dim > 2 * SMALL["out_dim"]:
-            hint = [f"With fewer than {SMALL_SET:,} frames, --preset small often learns more than the recipe."]
+            hint = [f"With fewer than {SMALL_SET:,} frames, --preset small often works better than --preset surgenet."]
         return [
             f"{count(plan.num_frames, 'frame')} of {', '.join(plan.data_names)}: "
             f"{count(plan.steps_per_epoch, 'step')} of {count(plan.total_batch_size, 'frame')} per epoch, "

@@ -104,8 +104,8 @@ def build_model(
 def _compare_backbones(asked: SurgeNetConfig, found: SurgeNetConfig) -> None:
     if any(getattr(asked, name) != getattr(found, name) for name in ("backbone", "depths", "hidden_sizes")):
         raise UserError(
-            f"--resume_from_checkpoint holds a {found.backbone} of widths {list(found.hidden_sizes)}, --backbone asks "
-            f"for a {asked.backbone} of widths {list(asked.hidden_sizes)}: omit one of the two"
+            f"--resume_from_checkpoint contains a {found.backbone} with widths {list(found.hidden_sizes)}, but "
+            f"--backbone is a {asked.backbone} with widths {list(asked.hidden_sizes)}: omit one of the two"
         )
 
 
@@ -204,13 +204,13 @@ def _load_own(args: PretrainingArguments, plan: Plan, accelerator: Accelerator, 
             record["options"] | {"frames": record["frames"]},
             plan.options | {"frames": plan.frames},
             folder,
-            "Give the same options and data. Or start new schedules with --extend_epochs N "
+            "Give the same options and data, or start new schedules with --extend_epochs N "
             "--resume_from_checkpoint CHECKPOINT in another --output_dir",
         )
     try:
         accelerator.load_state(str(folder))
     except (RuntimeError, SafetensorError) as error:  # `resume_point` has already verified the files
-        raise UserError(f"{folder} is of a network of other sizes: {error}") from error
+        raise UserError(f"{folder} contains a model of a different size: {error}") from error
     start = Start(
         pretraining=record["start"]["pretraining"],
         normalization=record["start"]["normalization"],
@@ -219,7 +219,9 @@ def _load_own(args: PretrainingArguments, plan: Plan, accelerator: Accelerator, 
     if extended:
         start.counts = {}
         start.pretraining = record["pretraining"]
-        start.notes.append(f"Weights and moments of {folder}. New schedules over {count(plan.epochs, 'epoch')}.")
+        start.notes.append(
+            f"Loaded weights and optimizer moments from {folder}. New schedules over {count(plan.epochs, 'epoch')}."
+        )
         return start
     start.step = record["step"]
     start.notes.append(f"Resuming from {folder}, after step {record['step']}.")
@@ -227,7 +229,7 @@ def _load_own(args: PretrainingArguments, plan: Plan, accelerator: Accelerator, 
         epoch = record["step"] // record["steps_per_epoch"]
         start.step = epoch * plan.steps_per_epoch
         start.notes.append(
-            f"It was written by {record['num_processes']} processes, now there are {plan.num_processes}: resuming at "
-            f"the start of epoch {epoch}, now step {start.step}, with the weights of the checkpoint."
+            f"It was written by {record['num_processes']} processes, but this run has {plan.num_processes}: resuming "
+            f"at the start of epoch {epoch}, now step {start.step}, with the weights of the checkpoint."
         )
     return start

@@ -41,9 +41,9 @@ def masks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
+def labeled(tmp_path_factory):
     """Return a folder of frames with soft labels for two criteria, three frames per video."""
-    root = tmp_path_factory.mktemp("labelled")
+    root = tmp_path_factory.mktemp("labeled")
     rng = np.random.default_rng(0)
     with open(root / "labels.csv", "w", newline="") as file:
         table = csv.writer(file)
@@ -106,8 +106,8 @@ def test_segmentation_and_evaluation(masks, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_training_again_keeps_the_record_of_the_first_training(masks, labelled, tmp_path):
-    data = ["--dataset", "csv", "--data_dir", str(labelled)]
+def test_training_again_keeps_the_record_of_the_first_training(masks, labeled, tmp_path):
+    data = ["--dataset", "csv", "--data_dir", str(labeled)]
     no_selection = ["--eval_strategy", "no", "--load_best_model_at_end", "false"]
     finetune_classification([*COMMON, *data, *no_selection, "--output_dir", str(tmp_path / "one")])
     assert results_of(tmp_path / "one")["data"]["leakage"] is None  # the validation split selected no checkpoint
@@ -152,8 +152,8 @@ def test_cholec80_without_validation_videos(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_classification(labelled, tmp_path):
-    data = ["--dataset", "csv", "--data_dir", str(labelled)]
+def test_classification(labeled, tmp_path):
+    data = ["--dataset", "csv", "--data_dir", str(labeled)]
     options = ["--class_weights", "balanced", "--freeze_backbone"]
     finetune_classification([*COMMON, *data, *options, "--output_dir", str(tmp_path)])
     assert results_of(tmp_path)["task"] == "image-classification"
@@ -342,10 +342,10 @@ def test_a_refused_upload_says_how_to_try_again(hub, client, masks, tmp_path):
     assert (tmp_path / "o" / "results.json").exists()
 
 
-def test_evaluation_refuses_what_would_mislead(masks, labelled, phases, tmp_path):
+def test_evaluation_refuses_what_would_mislead(masks, labeled, phases, tmp_path):
     """Test that evaluation refuses a backbone without a trained head and mismatched classes or problem types."""
     SurgeNetModel(tiny()).save_pretrained(tmp_path / "backbone")
-    csv_data = ["--dataset", "csv", "--data_dir", str(labelled), "--output_dir", str(tmp_path / "o")]
+    csv_data = ["--dataset", "csv", "--data_dir", str(labeled), "--output_dir", str(tmp_path / "o")]
     with pytest.raises(SystemExit, match="no trained head"):
         evaluate_model(["--model_name_or_path", str(tmp_path / "backbone"), *csv_data])
     config = tiny(num_labels=2)

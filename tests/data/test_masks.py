@@ -7,20 +7,20 @@ from surgenet_hf.data.colors import palette
 from surgenet_hf.data.images import raw_values
 from surgenet_hf.data.masks import count_values, lookup_table
 
-GREY = np.zeros((8, 9), np.uint8)
-GREY[:2, :3] = [[0, 50, 255], [11, 7, 21]]
+GRAY = np.zeros((8, 9), np.uint8)
+GRAY[:2, :3] = [[0, 50, 255], [11, 7, 21]]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "I;16"])
 def test_masks_of_every_kind_give_the_same_ids(mode, tmp_path):
     if mode == "P":  # the palette index defines the id, not its color
-        mask = Image.fromarray(GREY)
+        mask = Image.fromarray(GRAY)
         mask = Image.frombytes("P", mask.size, mask.tobytes())
         mask.putpalette([(40 * i + 9) % 256 for i in range(768)])
     elif mode == "I;16":
-        mask = Image.fromarray(GREY.astype(np.uint16))
+        mask = Image.fromarray(GRAY.astype(np.uint16))
     else:
-        mask = Image.fromarray(GREY).convert(mode)
+        mask = Image.fromarray(GRAY).convert(mode)
     mask.save(tmp_path / "mask.png")
     assert Image.open(tmp_path / "mask.png").mode == mode
     Image.new("L", (9, 8), 100).save(tmp_path / "frame.png")

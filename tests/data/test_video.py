@@ -8,7 +8,7 @@ from PIL import Image
 
 from surgenet_hf.data import video
 from surgenet_hf.data.video import frame_rate, iter_frames
-from tests.data.videos import av, grey, second_of, write_video
+from tests.data.videos import av, gray, second_of, write_video
 
 
 def _write_jpegs(path, sizes, times=None):
@@ -88,7 +88,7 @@ def test_time_stamps_that_step_back_by_a_few_frames(tmp_path):
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt, stream.codec_context.max_b_frames = 48, 32, "yuv420p", 2
         for i in range(75):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), grey(i // 25), np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), gray(i // 25), np.uint8), format="rgb24")
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

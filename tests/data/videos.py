@@ -8,7 +8,7 @@ import pytest
 av = pytest.importorskip("av")
 
 
-def grey(second: int) -> int:
+def gray(second: int) -> int:
     return 20 + 10 * second
 
 
@@ -29,7 +29,7 @@ def write_video(path: Path, num_frames: int, rate: int = 25, size: tuple[int, in
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         for i, time in enumerate(times or range(num_frames)):
-            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), grey(i // rate), np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), gray(i // rate), np.uint8), format="rgb24")
             frame.pts = time
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

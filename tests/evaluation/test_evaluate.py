@@ -220,9 +220,9 @@ def test_the_majority_is_that_of_training(data):
     assert metrics["per_class"]["tool"]["dice"] == 0  # predicted everywhere, but absent in validation
     assert metrics["pixel_accuracy"] == 0
     on_train = majority_class_baseline(data, "train")
-    labelled = sum((frame["mask"] != 255).sum() for frame in data.splits["train"])
-    assert on_train["pixel_accuracy"] == pytest.approx(1600 / labelled)
-    assert on_train["per_class"]["tool"]["dice"] == pytest.approx(2 * 1600 / (1600 + labelled))
+    labeled = sum((frame["mask"] != 255).sum() for frame in data.splits["train"])
+    assert on_train["pixel_accuracy"] == pytest.approx(1600 / labeled)
+    assert on_train["per_class"]["tool"]["dice"] == pytest.approx(2 * 1600 / (1600 + labeled))
 
 
 def test_written_results_are_valid_json_and_whole(data, model, tmp_path):

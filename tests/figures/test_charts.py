@@ -21,7 +21,7 @@ def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_radar_has_rank_1_outermost_and_tells_models_apart_without_colour():
+def test_radar_has_rank_1_outermost_and_tells_models_apart_without_color():
     ranks = np.array([[1, 1, 2.5, 1], [2, 3, 1, 2], [3, 2, 2.5, np.nan]])
     figure = radar_figure(ranks, MODELS, ["a\nDice", "a\nASSD", "b\nmAP", "c\nF1"], "Ranks")
     (axes,) = figure.axes

@@ -4,9 +4,9 @@ import pytest
 from surgenet_hf.figures import feature_figure, pca_to_rgb, scatter_figure, tsne
 
 
-def clusters(size=20, centres=((0, 0), (10, 0), (0, 10)), seed=0):
+def clusters(size=20, centers=((0, 0), (10, 0), (0, 10)), seed=0):
     rng = np.random.default_rng(seed)
-    return np.concatenate([rng.normal(centre, 1, (size, 2)) for centre in centres])
+    return np.concatenate([rng.normal(center, 1, (size, 2)) for center in centers])
 
 
 def test_tsne_keeps_clusters_and_its_seed():
@@ -27,7 +27,7 @@ def test_tsne_of_too_little_is_refused(embeddings):
 
 def test_every_point_is_drawn_in_the_look_of_its_group():
     points, groups = clusters(), np.repeat(["a", "b", "c"], 20)
-    figure = scatter_figure(points, groups, "Title", "data set")
+    figure = scatter_figure(points, groups, "Title", "dataset")
     (axes,) = figure.axes
     drawn = {}
     for collection in axes.collections:
@@ -39,7 +39,7 @@ def test_every_point_is_drawn_in_the_look_of_its_group():
         assert set(map(tuple, found.data)) == set(map(tuple, points[groups == name]))
     legend = figure.legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["a (20)", "b (20)", "c (20)"]
-    assert legend.get_title().get_text() == "data set (frames)"
+    assert legend.get_title().get_text() == "dataset (frames)"
     for axis in (axes.get_xlim(), axes.get_ylim()):
         assert axis[0] < points.min() + 0.5
         assert axis[1] > points.max() - 0.5
@@ -49,12 +49,12 @@ def test_names_stand_at_groups_that_stand_apart():
     groups = np.repeat(["a", "b", "c"], 20)
     (axes,) = scatter_figure(clusters(), groups).axes
     assert {text.get_text() for text in axes.texts} == {"a", "b", "c"}
-    for text, centre in zip(axes.texts, ((0, 0), (10, 0), (0, 10)), strict=True):
-        assert np.linalg.norm(np.subtract(text.xy, centre)) < 4
-    (axes,) = scatter_figure(clusters(centres=((0, 0),) * 3), groups).axes  # one cluster
+    for text, center in zip(axes.texts, ((0, 0), (10, 0), (0, 10)), strict=True):
+        assert np.linalg.norm(np.subtract(text.xy, center)) < 4
+    (axes,) = scatter_figure(clusters(centers=((0, 0),) * 3), groups).axes  # one cluster
     assert not axes.texts
     (axes,) = scatter_figure(
-        clusters(centres=[(20 * i, 0) for i in range(14)]), np.repeat(np.arange(14).astype(str), 20)
+        clusters(centers=[(20 * i, 0) for i in range(14)]), np.repeat(np.arange(14).astype(str), 20)
     ).axes
     assert not axes.texts
 
@@ -63,7 +63,7 @@ def test_one_group_or_a_single_point_are_no_problem():
     assert len(scatter_figure(np.zeros((1, 2)), ["a"]).axes) == 1
 
 
-def test_the_same_feature_has_the_same_colour_in_every_frame():
+def test_the_same_feature_has_the_same_color_in_every_frame():
     rng = np.random.default_rng(0)
     codes = rng.normal(0, 1, (4, 16))
     maps = [rng.integers(0, 4, (5, 6)), rng.integers(0, 4, (3, 4))]

@@ -32,15 +32,15 @@ from surgenet_hf.pretraining.frames.sources import open_sources
 from tests.data.videos import av, second_of, write_video
 
 
-def paint_video(path: Path, greys: list[int], rate: int = 5, size: tuple[int, int] = (48, 64)) -> Path:
+def paint_video(path: Path, grays: list[int], rate: int = 5, size: tuple[int, int] = (48, 64)) -> Path:
     """Write a video with one gray value per second, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
-        for i in range(rate * len(greys)):
-            picture = np.full((*size, 3), greys[i // rate], np.uint8)
+        for i in range(rate * len(grays)):
+            picture = np.full((*size, 3), grays[i // rate], np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path

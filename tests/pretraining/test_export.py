@@ -56,7 +56,7 @@ def test_loads_with_the_auto_classes(build, backbone, tmp_path):
         for parameter in model.teacher.parameters():  # distinguish the teacher's weights from the student's
             parameter.add_(0.1)
     folder = tmp_path / "run" / "model"
-    write(model, folder, recipe={"lr": 5e-4}, knn={"data": "labelled", "knn_accuracy": 0.5})
+    write(model, folder, recipe={"lr": 5e-4}, knn={"data": "labeled", "knn_accuracy": 0.5})
     assert {path.name for path in folder.iterdir()} == set(FILES)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     assert model.teacher.backbone.training
@@ -74,7 +74,7 @@ def test_loads_with_the_auto_classes(build, backbone, tmp_path):
         "# SurgeNetXL, continued on mine",
         "1 epoch, on 100 frames",
         "| lr | 0.0005 |",
-        "| data | labelled |",
+        "| data | labeled |",
     ):
         assert expected in card
     assert str(tmp_path) not in card

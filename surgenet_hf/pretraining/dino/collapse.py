@@ -123,23 +123,23 @@ class Monitor:
         if most - entropy < INFORMATION:
             return (
                 f"collapsed to the uniform output: the teacher prefers no prototype ({seen}). Lower teacher_temp and "
-                "warmup_teacher_temp, warm up for longer or lower lr."
+                "warmup_teacher_temp, use a longer warm-up, or lower lr."
             )
         if enough and mean_entropy < ONE_PROTOTYPE:
             return (
-                f"collapsed to one prototype: the teacher gives all samples the same sharp output ({seen}). Let the "
-                "center follow faster (lower center_momentum), raise teacher_temp or lower lr."
+                f"collapsed to one prototype: the teacher gives all samples the same sharp output ({seen}). Lower "
+                "center_momentum so that the center adapts faster, raise teacher_temp, or lower lr."
             )
         if enough and mean_entropy - entropy < INFORMATION:
             return (
-                f"collapsed to one output: the teacher's output is the same for all samples ({seen}). Lower lr, warm "
-                "up for longer, or let the center follow faster (lower center_momentum)."
+                f"collapsed to one output: the teacher's output is the same for all samples ({seen}). Lower lr, use "
+                "a longer warm-up, or lower center_momentum so that the center adapts faster."
             )
         if enough and (std < SAME_FEATURES or rank < ONE_DIRECTION):
             return (
                 "collapsed features: all samples have nearly the same embedding, or differ in one direction only "
-                f"(standard deviation {std:.2g} of 1, rank {rank:.2f}). Lower lr or warm up for longer, and check "
-                "that the frames differ."
+                f"(standard deviation {std:.2g}, 1 if isotropic; effective rank {rank:.2f}). Lower lr or use a longer "
+                "warm-up, and check that the frames differ from each other."
             )
         return None
 

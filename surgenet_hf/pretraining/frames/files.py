@@ -77,10 +77,10 @@ class FolderSource(_Grouped):
                     counts.append(len(images))
                     bar.update(len(images))
         if not folders:
-            raise MissingFileError(f"{root} holds no image ({' '.join(IMAGE_SUFFIXES)}): {_describe(others)}")
+            raise MissingFileError(f"{root} contains no images ({' '.join(IMAGE_SUFFIXES)}): {_describe(others)}")
         unread = {suffix: n for suffix, n in others.items() if suffix in (*SHARD_SUFFIXES, ".parquet")}
         if unread:
-            logger.warning(f"{root}: its images are read; {_describe(unread)}")
+            logger.warning(f"{root}: only images are read; {_describe(unread)}")
         self._folders = folders
         self._names = _Names.join(names)
         self.identity = f"names {self._names.digest()}"
@@ -134,12 +134,12 @@ class ShardSource(_Grouped):
         counts = [len(one.names) for one in members]
         if not sum(counts):
             raise MissingFileError(
-                f"none of the {len(counts)} shards in {data_dir} holds an image ({' '.join(ending)}); repack them, or "
-                "give the suffix of the images with --image_column"
+                f"none of the {len(counts)} shards in {data_dir} contains an image ({' '.join(ending)}); repack them, "
+                "or give the suffix of the images with --image_column"
             )
         empty = [path for path, count in zip(self._paths, counts, strict=True) if not count]
         if empty:
-            logger.warning(f"{len(empty)} of {len(counts)} shards hold no image: {', '.join(empty[:3])} ...")
+            logger.warning(f"{len(empty)} of {len(counts)} shards contain no images: {', '.join(empty[:3])} ...")
         columns = [np.concatenate(column) for column in list(zip(*members, strict=True))[1:]]
         self._members = _Members(_Names.join([one.names for one in members]), *columns)
         checks = hashlib.sha256(self._members.sizes.tobytes() + self._members.checksums.tobytes()).hexdigest()[:16]
@@ -153,7 +153,7 @@ class ShardSource(_Grouped):
         if methods[index] != _TAR:
             header = file.read(30)
             if header[:4] != b"PK\3\4" or len(header) < 30:
-                raise OSError("the directory of the zip points elsewhere")
+                raise OSError("the zip directory contains a wrong position for this frame")
             file.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)  # name and extra field
         content = file.read(sizes[index])
         if len(content) < sizes[index]:
@@ -164,7 +164,7 @@ class ShardSource(_Grouped):
             except zlib.error as error:
                 raise OSError(f"cannot be decompressed ({error})") from error
         if methods[index] != _TAR and zlib.crc32(content) != checksums[index]:
-            raise OSError("differs from its checksum")
+            raise OSError("the content does not match its checksum")
         return content
 
     def frame_name(self, index: int) -> str:
@@ -180,7 +180,7 @@ def find_files(data_dir: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
     found = sorted(p for p in every if p.suffix.lower() in suffixes)
     if not found:
         counts = Counter(_suffix(p.name) for p in every)
-        raise MissingFileError(f"{path} holds no {' or '.join(suffixes)}: {_describe(counts)}")
+        raise MissingFileError(f"{path} contains no {' or '.join(suffixes)} files: {_describe(counts)}")
     return found
 
 
@@ -240,7 +240,7 @@ def _index_zip(path: str, bar: tqdm) -> list[tuple]:
     for member in members:
         if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UserError(
-                f"{path}: {member.filename} is encrypted or compressed in a rare way; zip the frames again"
+                f"{path}: {member.filename} is encrypted or uses an unsupported compression; zip the frames again"
             )
     bar.update(os.path.getsize(path))
     return [
@@ -263,8 +263,8 @@ def _index_tar(path: str, bar: tqdm) -> list[tuple]:
                 raise tarfile.ReadError(f"no header at byte {archive.offset}")
     except (tarfile.TarError, OSError) as error:
         raise UserError(
-            f"the shard {path} cannot be read as an uncompressed tar ({error}); copy it again, or decompress it: a "
-            "compressed one cannot be read in random order, and does not make JPEG smaller"
+            f"the shard {path} cannot be read as an uncompressed tar ({error}); copy it again, or decompress it. "
+            "Compressed tar files do not support random access, and do not make JPEG files smaller"
         ) from error
     return rows
 
@@ -274,10 +274,10 @@ def _require(data_dir: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise MissingFileError(f"{path} is a file, but a folder was expected{_hint([path.suffix.lower()])}")
+        raise MissingFileError(f"{path} is a file; expected a folder{_hint([path.suffix.lower()])}")
     parent = next(parent for parent in path.absolute().parents if parent.is_dir())
     there = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))
-    raise MissingFileError(f"there is no folder {path}; {parent} holds {', '.join(there[:8]) or 'nothing'}")
+    raise MissingFileError(f"there is no folder {path}; {parent} contains {', '.join(there[:8]) or 'nothing'}")
 
 
 def _describe(counts: dict[str, int]) -> str:

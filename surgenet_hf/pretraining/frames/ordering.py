@@ -67,8 +67,8 @@ class EpochOrder:
         self._shares = [self._length] if weights is None else _largest_remainder(weights, self._length)
         if len(self._pools) != len(self._shares) or min(self._shares) < 1:
             raise UserError(
-                f"weights {list(weights)} for sources of {list(sizes)} frames: each source needs a weight, and at "
-                f"least one of the {self._length} frames of an epoch; they would get {self._shares}"
+                f"weights {list(weights)} do not fit sources of {list(sizes)} frames: each source needs a weight, and "
+                f"at least one of the {self._length} frames in an epoch; they would get {self._shares}"
             )
 
     def __len__(self) -> int:
@@ -211,7 +211,7 @@ def build_sample(
             return {"image": np.asarray(image), "crops": crops.to_array(), "unreadable": unreadable}
         return {"crops": crop_frame(image, crops, config), "unreadable": unreadable}
     raise UnavailableError(
-        f"{len(unreadable)} frames one after the other cannot be decoded, from {unreadable[0]} to {unreadable[-1]} "
+        f"{len(unreadable)} consecutive frames cannot be decoded, from {unreadable[0]} to {unreadable[-1]} "
         f"({reason}): check that the disk is mounted, or replace or remove this folder or file"
     )
 

@@ -74,7 +74,7 @@ def open_source(
             `image_column` if several columns have images, and for a column without images.
     """
     if dataset in IN_FOLDERS and data_dir is None:
-        raise UserError(f"--dataset {dataset} needs --data_dir, the folder that it is in")
+        raise UserError(f"--dataset {dataset} needs --data_dir, the folder that contains it")
     if dataset == "folder":
         return FolderSource(data_dir)
     if dataset == "shards":
@@ -152,17 +152,17 @@ def find_image_column(name: str, features: Features | None, image_column: str | 
         UserError: there is no such column, or there are several.
     """
     if features is None:
-        raise UserError(f"the dataset {name} does not state its columns; stream parquet files of it instead")
+        raise UserError(f"the dataset {name} does not declare its columns; stream its parquet files instead")
     images = [column for column, kind in features.items() if isinstance(kind, Image)]
     images = images or [column for column, kind in features.items() if _holds_bytes(kind)]
     if image_column is not None:
         if image_column not in features:
             raise UserError(f"the dataset {name} has no column {image_column!r}; it has {', '.join(features)}")
         if image_column not in images and not _holds_bytes(features[image_column]):
-            raise UserError(f"column {image_column!r} of {name} holds no images but {features[image_column]}")
+            raise UserError(f"column {image_column!r} of {name} contains {features[image_column]}; expected images")
         return image_column
     if len(images) != 1:
-        found = f"the columns {', '.join(images)} with images; choose one" if images else "no column with images"
+        found = f"the image columns {', '.join(images)}; choose one" if images else "no image column"
         kinds = ", ".join(f"{column}: {getattr(kind, 'dtype', kind)}" for column, kind in features.items())
         raise UserError(f"the dataset {name} has {found} (--image_column); all columns: {kinds}")
     return images[0]
@@ -177,8 +177,8 @@ def _files_of_split(data_dir: str, suffixes: tuple[str, ...], split: str) -> lis
     found = set().union(*words) & _SPLITS
     if not chosen and (found or base != "train"):
         raise UserError(
-            f"no file in {data_dir} has the split {base!r} in its name; found {', '.join(sorted(found)) or 'none'} "
-            "(--dataset_split)"
+            f"no file name in {data_dir} contains the split {base!r}; found splits: "
+            f"{', '.join(sorted(found)) or 'none'} (--dataset_split)"
         )
     return chosen or [str(path) for path in paths]
 

@@ -82,7 +82,7 @@ class FrameStream(IterableDataset):
         """Set the epoch, and the step in it, at which the next iteration begins."""
         if start_step:
             logger.warning(
-                f"A stream has no random access: the frames of {start_step} steps are read again, not decoded."
+                f"Streams have no random access: the frames of {start_step} steps are read again, without decoding."
             )
         self._start.copy_(torch.tensor([epoch, start_step]))
 
@@ -150,7 +150,7 @@ def open_stream(
     streams = []
     for dataset, data_dir in zip(args.dataset, args.data_dirs(), strict=True):
         if dataset == "folder" or dataset.startswith("synthetic"):
-            raise UserError(f"--dataset {dataset} can be read in random order: leave out --streaming")
+            raise UserError(f"--dataset {dataset} supports random access: omit --streaming")
         name = "webdataset" if dataset == "shards" else dataset
         stream = load_table(name, data_dir, args.dataset_split, streaming=True)
         column = find_image_column(dataset, stream.features, args.image_column)
@@ -186,7 +186,7 @@ class StreamLoader:
     def __init__(self, stream: FrameStream, num_workers: int = 0, pin_memory: bool = False):
         if num_workers > stream.num_parts:
             logger.warning(
-                f"The stream has {stream.num_parts} parts: only as many of the {num_workers} workers are used."
+                f"The stream has {stream.num_parts} parts: only this many of the {num_workers} workers are used."
             )
         num_workers = min(num_workers, stream.num_parts)
         self.stream, self.num_workers = stream, num_workers

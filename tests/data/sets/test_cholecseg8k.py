@@ -12,9 +12,9 @@ def _frame(root, video, start, frame, values=(50, 11, 22, 255, 0), mode="RGB", s
     clip = root / f"video{video:02d}" / f"video{video:02d}_{start:05d}"
     clip.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", SIZE, (150, 60, 50)).save(clip / f"frame_{frame}_endo.png")
-    grey = np.full(size[::-1], 50, np.uint8)
-    grey[0, : len(values)] = values
-    mask = Image.fromarray(grey).convert(mode)
+    gray = np.full(size[::-1], 50, np.uint8)
+    gray[0, : len(values)] = values
+    mask = Image.fromarray(gray).convert(mode)
     mask.save(clip / f"frame_{frame}_endo_watershed_mask.png")
     for other in ("color_mask", "mask"):
         Image.new("RGB", SIZE).save(clip / f"frame_{frame}_endo_{other}.png")
@@ -119,7 +119,7 @@ def test_transparent_pixels_of_rgba_masks_are_no_label(root):
     Image.fromarray(mask).save(path)
     data = cholecseg8k.load(root)
     assert data.splits["validation"][0]["mask"][0, :5].tolist() == [0, 255, 255, 2, 0]
-    assert not any("Grey" in note for note in data.notes)
+    assert not any("Gray" in note for note in data.notes)
 
 
 def test_opaque_rgba_mask(root):

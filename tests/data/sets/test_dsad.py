@@ -14,10 +14,10 @@ def _image(path, size=SIZE):
 
 def _mask(path, columns=(), value=255, size=SIZE):
     """Write a mask that is white in some columns and black elsewhere."""
-    grey = np.zeros(size[::-1], np.uint8)
-    grey[:, list(columns)] = value
+    gray = np.zeros(size[::-1], np.uint8)
+    gray[:, list(columns)] = value
     path.parent.mkdir(parents=True, exist_ok=True)
-    PILImage.fromarray(grey).save(path)
+    PILImage.fromarray(gray).save(path)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_whole_subset_is_called_so(root, monkeypatch):
     assert dsad.load(root).notes == ("Found 5 frames (3 train, 1 validation, 1 test) of 4 operations.",)
 
 
-def test_overlap_and_grey_are_ignored_and_counted(root):
+def test_overlap_and_gray_are_ignored_and_counted(root):
     _mask(root / "multilabel" / "01" / "mask00_colon.png", (2, 3))
     _mask(root / "multilabel" / "21" / "mask03_liver.png", (8,), value=100)
     data = dsad.load(root)
@@ -93,7 +93,7 @@ def test_overlap_and_grey_are_ignored_and_counted(root):
     )
 
 
-def test_grey_in_a_subset_of_one_structure(root):
+def test_gray_in_a_subset_of_one_structure(root):
     _mask(root / "liver" / "21" / "mask03.png", (8,), value=100)
     data = dsad.load(root, "single_organ", "liver")
     assert data.splits["validation"][0]["mask"][0, 7:10].tolist() == [0, 255, 0]

@@ -169,7 +169,7 @@ def test_a_mask_of_another_size(root):
         load_data("endoscapes", root)
 
 
-def test_a_colour_mask(root):
+def test_a_color_mask(root):
     Image.new("RGB", (24, 16), (10, 20, 30)).save(root / "semseg" / "10_9.png")
     with pytest.raises(ValueError, match=r"10_9\.png has color channels that differ"):
         load_data("endoscapes", root)

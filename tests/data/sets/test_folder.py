@@ -160,7 +160,7 @@ def test_an_id_beyond_the_classes(root):
         load_data("folder", root)
 
 
-def test_a_colour_mask(root):
+def test_a_color_mask(root):
     Image.new("RGB", (24, 16), (255, 0, 0)).save(root / "masks" / "c_op_2.png")
     with pytest.raises(ValueError, match=r"c_op_2\.png has color channels that differ.*must hold class ids"):
         load_data("folder", root)

@@ -68,7 +68,7 @@ def test_frames_of_a_video_resemble_each_other():
         assert 0 < mask_next < 0.7 * mask_other
 
 
-def test_colour_alone_does_not_tell_the_classes():
+def test_color_alone_does_not_tell_the_classes():
     """Test that the hue ranges of liver and background overlap across videos."""
 
     def hues(label):

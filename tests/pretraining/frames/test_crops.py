@@ -62,15 +62,15 @@ def many_crops(**kwargs) -> CropConfig:
     [
         ({"global_crops_scale": [1.0, 0.4]}, r"global_crops_scale must be .* got \[1.0, 0.4\]"),
         ({"local_crops_scale": [0.0, 0.4]}, r"local_crops_scale must be .* got \[0.0, 0.4\]"),
-        ({"global_crops_scale": [0.5, 1.5]}, "global_crops_scale must be two shares"),
-        ({"local_crops_scale": [0.4]}, "local_crops_scale must be two shares"),
+        ({"global_crops_scale": [0.5, 1.5]}, "global_crops_scale must be two fractions"),
+        ({"local_crops_scale": [0.4]}, "local_crops_scale must be two fractions"),
         ({"global_crops_size": 0}, "global_crops_size must be at least 1 pixel, got 0"),
         ({"local_crops_size": -96}, "local_crops_size must be at least 1 pixel, got -96"),
         ({"local_crops_number": -1}, "local_crops_number must not be negative, got -1"),
         ({"local_crops_number": 10**6}, "local_crops_number must be at most 100, got 1,000,000"),
         ({"global_crops_size": 50_000}, "global_crops_size must be at most 4,096 pixels, got 50,000"),
-        ({"global_crops_scale": ["a", None]}, "global_crops_scale must be two shares"),
-        ({"local_crops_scale": [0.1, float("nan")]}, "local_crops_scale must be two shares"),
+        ({"global_crops_scale": ["a", None]}, "global_crops_scale must be two fractions"),
+        ({"local_crops_scale": [0.1, float("nan")]}, "local_crops_scale must be two fractions"),
     ],
 )
 def test_impossible_configs(changes, message):
@@ -108,7 +108,7 @@ def test_boxes_reach_every_border():
 
 
 @pytest.mark.parametrize("size", [(1000, 11), (11, 1000), (3, 50), (1, 1)])
-def test_frames_in_which_no_box_fits_give_their_centre(size):
+def test_frames_in_which_no_box_fits_give_their_center(size):
     frame = torch.empty(3, size[1], size[0])
     top, left, height, width = RandomResizedCrop.get_params(frame, [0.9, 1.0], [3 / 4, 4 / 3])
     drawn = draw_crops(size, CropConfig(global_crops_scale=[0.9, 1.0]), np.random.default_rng(0))

@@ -124,7 +124,7 @@ def test_blurs_of_all_strengths_are_those_of_pil():
         assert difference.mean() < 0.2
 
 
-def test_hue_of_every_kind_of_colour_is_that_of_pil():
+def test_hue_of_every_kind_of_color_is_that_of_pil():
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     pixels[:64] = pixels[:64, :, :1]  # grays
     pixels[64:96] = np.where(pixels[64:96] > 127, 255, 0)  # the corners of the color cube

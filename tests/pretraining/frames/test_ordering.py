@@ -264,10 +264,12 @@ class TestBrokenFrames:
     def test_a_shard_without_any_whole_frame(self, folder, monkeypatch):
         (folder / "b" / "6.jpg").write_bytes(b"no picture either")
         dataset = FrameDataset([open_source("folder", str(folder))], CONFIG, 0)
-        with pytest.raises(OSError, match=r"2 frames .* from .*7.jpg to .*6.jpg .*its format is not known"):
+        with pytest.raises(
+            OSError, match=r"2 consecutive frames .* from .*7.jpg to .*6.jpg .*its format is not known"
+        ):
             dataset[0, 0, 7]
         monkeypatch.setattr(frames, "MAX_TRIES", 1)
-        with pytest.raises(OSError, match="1 frames"):
+        with pytest.raises(OSError, match="1 consecutive frames"):
             dataset[0, 0, 7]
 
     def test_faults_of_the_program_are_not_taken_for_damage(self, folder, monkeypatch):

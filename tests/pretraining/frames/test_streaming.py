@@ -136,7 +136,7 @@ def test_broken_frames_are_replaced_by_the_next_and_named(tmp_path):
 def test_a_stream_of_broken_frames_stops(tmp_path):
     pictures.write_parquet(tmp_path / "broken" / "a.parquet", dict.fromkeys(FRAMES, b"nothing"))
     stream = open_stream(arguments(str(tmp_path / "broken")), CONFIG, 0, 4)
-    with pytest.raises(OSError, match="100 frames one after the other"):
+    with pytest.raises(OSError, match="100 consecutive frames"):
         next(iter(StreamLoader(stream)))
 
 
@@ -169,9 +169,9 @@ def test_more_workers_than_parts_are_not_started(parquet):
 
 def test_what_cannot_be_streamed(parquet, tmp_path):
     pictures.write_folder(tmp_path / "folder", part(0, 2))
-    with pytest.raises(ValueError, match="leave out --streaming"):
+    with pytest.raises(ValueError, match="omit --streaming"):
         open_stream(arguments(str(tmp_path / "folder"), "folder"), CONFIG, 0, 4)
-    with pytest.raises(FileNotFoundError, match=r"holds no \.tar"):
+    with pytest.raises(FileNotFoundError, match=r"contains no \.tar files"):
         open_stream(arguments(str(tmp_path / "folder"), "shards"), CONFIG, 0, 4)
     with pytest.raises(ValueError, match="24 frames, but one step of 7 processes takes 4 x 7"):
         open_stream(arguments(parquet), CONFIG, 0, 4, world_size=7)
