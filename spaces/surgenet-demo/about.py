@@ -8,18 +8,18 @@ from media import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_SECONDS, MAX_UPLOAD_BYT
 from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS
 
 HEADER = """<div class="header"><h1>SurgeNet demo</h1>
-<p>See what surgical foundation models see in a frame or a clip.</p>
-<p class="warning" role="note"><strong>Not a medical device.</strong> For research only: never use it for decisions on
-patients, and upload nothing that shows who a patient is.</p></div>"""
+<p>Try surgical foundation models on a frame or a clip.</p>
+<p class="warning" role="note"><strong>Not a medical device.</strong> For research only. Never use it for decisions
+about patients, and do not upload anything that identifies a patient.</p></div>"""
 
 OFFLINE = """<div class="banner" role="status"><strong>The Hugging Face Hub cannot be reached.</strong> The published
-SurgeNet models cannot be fetched now. Every tab works with a small demo model instead, which is untrained or was
-trained on drawn scenes only; what it says of real frames means nothing.</div>"""
+SurgeNet models cannot be downloaded now. Every tab works with a small demo model instead. It is untrained or was
+trained on synthetic scenes only, so its predictions on real frames are meaningless.</div>"""
 
 # variant for a demo with the owner's models, which are meant for real frames
 OFFLINE_GIVEN = """<div class="banner" role="status"><strong>The Hugging Face Hub cannot be reached.</strong> Published
-SurgeNet models, and others by their Hub id, cannot be fetched now. The models marked "Demo model" are untrained, or
-were trained on drawn scenes only; what they say of real frames means nothing.</div>"""
+SurgeNet models and other Hub models cannot be downloaded now. The models marked "Demo model" are untrained or were
+trained on synthetic scenes only, so their predictions on real frames are meaningless.</div>"""
 
 ADDRESS = "http://127.0.0.1:7860/"  # placeholder in the example; the page inserts its own address
 KEPT_SECONDS = 1800  # maximum age of uploads and results
@@ -27,41 +27,42 @@ _ROWS = "\n".join(
     f"| {entry.name} | {entry.backbone} | {entry.pretraining_frames:,} | {entry.licence} |" for entry in CATALOG
 )
 ABOUT = f"""
-## What this is
+## About this demo
 
 SurgeNet models are backbones pretrained with DINO, without labels, on frames of surgical videos (Jaspers et al.,
-Medical Image Analysis 108:103873, 2026). **Features** shows what such a backbone tells apart. **Segment**,
-**Classify** and **Video** need a model that was fine-tuned for the task; until you choose one, a small demo model
-stands in, which was trained on drawn scenes or not at all.
+Medical Image Analysis 108:103873, 2026). **Features** shows which structures such a backbone distinguishes.
+**Segment**, **Classify**, and **Video** need a model that was fine-tuned for the task. Until you choose one, they use
+a small demo model, which is untrained or was trained on synthetic scenes.
 
 ## Not a medical device
 
-For research and teaching. Nothing here was validated for clinical use. Do not use it to decide on, diagnose, treat or
-monitor anybody. Models fail silently: on other procedures, other cameras, smoke, blood, and at random.
+For research and teaching only. Nothing here was validated for clinical use. Do not use it to diagnose, treat, or
+monitor anyone, or to make decisions about patients. Models can fail without warning: on other procedures, on other
+cameras, in smoke or blood, and at random.
 
 ## Models
 
-| name | backbone | frames of pretraining | licence |
+| name | backbone | pretraining frames | license |
 |---|---|---|---|
 {_ROWS}
 
-Any public fine-tuned SurgeNet model on the Hub can be typed in by its id (`ORG/NAME`). Only SurgeNet's own model types
-in the safetensors format are loaded, and no code of a repository is run. A model may have up to
-{MAX_BYTES / 1e9:.0f} GB, resize frames to at most {MAX_IMAGE_SIZE} x {MAX_IMAGE_SIZE} pixels, and need up to
-{MAX_FLOPS / 1e9:.0f} billion operations for a frame (about half a minute on two processor cores). Some of the
-pretraining sets hold public videos (Cholec80, Endoscapes and others): a model may have seen frames like yours.
+To use any public fine-tuned SurgeNet model on the Hub, type its id (`ORG/NAME`). Only SurgeNet model types in the
+safetensors format are loaded. Code in repositories is never run. A model may have up to {MAX_BYTES / 1e9:.0f} GB. It
+may resize frames to at most {MAX_IMAGE_SIZE} x {MAX_IMAGE_SIZE} pixels. It may need up to {MAX_FLOPS / 1e9:.0f}
+billion floating-point operations per frame (about half a minute on two CPU cores). Some pretraining datasets contain
+public videos (Cholec80, Endoscapes, and others), so a model may have been pretrained on frames like yours.
 
-## Licence
+## License
 
-Code: MIT. The SurgeNet weights, and models fine-tuned from them, are CC BY-NC-SA 4.0: not for commercial use. The
-example frames and clips are drawn by a program.
+Code: MIT. The SurgeNet weights and models fine-tuned from them: CC BY-NC-SA 4.0 (no commercial use). The example
+frames and clips are synthetic.
 
 ## What happens to your files
 
-They stay on this server for at most {KEPT_SECONDS * 12 // 600} minutes and are then deleted, or earlier if many files
-are uploaded. Nothing is recorded or sent elsewhere. The server asks only the Hugging Face Hub, for models. Pictures
-may have up to {MAX_IMAGE_BYTES // 2**20} MB and {MAX_IMAGE_PIXELS // 10**6} million pixels, clips up to
-{MAX_UPLOAD_BYTES // 2**20} MB and {MAX_SECONDS // 60} minutes.
+Your files are deleted from this server after at most {KEPT_SECONDS * 12 // 600} minutes, or earlier if many files are
+uploaded. Nothing is recorded or sent elsewhere. The server contacts only the Hugging Face Hub, to download models.
+Images may have up to {MAX_IMAGE_BYTES // 2**20} MB and {MAX_IMAGE_PIXELS // 10**6} million pixels. Clips may have up
+to {MAX_UPLOAD_BYTES // 2**20} MB and {MAX_SECONDS // 60} minutes.
 
 ## From Python
 
@@ -72,7 +73,8 @@ client = Client("{ADDRESS}")  # or the ORG/NAME of a Space
 overlay, areas, mask, legend = client.predict(handle_file("frame.jpg"), "demo", api_name="/segment")
 ```
 
-The others are `/classify`, `/features`, `/similarity`, `/video` and `/model_info`; "Use via API" below documents them.
+The other endpoints are `/classify`, `/features`, `/similarity`, `/video`, and `/model_info`. They are documented under
+"Use via API" below.
 
 ## Citation
 

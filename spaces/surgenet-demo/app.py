@@ -36,8 +36,8 @@ EXAMPLES = sorted((HERE / "examples").glob("frame_*.jpg"))
 EXAMPLE_NAMES = ["Scene 1", "Scene 1, later", "Scene 2", "Scene 3"]
 PAIR_NAMES = ["Two moments of one scene", "Two scenes"]
 CLIPS = sorted((HERE / "examples").glob("clip_*.mp4"))
-CLIP_NAMES = ["A scene, 6 s", "An operation, 64 s"]
-DRAWN = "Examples (drawn by a program)"
+CLIP_NAMES = ["A scene, 6 s", "A procedure, 64 s"]
+DRAWN = "Examples (synthetic)"
 # fonts of the visitor's device, so that none are downloaded
 SANS, MONO = ("system-ui", "Segoe UI", "Roboto", "sans-serif"), ("ui-monospace", "monospace")
 THEME = gr.themes.Soft(
@@ -69,7 +69,7 @@ UPLOAD = {"type": "filepath", "sources": ["upload", "clipboard"]}
 FORM_BYTES = 2**16  # maximum size of an upload's form fields in addition to the file
 # unused paths of gradio: /monitoring shows the use of the page, and the others store the data they receive
 CLOSED = ("/monitoring", "/process_recording", "/component_server")
-LATER = note("The result comes here.")
+LATER = note("The result appears here.")
 RESULT = {"interactive": False, "buttons": ["download", "fullscreen"]}
 
 
@@ -125,10 +125,10 @@ def _segment(tabs: Tabs) -> None:
         with gr.Column():
             image, examples, model, run = _frame(tabs, "segmentation", "Segment")
         with gr.Column():
-            overlay = gr.Image(label="Overlay", height=360, **RESULT, alt_text="The frame, classes painted")
+            overlay = gr.Image(label="Overlay", height=360, **RESULT, alt_text="Frame with class overlay")
             legend = gr.HTML(LATER, label="Legend", elem_id="legend")
             areas = gr.JSON(label="Areas", visible=False)
-            mask = gr.DownloadButton("Download the mask (PNG of class ids)", elem_id="mask", interactive=True)
+            mask = gr.DownloadButton("Download the mask (PNG with class ids)", elem_id="mask", interactive=True)
     outputs = [overlay, areas, mask, legend]
     running = run.click(tabs.segment, [image, model], outputs, api_name="segment", **MODEL)
     _choose([image], examples, (None, None, None, LATER), outputs, running)
@@ -158,9 +158,9 @@ def _frame(tabs: Tabs, task: str, name: str) -> tuple[gr.Image, gr.Dataset, gr.D
 def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
     with gr.Row():
         size = {"height": 240, "min_width": 320}
-        text = "Frame A: click on a point in it"
-        image_a = gr.Image(label=text, elem_id="frame-a", **size, **UPLOAD, alt_text="The frame A that you chose")
-        image_b = gr.Image(label="Frame B (if you like)", **size, **UPLOAD, alt_text="The frame B that you chose")
+        text = "Frame A (click a point)"
+        image_a = gr.Image(label=text, elem_id="frame-a", **size, **UPLOAD, alt_text="Frame A that you chose")
+        image_b = gr.Image(label="Frame B (optional)", **size, **UPLOAD, alt_text="Frame B that you chose")
     pairs = [list(pair) for pair in zip(EXAMPLES[::2], EXAMPLES[1::2], strict=True)]
     examples = _examples([image_a, image_b], pairs, PAIR_NAMES)
     with gr.Row():
@@ -172,10 +172,14 @@ def _features(tabs: Tabs) -> tuple[gr.Dropdown, gr.HTML]:
             with gr.Row():
                 x = gr.Slider(0, 100, 50, step=1, label="Point: x in %", info="from the left", min_width=140)
                 y = gr.Slider(0, 100, 50, step=1, label="y in %", info="from the top", min_width=140)
-            find = gr.Button("Find this point of A in B", elem_id="run-similarity")
+            find = gr.Button("Find this point in frame B", elem_id="run-similarity")
     with gr.Row():
-        map_a = gr.Image(label="In frame A", height=300, min_width=320, **RESULT, alt_text="Frame A by its features")
-        map_b = gr.Image(label="In frame B", height=300, min_width=320, **RESULT, alt_text="Frame B by its features")
+        map_a = gr.Image(
+            label="Result for frame A", height=300, min_width=320, **RESULT, alt_text="Result for frame A"
+        )
+        map_b = gr.Image(
+            label="Result for frame B", height=300, min_width=320, **RESULT, alt_text="Result for frame B"
+        )
     text = gr.HTML(LATER, label="Note", elem_id="features-note")
     inputs, outputs = [image_a, image_b, x, y, model], [map_a, map_b, text]
     running = run.click(tabs.features, [image_a, image_b, model], outputs, api_name="features", **MODEL)
@@ -197,7 +201,7 @@ def _video(tabs: Tabs) -> None:
             clip = gr.Video(label="Clip", height=220, sources=["upload"])
             examples = _examples([clip], [[path] for path in CLIPS], CLIP_NAMES)
             rate = gr.Slider(
-                0.5, 5, 2, step=0.5, label="Frames per second", info="Phase models have a rate of their own."
+                0.5, 5, 2, step=0.5, label="Frames per second", info="Phase models use their own frame rate."
             )
             model, about_model = _model(tabs, "segmentation", "phases")
             with gr.Row():
@@ -207,7 +211,7 @@ def _video(tabs: Tabs) -> None:
             status = gr.HTML(elem_id="video-status")  # separate, as a frame can still arrive after a cancel
         with gr.Column():
             # a label would cover the name of the phase
-            live = gr.Image(label="Present frame", show_label=False, height=300, **RESULT, alt_text="Present frame")
+            live = gr.Image(label="Current frame", show_label=False, height=300, **RESULT, alt_text="Current frame")
             ribbon = gr.HTML(LATER, label="Ribbon", elem_id="ribbon", min_height=90)
             result = gr.Video(label="Result", interactive=False, height=300, elem_id="result")
     outputs = [live, ribbon, result]
@@ -224,8 +228,8 @@ def _video(tabs: Tabs) -> None:
         trigger_mode="multiple",  # otherwise a frame that arrives after a cancel makes gradio ignore the next start
     )
     stop.click(None, cancels=running)
-    cancelled = note("Nothing is running now. Anything found so far stays until the next start.")
-    stop.click(**_filling([status], (cancelled,)))
+    canceled = note("Nothing is running now. Results so far are kept until the next start.")
+    stop.click(**_filling([status], (canceled,)))
     _choose([clip], examples, (None, LATER, None, ""), [*outputs, status], running)
 
 
@@ -272,7 +276,10 @@ def _model(tabs: Tabs, *tasks: str) -> tuple[gr.Dropdown, gr.HTML]:
         choices, value=name, label="Model", info="Choose one, or type a Hub id (ORG/NAME).", allow_custom_value=True
     )
     # gradio would document that only names in the list are valid
-    model.api_info = lambda: {"type": "string", "additional_description": "A name of the list, or a Hub id (ORG/NAME)"}
+    model.api_info = lambda: {
+        "type": "string",
+        "additional_description": "A name from the list, or a Hub id (ORG/NAME)",
+    }
     text = gr.HTML(note(tabs.store.describe(name)["note"]), render=False)
     model.input(lambda name: note(tabs.model_info(name)["note"]), model, text, **PRIVATE)
     return model, text
@@ -308,11 +315,15 @@ class Guard:
         headers = Headers(scope=scope)
         size = int(headers.get("content-length", 0))  # the server checks that this is a number and enforces it
         if not size or "transfer-encoding" in headers:
-            answer = PlainTextResponse("An upload must state its length.", 411)
+            answer = PlainTextResponse("An upload must have a Content-Length header.", 411)
         elif size > MAX_UPLOAD_BYTES + FORM_BYTES:  # gradio limits each file of a request, not their total size
-            answer = PlainTextResponse(f"Files may have up to {MAX_UPLOAD_BYTES // 2**20} MB.", 413)
+            answer = PlainTextResponse(
+                f"The upload is too large; it may have up to {MAX_UPLOAD_BYTES // 2**20} MB.", 413
+            )
         elif not await run_in_threadpool(self.sweeper.reserve, size):
-            answer = PlainTextResponse("Too many files were uploaded here. Please try again in a few minutes.", 507)
+            answer = PlainTextResponse(
+                "The upload folder of this server is full. Please try again in a few minutes.", 507
+            )
         else:
             answer = self.app
         try:

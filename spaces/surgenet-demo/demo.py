@@ -25,24 +25,24 @@ logger = logging.getLogger(__name__)
 TRAINED, CVS, STEPS, FRAMES = "demo", "demo-cvs", "demo-phase-frames", "demo-phases"
 DEMO = {  # {name: (text in the list of models, tasks, note on results)}
     TRAINED: (
-        "Demo model, trained on drawn scenes",
+        "Demo model, trained on synthetic scenes",
         ("segmentation", "features"),
-        "A small model, trained for seconds on scenes drawn by a program. It knows nothing of real tissue.",
+        "A small model, trained for seconds on synthetic scenes. Its predictions on real frames are meaningless.",
     ),
     CVS: (
         "Demo model, untrained: critical view of safety",
         ("classification",),
-        "An untrained model with random weights: its answers mean nothing. It shows how the page works.",
+        "An untrained model with random weights. Its predictions are meaningless; it only shows how the page works.",
     ),
     STEPS: (
         "Demo model, untrained: phase of a frame",
         ("classification",),
-        "An untrained model with random weights: its answers mean nothing. It shows how the page works.",
+        "An untrained model with random weights. Its predictions are meaningless; it only shows how the page works.",
     ),
     FRAMES: (
         "Demo model, untrained: phases",
         ("phases",),
-        "An untrained model with random weights: its answers mean nothing. It shows how the page works.",
+        "An untrained model with random weights. Its predictions are meaningless; it only shows how the page works.",
     ),
 }
 DEMO_VERSION = 1  # part of the folder name; increase it when the training changes
@@ -66,7 +66,7 @@ class DemoTraining(threading.Thread):
             if not (demo_folder() / "config.json").exists():
                 self._train()
         except Exception as error:  # reported to the threads that wait for this one
-            logger.exception("the demo model could not be made")
+            logger.exception("the demo model could not be trained")
             self.error = error
 
     def _train(self) -> None:

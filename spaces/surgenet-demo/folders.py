@@ -124,7 +124,7 @@ def download(name: str, folder: Path, weights: bool = True) -> None:
     """
     if not HUB_ID.fullmatch(name) or ".." in name or "--" in name or len(name) > MAX_ID:
         raise Refused(
-            f"There is no model {shorten(name)!r} here. Choose one in the list, or type a Hub id such as ORG/NAME."
+            f"There is no model {shorten(name)!r}. Please choose one from the list, or type a Hub id (ORG/NAME)."
         )
     api = HfApi(token=False)
     try:
@@ -139,10 +139,12 @@ def download(name: str, folder: Path, weights: bool = True) -> None:
     except RepositoryNotFoundError as error:
         raise Refused(f"The Hub has no public model {name}. Please check its name.") from error
     except (HfHubHTTPError, OSError, ConnectionError) as error:
-        raise Refused(f"{name} could not be fetched: the Hub did not answer as it should. Try again later.") from error
+        raise Refused(
+            f"{name} could not be downloaded: the request to the Hub failed. Please try again later."
+        ) from error
     except Exception as error:
         if type(error).__module__.startswith("http"):  # errors of the HTTP client mean that there is no connection
-            raise Refused(f"{name} could not be fetched: the Hub cannot be reached from here.") from error
+            raise Refused(f"{name} could not be downloaded: the Hub cannot be reached from here.") from error
         raise
 
 
@@ -161,12 +163,14 @@ def check_sizes(name: str, sizes: dict[str, int | None], files: list[str], weigh
     if missing := [file for file in CONFIG_FILES if file not in sizes]:
         raise Refused(f"{name} has no {' and no '.join(missing)}: it is not a fine-tuned SurgeNet model.")
     if weights and not any(file.endswith(".safetensors") for file in files):
-        raise Refused(f"{name} has no weights in the safetensors format (model.safetensors); others are not read.")
+        raise Refused(
+            f"{name} has no weights in the safetensors format (model.safetensors); other formats are not loaded."
+        )
     texts = [file for file in files if file.endswith(".json")]
     if any(sizes[file] is None for file in files) or any(sizes[file] > MAX_CONFIG_BYTES for file in texts):
         raise Refused(f"{name}: its configuration is larger than that of any SurgeNet model.")
     if len(files) > MAX_FILES:
-        raise Refused(f"{name} has {len(files)} files of weights and configuration; up to {MAX_FILES} are read here.")
+        raise Refused(f"{name} has {len(files)} weight and configuration files; up to {MAX_FILES} are allowed here.")
     total = sum(sizes[file] for file in files)
     if total > MAX_BYTES:
         raise Refused(f"{name} has {total / 1e9:.1f} GB; models may have up to {MAX_BYTES / 1e9:.0f} GB here.")
@@ -180,7 +184,7 @@ def read_json(path: Path) -> dict:
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds a {type(content).__name__} instead of an object")
+        raise ValueError(f"{path.name} contains a {type(content).__name__} instead of a JSON object")
     return content
 
 
@@ -211,10 +215,11 @@ def read_config(folder: Path, name: str) -> tuple[str, object]:
     except Refused:
         raise
     except Exception as error:
-        raise Refused(f"{name}: its config.json is not that of a SurgeNet model.") from error
+        raise Refused(f"{name}: its config.json is not a valid configuration of a SurgeNet model.") from error
     if parameters > MAX_PARAMETERS:
         raise Refused(
-            f"{name} has {parameters / 1e6:.0f} million parameters; up to {MAX_PARAMETERS // 10**6} are read."
+            f"{name} has {parameters / 1e6:.0f} million parameters; up to {MAX_PARAMETERS // 10**6} million are "
+            "allowed."
         )
     return task, config
 
@@ -242,12 +247,14 @@ def check_limits(name: str, raw: dict, backbone: dict) -> None:
         for key, limit in LIMITS.items():
             value = settings.get(key, 1)
             if not isinstance(value, int) or not 0 < value <= limit:
-                raise Refused(f"{name}: {key} is {shorten(repr(value))}; it may be 1 to {limit} here.")
+                raise Refused(f"{name}: {key} is {shorten(repr(value))}; it must be an integer from 1 to {limit}.")
         for key, limits in (("depths", MAX_DEPTHS), ("hidden_sizes", MAX_WIDTHS)):
             values = settings.get(key) or limits
             whole = len(values) == 4 and all(isinstance(value, int) for value in values)
             if not whole or not all(0 < value <= limit for value, limit in zip(values, limits, strict=True)):
-                raise Refused(f"{name}: {key} must be four numbers, from 1 to {', '.join(map(str, limits))}.")
+                raise Refused(
+                    f"{name}: {key} must be four integers of at least 1 and at most {', '.join(map(str, limits))}."
+                )
         counts = len(settings.get("id2label", "1")), settings.get("num_labels", 1)
         if not all(0 < count <= MAX_LABELS for count in counts):
             raise Refused(f"{name} has no classes, or more than {MAX_LABELS} classes.")
@@ -266,10 +273,12 @@ def load_folder(folder: Path, name: str, note: str | None = None) -> Loaded:
             of another kind, or the model is too slow.
     """
     if missing := [file for file in CONFIG_FILES if not (folder / file).is_file()]:
-        raise Refused(f"{name} has no {' and no '.join(missing)}: save model and image processor in one folder.")
+        raise Refused(
+            f"{name} has no {' and no '.join(missing)}: save the model and the image processor in one folder."
+        )
     task, config = read_config(folder, name)
     if config.problem_type == "regression":
-        raise Refused(f"{name} predicts quantities, not classes; there is no tab for that.")
+        raise Refused(f"{name} is a regression model; the demo supports only models that predict classes.")
     processor = read_processor(folder, name)
     check_speed(name, task, config, processor)
     check_weights(folder, name)
@@ -278,7 +287,7 @@ def load_folder(folder: Path, name: str, note: str | None = None) -> Loaded:
         model, info = CLASSES[task].from_pretrained(folder, config=config, output_loading_info=True, **options)
     except Exception as error:  # damaged files cause many kinds of errors
         raise Refused(
-            f"{name} could not be loaded: its files are damaged, or not those of its configuration."
+            f"{name} could not be loaded: its files are damaged or do not match its configuration."
         ) from error
     if info["missing_keys"]:
         raise Refused(f"{name} was saved without a trained head for {task}.")
@@ -300,7 +309,7 @@ def read_processor(folder: Path, name: str) -> SegformerImageProcessor:
     Raises:
         Refused: the settings are damaged, or the output is not finite or has a size outside the limits.
     """
-    broken = f"{name}: its preprocessor_config.json is not that of a SurgeNet model."
+    broken = f"{name}: its preprocessor_config.json is not a valid configuration of a SurgeNet image processor."
     try:
         raw = read_json(folder / "preprocessor_config.json")
         processor = SegformerImageProcessor(**{key: raw[key] for key in PROCESSOR_SETTINGS if key in raw})
@@ -308,12 +317,12 @@ def read_processor(folder: Path, name: str) -> SegformerImageProcessor:
     except Exception as error:  # invalid settings cause many kinds of errors
         raise Refused(broken) from error
     if raw.get("do_center_crop") or raw.get("do_pad"):
-        raise Refused(f"{name}: its image processor crops or pads pictures; here they can only be resized.")
+        raise Refused(f"{name}: its image processor crops or pads images; the demo supports only resizing.")
     possible = all(isinstance(side, int) and 32 <= side <= MAX_IMAGE_SIZE for side in sides.values())
     if not possible or sides.keys() != {"height", "width"} or not processor.do_resize:
         raise Refused(
-            f"{name} works on pictures of {shorten(str(sides))}; it must resize them to a height and a width of 32 to "
-            f"{MAX_IMAGE_SIZE} pixels."
+            f"{name}: its image processor has the size {shorten(str(sides))}; it must resize images to a height and a "
+            f"width of 32 to {MAX_IMAGE_SIZE} pixels."
         )
     for key, low in (("image_mean", -math.inf), ("image_std", 0.0)):
         values = getattr(processor, key)
@@ -328,7 +337,7 @@ def read_processor(folder: Path, name: str) -> SegformerImageProcessor:
     except Exception as error:  # invalid settings cause many kinds of errors
         raise Refused(broken) from error
     if not torch.isfinite(pixels).all():
-        raise Refused(f"{name}: its image processor makes values that are not finite.")
+        raise Refused(f"{name}: its image processor produces values that are not finite.")
     return processor
 
 
@@ -370,11 +379,11 @@ def check_speed(name: str, task: str, config, processor: SegformerImageProcessor
             with torch.no_grad(), FlopCounter() as counter:
                 part(torch.empty(1, 3, height, width, device="meta"))
         except Exception as error:  # incompatible shapes
-            raise Refused(f"{name}: its config.json is not that of a SurgeNet model.") from error
+            raise Refused(f"{name}: its config.json is not a valid configuration of a SurgeNet model.") from error
         if counter.flops > MAX_FLOPS:
             raise Refused(
-                f"{name} is too slow for this demo: a frame of {height} x {width} pixels takes it "
-                f"{counter.flops / 1e9:.0f} billion operations. Up to {MAX_FLOPS / 1e9:.0f} billion are possible."
+                f"{name} is too slow for this demo: a frame of {height} x {width} pixels needs "
+                f"{counter.flops / 1e9:.0f} billion operations; up to {MAX_FLOPS / 1e9:.0f} billion are allowed."
             )
 
 
@@ -406,7 +415,7 @@ def check_weights(folder: Path, name: str) -> None:
         raise
     except Exception as error:  # damaged files cause many kinds of errors
         raise Refused(
-            f"{name} could not be loaded: its files are damaged, or are no weights in safetensors."
+            f"{name} could not be loaded: its files are damaged or not in the safetensors format."
         ) from error
     if wrong := [f"{shorten(key)}: {dtype}" for key, dtype in dtypes.items() if dtype not in FLOAT_DTYPES]:
         raise Refused(f"{name}: its weights must be floating-point numbers, and some are not ({wrong[0]}).")
@@ -421,7 +430,10 @@ def check_answer(name: str, values) -> None:
         Refused: a value is not finite.
     """
     if not torch.isfinite(torch.as_tensor(values)).all():
-        raise Refused(f"{name} computes no valid numbers for this picture (NaN). Please choose another model.")
+        raise Refused(
+            f"{name} returned values that are not finite (NaN or infinite) for this frame. Please choose another "
+            "model."
+        )
 
 
 def summary(name: str, task: str, config) -> dict:
@@ -435,5 +447,5 @@ def summary(name: str, task: str, config) -> dict:
         "backbone": config.backbone,
         "pretraining": source,
         "labels": labels,
-        "note": f"{name}: {what} ({config.backbone}); its backbone's pretraining: {source}.",
+        "note": f"{name}: {what} ({config.backbone}); backbone pretraining: {source}.",
     }

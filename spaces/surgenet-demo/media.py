@@ -68,7 +68,7 @@ def full_disk():
 
 
 async def _refuse_address(*args, **kwargs):
-    raise Refused("Please upload the file itself: addresses are not fetched.")
+    raise Refused("Files are not downloaded from URLs. Please upload the file itself.")
 
 
 # A request can contain an address instead of a file, which gradio would download before it calls our functions.
@@ -90,7 +90,7 @@ def _path(upload: dict | None) -> Path:
         raise Refused("Please upload the file itself.")
     path = Path(named).resolve()
     if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file():
-        raise Refused("This file is not here, or not any more. Please upload the file itself.")
+        raise Refused("This file is not in the upload folder, or it was deleted. Please upload the file itself.")
     return path
 
 
@@ -127,35 +127,35 @@ def read_image(upload: dict | None) -> Image.Image:
         Refused: there is no file, or it is too large, in another format, damaged, or not a picture.
     """
     path = _path(upload)
-    formats = "JPEG, PNG, WebP or BMP"
+    formats = "JPEG, PNG, WebP, or BMP"
     if path.stat().st_size > MAX_IMAGE_BYTES:
         size = path.stat().st_size / 2**20
-        raise Refused(f"This file has {size:.0f} MB; pictures may have up to {MAX_IMAGE_BYTES // 2**20} MB.")
+        raise Refused(f"This file has {size:.0f} MB; images may have up to {MAX_IMAGE_BYTES // 2**20} MB.")
     try:
         image = Image.open(path, formats=IMAGE_FORMATS)  # reads only the header
         width, height = image.size
     except Image.DecompressionBombError as error:
         raise Refused(
-            f"This picture has far more than the {MAX_IMAGE_PIXELS // 10**6} million pixels allowed."
+            f"This image has far more than the {MAX_IMAGE_PIXELS // 10**6} million pixels allowed."
         ) from error
     except Exception as error:  # decoders raise many kinds of errors
-        raise Refused(f"This file is not a picture that can be read. Please upload a {formats} file.") from error
+        raise Refused(f"This file cannot be read as an image. Please upload a {formats} file.") from error
     if width * height > MAX_IMAGE_PIXELS:
         raise Refused(
-            f"This picture has {width} x {height} pixels; up to {MAX_IMAGE_PIXELS // 10**6} million can be read. "
-            "Please upload a smaller one."
+            f"This image has {width} x {height} pixels; up to {MAX_IMAGE_PIXELS // 10**6} million pixels are allowed. "
+            "Please upload a smaller image."
         )
     if min(width, height) < MIN_SIDE:
-        raise Refused(f"This picture has {width} x {height} pixels; each side needs at least {MIN_SIDE}.")
+        raise Refused(f"This image has {width} x {height} pixels; each side must have at least {MIN_SIDE}.")
     try:
         image = _decode(image)
     except Exception as error:
-        raise Refused(f"This picture is damaged or not complete. Please save it again as a {formats} file.") from error
+        raise Refused(f"This image is damaged or incomplete. Please save it again as a {formats} file.") from error
     upright = (width, height) if (image.width > image.height) == (width > height) else (height, width)
     if min(image.size) < MIN_SIDE:
         raise Refused(
-            f"This picture of {width} x {height} pixels is too narrow: shrunk to {image.width} x {image.height}, each "
-            f"side would need at least {MIN_SIDE}. Please cut out a part of it."
+            f"This image of {width} x {height} pixels is too narrow: resized to {image.width} x {image.height}, it "
+            f"has a side of less than {MIN_SIDE} pixels. Please crop its longer side."
         )
     image.info = {"uploaded_size": upright}
     return image
@@ -184,7 +184,7 @@ def check_video(upload: dict | None) -> tuple[Path, float]:
         Refused: the upload is not a valid clip.
     """
     path = _path(upload)
-    formats = "MP4, MOV, MKV, WebM, AVI, MPEG or WMV"
+    formats = "MP4, MOV, MKV, WebM, AVI, MPEG, or WMV"
     if path.stat().st_size > MAX_UPLOAD_BYTES:
         size = path.stat().st_size / 2**20
         raise Refused(f"This clip has {size:.0f} MB; clips may have up to {MAX_UPLOAD_BYTES // 2**20} MB.")
@@ -197,19 +197,24 @@ def check_video(upload: dict | None) -> tuple[Path, float]:
             seconds = seconds or (container.duration or 0) / av.time_base
             rate = _highest_rate(container, stream) if stream else 0
     except Exception as error:  # demuxers raise many kinds of errors
-        raise Refused(f"This file is not a clip that can be read. Please upload an {formats} file.") from error
+        raise Refused(f"This file cannot be read as a video clip. Please upload an {formats} file.") from error
     if stream is None:
-        raise Refused(f"This file has no pictures, only sound. Please upload an {formats} file.")
+        raise Refused(f"This file contains only sound and no video. Please upload an {formats} file.")
     if min(size) < MIN_SIDE or max(size) > MAX_VIDEO_SIDE:
         raise Refused(
-            f"This clip has pictures of {size[0]} x {size[1]} pixels; sides from {MIN_SIDE} to {MAX_VIDEO_SIDE} can "
-            "be read."
+            f"This clip has frames of {size[0]} x {size[1]} pixels; each side must have {MIN_SIDE} to "
+            f"{MAX_VIDEO_SIDE} pixels. Please export it with another resolution."
         )
     if not 0 < seconds <= MAX_SECONDS:
-        length = f"lasts {seconds / 60:.1f} minutes" if seconds else "does not say how long it is"
-        raise Refused(f"This clip {length}; up to {MAX_SECONDS // 60} minutes can be read. Please cut it shorter.")
+        length = f"lasts {seconds / 60:.1f} minutes" if seconds else "does not state its duration"
+        raise Refused(
+            f"This clip {length}; up to {MAX_SECONDS // 60} minutes are allowed. Please export a shorter clip."
+        )
     if rate > MAX_RATE:
-        raise Refused(f"This clip has {rate} frames in a second; up to {MAX_RATE} can be read. Please export it anew.")
+        raise Refused(
+            f"This clip has {rate} frames in one second; up to {MAX_RATE} are allowed. Please export it at a lower "
+            "frame rate."
+        )
     return path, seconds
 
 
@@ -245,9 +250,9 @@ def read_frames(path: Path, frames_per_second: float) -> Iterator[Image.Image]:
             return
         except Exception as error:
             raise Refused(
-                f"This clip is damaged, or has pictures of more than {MAX_VIDEO_SIDE} x {MAX_VIDEO_SIDE} pixels: it "
+                f"This clip is damaged or has frames of more than {MAX_VIDEO_SIDE} x {MAX_VIDEO_SIDE} pixels: it "
                 f"cannot be read beyond {number / frames_per_second:.1f} s. Please export it again, or cut it before "
-                "that."
+                "that time."
             ) from error
         yield image
 

@@ -143,10 +143,12 @@ class ModelStore:
             return
         training = self.start_training()
         while training.is_alive():
-            report(training.share, "Training a small model on drawn scenes: about half a minute, the first time only")
+            report(
+                training.share, "Training a small model on synthetic scenes (about half a minute, only the first time)"
+            )
             training.join(0.3)
         if training.error:
-            raise Refused("The demo model could not be made. Please choose another model.") from training.error
+            raise Refused("The demo model could not be trained. Please choose another model.") from training.error
 
     def _known_tasks(self, name: str) -> tuple[str, ...] | None:
         """Return the tasks of a model, or None if they are unknown before loading."""
@@ -160,8 +162,8 @@ class ModelStore:
     def _check_tasks(name: str, can: tuple[str, ...] | None, wanted: tuple[str, ...]) -> None:
         if can is not None and not set(wanted) & set(can):
             raise Refused(
-                f"{name} is a model for {' and '.join(can)}, not for {' or '.join(wanted)}. Please choose one in the "
-                "list, or type the Hub id of a model that was fine-tuned for this."
+                f"{name} is a model for {' and '.join(can)}, not for {' or '.join(wanted)}. Please choose another "
+                "model from the list, or type the Hub id of a model that was fine-tuned for this task."
             )
 
     def _cached(self, name: str) -> Loaded | None:
@@ -178,7 +180,7 @@ class ModelStore:
         if name in self._given:
             return load_folder(self._given[name][0], name)
         if entry := published(name):
-            report(0, f"Downloading {entry.name} from the Hub, about 100 MB, the first time only")
+            report(0, f"Downloading {entry.name} from the Hub (about 100 MB, only the first time)")
             try:
                 with full_disk():
                     folder = fetch_checkpoint(entry.name, local_files_only=self.hub_problem() is not None)

@@ -88,8 +88,10 @@ class Tabs:
             pass
         elif loaded.labels == list(endoscapes_cvs.LABELS):
             notes = ["met" if score >= CVS_MET else "not met" for score in scores]
-            whole = "all three criteria" if min(scores) >= CVS_MET else "not all three criteria"
-            caption = f"Critical view of safety: the model finds {whole} met (from 50 %). {loaded.note}"
+            whole = "all three criteria are met" if min(scores) >= CVS_MET else "not all three criteria are met"
+            caption = (
+                f"Critical view of safety: the model predicts that {whole} (score of at least 50 %). {loaded.note}"
+            )
         elif loaded.model.config.problem_type == "single_label_classification":
             caption = f"Most likely: {loaded.labels[int(np.argmax(scores))]}. {loaded.note}"
         return dict(zip(loaded.labels, scores, strict=True)), bars_html(loaded.labels, scores, notes, caption)
@@ -117,7 +119,7 @@ class Tabs:
         loaded = self._get(model, ("features",), progress)
         maps = pca_to_rgb([dense_features(loaded, image) for image in images])
         pictures = [enlarge(part, image.size) for part, image in zip(maps, images, strict=True)]
-        text = "Like colours are like features; the colours themselves have no meaning."
+        text = "Similar colors indicate similar features. The colors themselves have no meaning."
         return pictures[0], pictures[1] if len(pictures) > 1 else None, note(f"{text} {loaded.note}")
 
     def similarity(
@@ -150,7 +152,7 @@ class Tabs:
         feature = dense[:, min(int(point[1] * dense.shape[1]), dense.shape[1] - 1),
                         min(int(point[0] * dense.shape[2]), dense.shape[2] - 1)]  # fmt: skip
         alike = [cosine(feature, dense)]
-        text = "Yellow: most similar to the point; blue: least."
+        text = "Yellow: most similar to the point. Blue: least similar."
         if image_b is not None:
             alike.append(cosine(feature, dense_features(loaded, image_b)))
         low, high = min(part.min() for part in alike), max(part.max() for part in alike)
@@ -169,7 +171,7 @@ class Tabs:
         model: str,
         progress=PROGRESS,
     ) -> Iterator[tuple[np.ndarray, str, str | None]]:
-        """Segment a clip frame by frame, or predict the phases of an operation in it.
+        """Segment a clip frame by frame, or predict the phases of a procedure in it.
 
         Args:
             clip: MP4, MOV, MKV, WebM, AVI, MPEG, or WMV file.
@@ -186,14 +188,17 @@ class Tabs:
         loaded = self._get(model, ("segmentation", "phases", "classification"), progress)
         config = loaded.model.config
         if "classification" in loaded.tasks and config.problem_type != "single_label_classification":
-            raise Refused(f"{loaded.name} gives several answers for a frame. Please use it in the tab Classify.")
+            raise Refused(
+                f"{loaded.name} predicts several classes per frame; the Video tab needs a model that predicts one. "
+                "Please use this model in the Classify tab."
+            )
         if "phases" in loaded.tasks:
-            rate = read_number(config.frames_per_second, 0.2, 5, f"The rate of {loaded.name}")
+            rate = read_number(config.frames_per_second, 0.2, 5, f"The frame rate of {loaded.name}")
         length = max(1, round(seconds * rate))
         if length > MAX_FRAMES:  # an error, because the end of the clip would otherwise be missing without notice
             raise Refused(
-                f"At {rate:g} frames per second this clip has {length} frames; up to {MAX_FRAMES} are looked at. "
-                "Please choose fewer per second, or a shorter clip."
+                f"At {rate:g} frames per second, this clip has {length} frames; up to {MAX_FRAMES} can be processed. "
+                "Please choose fewer frames per second or a shorter clip."
             )
         show = self._segmented if "segmentation" in loaded.tasks else self._phased
         began, shown = time.monotonic(), 0.0
@@ -201,9 +206,9 @@ class Tabs:
             for number, (picture, html) in enumerate(show(loaded, read_frames(path, rate), rate, length), start=1):
                 if time.monotonic() > began + MAX_WORK_SECONDS:
                     raise Refused(
-                        f"This clip takes {loaded.name} longer than the {MAX_WORK_SECONDS // 60} minutes that there "
-                        "are for one. Please choose fewer frames per second, a shorter or smaller clip, or another "
-                        "model."
+                        f"Processing this clip with {loaded.name} takes longer than the {MAX_WORK_SECONDS // 60} "
+                        "minutes allowed. Please choose fewer frames per second, a shorter clip, a clip with a lower "
+                        "resolution, or another model."
                     )
                 add(picture)
                 if time.monotonic() - shown > SHOWN_EVERY:
@@ -233,7 +238,7 @@ class Tabs:
         for scores in stream_phases(loaded.model, loaded.processor, passing()):
             check_answer(loaded.name, scores)
             phases.append(int(scores.argmax()))
-            caption = f"Phases over {len(phases) / rate:.0f} s. {loaded.note}"
+            caption = f"Phases of the first {len(phases) / rate:.0f} s. {loaded.note}"
             html = ribbon_html(np.array(phases), loaded.labels, length, 1 / rate, caption)
             yield phase_picture(present[0], np.array(phases), loaded.labels, length), html
 
@@ -270,11 +275,11 @@ def progress_html(done: int, frames: int, seconds: float) -> str:
     """
     left = seconds / done * (frames - done)
     left = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
-    bar = f'<progress value="{done}" max="{frames}" aria-label="Frames done"></progress>'
+    bar = f'<progress value="{done}" max="{frames}" aria-label="Processed frames"></progress>'
     return f'<div class="progress">{bar}{note(f"Frame {done} of {frames}, {left} left")}</div>'
 
 
 def size_note(image: Image.Image) -> str:
     """Return a note that the picture was resized, or an empty text."""
     before = image.info.get("uploaded_size", image.size)
-    return "" if before == image.size else f"Shrunk to {image.width} x {image.height} pixels, the mask too. "
+    return "" if before == image.size else f"Resized to {image.width} x {image.height} pixels, including the mask. "

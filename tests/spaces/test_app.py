@@ -114,14 +114,14 @@ def test_a_result_is_of_the_frame_beside_it(page):
     page.locator("#legend table").wait_for()
     seconds = time.monotonic() - began  # includes the loading time
     choose_example(page, 1)
-    page.get_by_text("The result comes here.").locator("visible=true").wait_for()
+    page.get_by_text("The result appears here.").locator("visible=true").wait_for()
     page.locator("#run-segment").click()
     page.wait_for_timeout(200)
     choose_example(page, 2)
     page.wait_for_timeout(1000 * seconds)
     assert page.locator("#legend table").count() == 0
-    assert page.locator("#legend").inner_text().endswith("The result comes here.")
-    assert page.locator("img[alt='The frame, classes painted']").count() == 0
+    assert page.locator("#legend").inner_text().endswith("The result appears here.")
+    assert page.locator("img[alt='Frame with class overlay']").count() == 0
     choose_model(page, "organs")
     page.locator("#run-segment").click()
     page.locator("#legend table").wait_for()
@@ -137,7 +137,7 @@ def test_everything_has_a_name_for_screen_readers(page):
                 e => !(e.ariaLabel || e.alt || e.title || e.innerText || '').trim()).map(e => e.outerHTML)"""
         )
         assert not nameless
-    assert page.get_by_role("button", name="An operation, 64 s").is_visible()
+    assert page.get_by_role("button", name="A procedure, 64 s").is_visible()
 
 
 def test_classify_in_the_browser(page):
@@ -182,7 +182,7 @@ def test_a_click_in_features(page):
     frame = page.locator("#frame-a img").first
     frame.wait_for()
     page.locator("#run-features").click()
-    page.get_by_text("Like colours are like features").wait_for()
+    page.get_by_text("Similar colors indicate similar features").wait_for()
     box = frame.bounding_box()  # the frame is centered within the box at its own aspect ratio
     width = min(box["width"], box["height"] * 4 / 3)
     left = (box["width"] - width) / 2
@@ -216,8 +216,8 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
     page.locator("#run-video").click()
     page.locator("#ribbon .ribbon").wait_for()
     assert page.locator("#video-status").inner_text() == ""
-    assert page.get_by_alt_text("Present frame").is_visible()
-    assert not page.get_by_text("Present frame").is_visible()  # it would cover the phase name
+    assert page.get_by_alt_text("Current frame").is_visible()
+    assert not page.get_by_text("Current frame").is_visible()  # it would cover the phase name
     page.locator("#result video").wait_for(timeout=60_000)
     page.wait_for_function("document.querySelector('#result video').readyState >= 2")  # the browser decodes it
     assert page.evaluate("document.querySelector('#result video').duration") == pytest.approx(64, abs=1)
@@ -225,8 +225,8 @@ def test_a_clip_with_progress_cancel_and_result(page, server):
 
     choose_example(page, 0)  # there is no result for another clip yet
     page.locator("#result video").wait_for(state="detached")
-    assert page.locator("#ribbon").inner_text() == "The result comes here."
-    assert page.get_by_alt_text("Present frame").count() == 0
+    assert page.locator("#ribbon").inner_text() == "The result appears here."
+    assert page.get_by_alt_text("Current frame").count() == 0
 
 
 @pytest.mark.slow
@@ -249,12 +249,12 @@ def test_what_was_on_its_way_is_emptied(page):
         };
     }""")
     page.locator(".gallery-item:visible").first.click()
-    page.wait_for_function("document.querySelector('#ribbon').innerText === 'The result comes here.'")
+    page.wait_for_function("document.querySelector('#ribbon').innerText === 'The result appears here.'")
     page.locator("#ribbon table").wait_for()  # a late frame arrives
-    page.wait_for_function("document.querySelector('#ribbon').innerText === 'The result comes here.'")
+    page.wait_for_function("document.querySelector('#ribbon').innerText === 'The result appears here.'")
     page.wait_for_timeout(1000)
     assert page.locator("#ribbon table").count() == 0
-    assert page.get_by_alt_text("Present frame").count() == 0
+    assert page.get_by_alt_text("Current frame").count() == 0
 
 
 def test_a_broken_file_gets_a_message(page, tmp_path):
@@ -264,7 +264,7 @@ def test_a_broken_file_gets_a_message(page, tmp_path):
     page.locator("input[type=file]").first.set_input_files(path)
     page.wait_for_timeout(500)
     page.locator("#run-segment").click()
-    page.get_by_text("This file is not a picture that can be read.").wait_for()
+    page.get_by_text("This file cannot be read as an image.").wait_for()
     page.reload()
     choose_example(page)
     page.locator("#run-segment").click()
@@ -377,8 +377,8 @@ def test_refusals(client, server, models, tmp_path):
         r"There is no model '\.\./": (image, "../organs"),
         r"no model ''": (image, ""),
         r"not for segmentation": (image, "cvs"),
-        r"could not be fetched": (image, "someone/something"),
-        r"not a picture": (handle_file(str(CLIP)), "organs"),
+        r"could not be downloaded": (image, "someone/something"),
+        r"cannot be read as an image": (handle_file(str(CLIP)), "organs"),
         r"choose an example": (None, "organs"),
     }.items():
         with pytest.raises(AppError, match=wanted):
@@ -479,7 +479,7 @@ def test_without_network(tmp_path, browser):
             Image.effect_mandelbrot((80, 60), (-2, -1, 1, 1), 20 + number).save(tmp_path / "visit.png")
             image = handle_file(str(tmp_path / "visit.png"))
             *_, legend = client.predict(image, "demo", api_name="/segment")
-            assert "trained for seconds on scenes drawn by a program" in legend
+            assert "trained for seconds on synthetic scenes" in legend
         scores, bars = client.predict(image, "demo-cvs", api_name="/classify")
         assert len(scores) == 3
         assert "untrained" in bars

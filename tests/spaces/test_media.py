@@ -81,15 +81,15 @@ def test_pictures_come_upright_and_are_shrunk(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a picture"),
-        (b"<svg onload=alert(1)></svg>", "not a picture"),
-        (b"\x89PNG\r\n\x1a\n" + b"junk" * 100, "not a picture"),
-        (b"#EXTM3U\nhttp://example.invalid/a.ts\n", "not a picture"),
+        (b"", "cannot be read as an image"),
+        (b"<svg onload=alert(1)></svg>", "cannot be read as an image"),
+        (b"\x89PNG\r\n\x1a\n" + b"junk" * 100, "cannot be read as an image"),
+        (b"#EXTM3U\nhttp://example.invalid/a.ts\n", "cannot be read as an image"),
         (bomb(60_000, 60_000), "far more than"),
         (bomb(9_000, 9_000), "9000 x 9000 pixels"),
-        (bomb(5_000, 5_000), "damaged or not complete"),
+        (bomb(5_000, 5_000), "damaged or incomplete"),
         (bomb(20, 400), "at least 32"),
-        (bomb(32, 40_000), "damaged or not complete"),
+        (bomb(32, 40_000), "damaged or incomplete"),
     ],
 )
 def test_files_that_are_no_pictures(tmp_path, content, message):
@@ -101,7 +101,7 @@ def test_files_that_are_no_pictures(tmp_path, content, message):
 def test_narrow_pictures(tmp_path):
     """Test images that are wide enough as uploaded, but not after shrinking."""
     Image.new("RGB", (40, 2000)).save(tmp_path / "a.png")
-    with pytest.raises(media.Refused, match="40 x 2000 pixels is too narrow: shrunk to 26 x 1280"):
+    with pytest.raises(media.Refused, match="40 x 2000 pixels is too narrow: resized to 26 x 1280"):
         media.read_image(upload(tmp_path / "a.png"))
     Image.new("RGB", (60, 2000)).save(tmp_path / "a.png")
     assert media.read_image(upload(tmp_path / "a.png")).size == (38, 1280)
@@ -110,7 +110,7 @@ def test_narrow_pictures(tmp_path):
 def test_other_pictures_are_refused(tmp_path):
     """Test that other formats are refused, since their decoders are rarely reviewed."""
     picture().save(tmp_path / "a.png", "TIFF")
-    with pytest.raises(media.Refused, match="JPEG, PNG, WebP or BMP"):
+    with pytest.raises(media.Refused, match="JPEG, PNG, WebP, or BMP"):
         media.read_image(upload(tmp_path / "a.png"))
 
 
@@ -118,19 +118,19 @@ def test_cut_pictures_and_large_files(tmp_path, monkeypatch):
     picture(480, 640).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(media.Refused, match="damaged or not complete"):
+    with pytest.raises(media.Refused, match="damaged or incomplete"):
         media.read_image(upload(tmp_path / "a.png"))
     monkeypatch.setattr(media, "MAX_IMAGE_BYTES", 2**20)
     (tmp_path / "b.png").write_bytes(bytes(3 * 2**20))
-    with pytest.raises(media.Refused, match="has 3 MB; pictures may have up to 1 MB"):
+    with pytest.raises(media.Refused, match="has 3 MB; images may have up to 1 MB"):
         media.read_image(upload(tmp_path / "b.png"))
 
 
-def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
+def test_sixteen_bits_of_gray_keep_their_shades(tmp_path):
     ramp = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "a.png")
-    grey = np.asarray(media.read_image(upload(tmp_path / "a.png")))[..., 0]
-    np.testing.assert_array_equal(grey, ramp // 256)
+    gray = np.asarray(media.read_image(upload(tmp_path / "a.png")))[..., 0]
+    np.testing.assert_array_equal(gray, ramp // 256)
 
 
 def test_files_of_the_server_are_not_read(tmp_path, monkeypatch):
@@ -192,7 +192,7 @@ def test_clips_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{tmp_path}/frame.png\n#EXT-X-ENDLIST\n")
     (tmp_path / "concat.mp4").write_text(f"ffconcat version 1.0\nfile {tmp_path}/frame.png\n")
     for name in ("frame.png", "still.mp4", "list.mp4", "concat.mp4"):
-        with pytest.raises(media.Refused, match="not a clip that can be read"):
+        with pytest.raises(media.Refused, match="cannot be read as a video clip"):
             media.check_video(upload(tmp_path / name))
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)
@@ -217,7 +217,7 @@ def test_a_clip_that_breaks_off(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3] + bytes(len(content) // 3))
     checked, _ = media.check_video(upload(path))
-    with pytest.raises(media.Refused, match=r"damaged, or .* cannot be read beyond") as refused:
+    with pytest.raises(media.Refused, match=r"damaged or .* cannot be read beyond") as refused:
         list(media.read_frames(checked, 5))
     assert str(tmp_path) not in refused.value.text  # no paths of the server
 
@@ -237,7 +237,7 @@ def test_a_clip_with_larger_pictures_than_its_header_says(tmp_path, side):
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, time, time, Fraction(1, 5)
             container.mux(packet)
     path, _ = media.check_video(upload(tmp_path / "a.mkv"))
-    with pytest.raises(media.Refused, match=r"pictures of more than 3840 x 3840 pixels: it cannot be read beyond \d"):
+    with pytest.raises(media.Refused, match=r"frames of more than 3840 x 3840 pixels: it cannot be read beyond \d"):
         list(media.read_frames(path, 5))
 
 
@@ -247,7 +247,7 @@ def test_a_clip_of_too_many_frames_a_second(tmp_path):
     The time stamps give the rate, whereas the header has the length of the whole clip.
     """
     path = write_clip(tmp_path / "a.mp4", frames=300, rate=1000)
-    with pytest.raises(media.Refused, match="has 300 frames in a second; up to 250"):
+    with pytest.raises(media.Refused, match="has 300 frames in one second; up to 250"):
         media.check_video(upload(path))
     media.check_video(upload(write_clip(tmp_path / "b.mp4", frames=300, rate=240)))
 

@@ -189,7 +189,7 @@ def test_the_demo_model_is_trained_once(client, hub, monkeypatch):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert len(found) == 3
-    assert any("Training a small model on drawn scenes" in what for _, what in said)
+    assert any("Training a small model on synthetic scenes" in what for _, what in said)
     assert all(0 <= share <= 1 for share, _ in said)
     store_module.ModelStore().get("demo", ("features",), silent)
     assert len(trainings) == 1
@@ -203,5 +203,5 @@ def test_a_training_that_fails_says_so_and_may_be_tried_again(client, hub, monke
     monkeypatch.setattr(demo.DemoTraining, "_train", fail)
     store = store_module.ModelStore()
     for _ in range(2):
-        with pytest.raises(Refused, match="could not be made"):
+        with pytest.raises(Refused, match="could not be trained"):
             store.get("demo", ("segmentation",), silent)
