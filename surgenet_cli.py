@@ -17,7 +17,7 @@ COMMANDS = {
     "finetune-phase": "Fine-tune and evaluate a model for phase recognition, in two stages.",
     "evaluate": "Evaluate a fine-tuned model on a split of a dataset.",
     "compare": "Compare models from their results files.",
-    "plot-embeddings": "Plot t-SNE of frame embeddings, and dense features as colors.",
+    "plot-embeddings": "Plot a t-SNE of frame embeddings, and dense features as colors.",
     "show-data": "Show the size, classes, and samples of a dataset.",
     "convert": "Convert a weight file to a model folder.",
     "inspect": "Print what a weight file contains.",

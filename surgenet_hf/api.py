@@ -11,7 +11,7 @@ from .data import SurgicalData, load_data
 from .errors import UserError
 from .options import OptionParser
 
-NO_PUSH = "push_to_hub is an option of the command: run `surgenet publish` on the output folder afterwards"
+NO_PUSH = "push_to_hub is not an option of the Python API: run `surgenet publish` on the output folder afterwards"
 
 
 def finetune_segmentation(
@@ -116,7 +116,7 @@ def evaluate(
     if isinstance(dataset, str):
         data = load_data(dataset, data_dir, **options)
     elif task is None and not isinstance(dataset, SurgicalData):
-        raise UserError("task is missing: it names the task of your own data, e.g. task='semantic-segmentation'")
+        raise UserError("task is missing: give the task of your own data, e.g. task='semantic-segmentation'")
     else:
         data = _own_data(dataset, task, labels=labels, data_dir=data_dir, **options)
     return evaluate_model(model, data, split, batch_size, output_dir)
@@ -185,7 +185,7 @@ def _finetune(
         chosen = {name: options[name] for name in ("split_protocol", "background_class") if name in options}
         data = _own_data(dataset, task, labels=labels, data_dir=data_dir, **chosen)
     elif labels is not None:
-        raise UserError(f"labels are for your own data; those of {dataset} are known: leave them out")
+        raise UserError(f"labels are for your own data only; the class names of {dataset} are known. Omit labels")
     given = {
         "model_name_or_path": model,
         "dataset": dataset if data is None else data.name,
@@ -204,7 +204,7 @@ def _own_data(dataset, task: str | None, **options) -> SurgicalData:
     if isinstance(dataset, SurgicalData):
         known = ()
     if unused := sorted(options.keys() - set(known)):
-        raise UserError(f"{', '.join(unused)} has no effect on the dataset that was given: leave it out")
+        raise UserError(f"{', '.join(unused)} has no effect on the given dataset: omit it")
     if isinstance(dataset, SurgicalData):
         return dataset
     from .data.custom import from_datasets

@@ -76,7 +76,10 @@ class ArgumentParser(OptionParser):
         except (OSError, UnicodeDecodeError) as error:
             self.error(f"--config {path} cannot be read: {error}")
         if not isinstance(options, dict):
-            self.error(f"--config {path} holds {type(options).__name__}, expected lines of the form `option: value`")
+            self.error(
+                f"--config {path} contains data of type {type(options).__name__}; expected lines of the "
+                "form `option: value`"
+            )
         return self.as_arguments(options, f"--config {path}: ")
 
     def error(self, message: str) -> NoReturn:

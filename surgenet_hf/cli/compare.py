@@ -27,7 +27,7 @@ class ComparisonArguments:
     )
     label_by: str = option(
         "model",
-        "Name of a row: the model's folder without its seed, or the weights that the model started from.",
+        "Name of each row. model: the folder of the model without its seed. pretraining: the initial weights.",
         choices=["model", "pretraining"],
     )
 
@@ -89,7 +89,7 @@ def draw_charts(comparison, output_dir: Path) -> tuple[list[Path], list[str]]:
     if several and len(ranks) < len(comparison.columns):
         missing = "; ".join(str(column) for column in comparison.columns if column not in ranks)
         omitted.append(
-            "columns of blobs in which a model has no result, no bootstrap draws, or fewer than "
+            "blobs: columns in which a model has no result, no bootstrap draws, or fewer than "
             f"{MIN_VIDEOS} videos: {missing}"
         )
     return written, omitted

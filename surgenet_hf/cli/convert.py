@@ -1,4 +1,4 @@
-"""Convert a weight file of the authors, of their code, or of timm to a model folder.
+"""Convert a weight file to a model folder. The file can be from the authors, their code, or timm.
 
 surgenet convert --checkpoint SurgeNetXL_checkpoint_epoch0050_teacher.pth --output_dir surgenetxl
 surgenet convert --checkpoint SurgeNetXL_checkpoint0050.pth --network student --output_dir student
@@ -21,24 +21,24 @@ class ConvertArguments:
     output_dir: str = option(MISSING, "New folder for config, weights, and image processor.")
     task: str = option(
         "auto",
-        "Kind of model to write. auto: that of the head in the file.",
+        "Task of the model to write. auto: the task of the head in the file.",
         choices=["auto", "backbone", "image-classification", "semantic-segmentation"],
     )
     network: str = option(
         "teacher",
-        "Network of a full DINO checkpoint to convert. Default: teacher, as the authors publish.",
+        "Network of a full DINO checkpoint to convert. Default: teacher, which the authors publish.",
         choices=["teacher", "student"],
     )
     normalization: str = option(
         "auto",
-        "Channel means and standard deviations that the weights expect. auto: those that the recorded "
-        "arguments, the checksum, or the activation of the file imply, otherwise SurgeNet's.",
+        "Normalization (mean and standard deviation of each channel) that the weights expect. auto: inferred from the "
+        "recorded arguments, the checksum, or the activation of the file, otherwise that of SurgeNet.",
         choices=["auto", "surgenet", "imagenet"],
     )
     labels: str | None = option(
         None, "Text file with one class name per line, in the order of the ids. Default: LABEL_0, LABEL_1, ..."
     )
-    image_size: int = option(224, "Height and width of input frames in pixels (224: as in pretraining).")
+    image_size: int = option(224, "Height and width of input frames in pixels. 224 is the size in pretraining.")
 
 
 @command

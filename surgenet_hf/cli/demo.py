@@ -1,6 +1,6 @@
-"""Start the Gradio demo in the browser. Not a medical device.
+"""Start the Gradio demo in the browser. It is not a medical device.
 
-Without network, it works with a small model that it trains itself.
+Without network access, the demo trains a small model and uses it.
 
   surgenet demo
   surgenet demo --model outputs/quickstart/model --port 7861
@@ -21,7 +21,7 @@ class DemoArguments:
     """Arguments of `surgenet demo`."""
 
     model: list[str] = option(
-        [], "Folders or Hub repositories of models that the demo offers besides the published ones."
+        [], "Folders or Hub repositories of models that the demo offers in addition to the published ones."
     )
     port: int | None = option(None, "Port to listen on. Default: the first free one from 7860.")
     share: bool = option(False, "Whether to create a public link through Gradio's servers, valid for 72 hours.")

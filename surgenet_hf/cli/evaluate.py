@@ -4,7 +4,7 @@
       --split validation --output_dir outputs/endoscapes/validation
   torchrun --nproc_per_node 2 -m surgenet_hf.cli.evaluate ...
 
-Several processes share the frames; the results are the same.
+With several processes, each evaluates a part of the frames. The results are the same as with one process.
 """
 
 from dataclasses import MISSING, dataclass
@@ -22,7 +22,9 @@ class EvaluationArguments:
         MISSING, "Fine-tuned model: its folder, the output folder of its training, or a Hub repository."
     )
     output_dir: str = option(MISSING, "Folder for results.json, run.yaml, and figures.")
-    split: str | None = option(None, "Split to evaluate on. Default: test if there is one, otherwise validation.")
+    split: str | None = option(
+        None, "Split to evaluate on. Default: test if the dataset has it, otherwise validation."
+    )
     per_device_eval_batch_size: int = option(8, "Number of frames per forward pass.")
 
 

@@ -1,12 +1,12 @@
 """Fine-tune a model to classify frames and evaluate it.
 
-The labels are those of the critical view of safety (soft targets), tools, your own classes, or phases frame by frame.
+The labels can be the critical view of safety (soft targets), tools, your own classes, or the phase of each frame.
 
   surgenet finetune-classification --model_name_or_path SurgeNetXL --dataset endoscapes-cvs --data_dir endoscapes \\
       --output_dir outputs/cvs --bf16
 
-OUTPUT_DIR holds the model, results.json, run.yaml (the options), and figures. To resume a run that was killed, repeat
-the command with --resume_from_checkpoint true.
+OUTPUT_DIR contains the model, results.json, run.yaml (the options), and figures. To resume a run that was killed,
+repeat the command with --resume_from_checkpoint true.
 """
 
 from .arguments import command

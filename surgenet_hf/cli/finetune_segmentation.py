@@ -5,8 +5,8 @@
   torchrun --nproc_per_node 2 -m surgenet_hf.cli.finetune_segmentation --model_name_or_path SurgeNetXL \\
       --dataset cholecseg8k --data_dir cholecseg8k --output_dir outputs/cholecseg8k --loss cross_entropy+dice
 
-OUTPUT_DIR holds the model, results.json, run.yaml (the options), and figures. To resume a run that was killed, repeat
-the command with --resume_from_checkpoint true.
+OUTPUT_DIR contains the model, results.json, run.yaml (the options), and figures. To resume a run that was killed,
+repeat the command with --resume_from_checkpoint true.
 """
 
 from .arguments import command

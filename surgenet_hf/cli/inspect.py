@@ -18,7 +18,7 @@ class InspectArguments:
 
     network: str = option(
         "teacher",
-        "Network of a full DINO checkpoint to describe. Default: teacher, as the authors publish.",
+        "Network of a full DINO checkpoint to describe. Default: teacher, which the authors publish.",
         choices=["teacher", "student"],
     )
 

@@ -1,16 +1,16 @@
-"""Plot what a backbone sees: t-SNE of frame embeddings, and dense features as colors.
+"""Plot the features of a backbone: t-SNE of frame embeddings, and dense features as colors.
 
   surgenet plot-embeddings --model_name_or_path SurgeNetXL --dataset endoscapes cholecseg8k \\
       --data_dir endoscapes cholecseg8k --color_by dataset --output_dir outputs/embeddings
   surgenet plot-embeddings --model_name_or_path outputs/quickstart/model --dataset synthetic --color_by video
 
-Plot again from what the first call saved, without the model and the data:
+Plot the saved embeddings of an earlier call again, without the model and the data:
 
   surgenet plot-embeddings --embeddings outputs/embeddings/embeddings.npz --color_by video
 
-The embedding of a frame is the pooled embedding of the model. Segmentation models have none: theirs is the spatial
-mean of the last feature map, without the norm. embeddings.npz holds the embeddings with dataset, split, video, frame
-number, and file name of each frame.
+The embedding of a frame is the pooled embedding of the model. Segmentation models have no pooled embedding. Instead,
+the spatial mean of the last feature map is used, without the norm. embeddings.npz contains the embedding, dataset,
+split, video, frame number, and file name of each frame.
 """
 
 from dataclasses import dataclass
@@ -31,22 +31,29 @@ class EmbeddingArguments:
         None, "Model: a published checkpoint by name, a Hub repository, or a folder."
     )
     dataset: list[str] = option([], f"Names of the datasets: {', '.join(dataset_names())}.")
-    data_dir: list[str] = option([], "Folders of the datasets, in the same order; synthetic data needs none.")
-    color_by: str = option("dataset", "Meaning of the colors of the t-SNE.", choices=[*GROUPS])
+    data_dir: list[str] = option([], "Folders of the datasets, in the same order. Not needed for synthetic data.")
+    color_by: str = option(
+        "dataset", "Property of the frames that the colors in the t-SNE plot show.", choices=[*GROUPS]
+    )
     output_dir: str = option("outputs/embeddings", "Folder for the figures, embeddings.npz, and run.yaml.")
-    max_frames: int = option(500, "Largest number of frames of each dataset, evenly spread over its splits.")
+    max_frames: int = option(500, "Maximum number of frames of each dataset, evenly spread over its splits.")
     per_device_eval_batch_size: int = option(8, "Number of frames per forward pass.")
     bf16: bool = option(False, "Whether to compute in bfloat16.")
-    embeddings: str | None = option(None, "embeddings.npz of an earlier call, plotted again without the model.")
-    seed: int = option(0, "Seed of the t-SNE.")
+    embeddings: str | None = option(
+        None, "File embeddings.npz of an earlier call, to plot it again without the model."
+    )
+    seed: int = option(0, "Seed of the t-SNE. Default: 0.")
 
     def __post_init__(self):
         if (self.embeddings is None) == (self.model_name_or_path is None):
-            raise UserError("give either --model_name_or_path, with --dataset, or --embeddings")
+            raise UserError("give either --model_name_or_path and --dataset, or --embeddings")
         if self.model_name_or_path and not self.dataset:
             raise UserError("--dataset is missing")
         if self.data_dir and len(self.data_dir) != len(self.dataset):
-            raise UserError(f"{len(self.dataset)} of --dataset, but {len(self.data_dir)} of --data_dir")
+            raise UserError(
+                f"--dataset has {len(self.dataset)} values, but --data_dir has {len(self.data_dir)}; give one folder "
+                "for each dataset"
+            )
         for name in ("max_frames", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")

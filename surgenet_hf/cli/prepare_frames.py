@@ -23,11 +23,13 @@ class PreparationArguments:
     videos_dir: str = option(
         MISSING, "Folder of the videos. The first folder on the path to a video is its procedure."
     )
-    output_dir: str = option(MISSING, "Folder for the shards, with room for all frames and one more shard.")
-    frame_list: str | None = option(
-        None, "Authors' list of frames; only these are extracted, by number. Default: all frames."
+    output_dir: str = option(
+        MISSING, "Folder for the shards. It needs disk space for all frames and one additional shard."
     )
-    num_workers: int = option(0, "Number of videos decoded at a time. 0: one per processor core.")
+    frame_list: str | None = option(
+        None, "File with the authors' list of frames. Only these are extracted, by frame number. Default: all frames."
+    )
+    num_workers: int = option(0, "Number of videos to decode in parallel. Default: 0, one per processor core.")
 
 
 @command

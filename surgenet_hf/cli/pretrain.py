@@ -8,8 +8,8 @@
       --resume_from_checkpoint SurgeNetXL_checkpoint0050.pth --extend_epochs 10
 
 For several GPUs or nodes: accelerate launch -m surgenet_hf.cli.pretrain OPTIONS. A run that was killed resumes with
-the same command and --resume_from_checkpoint true. OUTPUT_DIR/model is the teacher of the last epoch and loads with
-AutoModel during training. `surgenet prepare-frames` makes shards of videos.
+the same command and --resume_from_checkpoint true. OUTPUT_DIR/model contains the teacher of the last epoch, which
+AutoModel can load during training. `surgenet prepare-frames` extracts the frames of videos into shards.
 """
 
 from pathlib import Path

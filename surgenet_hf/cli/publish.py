@@ -1,8 +1,8 @@
 """Upload published checkpoints, or a fine-tuned or pretrained SurgeNet model of your own, to the Hub.
 
-Without --push, the repositories are prepared and the changes are listed, but nothing is uploaded. This works offline,
-too, without the comparison with the Hub. For your own model, the names of videos and data in its files are listed.
-Your own videos get neutral names, unless you give --publish_video_names.
+Without --push, the repositories are prepared and the changes are listed, but nothing is uploaded. This also works
+offline, but without the comparison with the Hub. For your own model, the names of videos and datasets in its files are
+listed. Neutral names replace the names of your own videos, unless you give --publish_video_names.
 
   surgenet publish --names SurgeNetXL,SurgeNet-Public --output_dir prepared
   surgenet publish --names all --push
@@ -29,14 +29,15 @@ class PublishArguments:
 
     names: str | None = option(None, "Names of published checkpoints, separated by commas, or `all`.")
     namespace: str = option(
-        NAMESPACE, f"User or organization of the repositories of --names. Default: {NAMESPACE}, the maintainers'."
+        NAMESPACE,
+        f"User or organization of the repositories of --names. Default: {NAMESPACE}, the maintainers' namespace.",
     )
     model: str | None = option(None, "Folder of your own model, or output folder of its run, instead of --names.")
     repo_id: str | None = option(None, "ORG/NAME of the repository of --model.")
     push: bool = option(False, "Whether to upload. Otherwise, the changes are only listed.")
     private: bool = option(False, "Whether new repositories are private.")
     publish_video_names: bool = option(
-        False, "Whether to publish the names of your own videos. Otherwise, they get neutral names."
+        False, "Whether to publish the names of your own videos. Otherwise, neutral names replace them."
     )
     output_dir: str | None = option(None, "Folder for the prepared repositories. Default: a temporary folder.")
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     if (args.names is None) == (args.model is None):
         parser.error("give either --names or --model")
     if (args.model is None) != (args.repo_id is None) or (args.repo_id and args.repo_id.count("/") != 1):
-        parser.error("--model and --repo_id ORG/NAME go together")
+        parser.error("give --model and --repo_id ORG/NAME together")
     names = [entry.name for entry in CATALOG] if args.names == "all" else (args.names or "").split(",")
     entries = [find_entry(name, "Publish your own model with --model and --repo_id") for name in names if name]
     from ..publishing.upload import check_login, publish_checkpoints, publish_finetuned

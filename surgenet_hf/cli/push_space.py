@@ -23,7 +23,7 @@ class SpaceArguments:
     push: bool = option(False, "Whether to upload. Otherwise, the changes are only listed.")
     private: bool = option(False, "Whether a new Space is private.")
     output_dir: str | None = option(
-        None, "Folder in which the folder NAME of the Space is built. Default: a temporary one."
+        None, "Folder in which the folder NAME of the Space is built. Default: a temporary folder."
     )
 
 

@@ -35,7 +35,7 @@ class QuickstartArguments:
         "outputs/quickstart", "Folder for the model, results.json, run.yaml, and segmentation.png."
     )
     dataset: str = option("synthetic", "Name of the dataset.", choices=["synthetic", "endoscapes", "folder"])
-    data_dir: str | None = option(None, "Folder of the dataset; synthetic data needs none.")
+    data_dir: str | None = option(None, "Folder of the dataset. Not needed for synthetic data.")
     model_name_or_path: str | None = option(
         None,
         "Model to start from: a published checkpoint by name, a Hub repository, or a folder. Default: "
@@ -43,19 +43,19 @@ class QuickstartArguments:
     )
     backbone: str | None = option(
         None,
-        "Full-size backbone with random weights to start from, instead of --model_name_or_path.",
+        "Backbone with random weights to start from, instead of --model_name_or_path.",
         choices=[*BACKBONES, "tiny"],
     )
     max_steps: int = option(150, "Number of training steps.")
     per_device_train_batch_size: int = option(8, "Number of frames per step and device.")
     learning_rate: float | None = option(
         None,
-        "Peak learning rate of AdamW, with cosine decay. Default: 1e-4, the authors' for segmentation; "
-        "1e-3 from random weights.",
+        "Peak learning rate of AdamW, with cosine decay. Default: 1e-4, the authors' value for "
+        "segmentation; 1e-3 from random weights.",
     )
-    image_size: int = option(128, "Height and width in pixels that frames are resized to.")
+    image_size: int = option(128, "Height and width in pixels to which frames are resized.")
     bf16: bool = option(False, "Whether to train under bfloat16 autocast, which is faster if supported.")
-    seed: int = option(0, "Seed of the initial weights, the order, and the augmentation.")
+    seed: int = option(0, "Seed of the initial weights, the order of the frames, and the augmentation. Default: 0.")
 
     def __post_init__(self):
         if self.model_name_or_path and self.backbone:

@@ -3,7 +3,7 @@
   surgenet show-data --dataset endoscapes --data_dir endoscapes
   surgenet show-data --dataset endoscapes-cvs --data_dir endoscapes --split validation --output cvs.png
 
-Without --data_dir, it prints where to get the dataset and which layout is expected.
+Without --data_dir, the command prints where to get the dataset and which layout is expected.
 """
 
 import inspect
@@ -22,11 +22,11 @@ class ShowArguments:
     """Which samples are shown."""
 
     dataset: str = option(MISSING, "Name of the dataset.", choices=[*dataset_names()])
-    data_dir: str | None = option(None, "Folder of the dataset; synthetic data needs none.")
+    data_dir: str | None = option(None, "Folder of the dataset. Not needed for synthetic data.")
     split: str = option("train", "Split of the samples: train, validation, or test.")
-    num_frames: int = option(8, "Number of samples in the picture.")
-    seed: int = option(0, "Seed of the choice of samples.")
-    output: str | None = option(None, "Picture to write (.png, .pdf, ...). Default: outputs/DATASET_SPLIT.png.")
+    num_frames: int = option(8, "Number of samples in the figure.")
+    seed: int = option(0, "Seed of the random choice of samples. Default: 0.")
+    output: str | None = option(None, "Figure file to write (.png, .pdf, ...). Default: outputs/DATASET_SPLIT.png.")
 
 
 @command
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..figures import save_figure
 
     if args.data_dir is None and DATASETS[args.dataset].needs_folder:
-        raise UserError(f"--data_dir is missing, the folder of {args.dataset}\n\n{describe_layout(args.dataset)}")
+        raise UserError(f"--data_dir is missing; give the folder of {args.dataset}\n\n{describe_layout(args.dataset)}")
     data = load_data(args.dataset, args.data_dir)
     output = Path(args.output or f"outputs/{args.dataset}_{args.split}.png")
     if output.is_dir():

@@ -258,7 +258,9 @@ def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequenc
         notes[key] = size, *dict.fromkeys(others)
     if not scores:
         names = metrics or dict.fromkeys(name for task, *_ in groups for name in _headlines(task))
-        raise UserError(f"No results file has a value of {' or '.join(names) or 'a known task'}; choose other metrics")
+        raise UserError(
+            f"No results file has a value for {' or '.join(names) or 'a metric of a known task'}; choose other metrics"
+        )
     scored = {model for model, _ in scores}
     models = [model for model in dict.fromkeys(labels.values()) if model in scored]
     order = np.argsort(np.nanmean(_ranks(models, columns, scores), axis=1), kind="stable")
@@ -296,12 +298,14 @@ def _check_metrics(names: Sequence[str], results: dict[Path, dict]) -> None:
     for name in names:
         if name.endswith("_sd"):
             raise UserError(
-                f"{name} is a standard deviation over videos, which has no better or worse; compare "
+                f"{name} is a standard deviation over videos, which cannot be ranked; compare "
                 f"{name.removesuffix('_sd')} instead"
             )
         if name not in available:
             near = difflib.get_close_matches(name, available, cutoff=0.5)
-            hint = f"the nearest names are {', '.join(near)}" if near else f"available are {', '.join(available)}"
+            hint = (
+                f"similar metrics are {', '.join(near)}" if near else f"available metrics are {', '.join(available)}"
+            )
             raise UserError(f"No results file has the metric {name!r}; {hint}")
 
 

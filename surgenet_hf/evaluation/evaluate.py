@@ -102,15 +102,19 @@ def evaluate(
     if model.config.num_labels != len(data.labels):
         raise UserError(
             f"the model has {model.config.num_labels} classes, the dataset {data.name!r} has {len(data.labels)}: "
-            "evaluate it on the dataset that it was trained for"
+            "evaluate the model on a dataset with the same classes"
         )
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if names != list(data.labels) and not all(re.fullmatch(r"LABEL_\d+", name) for name in names):
-        raise UserError(f"the model's classes are {names}, those of {data.name!r} are {list(data.labels)}")
+        raise UserError(
+            f"the model's classes are {names}, but those of {data.name!r} are {list(data.labels)}: evaluate the model "
+            "on a dataset with the same classes"
+        )
     trained_for = model.config.problem_type
     if trained_for and data.problem_type and trained_for != data.problem_type:
         raise UserError(
-            f"the model was trained for {trained_for}, the dataset {data.name!r} is for {data.problem_type}"
+            f"the model was trained for {trained_for}, but the dataset {data.name!r} is for {data.problem_type}: "
+            "choose a dataset with the same problem type"
         )
     check_finite(model.state_dict(), "The model")
     scores = TASKS[data.task].score(model, processor, data, rows, batch_size)
@@ -223,7 +227,7 @@ def _background_notes(metric) -> list[str]:
     note = f"{computed['background_frames']} of {frames} frames show only background."
     if not without:
         return [note]
-    return [note, f"Without foreground, and excluded from means over videos: {', '.join(without)}."]
+    return [note, f"Videos without foreground, which are excluded from means over videos: {', '.join(without)}."]
 
 
 def library_versions() -> dict[str, str]:

@@ -71,7 +71,7 @@ def knn_accuracy(
     queried = next((split for split in ("validation", "test") if split in data.splits), None)
     if queried is None or "train" not in data.splits:
         raise UserError(
-            f"k-NN needs the split train and validation or test; {data.name!r} has {', '.join(data.splits)}"
+            f"k-NN needs a train split and a validation or test split; {data.name!r} has {', '.join(data.splits)}"
         )
     memory, queries = (_embed(model, processor, data, split, batch_size, max_frames) for split in ("train", queried))
     votes = vote(memory, queries, k, temperature)
@@ -120,7 +120,8 @@ def vote(memory: LabeledEmbeddings, queries: LabeledEmbeddings, k: int, temperat
         nearest, indices = similarities.topk(min(k, len(memory.videos)), dim=1)
         if nearest[:, 0].isneginf().any():
             raise UserError(
-                "all frames that could vote are of the same video as the query: use a dataset of several videos"
+                "all train frames are from the same video as a query frame, so none can vote: use a dataset with "
+                "several videos"
             )
         weights = F.softmax(nearest / temperature, dim=1)  # normalized exp(similarity / temperature)
         votes.append((weights[..., None] * memory.targets[indices]).sum(1))

@@ -47,11 +47,11 @@ def read_results(paths: Iterable[str | os.PathLike]) -> dict[Path, dict]:
     read, seen = {}, set()
     for path in map(Path, paths):
         if not path.exists():
-            raise MissingFileError(f"{path} does not exist; give results.json files, or the folders that hold them")
+            raise MissingFileError(f"{path} does not exist; give results.json files, or the folders that contain them")
         found = sorted(path.rglob("results.json")) if path.is_dir() else [path]
         if not found:
             raise MissingFileError(
-                f"{path} holds no results.json, nor do the folders in it; give the output folders of runs"
+                f"{path} and its subfolders contain no results.json; give the output folders of runs"
             )
         for file in found:
             if file.resolve() not in seen:
@@ -100,20 +100,20 @@ def _object_of(*kinds: type) -> Callable:
 # {(expected content in words, check): fields}; an object comes before its parts
 _FIELDS = {
     ("an object", _object_of(object)): "model data definitions metrics",
-    ("a text", lambda value: isinstance(value, str)): (
+    ("a string", lambda value: isinstance(value, str)): (
         "task command model.name model.type data.name data.split data.split_protocol data.background data.leakage"
     ),
-    ("a whole number from 0", _is_count): "seed model.parameters data.frames",
+    ("a non-negative integer", _is_count): "seed model.parameters data.frames",
     ("true or false", lambda value: isinstance(value, bool)): "data.videos_are_public",
-    ("an object or a text", lambda value: isinstance(value, dict | str)): "model.pretraining",
-    ("a list of texts", _list_of(str)): "data.videos data.labels data.notes data.selected",
-    ("a list of two whole numbers", lambda value: isinstance(value, list) and all(map(_is_count, value))): (
+    ("an object or a string", lambda value: isinstance(value, dict | str)): "model.pretraining",
+    ("a list of strings", _list_of(str)): "data.videos data.labels data.notes data.selected",
+    ("a list of two non-negative integers", lambda value: isinstance(value, list) and all(map(_is_count, value))): (
         "data.image_size"
     ),
-    ("an object of texts", _object_of(str)): "data.video_hashes versions",
-    ("an object of objects", _object_of(dict)): "metrics.per_class per_video comparisons",
-    ("an object of lists", _object_of(list)): "bootstrap",
-    ("an object of objects or lists", _object_of(dict, list, NoneType)): "intervals",
+    ("an object with string values", _object_of(str)): "data.video_hashes versions",
+    ("an object with object values", _object_of(dict)): "metrics.per_class per_video comparisons",
+    ("an object with list values", _object_of(list)): "bootstrap",
+    ("an object with object or list values", _object_of(dict, list, NoneType)): "intervals",
 }
 _REQUIRED = ("task", "model", "data", "metrics", "data.name", "data.split")
 # (part of a metric's name, minimum, maximum); other metrics have no known range
@@ -141,7 +141,7 @@ def check_results(results: dict, source: str) -> None:
                 raise UserError(f"{source}: {field} is {_excerpt(value)}; expected {expected}")
     videos = _field(results, "data.videos") or []
     if len(set(videos)) < len(videos):
-        raise UserError(f"{source}: data.videos names a video twice; expected each once")
+        raise UserError(f"{source}: data.videos contains a video twice; expected each video once")
     if missing := [field for field in _REQUIRED if not _field(results, field)]:
         raise UserError(f"{source} lacks {', '.join(missing)}")
     for field, metric, value in _numbers(results):
@@ -237,7 +237,7 @@ def model_labels(results: dict[Path, dict], label_by: str) -> dict[Path, str]:
         ValueError: `label_by` is unknown.
     """
     if label_by not in ("model", "pretraining"):
-        raise ValueError(f"label_by is 'model' or 'pretraining', not {label_by!r}")
+        raise ValueError(f"label_by must be 'model' or 'pretraining', got {label_by!r}")
     names = {path: _name_parts(found) for path, found in results.items()}
     depth = 1
     for paths in group_by_data(results).values():
@@ -340,6 +340,6 @@ def check_runs(label: str, runs: dict[Path, dict]) -> None:
         if seed in seen:
             raise UserError(
                 f"{seen[seed]} and {path} are both called {label}, with seeds {runs[seen[seed]].get('seed')} and "
-                f"{found.get('seed')}, but runs of one model must have seeds of their own; {advice}"
+                f"{found.get('seed')}, but the runs of one model must have different seeds; {advice}"
             )
         seen[seed] = path

@@ -55,12 +55,15 @@ def evaluate_model(
     tasks = {task.architecture: (name, task) for name, task in TASKS.items()}
     if architecture not in tasks:
         raise UserError(
-            f"{source} holds a {architecture}, which has no trained head to evaluate; expected one of "
+            f"{source} contains a {architecture}, which has no trained head to evaluate; expected one of "
             f"{', '.join(tasks)}. Fine-tune it first"
         )
     name, task = tasks[architecture]
     if (name == "semantic-segmentation") != (data.task == "semantic-segmentation"):
-        raise UserError(f"{source} is a model for {name}, {data.name} is a dataset for {data.task}")
+        raise UserError(
+            f"{source} is a model for {name}, but {data.name} is a dataset for {data.task}; choose a dataset for "
+            f"{name}"
+        )
     if split is None:
         split = data.evaluation_split
         if split != "test":
@@ -103,8 +106,8 @@ def check_saved_model(path: str | os.PathLike, rows: list[dict], class_maps: lis
         agreement = min(agreement, (found == expected).mean(), (piped == expected).mean())
     if agreement < 0.999:
         raise RuntimeError(
-            f"The model saved in {path} and loaded back agrees with the trained one on only {agreement:.2%} "
-            "of a frame's pixels: the files are not what was trained."
+            f"The model loaded from {path} agrees with the trained model on only {agreement:.2%} of the pixels of a "
+            "frame: the saved files differ from the trained model."
         )
     return float(agreement)
 

@@ -21,10 +21,11 @@ MIN_VIDEOS, ROUGH_BELOW, CAUTION_BELOW = 5, 10, 20  # videos, see `Interval`
 EXACT_UP_TO = 20  # videos, for 2**20 sign patterns
 STUDENT, BOOTSTRAP = "Student's t", "bootstrap with expanded percentiles"
 INTERVALS = (  # text for results files
-    f"95 % over videos: Student's t for means over videos, otherwise a bootstrap of {RESAMPLES:,} resamples with "
-    f"expanded percentiles (Hesterberg 2015), clipped to the metric's range. A resample without a class leaves it "
-    f"out. None below {MIN_VIDEOS} videos with a value, or if all resamples are equal; rough below {ROUGH_BELOW}, "
-    f"to be read with caution below {CAUTION_BELOW}"
+    f"95 % confidence intervals over videos. Means over videos have Student's t intervals. Other metrics have "
+    f"bootstrap intervals from {RESAMPLES:,} resamples with expanded percentiles (Hesterberg 2015). Intervals are "
+    f"clipped to the range of the metric. A class that does not occur in a resample is excluded from it. There is no "
+    f"interval below {MIN_VIDEOS} videos with a value, or if all resamples are equal. Intervals are rough below "
+    f"{ROUGH_BELOW} videos; read them with caution below {CAUTION_BELOW}"
 )
 
 

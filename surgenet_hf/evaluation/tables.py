@@ -6,23 +6,24 @@ from .compare import Column, Comparison, Pair, Score
 from .statistics import CAUTION_BELOW, MIN_VIDEOS, ROUGH_BELOW, interval_warning
 
 TABLE_NOTES = f"""\
-Each cell has the mean over runs; of several runs also ± the standard deviation and the number of runs. Then follow the
-[95 % confidence interval] over videos and n, the number of videos. The values of each video are averaged over runs
-first, so the interval does not include the variation between runs. Bold: the best mean, whether or not the differences
-are significant. ↑: higher is better. ↓: lower is better. -: no value.
+Each cell contains the mean over runs. For several runs, it also contains ± the standard deviation and the number of
+runs. The [95 % confidence interval] over videos and n, the number of videos, follow. The values of each video are
+averaged over runs first, so the interval does not include the variation between runs. Bold: the best mean, even if the
+differences are not significant. ↑: higher is better. ↓: lower is better. -: no value.
 
-No interval is given below {MIN_VIDEOS} videos, or where the files hold too little to compute one. Below
-{ROUGH_BELOW} videos an interval is rough. Read it with caution below {CAUTION_BELOW} videos (few videos)."""
+No interval is given below {MIN_VIDEOS} videos, or if the files do not contain enough values to compute one.
+Below {ROUGH_BELOW} videos, an interval is rough. Read it with caution below {CAUTION_BELOW} videos (few videos)."""
 PAIRED_NOTES = """\
 A - B is the mean difference over n videos, after averaging the runs of each model. p: two-sided paired sign-flip
 permutation test over videos. p (Holm): p adjusted for the number of model pairs with the same dataset and metric. A
-difference is significant if p (Holm) is at most 0.05. With few videos and many pairs no data can reach this, and the
-verdict is "cannot be significant". This is no evidence that the models are equally good. The footnotes of the first
-table hold here, too: a difference on videos that trained or selected a model says nothing about other videos.
+difference is significant if p (Holm) is at most 0.05. With few videos and many pairs, no difference can be
+significant, and the verdict is "cannot be significant". This is no evidence that the models are equally good. The
+footnotes of the first table also apply here. A difference on videos that were used to train or select a model is no
+evidence for other videos.
 
 A metric that pools the frames of all videos, such as mAP, is not a mean over videos. It has no values per video that
-could be tested. Its difference has a paired bootstrap [95 % interval] over videos instead, if the files hold bootstrap
-draws."""
+could be tested. Instead, its difference has a paired bootstrap [95 % interval] over videos if the files contain
+bootstrap draws."""
 
 
 def markdown_table(comparison: Comparison) -> str:

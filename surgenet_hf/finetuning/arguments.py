@@ -33,21 +33,25 @@ class ModelArguments:
         choices=[*BACKBONES, "tiny"],
     )
     image_size: int = option(
-        256, "Height and width in pixels that frames are resized to (256: the authors', segmentation)."
+        256, "Height and width in pixels to which frames are resized. 256 is the authors' value for segmentation."
     )
-    augmentation: str = option("light", "Augmentation of the training frames.", choices=AUGMENTATIONS)
+    augmentation: str = option("light", "Strength of the augmentation of the training frames.", choices=AUGMENTATIONS)
     freeze_backbone: bool = option(False, "Whether to train only the head.")
     layer_decay: float = option(
-        1.0, "Factor of the learning rate from each block to the previous one; 1: the same for all."
+        1.0,
+        "Factor in (0, 1] that multiplies the learning rate from each block to the previous one. "
+        "1: the same learning rate for all blocks.",
     )
     class_weights: str = option(
-        "none", "Weights of the classes in the loss; balanced: 1 / frequency.", choices=["none", "balanced"]
+        "none",
+        "Weights of the classes in the loss. balanced: proportional to 1 / frequency.",
+        choices=["none", "balanced"],
     )
     early_stopping_patience: int | None = option(
-        None, "Number of evaluations without improvement after which training stops."
+        None, "Number of evaluations without improvement after which training stops. Default: no early stopping."
     )
     eval_split: str | None = option(
-        None, "Split of the reported metrics. Default: test if there is one, otherwise validation."
+        None, "Split for the reported metrics. Default: test if the dataset has it, otherwise validation."
     )
 
     def __post_init__(self):
@@ -69,12 +73,12 @@ class DataArguments:
     """Dataset to train or evaluate a model on."""
 
     dataset: str = option("", f"Name of the dataset. {_DATASETS}")
-    data_dir: str | None = option(None, "Folder of the dataset.")
+    data_dir: str | None = option(None, "Folder of the dataset. Not needed for synthetic data.")
     split_protocol: str | None = option(
-        None, "Split protocol, for datasets with several, e.g. 40/8/32 of cholec80-phase."
+        None, "Split protocol, for datasets with several protocols, e.g. 40/8/32 for cholec80-phase."
     )
     background_class: str | None = option(
-        None, "Name of the background class of the dataset `folder`. Default: all are foreground."
+        None, "Name of the background class of the dataset `folder`. Default: all classes are foreground."
     )
 
     def __post_init__(self):
@@ -95,31 +99,38 @@ class SurgeNetTrainingArguments(TrainingArguments):
     the end.
     """
 
-    output_dir: str = option("", "Folder for checkpoints, the model, results and figures.")
-    learning_rate: float = option(1e-4, "Peak learning rate of AdamW (1e-4: the authors', segmentation).")
-    lr_scheduler_type: str = option("cosine", "Learning rate schedule (cosine: the authors', segmentation).")
-    weight_decay: float = option(0.01, "Weight decay (0.01: AdamW's default).")
-    num_train_epochs: float = option(30.0, "Number of epochs (the authors' is unpublished).")
+    output_dir: str = option("", "Folder for checkpoints, the model, results, and figures.")
+    learning_rate: float = option(1e-4, "Peak learning rate of AdamW. 1e-4 is the authors' value for segmentation.")
+    lr_scheduler_type: str = option(
+        "cosine", "Learning rate schedule. cosine is the authors' schedule for segmentation."
+    )
+    weight_decay: float = option(0.01, "Weight decay. Default: 0.01, as in AdamW of PyTorch.")
+    num_train_epochs: float = option(30.0, "Number of epochs. The authors' number is not published.")
     per_device_train_batch_size: int = option(16, "Number of frames per step and device.")
-    eval_strategy: str = option("epoch", "When to evaluate to select the checkpoint.")
-    save_strategy: str = option("epoch", "When to save; the same as eval_strategy.")
+    eval_strategy: str = option(
+        "epoch", "When to run the evaluation that selects the checkpoint: no, steps, or epoch."
+    )
+    save_strategy: str = option("epoch", "When to save a checkpoint. Use the same value as for eval_strategy.")
     save_total_limit: int | None = option(
-        2, "Number of checkpoints kept. The last two and the best at the time of each always are."
+        2,
+        "Number of checkpoints to keep. The last two are always kept, and for each of them the checkpoint that was "
+        "the best when it was saved.",
     )
     load_best_model_at_end: bool = option(True, "Whether to end with the weights of the best checkpoint.")
     metric_for_best_model: str | None = option(
-        TASK_METRIC, "Metric that selects the checkpoint; task: the main one of the task."
+        TASK_METRIC, "Metric that selects the checkpoint. task: the main metric of the task."
     )
     remove_unused_columns: bool = option(False, "Not used: frames have no extra columns.")
     restore_callback_states_from_checkpoint: bool = option(
-        True, "Whether to resume the patience of early stopping, too."
+        True, "Whether a resumed run also restores the state of early stopping."
     )
     resume_from_checkpoint: str | None = option(
-        None, "Checkpoint to resume from: true for the last one in output_dir, or its folder."
+        None, "Checkpoint to resume from: true for the last one in output_dir, or the folder of a checkpoint."
     )
     logging_steps: float = option(10, "Number of steps between log entries.")
     publish_video_names: bool = option(
-        False, "Whether --push_to_hub publishes the names of your own videos. Default: neutral names."
+        False,
+        "Whether --push_to_hub publishes the names of your own videos. By default, neutral names replace them.",
     )
 
     def __post_init__(self):
@@ -144,7 +155,7 @@ class SurgeNetTrainingArguments(TrainingArguments):
 class SegmentationArguments:
     """Options of segmentation."""
 
-    loss: str = option("cross_entropy", "Loss (cross_entropy: the authors').", choices=LOSSES)
+    loss: str = option("cross_entropy", "Loss function. cross_entropy is the authors' loss.", choices=LOSSES)
 
 
 @dataclass
@@ -154,11 +165,16 @@ class PhaseArguments:
     Learning rate, its constant schedule, weight decay, and loss are those of the authors' code (SurgPhaseBench).
     """
 
-    skip_stage1: bool = option(False, "Whether --model_name_or_path is already a frame classifier of the phases.")
-    tcn_learning_rate: float = option(7e-4, "Constant learning rate of stage 2 (7e-4: the authors').")
-    tcn_epochs: int = option(200, "Number of epochs of stage 2 (200: the authors' paper; their code: 150).")
+    skip_stage1: bool = option(
+        False, "Whether to skip stage 1, because --model_name_or_path is already a frame classifier of the phases."
+    )
+    tcn_learning_rate: float = option(7e-4, "Constant learning rate of stage 2. 7e-4 is the authors' value.")
+    tcn_epochs: int = option(
+        200, "Number of epochs of stage 2. 200 is the value in the authors' paper; their code uses 150."
+    )
     tcn_early_stopping_patience: int | None = option(
-        20, "Number of epochs of stage 2 without improvement after which it stops, if it is evaluated."
+        20,
+        "Number of epochs without improvement after which stage 2 stops. Has no effect with --eval_strategy no.",
     )
 
 
@@ -166,14 +182,14 @@ class PhaseArguments:
 class PhaseTrainingArguments(SurgeNetTrainingArguments):
     """Training arguments of stage 1 of phase recognition."""
 
-    learning_rate: float = option(1e-5, "Peak learning rate of stage 1 (1e-5: the authors').")
+    learning_rate: float = option(1e-5, "Peak learning rate of stage 1. 1e-5 is the authors' value.")
     lr_scheduler_type: str = option("cosine", "Learning rate schedule of stage 1.")
-    weight_decay: float = option(1e-5, "Weight decay of stage 1 (1e-5: the authors').")
+    weight_decay: float = option(1e-5, "Weight decay of stage 1. 1e-5 is the authors' value.")
     num_train_epochs: float = option(
-        30.0, "Number of epochs of stage 1 (the authors': up to 100, with a patience of 10)."
+        30.0, "Number of epochs of stage 1. The authors train up to 100 epochs with a patience of 10."
     )
     per_device_train_batch_size: int = option(
-        64, "Number of frames per step and device of stage 1 (64: the authors')."
+        64, "Number of frames per step and device in stage 1. 64 is the authors' value."
     )
 
 

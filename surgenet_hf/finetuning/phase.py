@@ -74,7 +74,10 @@ def run(
         model_args, data_args, training_args, ("image-classification", "phase-recognition"), data
     )
     if not data.is_single_label:
-        raise UserError(f"{data.name} has several labels per frame, not phases: use surgenet finetune-classification")
+        raise UserError(
+            f"{data.name} has several labels per frame; expected one phase per frame. Use surgenet "
+            "finetune-classification"
+        )
     output_dir = training_args.output_dir
     stage1_dir = str(Path(output_dir, "stage1"))
     stage1_args = stage_arguments(training_args, stage1_dir)

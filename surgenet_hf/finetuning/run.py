@@ -74,9 +74,9 @@ def load_training_data(
         data.split(model_args.eval_split)
     if "validation" not in data.splits and training_args.eval_strategy != "no":
         raise UserError(
-            f"{data.name} has no validation videos in the split protocol {data.split_protocol}, so nothing can select "
-            "the checkpoint. Choose a --split_protocol with validation videos (of Cholec80: 32/8/40 or 40/8/32), or "
-            "keep the last checkpoint with --eval_strategy no --load_best_model_at_end false"
+            f"{data.name} has no validation videos in the split protocol {data.split_protocol}, so no "
+            "checkpoint can be selected. Choose a --split_protocol with validation videos (for Cholec80: 32/8/40 or "
+            "40/8/32), or keep the last checkpoint with --eval_strategy no --load_best_model_at_end false"
         )
     return data
 

@@ -110,7 +110,7 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
         except UserError:
             raise
         except OSError as error:  # its message does not always name the model
-            raise UserError(f"no model with an image processor at {source}: {error}") from error
+            raise UserError(f"cannot load a model with an image processor from {source}: {error}") from error
         start_record(model.config)
     return model, processor
 

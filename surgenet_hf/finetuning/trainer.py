@@ -154,7 +154,7 @@ class SurgeNetTrainer(Trainer):
     def _stop(self, reason: str):
         last = [None, *list_checkpoints(Path(self.args.output_dir))][-1]
         raise TrainingStopped(
-            f"training has diverged: {reason}. The last checkpoint is {last or 'none'}. Lower --learning_rate, or use "
+            f"training has diverged: {reason}. Last checkpoint: {last or 'none'}. Lower --learning_rate, or use "
             "--bf16 instead of --fp16"
         )
 
@@ -201,8 +201,8 @@ class EstimateDuration(TrainerCallback):
             seconds = (time.monotonic() - self.started) / self.MEASURED
             left = state.max_steps - state.global_step
             logger.info(
-                f"Training will take about {format_duration(seconds * left)}, plus evaluations: {left:,} of "
-                f"{state.max_steps:,} steps left, {seconds:.2g} s each"
+                f"Training will take about {format_duration(seconds * left)}, not counting evaluations: {left:,} of "
+                f"{state.max_steps:,} steps are left, at {seconds:.2g} s per step"
             )
 
 

@@ -281,7 +281,7 @@ def test_training_starts_from_a_folder_without_image_processor(masks, tmp_path, 
     assert "with random weights until it is trained: decode_head." in caplog.text
     printed = capsys.readouterr()
     assert "LOAD REPORT" not in caplog.text + printed.err
-    assert re.search(r"Training will take about \d+ s, plus evaluations: 11 of 18 steps left", printed.out)
+    assert re.search(r"Training will take about \d+ s, not counting evaluations: 11 of 18 steps are left", printed.out)
 
     model.config.pretraining = None
     model.save_pretrained(tmp_path / "unknown")

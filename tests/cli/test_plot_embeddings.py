@@ -175,7 +175,7 @@ def test_another_file_is_refused(tmp_path):
         (["--model_name_or_path", "a"], "--dataset is missing"),
         (
             ["--model_name_or_path", "a", "--dataset", "a", "b", "--data_dir", "c"],
-            "2 of --dataset, but 1 of --data_dir",
+            "--dataset has 2 values, but --data_dir has 1; give one folder for each dataset",
         ),
     ],
 )

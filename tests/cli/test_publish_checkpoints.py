@@ -122,7 +122,7 @@ def test_failures_show_in_table_and_exit_code(hub, client, capsys):
     ("arguments", "message"),
     [
         ([], "either --names or --model"),
-        (["--model", "m", "--repo_id", "no-namespace"], "go together"),
+        (["--model", "m", "--repo_id", "no-namespace"], "give --model and --repo_id ORG/NAME together"),
         (["--names", "SurgeNetQ"], "did you mean"),
         (["--names", "SurgeNet-RAMIE", "--push"], "hf auth login"),
     ],

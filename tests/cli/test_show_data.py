@@ -97,7 +97,7 @@ def test_unknown_names_are_told_the_known_ones(capsys):
 @pytest.mark.parametrize("dataset", [name for name in dataset_names() if not name.startswith("synthetic")])
 def test_every_dataset_describes_its_layout(dataset):
     with pytest.raises(
-        SystemExit, match=rf"(?s)--data_dir is missing, the folder of {dataset}\n\n[A-Z].*\n    \S"
+        SystemExit, match=rf"(?s)--data_dir is missing; give the folder of {dataset}\n\n[A-Z].*\n    \S"
     ) as error:
         show_data.main(["--dataset", dataset])
     assert str(error.value).count("kaggle.com") <= 1

@@ -110,7 +110,7 @@ def test_a_file_that_is_no_results_file_is_named(tmp_path, text, message):
 
 
 def test_an_empty_folder_or_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no results\.json"):
+    with pytest.raises(FileNotFoundError, match=r"contain no results\.json"):
         read_results([tmp_path])
     with pytest.raises(FileNotFoundError, match=r"absent\.json"):
         read_results([tmp_path / "absent.json"])
@@ -488,13 +488,13 @@ def test_any_scalar_of_a_results_file_can_be_compared(write):
 
 def test_metrics_that_cannot_be_compared_are_named(write):
     results = write(result(metrics={"video_dice": 0.5, "accuracy": None, "macro_f1": 0.5, "macro_f1_sd": 0.1}))
-    with pytest.raises(ValueError, match=r"metric 'mean_video_dice'; the nearest names are video_dice$"):
+    with pytest.raises(ValueError, match=r"metric 'mean_video_dice'; similar metrics are video_dice$"):
         compare(results, metrics=["mean_video_dice"])
-    with pytest.raises(ValueError, match=r"metric 'speed'; available are accuracy, macro_f1, video_dice$"):
+    with pytest.raises(ValueError, match=r"metric 'speed'; available metrics are accuracy, macro_f1, video_dice$"):
         compare(results, metrics=["speed"])
     with pytest.raises(ValueError, match=r"macro_f1_sd is a standard deviation over videos.*compare macro_f1 instead"):
         compare(results, metrics=["macro_f1_sd"])
-    with pytest.raises(ValueError, match="No results file has a value of accuracy"):
+    with pytest.raises(ValueError, match="No results file has a value for accuracy"):
         compare(results, metrics=["accuracy"])
 
 
@@ -514,7 +514,7 @@ def test_models_without_the_metrics_asked_for_are_left_out(write):
 
 
 def test_nothing_to_compare_is_said(write):
-    with pytest.raises(ValueError, match="No results file has a value of video_dice or video_assd"):
+    with pytest.raises(ValueError, match="No results file has a value for video_dice or video_assd"):
         compare(write(result(metrics={"video_dice": None})))
 
 
@@ -537,25 +537,25 @@ def test_missing_path_says_what_to_give(tmp_path):
         ("metrics.video_assd", float("inf"), r"metrics\.video_assd is inf"),
         ("metrics.video_assd", -1, r"metrics\.video_assd is -1"),
         ("metrics.own_metric", [1], r"metrics\.own_metric is \[1\]; expected a number, or null"),
-        ("metrics.per_class", [1], r"metrics\.per_class is \[1\]; expected an object of objects"),
+        ("metrics.per_class", [1], r"metrics\.per_class is \[1\]; expected an object with object values"),
         ("metrics.per_class", {"tool": {"dice": -0.1}}, r"metrics\.per_class\.tool\.dice is -0\.1"),
         ("metrics", [1], r"metrics is \[1\]; expected an object"),
         ("data", [1], r"data is \[1\]; expected an object"),
-        ("data.frames", -3, r"data\.frames is -3; expected a whole number from 0"),
+        ("data.frames", -3, r"data\.frames is -3; expected a non-negative integer"),
         ("data.frames", 3.5, r"data\.frames is 3\.5"),
-        ("data.videos", ["a", 1], r"data\.videos is \['a', 1\]; expected a list of texts"),
+        ("data.videos", ["a", 1], r"data\.videos is \['a', 1\]; expected a list of strings"),
         ("model", "xl", r"model is 'xl'; expected an object"),
-        ("seed", "1", r"seed is '1'; expected a whole number"),
+        ("seed", "1", r"seed is '1'; expected a non-negative integer"),
         (
             "intervals.video_dice",
             [0.6, 0.4],
             r"intervals\.video_dice is \[0\.6, 0\.4\]; expected \[lower, upper\]",
         ),
         ("intervals.video_dice", [0.6], r"intervals\.video_dice is \[0\.6\]"),
-        ("intervals.video_dice", 0.6, "intervals is .*; expected an object of objects or lists"),
+        ("intervals.video_dice", 0.6, "intervals is .*; expected an object with object or list values"),
         ("bootstrap.video_dice", [0.5, "x"], r"bootstrap\.video_dice\[1\] is 'x'"),
         ("per_video", {"v1": {"pooled_dice": 2}}, r"per_video\.v1\.pooled_dice is 2; expected a number from 0 to 1"),
-        ("per_video", {"v1": 0.5}, "per_video is .*; expected an object of objects"),
+        ("per_video", {"v1": 0.5}, "per_video is .*; expected an object with object values"),
         ("comparisons", {"x": {"per_class": {"a": {"iou": "1"}}}}, r"comparisons\.x\.per_class\.a\.iou is '1'"),
         ("comparisons", {"x": {"per_class": [1]}}, r"comparisons\.x\.per_class is \[1\]"),
     ],

@@ -123,7 +123,7 @@ def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
     assert definitions["background"].startswith("class 0, excluded")
     assert definitions["map_size"] == [(32, 32), (33, 47), (40, 50), (64, 64), (70, 64)]
     assert definitions["videos"] == 2
-    assert "None below 5 videos" in definitions["intervals"]
+    assert "no interval below 5 videos" in definitions["intervals"]
     assert results["intervals"] == {}  # only two videos
     assert results["model"]["pretraining"]["name"] == "SurgeNetXL"
     assert results["model"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
@@ -152,7 +152,7 @@ def test_frames_and_videos_that_show_only_background_are_noted(data, model):
     assert results["data"]["notes"] == [
         "a note",
         "2 of 7 frames show only background.",
-        "Without foreground, and excluded from means over videos: black.",
+        "Videos without foreground, which are excluded from means over videos: black.",
     ]
     assert math.isnan(results["per_video"]["black"]["video_dice"])
 
@@ -243,5 +243,5 @@ def test_a_saved_model_is_checked_against_what_was_trained(data, model, tmp_path
     rows, class_maps = zip(*predict_segmentation(model, processor, data.splits["validation"]), strict=True)
     assert check_saved_model(tmp_path, rows, class_maps) > 0.999
     build_image_processor("imagenet", 64).save_pretrained(tmp_path)  # only the statistics are wrong
-    with pytest.raises(RuntimeError, match="not what was trained"):
+    with pytest.raises(RuntimeError, match="differ from the trained model"):
         check_saved_model(tmp_path, rows, class_maps)

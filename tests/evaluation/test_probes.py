@@ -160,7 +160,7 @@ def test_fewer_frames(model, processor):
 def test_bad_input(model, processor):
     one = colored([0, 1], [0])
     del one.splits["validation"]
-    with pytest.raises(ValueError, match=r"train and validation or test; 'colors' has train$"):
+    with pytest.raises(ValueError, match=r"a train split and a validation or test split; 'colors' has train$"):
         knn_accuracy(model, processor, one)
     broken = SurgeNetModel(model.config)
     broken.load_state_dict({name: tensor * torch.nan for name, tensor in model.state_dict().items()})

@@ -33,5 +33,5 @@ def test_a_video_is_named_once(tmp_path):
     twice = content()
     twice["data"]["videos"] = ["a", "a"]
     (tmp_path / "results.json").write_text(json.dumps(twice))
-    with pytest.raises(ValueError, match=r"data\.videos names a video twice"):
+    with pytest.raises(ValueError, match=r"data\.videos contains a video twice"):
         read_results([tmp_path])
