@@ -141,7 +141,7 @@ def test_options_without_effect_are_refused(tmp_path):
             surgenet_hf.evaluate(tmp_path, own, task="semantic-segmentation", **options)
     with pytest.raises(UserError, match="labels are for your own data"):
         surgenet_hf.finetune_segmentation(dataset="synthetic", output_dir=tmp_path, labels=["a"], backbone="tiny")
-    with pytest.raises(UserError, match="background_class='b' is no class"):
+    with pytest.raises(UserError, match="background_class='b' is not a class"):
         surgenet_hf.finetune_segmentation(
             dataset=own, output_dir=tmp_path, labels=["a"], backbone="tiny", background_class="b"
         )

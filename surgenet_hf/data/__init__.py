@@ -84,7 +84,7 @@ def registered(name: str) -> Registered:
         return DATASETS[name]
     close = [known for known in DATASETS if known.startswith(name)] or difflib.get_close_matches(name, DATASETS, 1)
     hint = f"; did you mean {' or '.join(close)}?" if close else "."
-    raise UserError(f"unknown dataset {name!r}{hint} The known ones are {', '.join(DATASETS)}")
+    raise UserError(f"unknown dataset {name!r}{hint} Available datasets: {', '.join(DATASETS)}")
 
 
 def load_data(name: str, data_dir: str | Path | None = None, **options) -> "SurgicalData":
@@ -102,7 +102,7 @@ def load_data(name: str, data_dir: str | Path | None = None, **options) -> "Surg
     """
     dataset = registered(name)
     if data_dir is None and dataset.needs_folder:
-        raise UserError(f"the dataset {name!r} needs data_dir, the folder that holds it; none was given")
+        raise UserError(f"the dataset {name!r} needs data_dir, the folder that contains it; none was given")
     load = getattr(import_module(f".sets.{dataset.module}", __name__), dataset.function)
     known = inspect.signature(load).parameters.keys() - {"data_dir", *dataset.options}
     if unknown := sorted(options.keys() - known):

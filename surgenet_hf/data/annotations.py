@@ -68,13 +68,13 @@ def read_label_file(path: Path, num_values: int = 1) -> LabelFile:
         values.append(tuple(fields[1:]))
         if len(frames) > 2 and frames[-1] - frames[-2] != frames[1] - frames[0]:
             raise UserError(
-                f"{path}, line {number}: frame {frames[-1]} follows {frames[-2]}, but the rows before are "
-                f"{frames[1] - frames[0]} apart; a row is missing or doubled"
+                f"{path}, line {number}: frame {frames[-1]} follows {frames[-2]}, but the previous frames are "
+                f"{frames[1] - frames[0]} apart; add the missing row or remove the duplicate"
             )
     if not frames:
-        raise UserError(f"{path} holds no labels; expected rows of a frame number and {num_values} value(s)")
+        raise UserError(f"{path} contains no labels; expected rows of a frame number and {num_values} value(s)")
     if frames[0] not in (0, 1) or (len(frames) > 1 and frames[1] <= frames[0]):
-        raise UserError(f"{path}: frame numbers must ascend from 0 or 1, found {named(map(str, frames), 2)}")
+        raise UserError(f"{path}: frame numbers must start at 0 or 1 and increase, found {named(map(str, frames), 2)}")
     return LabelFile(path, tuple(frames), tuple(values))
 
 
@@ -101,8 +101,8 @@ def match_labels(
     if abs(labeled - num_frames) > 1:
         raise UserError(
             f"{labels.path} labels {labeled} s ({len(labels.frames)} rows, frame numbers at {rate:g} per second), "
-            f"but there are {num_frames} frames at 1 per second: the video and its labels must be of the same length, "
-            "to a second; one of them belongs to another video or is incomplete"
+            f"but there are {num_frames} frames at 1 per second. The lengths of a video and its labels may differ by "
+            "at most 1 s; check that they belong together and are complete"
         )
     common = min(labeled, num_frames)
     note = None if labeled == num_frames else f"{num_frames} s of video but {labeled} s of labels"
@@ -120,7 +120,7 @@ def class_id(value: str, labels: tuple[str, ...], first: int, path: Path) -> int
     if value.isdecimal() and first <= frame_number(value, path) < first + len(labels):
         return int(value) - first
     raise UserError(
-        f"{path}: {value!r} is no class; expected one of {', '.join(labels)}, or a number from {first} to "
+        f"{path}: {value!r} is not a class; expected one of {', '.join(labels)}, or a number from {first} to "
         f"{first + len(labels) - 1}"
     )
 
@@ -156,7 +156,7 @@ def labeled_videos(
         ]
         if note:
             cut.append(f"{name} ({note})")
-    return samples, [f"The last second was left out, as lengths differ: {named(cut)}."] if cut else []
+    return samples, [f"The last second was excluded because lengths differ: {named(cut)}."] if cut else []
 
 
 def official_videos(
@@ -212,8 +212,8 @@ def _count_note(samples: Mapping[str, list[Sample]], videos: Collection[str]) ->
     if not missing:
         return f"Found all {len(videos)} videos, {frames} frames at 1 per second."
     return (
-        f"Found {len(samples)} of {len(videos)} videos, {frames} frames at 1 per second; results are not those of the "
-        f"full set. Missing: {named(missing)}."
+        f"Found {len(samples)} of {len(videos)} videos, {frames} frames at 1 per second. Results are not comparable "
+        f"with those on the full dataset. Missing: {named(missing)}."
     )
 
 
@@ -224,4 +224,4 @@ def absent_note(samples: Mapping[str, list[Sample]], labels: tuple[str, ...]) ->
         present = {row.target for row in rows}
         if len(present) < len(labels):
             absent.append(f"{video} ({', '.join(name for i, name in enumerate(labels) if i not in present)})")
-    return [f"Videos without some class: {named(absent)}."] if absent else []
+    return [f"Videos in which at least one class never occurs: {named(absent)}."] if absent else []

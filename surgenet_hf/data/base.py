@@ -182,6 +182,6 @@ def _in_order(samples: list[Sample]) -> list[Sample]:
             )
             raise UserError(
                 f"video {first.video!r} has two frames with the number {first.frame} ({sources}); remove one, or "
-                "number them by time"
+                "renumber the frames in temporal order"
             )
     return ordered

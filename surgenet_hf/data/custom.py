@@ -66,10 +66,10 @@ def from_datasets(
         raise UserError(f"unknown task {task!r}; expected one of {', '.join(TARGETS)}")
     splits = dict(splits) if isinstance(splits, Mapping) else {"train": splits}
     if not splits or not set(splits) <= set(SPLITS):
-        raise UserError(f"the splits are {named(splits) or 'none'}; expected {', '.join(SPLITS)}: rename them")
+        raise UserError(f"found the splits: {named(splits) or 'none'}; expected only {', '.join(SPLITS)}. Rename them")
     labels = tuple(labels or _class_names(splits, task))
     if background_class is not None and background_class not in labels:
-        raise UserError(f"background_class={background_class!r} is no class; the classes are {', '.join(labels)}")
+        raise UserError(f"background_class={background_class!r} is not a class; the classes are {', '.join(labels)}")
 
     rows, notes = {}, []
     for split, source in splits.items():
@@ -79,8 +79,8 @@ def from_datasets(
             raise UserError(f"split {split!r}: {error}") from error
         if not has_videos:
             notes.append(
-                f"The split {split} has no column video and counts as one video. No intervals over videos can be "
-                "given, and whether other splits show the same video is not checked."
+                f"The split {split} has no column video and counts as one video. Confidence intervals over videos "
+                "cannot be computed, and videos that occur in several splits cannot be detected."
             )
     check_no_overlap({split: set(part.select_columns(["video"])[:]["video"]) for split, part in rows.items()})
     target = next(iter(rows.values()))[0].get("labels")
@@ -110,7 +110,7 @@ def _class_names(splits: dict, task: str) -> list[str]:
             found[split] = feature.names
     if not found:
         raise UserError(
-            "no class names: the data has no ClassLabel feature; give labels=[...] in the order of the ids"
+            "the data has no ClassLabel feature with class names; pass labels=[...] in the order of the ids"
         )
     names = next(iter(found.values()))
     if any(other != names for other in found.values()):
@@ -123,10 +123,10 @@ def _rows(source, split: str, task: str, num_labels: int):
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         raise UserError(
             f"it is a {type(source).__name__}; expected a datasets.Dataset or a torch dataset with __len__ and "
-            "__getitem__. Store streamed data first"
+            "__getitem__. Load streaming data into a datasets.Dataset first"
         )
     if not len(source):
-        raise UserError("it is empty; leave it out")
+        raise UserError("it is empty; remove the split")
     if isinstance(source, Dataset) and source.format["type"] != "custom":
         columns = source.column_names
         target = _target_column(columns, task)
@@ -153,7 +153,7 @@ def _target_column(columns: Sequence[str], task: str) -> str:
     target = next((column for column in TARGETS[task] if column in columns), None)
     if "image" not in columns or target is None:
         raise UserError(
-            f"it has the columns {named(columns)}; {task} needs image and {' or '.join(TARGETS[task])}: rename yours"
+            f"found the columns {named(columns)}; {task} needs image and {' or '.join(TARGETS[task])}. Rename them"
         )
     return target
 
@@ -289,7 +289,7 @@ def _image(image) -> PILImage.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise UserError(
             f"the image is a {type(image).__name__} of shape {array.shape} and type {array.dtype}; expected a PIL "
-            "image or a uint8 array (H, W, 3): leave out transforms that make tensors"
+            "image or a uint8 array (H, W, 3). Remove transforms that produce tensors"
         )
     return PILImage.fromarray(array)
 
@@ -304,7 +304,7 @@ def _mask(mask) -> np.ndarray:
             "an integer array (H, W) of class ids"
         )
     if array.min() < 0 or array.max() > IGNORE_INDEX:
-        raise UserError(f"the mask holds values from {array.min()} to {array.max()}; class ids go from 0 to 255")
+        raise UserError(f"the mask contains values from {array.min()} to {array.max()}; class ids go from 0 to 255")
     return array.astype(np.uint8)
 
 
@@ -315,11 +315,11 @@ def check_mask(mask: np.ndarray, size: tuple[int, int] | None, num_labels: int) 
         UserError: the size differs, or the mask holds another value.
     """
     if size is not None and mask.shape != size[::-1]:
-        raise UserError(f"the mask has {mask.shape[1]}x{mask.shape[0]} pixels, but its image {size[0]}x{size[1]}")
+        raise UserError(f"the mask has {mask.shape[1]}x{mask.shape[0]} pixels, but its image has {size[0]}x{size[1]}")
     ids = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[:IGNORE_INDEX])
     if len(ids) and ids[-1] >= num_labels:
         raise UserError(
-            f"the mask holds the id {ids[-1]}, but there are {num_labels} classes, ids 0 to {num_labels - 1} "
+            f"the mask contains the id {ids[-1]}, but there are {num_labels} classes with ids 0 to {num_labels - 1} "
             f"({IGNORE_INDEX} is ignored); name all classes or correct the mask"
         )
 
@@ -333,7 +333,7 @@ def check_labels(labels, num_labels: int) -> int | np.ndarray:
     array = np.asarray(labels)
     if array.ndim == 0 and array.dtype.kind in "iu":
         if not 0 <= array < num_labels:
-            raise UserError(f"the label is {array}, but there are {num_labels} classes, ids 0 to {num_labels - 1}")
+            raise UserError(f"the label is {array}, but there are {num_labels} classes with ids 0 to {num_labels - 1}")
         return int(array)
     if array.shape != (num_labels,) or array.dtype.kind not in "biuf" or not ((array >= 0) & (array <= 1)).all():
         raise UserError(

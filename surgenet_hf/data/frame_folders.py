@@ -55,13 +55,14 @@ def extract_frames(
     marker = _read_marker(out_dir)
     there = _images(out_dir)
     if marker is None and there:
-        raise UserError(f"{out_dir} holds frames from elsewhere ({there[0].name}, ...); give another folder")
+        raise UserError(f"{out_dir} contains frames from another source ({there[0].name}, ...); choose another folder")
     differing = [key for key in settings if marker is not None and marker.get(key) != settings[key]]
     if differing:
         raise UserError(
-            f"{out_dir} holds frames extracted with {', '.join(f'{key}={marker.get(key)!r}' for key in differing)}, "
-            f"now it is {', '.join(f'{key}={settings[key]!r}' for key in differing)}; remove that folder to extract "
-            "them again, or give another one"
+            f"{out_dir} contains frames extracted with "
+            f"{', '.join(f'{key}={marker.get(key)!r}' for key in differing)}, but the current settings are "
+            f"{', '.join(f'{key}={settings[key]!r}' for key in differing)}; remove that folder to extract the frames "
+            "again, or choose another folder"
         )
     if is_complete(out_dir):
         return there
@@ -78,7 +79,7 @@ def extract_frames(
     except UnavailableError:
         raise
     except UserError as error:
-        raise UserError(f"{error}; the {len(paths)} frames before that are in {out_dir}") from error
+        raise UserError(f"{error}; the {len(paths)} frames before the error are in {out_dir}") from error
     _write_marker(out_dir, {**settings, "frames": len(paths)})
     return paths
 
@@ -139,7 +140,7 @@ def find_frames(
         if name in videos:
             todo[name] = videos[name]
         elif _read_marker(folder) is not None and not is_complete(folder):
-            raise UserError(f"{folder}: the extraction was not finished and its video is not there; put it back")
+            raise UserError(f"{folder} contains an incomplete extraction, and its video is missing; restore the video")
     unfinished = {name: path for name, path in todo.items() if not _is_done(path, frames_dir / name, max_side)}
     extract_videos(unfinished, frames_dir, max_side=max_side)
     found = {name: _images(frames_dir / name) for name in names}
@@ -201,9 +202,7 @@ def _read_marker(folder: Path) -> dict | None:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); remove its folder, so that the frames are extracted again"
-        ) from error
+        raise UserError(f"{path} cannot be read ({error}); remove its folder to extract the frames again") from error
 
 
 def _is_done(video: Path, folder: Path, max_side: int | None) -> bool:
@@ -230,7 +229,7 @@ def _images(folder: Path) -> list[Path]:
 def _number(path: Path) -> int:
     number = number_in_name(path)
     if number is None:
-        raise UserError(f"{path}: a frame's name must end in its number, as 000012.jpg does")
+        raise UserError(f"{path}: a frame's name must end with its number, for example 000012.jpg")
     return number
 
 
@@ -240,8 +239,8 @@ def _check_numbers(paths: list[Path]) -> None:
     for path, number, following in zip(paths, numbers, numbers[1:], strict=False):
         if following - number != step or step < 1:
             raise UserError(
-                f"{path.parent}: after frame {path.name} comes {following}, but its frames are {step} apart; one "
-                "picture for each second is needed, or labels would shift: extract them again"
+                f"{path.parent}: frame {path.name} is followed by frame {following}, but the first frames are {step} "
+                "apart. Labels need exactly one frame per second; extract the frames again"
             )
     if numbers[0] not in (0, 1, step):
         raise UserError(f"{paths[0]}: the first frame must have number 0, 1 or {step}; extract the frames again")

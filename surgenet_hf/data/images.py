@@ -130,12 +130,12 @@ def raw_values(mask: Image.Image) -> np.ndarray:
     bands = mask.split()
     if mask.mode in ("RGB", "RGBA") and len({band.tobytes() for band in bands[:3]}) > 1:
         raise UserError(
-            "has color channels that differ, but a mask must hold class ids (0, 1, 2, ... and 255 for ignore): "
-            "the same value in every channel, or a single channel; turn colors into ids first"
+            "has color channels that differ; expected class ids (0, 1, 2, ..., or 255 for ignore) in a single channel "
+            "or the same ids in every channel. Convert colors to ids first"
         )
     values = np.asarray(bands[0])
     if values.dtype != np.uint8 and (values.min() < 0 or values.max() > 255):
-        raise UserError(f"holds values from {values.min()} to {values.max()}, but class ids go from 0 to 255")
+        raise UserError(f"contains values from {values.min()} to {values.max()}, but class ids go from 0 to 255")
     return values.astype(np.uint8, copy=False)
 
 
@@ -172,7 +172,7 @@ def naming(source: Source) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise MissingFileError(f"{name} does not exist; put it back or remove it from the data") from error
+        raise MissingFileError(f"{name} does not exist; restore it or remove it from the data") from error
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error}); check its permissions, or replace it") from error
     except ValueError as error:
@@ -192,7 +192,7 @@ def open_image(content: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         image, found = None, f"more than {2 * MAX_PIXELS:,}"
     if image is None or image.width * image.height > MAX_PIXELS:
-        raise UserError(f"has {found} pixels; at most {MAX_PIXELS:,} are read: make it smaller")
+        raise UserError(f"has {found} pixels; the maximum is {MAX_PIXELS:,}. Reduce its size")
     return image
 
 
@@ -220,12 +220,12 @@ def require_frame(image: Image.Image) -> None:
         )
     if image.format == "TIFF" and image.n_frames > 1:  # PIL would silently read only the first page
         raise UserError(
-            f"is a stack of {image.n_frames} images, expected a single one: save each of them as a file of its own"
+            f"is a stack of {image.n_frames} images; expected a single image. Save each image as a separate file"
         )
     if image.mode.startswith(("I", "F")):  # PIL would clip values at 255
         raise UserError(
-            f"has more than 8 bits per channel (mode {image.mode}); expected 8: scale its values to 0 to 255 and save "
-            "it with 8 bits"
+            f"has more than 8 bits per channel (mode {image.mode}); expected 8. Scale its values to 0 to 255 and save "
+            "it with 8 bits per channel"
         )
 
 

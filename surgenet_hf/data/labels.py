@@ -27,7 +27,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise UserError(f"{path}, line {line}: a NUL byte is not text; save the file as UTF-8 text")
+        raise UserError(f"{path}, line {line}: found a NUL byte; save the file as UTF-8 text")
     return text
 
 
@@ -61,7 +61,7 @@ def read_table(path: Path, needed: tuple[str, ...], layout: str) -> list[tuple[i
         (_, columns), *rows = [(reader.line_num, row) for row in reader if row] or [(0, [])]
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {reader.line_num}: cannot be read as CSV ({error}); is a quotation mark not closed?"
+            f"{path}, line {reader.line_num}: cannot be read as CSV ({error}); check for an unclosed quotation mark"
         ) from error
     columns = [column.strip() for column in columns]
     absent = [column for column in needed if column not in columns]
@@ -69,10 +69,10 @@ def read_table(path: Path, needed: tuple[str, ...], layout: str) -> list[tuple[i
         why = f" ({WHY_BY_VIDEO})" if "video" in absent else ""
         raise UserError(
             f"{path} has no column {', '.join(absent)}{why}; it has {named(columns)}, {layout}. Add the missing "
-            "column, or rename the one that holds its values"
+            "column, or rename the column that contains its values"
         )
     if len(set(columns)) < len(columns):
-        raise UserError(f"{path} has two columns of one name (its columns: {named(columns)}); rename or remove one")
+        raise UserError(f"{path} has two columns with the same name (columns: {named(columns)}); rename or remove one")
     table = []
     for line, values in rows:
         if len(values) != len(columns):
@@ -101,13 +101,13 @@ def read_classes(path: Path) -> tuple[str, ...]:
         return ()
     names = [line.strip() for line in read_lines(path)]
     if not names:
-        raise UserError(f"{path} is empty; write one class name a line, the first for id 0, or remove the file")
+        raise UserError(f"{path} is empty; write one class name per line, the first for id 0, or remove the file")
     for number, name in enumerate(names):
         if not name:
-            raise UserError(f"{path}: line {number + 1} is blank, but each line names the class of its id ({number})")
+            raise UserError(f"{path}: line {number + 1} is blank, but it must name the class with id {number}")
         if name in names[:number]:
             raise UserError(f"{path}: line {number + 1} repeats the class {name!r}; every class needs its own name")
     if len(names) > IGNORE_INDEX:
-        raise UserError(f"{path} names {len(names)} classes; 8-bit masks have room for {IGNORE_INDEX}")
+        raise UserError(f"{path} names {len(names)} classes; 8-bit masks support at most {IGNORE_INDEX}")
     require_distinct(names, "class", path)
     return tuple(names)

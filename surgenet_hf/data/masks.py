@@ -42,8 +42,8 @@ def _check(sample: Sample) -> np.ndarray:
     size, values = frame_size(sample.image), read_mask(sample.target)
     if values.shape != (size[1], size[0]):
         raise UserError(
-            f"{sample.target} is {values.shape[1]}x{values.shape[0]} pixels, but its frame {sample.image} is "
-            f"{size[0]}x{size[1]}: a mask must have the size of its frame; resize it with nearest-neighbor sampling"
+            f"{sample.target} has {values.shape[1]}x{values.shape[0]} pixels, but its frame {sample.image} has "
+            f"{size[0]}x{size[1]}. Resize the mask to the size of its frame with nearest-neighbor interpolation"
         )
     return np.bincount(values.ravel(), minlength=256).astype(np.uint32)
 
@@ -82,6 +82,6 @@ def stray_notes(counts: np.ndarray, names: Iterable[str], values: Iterable[int],
         if masks := [name for name, row in zip(names, counts, strict=True) if row[value]]:
             pixels = counts[:, value].sum()
             notes.append(
-                f"{text.format(value)}, it counts as ignore: {pixels} px in {len(masks)} mask(s) ({named(masks, 3)})."
+                f"{text.format(value)} and is ignored: {pixels} px in {len(masks)} mask(s) ({named(masks, 3)})."
             )
     return notes

@@ -9,8 +9,8 @@ from pathlib import Path
 from ..errors import MissingFileError, UserError
 
 WHY_BY_VIDEO = (
-    "splits are by video: neighboring frames look alike, so a split of single frames would measure memory, "
-    "and its results cannot be compared with any others"
+    "splits must be by video: neighboring frames look alike, so a split by frame measures memorization, "
+    "and its results are not comparable with any others"
 )
 
 # Invisible characters (Default_Ignorable_Code_Point) outside the categories of control and format characters.
@@ -53,9 +53,9 @@ def require_folder(path: Path, expected: str) -> Path:
     else:
         there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
         holds = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") if there else "nothing"
-        found = f"{path} does not exist ({path.parent} holds {holds})"
+        found = f"{path} does not exist ({path.parent} contains {holds})"
     raise MissingFileError(
-        f"{expected[0].upper()}{expected[1:]}. Found: {found}. Give the folder in that layout as data_dir"
+        f"{expected[0].upper()}{expected[1:]}. Found: {found}. Pass the folder with this layout as data_dir"
     )
 
 

@@ -37,7 +37,7 @@ def show(data: SurgicalData, split: str = "train", num_frames: int = 8, seed: in
     """
     dataset = data.split(split)
     if num_frames < 1:
-        raise UserError(f"num_frames={num_frames}: draw at least one frame")
+        raise UserError(f"num_frames must be at least 1, got {num_frames}")
     rows = [dataset[i] for i in choose_frames(dataset, num_frames, seed)]
     title = f"{data.name}, {split}: {len(rows)} of {len(dataset)} frames"
     return (_show_masks if data.task == "semantic-segmentation" else _show_labels)(data, rows, title)

@@ -35,7 +35,8 @@ def choose_protocol(protocols: Mapping[str, Mapping], name: str) -> Mapping:
     """
     if name not in protocols:
         raise UserError(
-            f"unknown split protocol {name!r}; the known ones are {', '.join(protocols)}. No others: {WHY_BY_VIDEO}"
+            f"unknown split protocol {name!r}; expected one of {', '.join(protocols)}. There are no random splits: "
+            f"{WHY_BY_VIDEO}"
         )
     return protocols[name]
 
@@ -54,8 +55,8 @@ def split_by_name(videos: Iterable[str], where: Path) -> dict[str, str]:
     by_hash = sorted(set(videos), key=lambda video: hashlib.sha256(video.encode()).digest())
     if len(by_hash) < 2:
         raise UserError(
-            f"{where} holds a single video ({', '.join(by_hash) or 'none'}), but one to train on and another to "
-            f"validate on are needed; {WHY_BY_VIDEO}"
+            f"{where} contains fewer than two videos ({', '.join(by_hash) or 'none'}), but training and validation "
+            f"need different videos; {WHY_BY_VIDEO}"
         )
     number = max(1, round(len(by_hash) / 5))
     return {video: "validation" if i < number else "train" for i, video in enumerate(by_hash)}
@@ -83,7 +84,7 @@ def split_videos(root: Path, videos: Iterable[str]) -> tuple[dict[str, str], str
     pairs = split_pairs(row for _, row in rows)
     require_distinct([*videos, *(video for video, _ in pairs)], "video", table)
     if unassigned := [name for name in videos if name not in dict(pairs)]:
-        raise UserError(f"{table} names no split for {named(unassigned)}; add a row for each")
+        raise UserError(f"{table} assigns no split to {named(unassigned)}; add a row for each video")
     return split_by_pairs(pairs, table), "by splits.csv"
 
 
@@ -116,5 +117,5 @@ def no_test_note(samples: Mapping[str, list], where: str) -> list[str]:
         return []
     return [
         "There is no test split. Results on the validation split, which selects the checkpoint, are optimistic. To "
-        f"create one, assign some videos to the split test in {where} (columns video, split: train, validation, test)."
+        f"create a test split, assign videos to it in {where} (columns video and split: train, validation, test)."
     ]

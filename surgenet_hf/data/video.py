@@ -86,9 +86,9 @@ def iter_listed_frames(
                 if n >= last:
                     break
     except av.FFmpegError as error:
-        raise UserError(f"{path} cannot be read beyond picture {index} ({error}); replace or repair it") from error
+        raise UserError(f"{path} cannot be read beyond frame {index} ({error}); replace or repair it") from error
     if index < 0:
-        raise UserError(f"{path} holds not a single frame; replace it")
+        raise UserError(f"{path} contains no frames; replace it")
 
 
 def sample_video(
@@ -103,7 +103,7 @@ def sample_video(
     repair = "replace it, or try to repair it (ffmpeg -i broken.mp4 -c copy repaired.mp4)"
     too_large, options = "", {}
     if max_decoded_side is not None:
-        too_large = f"pictures of more than {max_decoded_side} x {max_decoded_side} pixels"
+        too_large = f"frames larger than {max_decoded_side} x {max_decoded_side} pixels"
         # FFmpeg enforces this limit before it allocates memory; the margin is for padding by the decoder
         options = {"max_pixels": str((max_decoded_side + 256) ** 2)}
     try:
@@ -113,20 +113,20 @@ def sample_video(
             stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
             for frame in container.decode(stream):
                 if frame.time is None:
-                    raise UserError(f"{path}: its frames have no time stamps; {repair}")
+                    raise UserError(f"{path}: its frames have no timestamps; {repair}")
                 if max_decoded_side is not None and max(frame.width, frame.height) > max_decoded_side:
-                    raise UserError(f"{path} holds {too_large}: {frame.width} x {frame.height} after {time:.1f} s")
+                    raise UserError(f"{path} contains {too_large}: {frame.width} x {frame.height} after {time:.1f} s")
                 start = frame.time if start is None else start
                 before, time = time, frame.time - start
                 if not -_JITTER < time - before <= _LONGEST_GAP:
-                    raise UserError(f"{path}: its time stamps jump from {before:.2f} s to {time:.2f} s; {repair}")
+                    raise UserError(f"{path}: its timestamps jump from {before:.2f} s to {time:.2f} s; {repair}")
                 time = max(before, time)
                 while shown is not None and index / frames_per_second < time - _TOLERANCE:
                     yield index, shown
                     index += 1
                 shown = frame
             if shown is None:
-                raise UserError(f"{path} holds not a single frame; {repair}")
+                raise UserError(f"{path} contains no frames; {repair}")
             end = time + float((shown.duration or 0) * shown.time_base or 1 / (stream.average_rate or 25))
             while index / frames_per_second < end - _TOLERANCE:
                 yield index, shown
@@ -135,7 +135,7 @@ def sample_video(
             if not declared and len(container.streams) == 1:  # the container may count its audio
                 declared = (container.duration or 0) / av.time_base - start
             if end < declared - 1:
-                raise UserError(f"{path} breaks off after {end:.1f} of {declared:.1f} s; {repair}")
+                raise UserError(f"{path} is truncated after {end:.1f} of {declared:.1f} s; {repair}")
     except av.FFmpegError as error:
         reason = f"{error}, or {too_large}" if too_large else error
         raise UserError(f"{path} cannot be read beyond {time:.1f} s ({reason}); {repair}") from error
@@ -195,5 +195,5 @@ def _av():
 def _stream(container, path: Path):
     stream = container.streams.best("video")
     if stream is None:
-        raise UserError(f"{path} holds no video; replace or remove it")
+        raise UserError(f"{path} contains no video stream; replace or remove it")
     return stream

@@ -43,7 +43,7 @@ PANELS = (
     Panel("teacher momentum", {"momentum": "momentum"}, noisy=False),
     Panel(
         "entropy of the teacher (nats)",
-        {"teacher_entropy": "of each output", "teacher_mean_entropy": "of the mean output"},
+        {"teacher_entropy": "single outputs", "teacher_mean_entropy": "mean output"},
     ),
     Panel("KL(teacher || student) (nats)", {"teacher_student_kl": "KL"}),
     Panel("feature standard deviation (1: isotropic)", {"feature_std": "standard deviation"}),
@@ -68,7 +68,7 @@ def pretraining_figure(history: Sequence[dict], title: str = "") -> Figure:
     panels = [panel for panel in PANELS if any(len(curves[key][0]) for key in panel.curves)]
     if not panels:
         known = ", ".join(curves)
-        raise ValueError(f"nothing to draw in a history of {len(history)} rows: none has a step and one of {known}")
+        raise ValueError(f"cannot draw a history of {len(history)} rows: no row has a step and one of {known}")
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(WIDTH * columns / 2, 0.4 + 1.75 * rows, title)

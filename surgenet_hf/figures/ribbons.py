@@ -52,13 +52,13 @@ def phase_figure(
         right = f"{np.mean(truth[known] == prediction[known]):.0%}" if known.any() else "-"
         axes.annotate(right, (1.01, row), xycoords=("axes fraction", "data"), fontsize=SMALL, va="center")
     axes.annotate(
-        "right\nframes", (1.01, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=SMALL
+        "correct\nframes", (1.01, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=SMALL
     )
-    axes.set_title("of each video: truth above, prediction below", fontsize=SMALL, color="0.3", loc="left")
+    axes.set_title("each video: labels above, prediction below", fontsize=SMALL, color="0.3", loc="left")
     axes.set_xlim(0, longest)
     axes.set_ylim(len(truths) - 0.45, -0.55)
     axes.set_yticks(range(len(truths)), truths)
-    axes.set_xlabel("time, min", fontsize=NORMAL)
+    axes.set_xlabel("time (min)", fontsize=NORMAL)
     plain(axes)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", labelsize=NORMAL, length=0)

@@ -144,9 +144,9 @@ def read_embeddings(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         file = np.load(path)
     except (EOFError, OSError, ValueError, BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}): give an embeddings.npz of plot-embeddings") from error
+        raise UserError(f"{path} cannot be read ({error}); pass an embeddings.npz of plot-embeddings") from error
     if missing := {"embeddings", "drawn", "model", "dataset", "video", "phase"}.difference(getattr(file, "files", ())):
-        raise UserError(f"{path} is not of plot-embeddings: it lacks {', '.join(sorted(missing))}")
+        raise UserError(f"{path} was not written by plot-embeddings: it lacks {', '.join(sorted(missing))}")
     with file:
         return dict(file)
 

@@ -155,6 +155,6 @@ def video_ranges(split) -> dict[str, range]:
     for video, rows in groupby(range(len(videos)), key=videos.__getitem__):
         rows = list(rows)
         if video in ranges:
-            raise ValueError(f"the rows of video {video} are not in one piece")
+            raise ValueError(f"the rows of video {video} are not contiguous")
         ranges[video] = range(rows[0], rows[-1] + 1)
     return ranges

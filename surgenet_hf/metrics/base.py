@@ -39,13 +39,13 @@ class VideoMetric:
         """
         names, summary = self._summary()
         if not names:
-            raise ValueError("No frame was added: there is nothing to compute.")
+            raise ValueError("No frames were added, so there is nothing to compute.")
         weights = np.ones(len(names))
         if videos is not None:
             index = {name: row for row, name in enumerate(names)}
             unknown = sorted(set(videos) - set(index))
             if unknown or not len(videos):
-                raise ValueError(f"No metrics for the videos {unknown}: there are {', '.join(names)}.")
+                raise ValueError(f"No metrics for the videos {unknown}; the videos are {', '.join(names)}.")
             weights = np.bincount([index[name] for name in videos], minlength=len(names)).astype(float)
         values = {name: float(value) for name, value in self._values(summary, weights).items()}
         return values | self._details(summary, weights, {names[row]: int(row) for row in np.flatnonzero(weights)})
@@ -154,7 +154,7 @@ def check_ids(where: str, name: str, ids: np.ndarray, num_labels: int) -> None:
         ValueError: the array is not of integers, or holds another id.
     """
     if not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"{where}: {name} must hold integer class ids, found {ids.dtype}.")
+        raise ValueError(f"{where}: {name} must contain integer class ids, found {ids.dtype}.")
     if ids.size and (ids.min() < 0 or ids.max() >= num_labels):
         wrong = [int(i) for i in np.unique(ids) if not 0 <= i < num_labels]
-        raise ValueError(f"{where}: {name} holds the ids {wrong}, valid are 0 to {num_labels - 1}.")
+        raise ValueError(f"{where}: {name} contains the ids {wrong}; valid ids are 0 to {num_labels - 1}.")

@@ -81,13 +81,13 @@ class MultiLabelMetric(VideoMetric):
         videos = [video] * len(scores) if isinstance(video, str) else list(video)
         if scores.shape != (len(videos), self.num_labels) or scores.shape != targets.shape:
             raise ValueError(
-                f"Scores and targets must be of one shape (n, {self.num_labels}) with a video for each frame, "
+                f"Scores and targets must have the same shape (n, {self.num_labels}), with one video per frame; "
                 f"found {scores.shape}, {targets.shape} and {len(videos)} videos."
             )
         for name, values in (("scores", scores), ("targets", targets)):
             if not np.all((values >= 0) & (values <= 1)):
-                hint = " (logits? apply the sigmoid)" if name == "scores" else ""
-                raise ValueError(f"The {name} must lie in 0 to 1, found {values.min()} to {values.max()}{hint}.")
+                hint = " (apply the sigmoid to logits)" if name == "scores" else ""
+                raise ValueError(f"The {name} must be from 0 to 1, found {values.min()} to {values.max()}{hint}.")
         videos = np.array(videos, object)
         for name in dict.fromkeys(videos):
             self.records.append(ScoreRecord(name, scores[videos == name], targets[videos == name] >= 0.5))
@@ -124,7 +124,7 @@ class MultiLabelMetric(VideoMetric):
         return {
             "headline": "mean_average_precision",
             "pooling": "frames of all videos together; mean over the criteria",
-            "targets": "positive from 0.5 on, e.g. the mean of three raters",
+            "targets": "positive if at least 0.5, e.g. the mean of three raters",
             "average_precision": "step-wise, without interpolation, as in scikit-learn; ties count as one step",
             "balanced_accuracy": "mean of sensitivity and specificity at a score of 0.5",
             "absent_classes": "a criterion without positives has no value, and is excluded from the mean",

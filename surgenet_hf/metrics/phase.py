@@ -115,11 +115,11 @@ class PhaseMetric(VideoMetric):
         """
         where = f"Video {video!r}"
         if any(record.video == video for record in self.records):
-            raise ValueError(f"{where} was added before: a video is added once, as a whole.")
+            raise ValueError(f"{where} was already added; add each video once, with all its frames.")
         prediction, reference = np.asarray(prediction), np.asarray(reference)
         if prediction.ndim != 1 or prediction.shape != reference.shape or not prediction.size:
             raise ValueError(
-                f"{where}: prediction and reference must be of one shape (T,) with at least one frame, "
+                f"{where}: prediction and reference must have the same shape (T,) with at least one frame, "
                 f"found {prediction.shape} and {reference.shape}."
             )
         for name, ids in (("prediction", prediction), ("reference", reference)):
@@ -186,15 +186,15 @@ class PhaseMetric(VideoMetric):
         rule = "the phase of the annotated neighbor" if self.transitions is None else "the challenge's list of phases"
         return {
             "headline": "accuracy",
-            "averaging": "accuracy: share of right frames of a video, mean over videos; macro_*: mean over the phases "
-            "of a video, then over videos; *_sd: sample standard deviation over videos; framewise_*: frames of all "
-            "videos pooled; relaxed precision, recall and Jaccard: mean over videos, then over phases",
+            "averaging": "accuracy: share of correct frames of a video, mean over videos; macro_*: mean over the "
+            "phases of a video, then over videos; *_sd: sample standard deviation over videos; framewise_*: frames of "
+            "all videos pooled; relaxed precision, recall and Jaccard: mean over videos, then over phases",
             "absent_phases": "macro_*: strategy A of Funke et al. (2023), a phase that is predicted but not annotated "
             "counts as 0, and undefined values are excluded, such as the precision of a phase that is not predicted; "
             "*_annotated: strategy B, phases that are not annotated are excluded",
-            "relaxed": f"{self.tolerance} frames at each border of an annotated segment accept {rule}; *_published: "
-            "as the published Evaluate.m, without the correction of its mask; precision and recall are clipped to 1, "
-            "and phases that are not annotated are excluded",
+            "relaxed": f"{self.tolerance} frames at each border of an annotated segment also accept {rule}; "
+            "*_published: as the published Evaluate.m, without the correction of its mask; precision and recall are "
+            "clipped to 1, and phases that are not annotated are excluded",
             "edit_score": "1 - Levenshtein distance of the sequences of segments / length of the longer one, mean "
             "over videos",
             "segments": "a predicted segment is found if it overlaps an annotated one of its phase, not yet taken, by "

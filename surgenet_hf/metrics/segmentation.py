@@ -90,7 +90,7 @@ class SegmentationMetric(VideoMetric):
         if 0 <= ignore_index < num_labels:
             raise ValueError(f"ignore_index {ignore_index} is the id of one of the {num_labels} classes.")
         if background_id is not None and not 0 <= background_id < num_labels:
-            raise ValueError(f"background_id {background_id} is none of the {num_labels} classes.")
+            raise ValueError(f"background_id {background_id} is not the id of one of the {num_labels} classes.")
         super().__init__()
         self.num_labels = num_labels
         self.ignore_index = ignore_index
@@ -114,7 +114,7 @@ class SegmentationMetric(VideoMetric):
         prediction, reference = np.asarray(prediction), np.asarray(reference)
         if prediction.ndim != 2 or prediction.shape != reference.shape:
             raise ValueError(
-                f"{where}: prediction and reference must be of one shape (H, W), "
+                f"{where}: prediction and reference must have the same shape (H, W), "
                 f"found {prediction.shape} and {reference.shape}."
             )
         counted = reference != self.ignore_index
@@ -172,14 +172,14 @@ class SegmentationMetric(VideoMetric):
             "mean over the classes of a frame, then over frames, then over videos; pooled_*: pixels of all frames "
             "pooled per class, mean over classes",
             "background": excluded,
-            "absent_classes": "a class that the reference of a video (frame) does not have is excluded from the mean "
-            "of the video (frame), and its predicted pixels count as spurious_pixels; pooled_* and surgenetdino_dice "
+            "absent_classes": "a class that is not in the reference of a video (frame) is excluded from the mean of "
+            "the video (frame), and its predicted pixels count as spurious_pixels; pooled_* and surgenetdino_dice "
             "count it as 0 where it is predicted",
-            "missed_classes": "a class that a frame's reference has and the prediction has not counts with Dice and "
-            "IoU 0, and with the frame's diagonal as distance; *_found excludes it",
+            "missed_classes": "a class that is in the reference of a frame, but not in its prediction, counts with "
+            "Dice 0, IoU 0 and the frame's diagonal as distance; *_found excludes it",
             "distances": "in pixels of the class map; ASSD: mean over both surfaces; HD95: larger of the two directed "
             "95th percentiles; ignored pixels form no edge",
-            "pixel_accuracy": "share of right pixels of all frames, with background",
+            "pixel_accuracy": "share of correct pixels of all frames, including background",
             "map_size": sorted({tuple(map(int, record.size)) for record in self.records}),
             "endovit": "per class, mean over the frames that have it in reference or prediction, then over classes; "
             "EndoViT's own code includes the background: compare endovit_*_with_background",

@@ -46,9 +46,11 @@ class FrameOptions:
     """Options for the choice of frames and their storage."""
 
     frames_per_second: float = option(
-        1.0, "Number of frames per second of video, by time stamps (1: as in SurgeNet's pretraining)."
+        1.0, "Number of frames per second of video, by timestamp (1: as in SurgeNet's pretraining)."
     )
-    max_side: int = option(0, "Largest side of a frame in pixels; larger frames are shrunk. 0: no limit.")
+    max_side: int = option(
+        0, "Maximum length of a frame's longer side in pixels; larger frames are downscaled. 0: no limit."
+    )
     jpeg_quality: int = option(JPEG_QUALITY, "JPEG quality of the frames, 1 to 95.")
     drop_black: bool = option(False, "Whether to leave out black frames.")
     black_threshold: float = option(10.0, "Mean gray level, 0 to 255, below which a frame is black.")
@@ -57,7 +59,7 @@ class FrameOptions:
         1.0,
         "Mean difference of 32x32 thumbnails in gray levels, 0 to 255, below which two frames look alike.",
     )
-    frames_per_shard: int = option(10_000, "Largest number of frames in a shard (10,000: about 1 GB at 480p).")
+    frames_per_shard: int = option(10_000, "Maximum number of frames per shard (10,000: about 1 GB at 480p).")
     shard_format: str = option("tar", "File format of the shards: tar (WebDataset) or zip.", choices=["tar", "zip"])
 
     def __post_init__(self):
@@ -109,7 +111,7 @@ def scan_videos(videos_dir: Path) -> list[Video]:
         UnavailableError: a folder cannot be read.
     """
     if videos_dir.is_file():
-        raise UserError(f"{videos_dir} is a file, expected a folder of videos; give the folder that contains it")
+        raise UserError(f"{videos_dir} is a file; expected a folder of videos. Pass the folder that contains it")
     if not videos_dir.is_dir():
         raise MissingFileError(f"there is no folder {videos_dir}; check the path")
 
@@ -137,7 +139,8 @@ def scan_videos(videos_dir: Path) -> list[Video]:
     if not found:
         there = ", ".join(f"{number} *{suffix}" for suffix, number in others.most_common(5)) or "no files"
         raise UserError(
-            f"{videos_dir} holds {there}, expected videos ({', '.join(VIDEO_SUFFIXES)}) at any depth; check the path"
+            f"{videos_dir} contains {there}; expected videos ({', '.join(VIDEO_SUFFIXES)}) at any depth. "
+            "Check the path"
         )
     videos, procedures = [], set()
     for procedure, group in groupby(sorted(found), key=lambda row: row[0]):
@@ -181,8 +184,8 @@ def extract_parts(videos: list[Video], parts: Path, options: FrameOptions, num_w
         except BrokenProcessPool as error:
             at_work = [video.name for video in todo if list(parts.glob(f".{video.id}.*"))]
             raise UserError(
-                "a worker process died. Out of memory? Then start again with fewer --num_workers. If that does not "
-                f"help, one of these crashes the decoder and must go: {', '.join(at_work)}"
+                "a worker process died. If it ran out of memory, restart with a smaller --num_workers. If that does "
+                f"not help, one of these videos crashes the decoder and must be removed: {', '.join(at_work)}"
             ) from error
         except BaseException:
             stop.set()

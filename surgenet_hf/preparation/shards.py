@@ -88,14 +88,14 @@ def prepare_frames(
         UnavailableError: a file cannot be written. No partial file is left under a final name.
     """
     if num_workers < 0:
-        raise UserError(f"num_workers must be at least 0 (one for each core), got {num_workers}")
+        raise UserError(f"num_workers must be at least 0 (0: one per core), got {num_workers}")
     options, output_dir = options or FrameOptions(), Path(output_dir)
     parts = output_dir / "parts"
     settings = {**asdict(options), "frame_list": None}
     videos, listed = scan_videos(Path(videos_dir)), None
     if frame_list is not None:
         if options.frames_per_second != 1:
-            raise UserError("a frame list takes frames by their numbers; leave frames_per_second at 1")
+            raise UserError("a frame list selects frames by number; leave frames_per_second at 1")
         listed = FrameList(frame_list)
         settings["frame_list"] = hashlib.sha256(Path(frame_list).read_bytes()).hexdigest()
         videos = _restrict(videos, listed)
@@ -106,7 +106,7 @@ def prepare_frames(
         shutil.rmtree(parts, ignore_errors=True)
         return report
     if output_dir.is_dir() and not parts.exists() and any(output_dir.iterdir()):
-        raise UserError(f"{output_dir} holds files from elsewhere; give a new folder")
+        raise UserError(f"{output_dir} contains files from another source; choose a new folder")
     check_output_dir(output_dir)
     parts.mkdir(parents=True, exist_ok=True)
     try:
@@ -115,7 +115,7 @@ def prepare_frames(
                 return prepare_frames(videos_dir, output_dir, options, frame_list, num_workers)
             report = _prepare(videos, output_dir, options, settings, listed, num_workers)
     except Timeout as error:
-        raise UserError(f"another run is at work in {output_dir}; wait for its end") from error
+        raise UserError(f"another run is writing to {output_dir}; wait until it has finished") from error
     shutil.rmtree(parts)
     return report
 
@@ -173,8 +173,8 @@ def _restrict(videos: list[Video], listed: FrameList) -> list[Video]:
     matched = listed.match((video.path.name, video.procedure) for video in videos)
     if not any(matched):
         raise UserError(
-            f"no video is in the frame list: that names e.g. {next(iter(listed.frames))!r}, while the videos are "
-            f"called e.g. {listed_name(videos[0].path.name)!r}"
+            f"no video matches the frame list: the list has names such as {next(iter(listed.frames))!r}, but the "
+            f"videos have names such as {listed_name(videos[0].path.name)!r}"
         )
     return [
         replace(video, wanted=tuple(sorted(set().union(*lines.values()))))
@@ -214,7 +214,7 @@ def _plan(videos: list[Video], rows: dict[str, dict], options: FrameOptions) -> 
             shards.append({"file": f"{folder}-{i:05d}.{options.shard_format}", "pieces": pieces})
     if not shards:
         errors = "".join(f"\n{row['error']}" for row in rows.values() if row["error"])
-        raise UserError(f"not a single frame was found in {len(videos)} videos{errors}")
+        raise UserError(f"no frames were found in {len(videos)} videos{errors}")
     return shards
 
 
@@ -281,7 +281,7 @@ def _unmatched(videos: list[Video], rows: dict[str, dict], listed: FrameList) ->
             reason, missing = left.get((name, procedure), ("there is no such video", numbers))
             folder = f"{procedure}/" if procedure else ""
             lines += [f"{reason}\t{folder}{name}_frame_{n}" for n in sorted(missing)]
-    return lines + [f"this names no frame\t{line}" for line in listed.malformed]
+    return lines + [f"this line does not name a frame\t{line}" for line in listed.malformed]
 
 
 def _read(path: Path) -> dict:
@@ -292,8 +292,9 @@ def _check_settings(output_dir: Path, settings: dict, before: dict) -> None:
     differing = [key for key in settings if before.get(key) != settings[key]]
     if differing:
         raise UserError(
-            f"{output_dir} was begun with {', '.join(f'{key}={before.get(key)!r}' for key in differing)}, now it is "
-            f"{', '.join(f'{key}={settings[key]!r}' for key in differing)}; give the same settings or another folder"
+            f"{output_dir} was created with {', '.join(f'{key}={before.get(key)!r}' for key in differing)}, but the "
+            f"current settings are {', '.join(f'{key}={settings[key]!r}' for key in differing)}; use the same "
+            "settings or another folder"
         )
 
 
@@ -309,7 +310,7 @@ def _check_videos(output_dir: Path, videos: list[Video], before: dict[str, int])
     differing = sorted(dict(now.items() ^ before.items()))
     if differing:
         raise UserError(
-            f"{output_dir} holds shards of other videos: {len(differing)} are new, gone or changed, such as "
-            f"{', '.join(differing[:3])}. Put new and repaired videos into a --videos_dir of their own and prepare "
-            f"that into another folder; to train on both: --dataset shards shards --data_dir {output_dir} OTHER"
+            f"{output_dir} contains shards of other videos: {len(differing)} are new, missing or changed, such as "
+            f"{', '.join(differing[:3])}. Put new and repaired videos into a separate --videos_dir and prepare it "
+            f"into another folder. To train on both: --dataset shards shards --data_dir {output_dir} OTHER"
         )

@@ -73,7 +73,7 @@ def test_broken_videos_are_named_and_the_exit_status_is_1(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--videos_dir", "nowhere"], "error: there is no folder nowhere"),
-        (["--videos_dir", __file__], r"error: .*\.py is a file, expected a folder of videos"),
+        (["--videos_dir", __file__], r"error: .*\.py is a file; expected a folder of videos"),
         (["--videos_dir", ".", "--jpeg_quality", "0"], "error: jpeg_quality must be from 1 to 95, got 0"),
     ],
 )

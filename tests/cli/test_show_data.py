@@ -32,7 +32,7 @@ def test_as_a_user_would(frames, tmp_path):
         output,
     ]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout.startswith("Found 4 frames of 2 videos to train on")
+    assert run.stdout.startswith("Found 4 training frames of 2 video(s)")
     assert run.stdout.endswith(f"Written: {output}\n")
     assert min(Image.open(output).size) > 500
 
@@ -85,7 +85,7 @@ def test_data_that_is_there_but_wrong_is_not_to_be_downloaded_again(frames, tmp_
         Image.new("L", (8, 8)).save(tmp_path / name / f"a_1.{ending}")
     with pytest.raises(SystemExit) as error:
         show_data.main(["--dataset", "folder", "--data_dir", str(tmp_path)])
-    assert "holds a single video" in str(error.value)
+    assert "contains a single video" in str(error.value)
 
 
 def test_unknown_names_are_told_the_known_ones(capsys):

@@ -27,14 +27,14 @@ def test_label_files(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no labels"),
-        ("Frame\tPhase\n", "holds no labels"),
+        ("", "contains no labels"),
+        ("Frame\tPhase\n", "contains no labels"),
         ("Frame\tPhase\n0\ta\n1\n", "line 3: expected a frame number and 1 value"),
         ("Frame\tPhase\n0\ta\t7\n", "line 2: expected a frame number and 1 value"),
         ("Frame\tPhase\n0\ta\nx\tb\n", "line 3: expected a frame number"),
         ("0\ta\n1\ta\n3\ta\n", "line 3: frame 3 follows 1"),
-        ("0\ta\n0\ta\n", "must ascend from 0 or 1, found 0, 0"),
-        ("5\ta\n6\ta\n", "must ascend from 0 or 1, found 5, 6"),
+        ("0\ta\n0\ta\n", "must start at 0 or 1 and increase, found 0, 0"),
+        ("5\ta\n6\ta\n", "must start at 0 or 1 and increase, found 5, 6"),
     ],
 )
 def test_label_files_that_are_none(tmp_path, text, message):

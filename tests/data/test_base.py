@@ -40,7 +40,9 @@ def test_soft_targets(tmp_path):
 
 def test_a_video_in_two_splits_is_an_error(tmp_path):
     samples = _samples(tmp_path)
-    with pytest.raises(ValueError, match=r"'v' is in train and in test, but splits are by video: neighboring frames"):
+    with pytest.raises(
+        ValueError, match=r"'v' is in train and in test, but splits must be by video: neighboring frames"
+    ):
         build_splits({"train": samples[:1], "test": samples[1:]})
     check_no_overlap({"train": ["a", "a"], "test": ["b"]})
 

@@ -96,7 +96,7 @@ def test_one_dataset_and_class_labels():
     assert (list(data.splits), data.labels, data.problem_type) == (["train"], ("tissue", "tool"), SINGLE)
     assert data.splits["train"].select_columns(["labels"])[:]["labels"] == [0, 1, 0]
     assert len(data.notes) == 1
-    assert "No intervals over videos" in data.notes[0]
+    assert "Confidence intervals over videos cannot" in data.notes[0]
     assert list(video_ranges(data.splits["train"])) == ["train (no video column)"]
 
 
@@ -131,7 +131,7 @@ def test_several_labels_at_once(kind):
 
 
 def test_a_video_in_two_splits_is_an_error():
-    with pytest.raises(UserError, match="'a' is in train and in test, but splits are by video"):
+    with pytest.raises(UserError, match="'a' is in train and in test, but splits must be by video"):
         from_datasets(DatasetDict(train=hub("a"), test=hub("a", "b")), "semantic-segmentation", CLASSES)
 
 
@@ -141,14 +141,14 @@ IMAGE, MASK = frame(0)
 @pytest.mark.parametrize(
     ("splits", "task", "message"),
     [
-        ({"val": Items((IMAGE, MASK))}, "semantic-segmentation", "splits are val; expected train, validation, test"),
+        ({"val": Items((IMAGE, MASK))}, "semantic-segmentation", "splits: val; expected only train, validation, test"),
         (Items((IMAGE, MASK)), "segmentation", "unknown task 'segmentation'; expected one of semantic-segmentation"),
         (Items(), "semantic-segmentation", "split 'train': it is empty"),
         (iter([1]), "semantic-segmentation", "it is a list_iterator; expected a datasets.Dataset or a torch dataset"),
-        (Items({"picture": IMAGE}), "semantic-segmentation", "has the columns picture; .* needs image and mask or"),
+        (Items({"picture": IMAGE}), "semantic-segmentation", "found the columns picture; .* needs image and mask or"),
         (Items((torch.zeros(3, 32, 48), MASK)), "semantic-segmentation", "image is a Tensor of shape .*float32"),
-        (Items((IMAGE, MASK[:9])), "semantic-segmentation", "mask has 48x9 pixels, but its image 48x32"),
-        (Items((IMAGE, MASK // 20)), "semantic-segmentation", "mask holds the id 12, but there are 2 classes"),
+        (Items((IMAGE, MASK[:9])), "semantic-segmentation", "mask has 48x9 pixels, but its image has 48x32"),
+        (Items((IMAGE, MASK // 20)), "semantic-segmentation", "mask contains the id 12, but there are 2 classes"),
         (Items((IMAGE, 2)), "image-classification", "split 'train': the label is 2, but there are 2"),
         (Items((IMAGE, [1.0, 2.0])), "image-classification", r"expected a class id, or a vector of 2 targets"),
         (Items((IMAGE, [0.0, 1.0])), "phase-recognition", "needs one class id per frame"),
@@ -160,12 +160,12 @@ def test_data_that_is_not_as_described(splits, task, message):
 
 
 def test_class_names_are_needed():
-    with pytest.raises(UserError, match=r"no ClassLabel feature; give labels="):
+    with pytest.raises(UserError, match=r"no ClassLabel feature with class names; pass labels="):
         from_datasets(hub("a"), "semantic-segmentation")
 
 
 def test_a_wrong_mask_beyond_the_first_row_is_found_when_it_is_read():
     rows = [pillow(0), {**pillow(1), "annotation": PILImage.new("L", (48, 32), 7)}]
     data = from_datasets(Dataset.from_list(rows), "semantic-segmentation", CLASSES)
-    with pytest.raises(UserError, match="mask holds the id 7, but there are 2 classes"):
+    with pytest.raises(UserError, match="mask contains the id 7, but there are 2 classes"):
         data.splits["train"][1]

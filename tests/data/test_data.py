@@ -40,7 +40,7 @@ def test_a_missing_data_dir_is_an_error_of_its_own(name, tmp_path):
     with pytest.raises(UserError, match=f"'{name}' needs data_dir"):
         load_data(name)
     (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(MissingFileError, match=r"^Expected .*nowhere does not exist .*holds elsewhere"):
+    with pytest.raises(MissingFileError, match=r"^Expected .*nowhere does not exist .*contains elsewhere"):
         load_data(name, tmp_path / "nowhere")
 
 

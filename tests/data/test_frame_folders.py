@@ -65,10 +65,12 @@ def test_frames_that_were_lost_come_back(tmp_path):
 def test_frames_of_other_settings_are_not_taken(tmp_path):
     path, out = write_video(tmp_path / "a.mp4", 60), tmp_path / "out"
     extract_frames(path, out)
-    with pytest.raises(ValueError, match=r"frames_per_second=1\.0, max_side=None, now it is .*=2.0, max_side=24"):
+    with pytest.raises(
+        ValueError, match=r"frames_per_second=1\.0, max_side=None, but the current settings are .*=2.0, max_side=24"
+    ):
         extract_frames(path, out, 2.0, 24)
     write_video(path, 80)
-    with pytest.raises(ValueError, match=r"out holds frames extracted with bytes="):
+    with pytest.raises(ValueError, match=r"out contains frames extracted with bytes="):
         extract_frames(path, out)
 
 
@@ -76,14 +78,14 @@ def test_frames_from_elsewhere_are_not_mixed_with(tmp_path):
     path, out = write_video(tmp_path / "a.mp4", 60), tmp_path / "out"
     out.mkdir()
     Image.new("RGB", (8, 8)).save(out / "frame_7.png")
-    with pytest.raises(ValueError, match=r"out holds frames from elsewhere \(frame_7\.png"):
+    with pytest.raises(ValueError, match=r"out contains frames from another source \(frame_7\.png"):
         extract_frames(path, out)
 
 
 def test_a_broken_video_is_named_and_what_was_read_is_kept(tmp_path):
     path, out = write_video(tmp_path / "a.mp4", 500, movflags="faststart"), tmp_path / "out"
     path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(ValueError, match=r"a\.mp4 .*\d s.*ffmpeg.* the \d+ frames before that are in .*out"):
+    with pytest.raises(ValueError, match=r"a\.mp4 .*\d s.*ffmpeg.* the \d+ frames before the error are in .*out"):
         extract_frames(path, out)
     assert 5 < len(list(out.glob("*.jpg"))) < 20
     assert not frame_folders.is_complete(out)
@@ -139,10 +141,10 @@ def test_frames_that_are_there_already(tmp_path, names):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1.jpg", "2.jpg", "4.jpg"], r"after frame 2\.jpg comes 4"),
+        (["1.jpg", "2.jpg", "4.jpg"], r"frame 2\.jpg is followed by frame 4"),
         (["7.jpg", "8.jpg"], r"7\.jpg: the first frame must have number 0, 1"),
-        (["1.jpg", "01.png"], "comes 1"),
-        (["one.jpg"], r"one\.jpg: a frame's name must end in its number"),
+        (["1.jpg", "01.png"], "is followed by frame 1"),
+        (["one.jpg"], r"one\.jpg: a frame's name must end with its number"),
     ],
 )
 def test_frames_that_cannot_be_aligned(tmp_path, names, message):
@@ -165,5 +167,5 @@ def test_frames_outlive_the_video_if_they_are_complete(tmp_path):
     assert len(find_frames(["a"], {}, tmp_path / "frames")["a"]) == 3
     marker = tmp_path / "frames" / "a" / "extraction.json"
     marker.write_text(json.dumps({**json.loads(marker.read_text()), "frames": None}))
-    with pytest.raises(ValueError, match=r"a: the extraction was not finished and its video is not there"):
+    with pytest.raises(ValueError, match=r"a contains an incomplete extraction, and its video is missing"):
         find_frames(["a"], {}, tmp_path / "frames")

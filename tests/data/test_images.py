@@ -47,7 +47,7 @@ def test_a_stack_of_images_is_refused(tmp_path):
     pages = [Image.fromarray(PIXELS)] * 3
     pages[0].save(tmp_path / "volume.tif", save_all=True, append_images=pages[1:])
     for read in (read_frame, frame_size):
-        with pytest.raises(ValueError, match=r"volume\.tif is a stack of 3 images, expected a single one"):
+        with pytest.raises(ValueError, match=r"volume\.tif is a stack of 3 images; expected a single image"):
             read(tmp_path / "volume.tif")
     pages[0].save(tmp_path / "single.tif")
     assert np.array_equal(read_frame(tmp_path / "single.tif"), PIXELS)
@@ -95,11 +95,11 @@ def _deep():
 
 
 REFUSED = [
-    *[(content, rf"has more than 8 bits per channel \(mode {mode}\); expected 8: scale") for mode, content in _deep()],
+    *[(content, rf"has more than 8 bits per channel \(mode {mode}\); expected 8. Scale") for mode, content in _deep()],
     (_encode(Image.new("RGB", (1, 1))), "has 1x1 pixels; a frame needs at least 8 on each side"),
     (_encode(Image.new("RGB", (64, 7))), "has 64x7 pixels; a frame needs at least 8 on each side"),
-    (_png(20_000, 20_000, 8, 2, b""), rf"has more than .* pixels; at most {MAX_PIXELS:,} are read: make it smaller"),
-    (_png(10_000, 10_000, 8, 2, b""), rf"has 10000x10000 pixels; at most {MAX_PIXELS:,} are read: make it smaller"),
+    (_png(20_000, 20_000, 8, 2, b""), rf"has more than .* pixels; the maximum is {MAX_PIXELS:,}. Reduce its size"),
+    (_png(10_000, 10_000, 8, 2, b""), rf"has 10000x10000 pixels; the maximum is {MAX_PIXELS:,}. Reduce its size"),
     (_encode(Image.fromarray(PIXELS))[:-60], "cannot be read as an image .*truncated.*; replace it or remove it"),
     (_encode(Image.fromarray(PIXELS), "JPEG")[:-60], "cannot be read as an image .*truncated.*; replace it"),
     (b"", "cannot be read as an image .*its format is not known"),
@@ -144,7 +144,7 @@ def test_formats_that_are_read(file_format):
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_the_limit_of_pixels_holds_where_warnings_are_errors():
-    with pytest.raises(ValueError, match=f"at most {MAX_PIXELS:,} are read"):
+    with pytest.raises(ValueError, match=f"the maximum is {MAX_PIXELS:,}"):
         read_frame(_png(10_000, 10_000, 8, 2, b""))
 
 
@@ -154,10 +154,10 @@ def test_masks_that_cannot_be_used_are_named(tmp_path):
     sample = Sample(frame, path, "v", 0)
     segmentation, _ = _rows([sample])
     for content, message in (
-        (_png(20_000, 20_000, 8, 0, b""), "at most"),
+        (_png(20_000, 20_000, 8, 0, b""), "the maximum is"),
         (_encode(Image.fromarray(PIXELS))[:-60], "truncated"),
         (_encode(Image.fromarray(PIXELS)), "has color channels that differ"),
-        (_encode(Image.new("I;16", (WIDTH, HEIGHT), 300)), "holds values from 300 to 300"),
+        (_encode(Image.new("I;16", (WIDTH, HEIGHT), 300)), "contains values from 300 to 300"),
     ):
         path.write_bytes(content)
         for read in (lambda: count_values([sample]), lambda: segmentation[0]):
@@ -178,7 +178,7 @@ def test_frames_that_are_lost_during_training_are_named(tmp_path, workers):
     for rows in _rows(samples):
         for index, error, message in (
             (0, ValueError, r"frame_0\.png cannot be read as an image"),
-            (1, FileNotFoundError, r"frame_1\.png does not exist; put it back or remove it"),
+            (1, FileNotFoundError, r"frame_1\.png does not exist; restore it or remove it"),
         ):
             loader = DataLoader(rows, sampler=[index], batch_size=None, num_workers=workers)
             with pytest.raises(error, match=message):

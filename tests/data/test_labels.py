@@ -20,9 +20,9 @@ def _csv(tmp_path, content):
     ("content", "message"),
     [
         (b"image,video,label\n1.png,p,a\n2.png,q," + b"b" * 200_000, "line 3: cannot be read as CSV .*field limit"),
-        (b'image,video,label\n1.png,p,a\n2.png,q,"' + b"b\n" * 100_000, "cannot be read as CSV .*not closed"),
-        (b"image,video,label\n1.png,p,a\n2.png,q\0,b\n", "line 3: a NUL byte is not text"),
-        ("image,video,label\n1.png,p,a\n".encode("utf-16-le"), "line 1: a NUL byte is not text"),
+        (b'image,video,label\n1.png,p,a\n2.png,q,"' + b"b\n" * 100_000, "cannot be read as CSV .*unclosed"),
+        (b"image,video,label\n1.png,p,a\n2.png,q\0,b\n", "line 3: found a NUL byte"),
+        ("image,video,label\n1.png,p,a\n".encode("utf-16-le"), "line 1: found a NUL byte"),
         ("image,video,label\n1.png,caf\u00e9,a\n".encode("latin-1"), "is not UTF-8 text"),
         (b"image,video,label\n1.png,p,a\n2.png,q,\n", "line 3: label is empty"),
         (b"image,video,label\n\n1.png,p,a\n\n2.png,,b\n", "line 5: video is empty"),  # blank lines are counted
@@ -36,7 +36,7 @@ def test_tables_that_cannot_be_read(tmp_path, content, message):
 
 def test_an_image_name_that_no_file_can_have(tmp_path):
     content = b"image,video,label\n1.png,p,a\n" + b"x" * 5000 + b".png,q,b\n"
-    with pytest.raises(FileNotFoundError, match=r"labels\.csv: 1 of 2 frames are not there: .*xxx\.png"):
+    with pytest.raises(FileNotFoundError, match=r"labels\.csv: 1 of 2 frames are missing: .*xxx\.png"):
         load_data("csv", _csv(tmp_path, content))
 
 
@@ -51,7 +51,7 @@ def test_rows_and_their_lines(tmp_path, newline):
 def test_classes_that_are_not_text(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_bytes(b"liver\nfat\0\n")
-    with pytest.raises(ValueError, match=r"classes\.txt, line 2: a NUL byte"):
+    with pytest.raises(ValueError, match=r"classes\.txt, line 2: found a NUL byte"):
         read_classes(path)
     path.write_bytes(b"liver\ncaf\xe9\n")
     with pytest.raises(ValueError, match=r"classes\.txt is not UTF-8 text"):
@@ -88,7 +88,7 @@ def _endoscapes(tmp_path, **changes):
 )
 def test_ratings_that_are_not_as_they_should_be(tmp_path, changes):
     load_data("endoscapes-cvs", _endoscapes(tmp_path))
-    with pytest.raises(ValueError, match=r"annotation_ds_coco\.json is not as it should be"):
+    with pytest.raises(ValueError, match=r"annotation_ds_coco\.json is malformed"):
         load_data("endoscapes-cvs", _endoscapes(tmp_path, **changes))
 
 

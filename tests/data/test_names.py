@@ -55,7 +55,7 @@ def test_names_that_look_different_are_kept():
 
 def test_a_video_in_two_splits_of_masks_is_an_error(tmp_path):
     sample = Sample(tmp_path / "frame.png", tmp_path / "mask.png", "v", 0)
-    with pytest.raises(ValueError, match="'v' is in train and in test, but splits are by video"):
+    with pytest.raises(ValueError, match="'v' is in train and in test, but splits must be by video"):
         build_splits({"train": [sample], "test": [sample]}, lookup_table({0: 0}))
 
 
@@ -204,5 +204,5 @@ def test_a_broken_video_with_a_name_that_is_not_unicode(tmp_path):
     _latin(folder, b"b\xe9.mp4").write_bytes(b"no video")
     (video,) = scan_videos(folder)
     assert (video.procedure, video.name) == ("caf\\xe9", "b\\xe9.mp4")
-    with pytest.raises(ValueError, match=r"not a single frame was found in 1 videos\n.*b\\xe9\.mp4 cannot be read"):
+    with pytest.raises(ValueError, match=r"no frames were found in 1 videos\n.*b\\xe9\.mp4 cannot be read"):
         prepare_frames(folder, tmp_path / "out", num_workers=1)

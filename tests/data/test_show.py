@@ -82,7 +82,7 @@ def test_split_and_number(data):
     assert len(show(data, num_frames=1).axes) == 2
     with pytest.raises(ValueError, match="'synthetic' has no split 'test'; it has train, validation"):
         show(data, split="test")
-    with pytest.raises(ValueError, match="num_frames=0"):
+    with pytest.raises(ValueError, match="num_frames must be at least 1, got 0"):
         show(data, num_frames=0)
 
 

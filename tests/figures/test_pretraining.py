@@ -58,5 +58,5 @@ def test_missing_values_are_left_out():
 
 @pytest.mark.parametrize("history", [[], [{"step": 1}, {"loss": 2.0}, {"step": 2, "loss": None}]])
 def test_nothing_to_draw_is_refused(history):
-    with pytest.raises(ValueError, match=f"nothing to draw in a history of {len(history)} rows"):
+    with pytest.raises(ValueError, match=f"cannot draw a history of {len(history)} rows"):
         pretraining_figure(history)

@@ -19,7 +19,7 @@ def test_truth_lies_over_the_prediction_in_minutes():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["v1", "v2"]
     written = [text.get_text() for text in axes.texts]
     # phase numbers, and the share of correct frames among those with labels: 60 of 180
-    assert written == ["1", "2", "1", "3", "2", "33%", "1", "2", "1", "2", "100%", "right\nframes"]
+    assert written == ["1", "2", "1", "3", "2", "33%", "1", "2", "1", "2", "100%", "correct\nframes"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["1  Preparation", "2  Dissection", "3  Clipping", "no phase"]
     hatches = {patch.get_hatch() for patch in figure.legends[0].get_patches()[:3]}

@@ -103,9 +103,9 @@ def test_a_metric_that_each_video_has_is_the_mean_over_videos(build):
 def test_refusals(build):
     metric = build()
     assert metric.videos == VIDEOS
-    with pytest.raises(ValueError, match=r"videos \['x'\]: there are v0, v1"):
+    with pytest.raises(ValueError, match=r"videos \['x'\]; the videos are v0, v1"):
         metric.compute(["v0", "x"])
     with pytest.raises(ValueError, match="No metrics"):
         metric.compute([])
-    with pytest.raises(ValueError, match="No frame was added"):
+    with pytest.raises(ValueError, match="No frames were added"):
         empty_like(metric).compute()

@@ -100,10 +100,10 @@ def test_later_changes_of_the_arrays_do_not_reach_the_metric():
 @pytest.mark.parametrize(
     ("scores", "targets", "video", "message"),
     [
-        ([[2.0, -1.0]], [[1, 0]], "a", r"scores must lie in 0 to 1, found -1.0 to 2.0 \(logits"),
-        ([[np.nan, 0.0]], [[1, 0]], "a", "scores must lie in 0 to 1"),
-        ([[0.0, 0.0]], [[3, 0]], "a", "targets must lie in 0 to 1"),
-        ([[0.0]], [[1]], "a", r"one shape \(n, 2\)"),
+        ([[2.0, -1.0]], [[1, 0]], "a", r"scores must be from 0 to 1, found -1.0 to 2.0 \(apply the sigmoid to logits"),
+        ([[np.nan, 0.0]], [[1, 0]], "a", "scores must be from 0 to 1"),
+        ([[0.0, 0.0]], [[3, 0]], "a", "targets must be from 0 to 1"),
+        ([[0.0]], [[1]], "a", r"the same shape \(n, 2\)"),
         ([[0.0, 0.0]], [[1, 0]], ["a", "b"], "2 videos"),
     ],
 )

@@ -225,8 +225,8 @@ def test_memory_does_not_depend_on_the_length():
         ([], [], r"at least one frame, found \(0,\)"),
         ([0, 1], [0], r"found \(2,\) and \(1,\)"),
         ([[0]], [[0]], r"shape \(T,\)"),
-        ([7], [0], r"Video 'b': prediction holds the ids \[7\], valid are 0 to 6"),
-        ([0], [-1], r"reference holds the ids \[-1\]"),
+        ([7], [0], r"Video 'b': prediction contains the ids \[7\]; valid ids are 0 to 6"),
+        ([0], [-1], r"reference contains the ids \[-1\]"),
         ([0.5], [0], "integer class ids"),
     ],
 )
@@ -237,7 +237,7 @@ def test_bad_videos_are_refused(prediction, reference, message):
 
 def test_a_video_is_added_once():
     metric, sequences = filled(videos=2)
-    with pytest.raises(ValueError, match="'v1' was added before"):
+    with pytest.raises(ValueError, match="'v1' was already added"):
         metric.add(*sequences["v1"], "v1")
 
 

@@ -143,7 +143,7 @@ def test_all_classes_are_foreground_without_a_background():
     result = metric.compute()
     assert not [name for name in result if "background" in name and name not in ("background_frames",)]
     assert result["video_dice"] == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="background_id 2 is none of the 2 classes"):
+    with pytest.raises(ValueError, match="background_id 2 is not the id of one of the 2 classes"):
         SegmentationMetric(num_labels=2, background_id=2)
 
 
@@ -187,10 +187,10 @@ def test_records_do_not_grow_with_the_image():
     [
         (np.zeros((2, 3), int), np.zeros((3, 2), int), r"\(2, 3\) and \(3, 2\)"),
         (np.zeros((1, 2, 3), int), np.zeros((1, 2, 3), int), r"shape \(H, W\)"),
-        (np.full((2, 2), 7), np.zeros((2, 2), int), r"prediction holds the ids \[7\], valid are 0 to 2"),
-        (np.zeros((2, 2), int), np.full((2, 2), -1), r"reference holds the ids \[-1\]"),
-        (np.full((2, 2), IGNORE), np.full((2, 2), IGNORE), r"prediction holds the ids \[255\]"),
-        (np.zeros((2, 2)), np.zeros((2, 2), int), "prediction must hold integer class ids, found float64"),
+        (np.full((2, 2), 7), np.zeros((2, 2), int), r"prediction contains the ids \[7\]; valid ids are 0 to 2"),
+        (np.zeros((2, 2), int), np.full((2, 2), -1), r"reference contains the ids \[-1\]"),
+        (np.full((2, 2), IGNORE), np.full((2, 2), IGNORE), r"prediction contains the ids \[255\]"),
+        (np.zeros((2, 2)), np.zeros((2, 2), int), "prediction must contain integer class ids, found float64"),
     ],
 )
 def test_bad_frames_are_refused_with_their_place(prediction, reference, message):
@@ -203,7 +203,7 @@ def test_bad_frames_are_refused_with_their_place(prediction, reference, message)
 
 
 def test_nothing_added_and_a_clashing_ignore_index():
-    with pytest.raises(ValueError, match="No frame was added"):
+    with pytest.raises(ValueError, match="No frames were added"):
         SegmentationMetric(num_labels=3).compute()
     with pytest.raises(ValueError, match="ignore_index 255"):
         SegmentationMetric(num_labels=256)

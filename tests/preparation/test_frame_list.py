@@ -115,7 +115,7 @@ def test_nothing_is_decoded_behind_the_last_number(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
 def test_what_is_no_video(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.mp4 cannot be read beyond picture -1"):
+    with pytest.raises(ValueError, match=r"a\.mp4 cannot be read beyond frame -1"):
         list(iter_listed_frames(tmp_path / "a.mp4", [0]))
     with pytest.raises(FileNotFoundError, match=r"no video .*b\.mp4"):
         list(iter_listed_frames(tmp_path / "b.mp4", [0]))
@@ -156,7 +156,7 @@ def test_shards_of_a_list(videos, tmp_path):
         "the video has no such frame\tp/?1 a_frame_4",
         "the video is broken\tq/broken_frame_3",
         "there is no such video\tq/absent_frame_3",
-        "this names no frame\twhat is this",
+        "this line does not name a frame\twhat is this",
     ]
     assert totals == {
         "videos": 5, "shards": 2, "sampled": 4, "kept": 4, "black": 0, "duplicate": 0, "broken": 1,
@@ -175,15 +175,19 @@ def test_a_frame_that_one_of_two_videos_has_is_matched(tmp_path):
 
 def test_lists_that_do_not_fit(videos, tmp_path):
     path = frame_list(tmp_path / "list.txt", "z_frame_0_Sample0.jpg")
-    with pytest.raises(ValueError, match=r"no video is in the frame list: that names e\.g\. 'z', while .* '\?1 a'"):
+    with pytest.raises(
+        ValueError, match=r"no video matches the frame list: the list has names such as 'z', but .* '\?1 a'"
+    ):
         prepare_frames(videos, tmp_path / "out", frame_list=path)
     path = frame_list(tmp_path / "list.txt", "unlisted_frame_1000_Sample0.jpg")
-    with pytest.raises(ValueError, match="not a single frame was found"):
+    with pytest.raises(ValueError, match="no frames were found"):
         prepare_frames(videos, tmp_path / "out", frame_list=path)
     with pytest.raises(ValueError, match="leave frames_per_second at 1"):
         prepare_frames(videos, tmp_path / "out", FrameOptions(frames_per_second=2), frame_list=path)
     frame_list(path, "unlisted_frame_1_Sample0.jpg")
-    with pytest.raises(ValueError, match=r"begun with frame_list='\w+', now it is frame_list='\w+'"):
+    with pytest.raises(
+        ValueError, match=r"created with frame_list='\w+', but the current settings are frame_list='\w+'"
+    ):
         prepare_frames(videos, tmp_path / "out", frame_list=path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
         prepare_frames(videos, tmp_path / "out", frame_list=tmp_path / "nowhere.txt")

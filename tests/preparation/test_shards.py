@@ -292,7 +292,7 @@ def test_broken_videos_are_reported_and_the_others_done(videos, tmp_path):
     assert report["totals"]["broken"] == 3
     for name in ("empty", "page", "cut"):
         row = report["videos"][f"p/{name}.mp4"]
-        assert re.search(rf"{name}\.mp4 (cannot be read|breaks off after)", row["error"])
+        assert re.search(rf"{name}\.mp4 (cannot be read|is truncated after)", row["error"])
         assert row["kept"] == 0
     assert set(read_index(tmp_path / "out")["video"]) == {"p/good.mp4"}
 
@@ -300,7 +300,7 @@ def test_broken_videos_are_reported_and_the_others_done(videos, tmp_path):
 def test_nothing_but_broken_videos_is_an_error_and_they_may_be_repaired(tmp_path):
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "a.mp4").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"not a single frame was found in 1 videos\n.*a\.mp4 cannot be read"):
+    with pytest.raises(ValueError, match=r"no frames were found in 1 videos\n.*a\.mp4 cannot be read"):
         prepare_frames(tmp_path / "v", tmp_path / "out")
     write_video(tmp_path / "v" / "a.mp4", 50)
     assert prepare_frames(tmp_path / "v", tmp_path / "out")["totals"]["kept"] == 2
@@ -309,7 +309,7 @@ def test_nothing_but_broken_videos_is_an_error_and_they_may_be_repaired(tmp_path
 
 def test_a_worker_that_dies_is_named(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "iter_frames", lambda path, *_, **__: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(UserError, match=r"a worker process died.*one of these crashes the decoder.*/\w+\.m"):
+    with pytest.raises(UserError, match=r"a worker process died.*one of these videos crashes the decoder.*/\w+\.m"):
         prepare_frames(videos, tmp_path / "out")
 
 
@@ -369,20 +369,22 @@ def test_what_is_refused(videos, prepared, tmp_path):
         prepare_frames(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("")
-    with pytest.raises(ValueError, match=r"holds 1 \*\.txt, expected videos \(\.mp4, .*\)"):
+    with pytest.raises(ValueError, match=r"contains 1 \*\.txt; expected videos \(\.mp4, .*\)"):
         prepare_frames(tmp_path / "texts", tmp_path / "out")
-    with pytest.raises(ValueError, match="texts holds files from elsewhere"):
+    with pytest.raises(ValueError, match="texts contains files from another source"):
         prepare_frames(videos, tmp_path / "texts")
-    with pytest.raises(ValueError, match=r"begun with frames_per_shard=6, now it is frames_per_shard=7"):
+    with pytest.raises(
+        ValueError, match=r"created with frames_per_shard=6, but the current settings are frames_per_shard=7"
+    ):
         prepare_frames(videos, prepared, FrameOptions(frames_per_shard=7))
     write_video(tmp_path / "more" / "p" / "a.mp4", 25)
-    message = r"holds shards of other videos: 5 are new, gone or changed, such as colec.* --videos_dir of their own"
+    message = r"contains shards of other videos: 5 are new, missing or changed, such as colec.* separate --videos_dir"
     with pytest.raises(ValueError, match=message) as refused:
         prepare_frames(tmp_path / "more", prepared, FrameOptions(frames_per_shard=6))
     prepare_frames(tmp_path / "more", tmp_path / "other")  # follow the message, then train on both
     said = str(refused.value).split("train on both: ")[1].replace("OTHER", str(tmp_path / "other")).split()
     assert [len(source) for source in open_sources(FrameArguments(said[1:3], said[4:]))] == [14, 1]
-    with pytest.raises(ValueError, match=r"num_workers must be at least 0 \(one for each core\), got -1"):
+    with pytest.raises(ValueError, match=r"num_workers must be at least 0 \(0: one per core\), got -1"):
         prepare_frames(videos, tmp_path / "out", num_workers=-1)
     with pytest.raises(UserError):
         prepare_frames(videos, tmp_path / "texts" / "a.txt" / "out")
@@ -391,7 +393,7 @@ def test_what_is_refused(videos, prepared, tmp_path):
 def test_two_runs_do_not_share_a_folder(videos, tmp_path, monkeypatch):
     (tmp_path / "parts").mkdir()
     monkeypatch.setattr(shards, "FileLock", lambda path, timeout: FileLock(path, timeout=0.1))
-    with FileLock(tmp_path / "parts" / ".lock"), pytest.raises(UserError, match="another run is at work"):
+    with FileLock(tmp_path / "parts" / ".lock"), pytest.raises(UserError, match="another run is writing to"):
         prepare_frames(videos, tmp_path)
 
 

@@ -221,7 +221,7 @@ def test_backbone_by_name_or_folder(frames, tmp_path, whole_run):
         ("--save_steps 0", "--save_steps must be at least 1, got 0"),
         ("--warmup_epochs 9", r"warmup_epochs must be in \[0, epochs\], got 9 with 3"),
         ("--resume_from_checkpoint nowhere", "there is no such file or folder"),
-        ("--knn_dataset nosuch", r"unknown dataset 'nosuch'. The known ones are .*cholec80-phase"),
+        ("--knn_dataset nosuch", r"unknown dataset 'nosuch'. Available datasets: .*cholec80-phase"),
     ],
 )
 def test_options_that_cannot_be(frames, tmp_path, options, message):

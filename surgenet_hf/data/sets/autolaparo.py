@@ -38,7 +38,7 @@ SPLITS = {"train": VIDEOS[:10], "validation": VIDEOS[10:14], "test": VIDEOS[14:]
 SPLIT_PROTOCOL = "official (train 1-10, validation 11-14, test 15-21)"
 
 _LAYOUT = (
-    "expected the official AutoLaparo layout: videos/NN.mp4 and labels/label_NN.txt; request it at "
+    "expected the official AutoLaparo layout: videos/NN.mp4 and labels/label_NN.txt; request the dataset at "
     "https://autolaparo.github.io"
 )
 

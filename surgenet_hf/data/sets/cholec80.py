@@ -58,7 +58,7 @@ _VIDEOS_OF = {
 
 _LAYOUT = (
     "expected the official Cholec80 layout: videos/videoNN.mp4, phase_annotations/videoNN-phase.txt, "
-    "tool_annotations/videoNN-tool.txt; request it at https://camma.unistra.fr/datasets"
+    "tool_annotations/videoNN-tool.txt; request the dataset at https://camma.unistra.fr/datasets"
 )
 
 
@@ -107,8 +107,8 @@ def load(
         notes += absent_note(samples, PHASES)
     if "validation" not in videos_of:
         notes.append(
-            f"The split protocol {split_protocol} has no validation videos, so nothing can select a checkpoint. "
-            "32/8/40 and 40/8/32 have some."
+            f"The split protocol {split_protocol} has no validation videos, so no checkpoint can be selected. "
+            "32/8/40 and 40/8/32 have validation videos."
         )
     return SurgicalData(
         f"cholec80-{task}",
@@ -130,5 +130,5 @@ def _phase(values: tuple[str, ...], path: Path) -> int:
 
 def _tools(values: tuple[str, ...], path: Path) -> tuple[float, ...]:
     if not set(values) <= {"0", "1"}:
-        raise UserError(f"{path}: the presence of a tool is 0 or 1, found {' '.join(values)}")
+        raise UserError(f"{path}: the presence of a tool must be 0 or 1, found {' '.join(values)}")
     return tuple(map(float, values))

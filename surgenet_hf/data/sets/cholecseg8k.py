@@ -143,9 +143,7 @@ def load(
             than its frame. Also if training or validation has no frames.
     """
     if classes not in CLASS_LISTS:
-        raise UserError(
-            f"classes={classes}: CholecSeg8k has 13 classes, 9 (the SurgeNet group's) or 8 (EndoViT's); choose one"
-        )
+        raise UserError(f"classes={classes}; expected 13 (all of CholecSeg8k), 9 (SurgeNet group) or 8 (EndoViT)")
     labels, colors, ids = CLASS_LISTS[classes]
     split_of = _split_of(split_protocol)
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
@@ -179,15 +177,15 @@ def _split_of(split_protocol: str | Mapping[str, Iterable[int]]) -> dict[int, st
     """Return the split of each video number."""
     if split_protocol == "random":
         raise UserError(
-            "CholecSeg8k has 80 consecutive frames in each clip, so a random split of frames puts near copies of the "
-            "training frames into the test set, and its figures measure memory; split by video: 'endovit', or "
+            "CholecSeg8k has 80 consecutive frames in each clip. A random split of frames puts near-duplicates of "
+            "training frames into the test set, so its metrics measure memorization. Split by video: 'endovit', or "
             "{'train': [...], 'validation': [...], 'test': [...]} with video numbers"
         )
     splits = ENDOVIT_SPLIT if split_protocol == "endovit" else split_protocol
     if isinstance(splits, str) or not {"train", "validation"} <= set(splits) <= {"train", "validation", "test"}:
         raise UserError(
             f"split_protocol={split_protocol!r}: expected 'endovit', or video numbers for 'train', 'validation' "
-            "and, if wanted, 'test'"
+            "and optionally 'test'"
         )
     split_of: dict[int, str] = {}
     for name, videos in splits.items():
@@ -209,13 +207,13 @@ def _find_clips(root: Path) -> dict[tuple[int, int], dict[int, tuple[Path, Path]
             continue
         match = re.fullmatch(r"video(\d+)_(\d+)", folder.name)
         if not match or folder.parent.name != f"video{match[1]}":
-            raise UserError(f"{folder} is no clip of {folder.parent.name}; {_LAYOUT}")
+            raise UserError(f"{folder} is not a clip of {folder.parent.name}; {_LAYOUT}")
         video, start = int(match[1]), int(match[2])
         if video not in VIDEOS:
             raise UserError(f"{folder}: CholecSeg8k has no video {video}, only {', '.join(map(str, VIDEOS))}")
         clips[video, start] = _find_frames(folder)
     if not clips:
-        raise MissingFileError(f"{root} holds no clip; {_LAYOUT}")
+        raise MissingFileError(f"{root} contains no clips; {_LAYOUT}")
     return clips
 
 
@@ -229,7 +227,7 @@ def _find_frames(folder: Path) -> dict[int, tuple[Path, Path]]:
     require_pairs(
         images,
         masks,
-        lambda kind, frame: f"frame_{frame}_endo{endings[kind]}.png beside it",
+        lambda kind, frame: f"frame_{frame}_endo{endings[kind]}.png in the same folder",
         "unpack the archive again",
     )
     return {frame: (images[frame], masks[frame]) for frame in images}
@@ -274,21 +272,21 @@ def _clip_notes(clips: dict, split_of: dict[int, str], numbers: dict[str, int]) 
     else:
         notes = [
             f"Found {total} of {NUM_FRAMES} frames, {len(clips)} of {NUM_CLIPS} clips and {len(videos)} of "
-            f"{len(VIDEOS)} videos ({used}): results are not those of the full set."
+            f"{len(VIDEOS)} videos ({used}). Results are not comparable with those on the full dataset."
         ]
     if missing := [f"video{video:02d} ({split_of[video]})" for video in sorted(split_of.keys() - videos)]:
-        notes.append(f"Not there: {', '.join(missing)}.")
+        notes.append(f"Missing: {', '.join(missing)}.")
     if unused := [f"video{video:02d}" for video in sorted(videos - split_of.keys())]:
-        notes.append(f"In no split, so left out: {', '.join(unused)}.")
+        notes.append(f"Excluded, because in no split: {', '.join(unused)}.")
     for (video, start), frames in sorted(clips.items()):
         expected = set(range(start, start + FRAMES_PER_CLIP))
         if expected == set(frames):
             continue
         missing, extra = sorted(expected - frames.keys()), sorted(frames.keys() - expected)
-        odd = [f"not there {named(missing, 3)}"] * bool(missing) + [f"not expected {named(extra, 3)}"] * bool(extra)
+        odd = [f"missing {named(missing, 3)}"] * bool(missing) + [f"unexpected {named(extra, 3)}"] * bool(extra)
         notes.append(
-            f"Clip video{video:02d}_{start:05d} has {len(frames)} frames; a clip has {FRAMES_PER_CLIP}, this one "
-            f"frames {start} to {start + FRAMES_PER_CLIP - 1}: {'; '.join(odd)}."
+            f"Clip video{video:02d}_{start:05d} has {len(frames)} frames; expected {FRAMES_PER_CLIP} with the numbers "
+            f"{start} to {start + FRAMES_PER_CLIP - 1}: {'; '.join(odd)}."
         )
     return notes
 
@@ -297,7 +295,7 @@ def _pixel_notes(read: list[tuple[list[str], np.ndarray]]) -> list[str]:
     names = [name for part, _ in read for name in part]
     counts = np.concatenate([part for _, part in read])
     codes = sorted(set(range(256)) - {*CODES, *NO_LABEL})
-    notes = stray_notes(counts, names, codes, "Gray {} is the code of no class")
+    notes = stray_notes(counts, names, codes, "Gray level {} is not the code of a class")
     if other := [name for name, row in zip(names, counts, strict=True) if row.sum() != WIDTH * HEIGHT]:
-        notes.append(f"{len(other)} frame(s) are not of {WIDTH}x{HEIGHT} pixels ({named(other, 3)}).")
+        notes.append(f"{len(other)} frame(s) do not have {WIDTH}x{HEIGHT} pixels ({named(other, 3)}).")
     return notes

@@ -70,7 +70,7 @@ MIN_FRAMES, MIN_OPERATIONS = 1000, 20  # for a complete subset; the paper says "
 
 _SPLIT_OF = {operation: split for split, operations in SPLITS.items() for operation in operations}
 _LAYOUT = (
-    "expected the archive's multilabel/<operation>/ with image23.png and mask23_<structure>.png, and "
+    "expected the DSAD archive: multilabel/<operation>/ with image23.png and mask23_<structure>.png, and "
     "<structure>/<operation>/ with image23.png and mask23.png"
     f". Get it from {SOURCE}"
 )
@@ -92,11 +92,11 @@ def load(data_dir: str | Path, config: str = "multi_organ", organ: str | None = 
             another size than its frame or holds no class ids, or if training or validation has no frames.
     """
     if config not in CONFIGS:
-        raise UserError(f"config={config!r}: expected one of {', '.join(CONFIGS)} (masks of raters are not read)")
+        raise UserError(f"config={config!r}: expected one of {', '.join(CONFIGS)} (single raters are not supported)")
     if (organ in STRUCTURES) != (config == "single_organ"):
         raise UserError(
             f"organ={organ!r} with config={config!r}: 'single_organ' needs one structure ({', '.join(STRUCTURES)}), "
-            "'multi_organ' none"
+            "'multi_organ' takes none"
         )
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     splits, notes = _from_single(root / organ) if organ else _from_multi(root / "multilabel")
@@ -119,7 +119,9 @@ def load(data_dir: str | Path, config: str = "multi_organ", organ: str | None = 
 def _from_single(folder: Path) -> tuple[DatasetDict, list[str]]:
     images, masks = _files(folder, r"image(\d+)\.png"), _files(folder, r"mask(\d+)\.png")
     names = {"frame": "image", "mask": "mask"}
-    require_pairs(images, masks, lambda kind, key: f"{names[kind]}{key[1]}.png beside it", "unpack the archive again")
+    require_pairs(
+        images, masks, lambda kind, key: f"{names[kind]}{key[1]}.png in the same folder", "unpack the archive again"
+    )
     samples = [Sample(images[key], masks[key], key[0], frame_number(key[1], images[key])) for key in sorted(images)]
     counts = count_values(samples)
     notes = []
@@ -134,10 +136,10 @@ def _from_multi(folder: Path) -> tuple[DatasetDict, list[str]]:
     for (operation, name), path in _files(folder, r"mask(\d+_\w+)\.png").items():
         frame, structure = name.split("_", 1)
         if structure not in STRUCTURES:
-            raise UserError(f"{path}: {structure!r} is no structure of DSAD; expected {', '.join(STRUCTURES)}")
+            raise UserError(f"{path}: {structure!r} is not a structure of DSAD; expected {', '.join(STRUCTURES)}")
         if (operation, frame) not in images:
             raise MissingFileError(
-                f"{path} has no image: expected image{frame}.png beside it; unpack the archive again"
+                f"{path} has no image: expected image{frame}.png in the same folder; unpack the archive again"
             )
         masks[operation, frame][1 + STRUCTURES.index(structure)] = path
 
@@ -151,7 +153,7 @@ def _from_multi(folder: Path) -> tuple[DatasetDict, list[str]]:
     ]
     notes = []
     if bare := [images[key] for key in sorted(images) if not masks[key]]:
-        notes.append(f"{len(bare)} frame(s) have no mask at all and are left out ({_named(bare)}).")
+        notes.append(f"{len(bare)} frame(s) have no mask and are excluded ({_named(bare)}).")
     for column, what in ((1, "are in the masks of two structures"), (2, "are neither black nor white")):
         if odd := [images[key] for key, row in zip(keys, combined, strict=True) if row[column]]:
             notes.append(_odd_note(what, sum(row[column] for row in combined), odd))
@@ -184,7 +186,8 @@ def _combine(image: Path, masks: dict[int, Path]) -> tuple[bytes, int, int]:
         values = read_mask(path)
         if values.shape != ids.shape:
             raise UserError(
-                f"{path} is {values.shape[1]}x{values.shape[0]} pixels, but its frame {image} is {width}x{height}"
+                f"{path} has {values.shape[1]}x{values.shape[0]} pixels, but its frame {image} has {width}x{height}; "
+                "unpack the archive again"
             )
         ids[values == 255] = i
         times += values == 255
@@ -214,13 +217,14 @@ def _count_note(splits: DatasetDict) -> str:
     note += f"{len(operations)} operations"
     if frames < MIN_FRAMES or len(operations) < MIN_OPERATIONS:
         return (
-            f"{note}: a whole subset has over {MIN_FRAMES} of {MIN_OPERATIONS} or more, results are not those of one."
+            f"{note}; a complete subset has more than {MIN_FRAMES} frames of at least {MIN_OPERATIONS} operations. "
+            "Results are not comparable with those on a complete subset."
         )
     return f"{note}."
 
 
 def _odd_note(what: str, pixels: int, paths: list[Path]) -> str:
-    return f"{pixels} px {what}, they count as ignore ({len(paths)} frame(s): {_named(paths)})."
+    return f"{pixels} px {what} and are ignored ({len(paths)} frame(s): {_named(paths)})."
 
 
 def _named(paths: list[Path]) -> str:

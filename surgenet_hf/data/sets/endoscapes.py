@@ -56,7 +56,8 @@ SPLIT_PROTOCOL = "official (train 1-120, validation 121-161, test 162-201)"
 
 SOURCE = "https://github.com/CAMMA-public/Endoscapes (free)"
 _LAYOUT = (
-    "expected the official Endoscapes2023 layout: train/, val/, test/ with <video>_<frame>.jpg and semseg/ with .png"
+    "expected the official Endoscapes2023 layout: train/, val/, test/ with <video>_<frame>.jpg and semseg/ with "
+    "<video>_<frame>.png"
     f". Get it from {SOURCE}"
 )
 
@@ -75,7 +76,7 @@ def load(data_dir: str | Path) -> SurgicalData:
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     masks = sorted(_files(require_folder(root / "semseg", _LAYOUT), ".png"), key=lambda file: file[1:])
     if not masks:
-        raise MissingFileError(f"{root / 'semseg'} holds no mask <video>_<frame>.png; {_LAYOUT}")
+        raise MissingFileError(f"{root / 'semseg'} contains no mask <video>_<frame>.png; {_LAYOUT}")
     frames = _find_frames(root, {path.stem for path, _, _ in masks})
 
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
@@ -92,7 +93,7 @@ def load(data_dir: str | Path) -> SurgicalData:
     require_splits(samples, ("train", "validation"), root, _LAYOUT)
     every = [sample for split in SPLITS for sample in samples[split]]
     names = [sample.target.name for sample in every]
-    strays = stray_notes(count_values(every), names, range(len(LABELS), IGNORE_INDEX), "Id {} is no class")
+    strays = stray_notes(count_values(every), names, range(len(LABELS), IGNORE_INDEX), "Id {} is not a class")
     notes = (_count_note(numbers), *strays)
     table = lookup_table({i: i for i in range(len(LABELS))})
     splits = build_splits(samples, table)
@@ -143,8 +144,8 @@ def _find_frames(root: Path, masks: set[str]) -> dict[str, Path]:
                 right = SPLITS[split_of(path, video)][0]
                 if right != folder:
                     raise UserError(
-                        f"{path} is in the wrong split: video {video} belongs to {right}/; move it, "
-                        "or results would be those of no official split"
+                        f"{path} is in the wrong split: video {video} belongs to {right}/; move it "
+                        "there to match the official split"
                     )
                 if path.stem in masks:
                     frames[path.stem] = path
@@ -156,8 +157,8 @@ def _find_frames(root: Path, masks: set[str]) -> dict[str, Path]:
     for path in frames.values():
         if path.parent.name.endswith("_seg") and not _is_jpeg(path):
             raise UserError(
-                f"{path} is not an image but a link that was not unpacked as one; put the frame itself into "
-                f"{root / path.parent.name.removesuffix('_seg')}/, or unpack the archive where links can be made"
+                f"{path} is a symbolic link that was not unpacked correctly. Put the frame itself into "
+                f"{root / path.parent.name.removesuffix('_seg')}/, or unpack the archive where links are supported"
             )
     return frames
 
@@ -175,5 +176,11 @@ def _count_note(numbers: dict[str, int]) -> str:
     if total == NUM_FRAMES:
         return f"Found all {NUM_FRAMES} official frames ({split})."
     if total < NUM_FRAMES:
-        return f"Found {total} of the official {NUM_FRAMES} frames ({split}): results are not those of the full set."
-    return f"Found {total} frames ({split}), but the official set has {NUM_FRAMES}: results are not those of that set."
+        return (
+            f"Found {total} of the official {NUM_FRAMES} frames ({split}). Results are not comparable with those on "
+            "the full dataset."
+        )
+    return (
+        f"Found {total} frames ({split}), but the official dataset has {NUM_FRAMES}. Results are not comparable with "
+        "those on the official dataset."
+    )

@@ -39,7 +39,7 @@ NUM_FRAMES, NUM_TRAIN_FRAMES = 11_090, 6_960
 
 _LAYOUT = (
     "expected the official Endoscapes2023 layout: train/, val/, test/ with <video>_<frame>.jpg and "
-    "annotation_ds_coco.json (or all_metadata.csv beside them); https://github.com/CAMMA-public/Endoscapes"
+    "annotation_ds_coco.json (or all_metadata.csv next to them). Get it from https://github.com/CAMMA-public/Endoscapes"
 )
 
 
@@ -66,7 +66,7 @@ def load(data_dir: str | Path) -> SurgicalData:
     missing = [row.image for row in every if not os.path.exists(row.image)]  # Path.exists fails for long names
     if missing:
         raise MissingFileError(
-            f"{len(missing)} of {len(every)} rated frames are not there: {named(map(str, missing), 3)}; unpack all "
+            f"{len(missing)} of {len(every)} rated frames are missing: {named(map(str, missing), 3)}; unpack all "
             "frames of the archive"
         )
     check_images([row.image for row in every])
@@ -102,7 +102,7 @@ def _read_csv(root: Path, split: str) -> list[Sample]:
     path = root / "all_metadata.csv"
     folder, first, last = SPLITS[split]
     if not path.exists():
-        raise MissingFileError(f"{root / folder} has no annotation_ds_coco.json, nor is there {path}; {_LAYOUT}")
+        raise MissingFileError(f"neither {root / folder}/annotation_ds_coco.json nor {path} exists; {_LAYOUT}")
     rows = []
     for line, row in read_table(path, ("vid", "frame", "is_ds_keyframe"), _LAYOUT):
         if row["is_ds_keyframe"].lower() != "true":
@@ -122,21 +122,21 @@ def _malformed(where: Path | str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"{where} is not as it should be ({error!r}); {_LAYOUT}") from error
+        raise UserError(f"{where} is malformed ({error!r}); {_LAYOUT}") from error
 
 
 def _sample(image: Path, video: int, targets: list[float], folder: str, source: Path | str) -> Sample:
     number, _, frame = image.stem.partition("_")
     if number != str(video) or not frame.isdecimal():
-        raise UserError(f"{source}: {image.name} is named as a frame of video {video}, <video>_<frame>.jpg, is not")
+        raise UserError(f"{source}: {image.name} is listed for video {video}, but is not named <video>_<frame>.jpg")
     right = SPLITS[split_of(image, video)][0]
     if right != folder:
         raise UserError(
-            f"{source}: {image.name} is in the wrong split: video {video} belongs to {right}/; move it, or results "
-            "would be those of no official split"
+            f"{source}: {image.name} is in the wrong split: video {video} belongs to {right}/; move it there to "
+            "match the official split"
         )
     if len(targets) != len(LABELS) or not all(0 <= target <= 1 for target in targets):
-        raise UserError(f"{source}: {image.name} is rated {targets}; expected three means from 0 to 1")
+        raise UserError(f"{source}: {image.name} has the ratings {targets}; expected three means from 0 to 1")
     return Sample(image, tuple(targets), str(video), frame_number(frame, image))
 
 
@@ -146,8 +146,8 @@ def _count_note(samples: dict[str, list[Sample]]) -> str:
     if total == NUM_FRAMES and len(samples["train"]) == NUM_TRAIN_FRAMES:
         return f"Found all {NUM_FRAMES} official frames ({counts})."
     return (
-        f"Found {total} frames ({counts}), the official set has {NUM_FRAMES}, {NUM_TRAIN_FRAMES} of them to train "
-        "on: results are not those of that set."
+        f"Found {total} frames ({counts}); the official dataset has {NUM_FRAMES}, {NUM_TRAIN_FRAMES} of them for "
+        "training. Results are not comparable with those on the official dataset."
     )
 
 

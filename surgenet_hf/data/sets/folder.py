@@ -33,7 +33,7 @@ from ..names import frame_number, number_in_name, require_folder, require_unicod
 from ..splits import SPLITS, no_test_note, require_splits, split_videos
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-_LAYOUT = "expected images/<video>_<frame>.jpg (or images/<video>/<frame>.jpg) and, with the same name, masks/....png"
+_LAYOUT = "expected images/<video>_<frame>.jpg (or images/<video>/<frame>.jpg) and masks/ with a .png of the same name"
 
 
 def load(data_dir: str | Path, background_class: str | None = None) -> SurgicalData:
@@ -60,25 +60,25 @@ def load(data_dir: str | Path, background_class: str | None = None) -> SurgicalD
     _check_ids(samples, counts, labels, root)
     if background_class is not None and background_class not in labels:
         raise UserError(
-            f"{root} has no class {background_class!r} to be the background. Its classes are {', '.join(labels)}; "
-            "name one of them"
+            f"{root} has no class {background_class!r}; its classes are {', '.join(labels)}. Choose one of them as "
+            "background_class"
         )
 
     splits = {split: [sample for sample in samples if split_of[sample.video] == split] for split in SPLITS}
-    require_splits(splits, ("train", "validation"), root, "name videos for both in splits.csv")
+    require_splits(splits, ("train", "validation"), root, "assign videos to train and validation in splits.csv")
     splits = {split: found for split, found in splits.items() if found}
     in_training = np.array([split_of[sample.video] == "train" for sample in samples])
     unseen = sorted(set(range(len(labels))) - set(_ids(counts[in_training].sum(0))))
     videos = {split: sorted({sample.video for sample in found}) for split, found in splits.items()}
     notes = [
-        f"Found {len(splits['train'])} frames of {len(videos['train'])} videos to train on and "
-        f"{len(splits['validation'])} of {len(videos['validation'])} to validate on "
+        f"Found {len(splits['train'])} training frames of {len(videos['train'])} video(s), "
+        f"{len(splits['validation'])} validation frames of {len(videos['validation'])} video(s) "
         f"({', '.join(videos['validation'])})"
-        + (f", {len(splits['test'])} of {len(videos['test'])} to test on" if "test" in splits else "")
+        + (f", {len(splits['test'])} test frames of {len(videos['test'])} video(s)" if "test" in splits else "")
         + ".",
     ]
     if not names:
-        notes.append(f"There is no classes.txt: {len(labels)} classes, as the largest id in the masks says.")
+        notes.append(f"There is no classes.txt: {len(labels)} classes, inferred from the largest id in the masks.")
     if background_class is None:
         notes.append(
             "No class is declared as background, so all classes count as foreground. Declare one with "
@@ -108,13 +108,13 @@ def _find_samples(root: Path) -> list[Sample]:
         images,
         masks,
         lambda kind, key: f"{root / places[kind][0] / key}.{places[kind][1]}",
-        "add what is missing, or move the others elsewhere",
+        "add the missing files, or move the unpaired files elsewhere",
     )
     in_folders = {"/" in key for key in images}
     if len(in_folders) == 2:
         loose = next(images[key] for key in sorted(images) if "/" not in key)
         raise UserError(
-            f"{loose} is not in a folder, but others are; a frame is either in the folder of its video or none is"
+            f"{loose} is not in the folder of a video, but other frames are; use the same layout for all frames"
         )
     samples = []
     for position, key in enumerate(sorted(images)):
@@ -140,7 +140,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         files[key] = path
     if not files:
         raise MissingFileError(
-            f"{folder} holds no file ending in {' or '.join(suffixes)} ({others} others); {_LAYOUT}"
+            f"{folder} contains no files ending in {' or '.join(suffixes)} ({others} other files); {_LAYOUT}"
         )
     return files
 
@@ -152,8 +152,8 @@ def _video_and_frame(key: str, position: int, path: Path) -> tuple[str, int]:
     match = re.fullmatch(r"(.+)_(\d+)", key)
     if not match:
         raise UserError(
-            f"{path}: no video can be told from this name, and frames must be split by video; name it "
-            "<video>_<frame number>, or put the frames of each video into a folder of its own in images/"
+            f"{path}: the name does not identify a video, but frames must be split by video. Name it "
+            "<video>_<frame number>, or put the frames of each video into a separate folder in images/"
         )
     return match[1], frame_number(match[2], path)
 
@@ -162,14 +162,14 @@ def _split_of(videos: set[str], root: Path) -> tuple[dict[str, str], str]:
     """Return the split of each video and the split protocol, see `splits.split_videos`."""
     if videos <= {"train", "val", "valid", "validation", "test"}:
         raise UserError(
-            f"the videos in {root / 'images'} ({', '.join(sorted(videos))}) are named like splits, but the split is "
-            "made here, by video: name the folders, or what comes before the last underscore, after the videos"
+            f"the videos in {root / 'images'} ({', '.join(sorted(videos))}) are named like splits, but splits are "
+            "assigned by video. Name the folders, or the part before the last underscore, after the videos"
         )
     if len(videos) < 2:
         raise UserError(
-            f"{root / 'images'} holds a single video ({', '.join(videos)}), but one to train on and another to "
-            "validate on are needed, as frames of one video look alike; a frame's video is its folder in images/, or "
-            "else its name up to the last underscore"
+            f"{root / 'images'} contains a single video ({', '.join(videos)}), but training and validation need "
+            "different videos, because frames of one video look alike. The video of a frame is its folder in images/, "
+            "or its name up to the last underscore"
         )
     return split_videos(root, videos)
 
@@ -184,13 +184,13 @@ def _check_ids(samples: list[Sample], counts: np.ndarray, labels: tuple[str, ...
         beyond = [i for i in _ids(row) if i >= len(labels)]
         if beyond:
             raise UserError(
-                f"{sample.target} holds id {', '.join(map(str, beyond))}, but {root / 'classes.txt'} names "
-                f"{len(labels)} classes, ids 0 to {len(labels) - 1} ({IGNORE_INDEX} is ignore); add the missing names "
-                "or correct the mask"
+                f"{sample.target} contains id {', '.join(map(str, beyond))}, but {root / 'classes.txt'} names "
+                f"{len(labels)} classes with ids 0 to {len(labels) - 1} ({IGNORE_INDEX} is ignored); add the missing "
+                "names or correct the mask"
             )
     found = _ids(counts.sum(0))
     if len(found) < 2:
         raise UserError(
-            f"the masks in {root / 'masks'} hold no two classes (ids found: {found or 'none'}; {IGNORE_INDEX} is "
-            "ignore, not a class); a foreground drawn as 255 must be saved as 1"
+            f"the masks in {root / 'masks'} contain fewer than two classes (ids found: {found or 'none'}; "
+            f"{IGNORE_INDEX} is ignored and not a class). Save a foreground drawn as 255 as 1"
         )

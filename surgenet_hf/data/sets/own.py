@@ -86,7 +86,7 @@ def load_csv(data_dir: str | Path) -> SurgicalData:
     labels = classes or read_classes(root / "classes.txt") or tuple(sorted({row["label"] for row in rows}))
     require_distinct(labels, "class", path)
     if single and len({row["label"] for row in rows}) < 2:
-        raise UserError(f"{path}: its column 'label' holds no two classes; there is nothing to tell apart")
+        raise UserError(f"{path}: the column 'label' contains a single class; at least two are needed")
 
     frames = _frame_numbers(rows, lines, path)
     pairs = split_pairs(rows)
@@ -100,7 +100,7 @@ def load_csv(data_dir: str | Path) -> SurgicalData:
     missing = [image for image in every if not os.path.isfile(image)]  # Path.is_file fails for very long names
     if missing:
         raise MissingFileError(
-            f"{path}: {len(missing)} of {len(every)} frames are not there: {named(map(str, missing), 3)}; paths are "
+            f"{path}: {len(missing)} of {len(every)} frames are missing: {named(map(str, missing), 3)}; paths are "
             f"relative to {root}"
         )
     check_images(every)
@@ -158,7 +158,9 @@ def load_videos(
     require_distinct(values, "phase", root / "phases")
     phases = read_classes(root / "classes.txt") or _phase_names(values, root / "phases")
     if len(set(values)) < 2:
-        raise UserError(f"{root / 'phases'} holds no two phases ({named(values) or 'no labels'}); {_VIDEO_LAYOUT}")
+        raise UserError(
+            f"{root / 'phases'} contains fewer than two phases ({named(values) or 'no labels'}); {_VIDEO_LAYOUT}"
+        )
 
     def rates(name: str) -> Iterable[float]:
         if labels_per_second is not None:
@@ -177,7 +179,7 @@ def load_videos(
         )
     split_of, protocol = split_videos(root, found)
     samples = {split: [row for name in found if split_of[name] == split for row in found[name]] for split in SPLITS}
-    require_splits(samples, ("train", "validation"), root, "name videos for both in splits.csv")
+    require_splits(samples, ("train", "validation"), root, "assign videos to train and validation in splits.csv")
     notes = (_count_note(samples), *notes, *absent_note(found, phases), *no_test_note(samples, "D/splits.csv"))
     return SurgicalData(
         "videos",
@@ -228,7 +230,7 @@ def _phase_names(values: list[str], where: Path) -> tuple[str, ...]:
             raise UserError(f"{where}: found the phase {largest}; expected numbers from 0 to {IGNORE_INDEX - 1}")
         return tuple(f"phase_{i}" for i in range(1 + int(largest)))
     if len(numbered) == 2:
-        raise UserError(f"{where}: phases are by name or by number, found both ({named(dict.fromkeys(values))})")
+        raise UserError(f"{where}: phases must be names or numbers, found both ({named(dict.fromkeys(values))})")
     return tuple(dict.fromkeys(values))
 
 

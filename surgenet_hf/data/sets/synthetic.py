@@ -30,7 +30,7 @@ LIVER, GALLBLADDER, FAT, INSTRUMENT = 1, 2, 3, 4
 # Part of the folder name. Increase it when the pictures change, so that old files are not reused.
 VERSION = 1
 
-NOTE = "Synthetic pictures, drawn by a program: no result on them says anything about surgery."
+NOTE = "Synthetic images, drawn by a program: results on them are not evidence about surgical data."
 
 
 def load(
@@ -57,8 +57,8 @@ def load(
     """
     if num_videos < 2 or frames_per_video < 1 or min(size) < 32:
         raise UserError(
-            f"num_videos={num_videos}, frames_per_video={frames_per_video}, size={size}: at least 2 videos (one "
-            "trains, one validates), 1 frame and 32 pixels a side are needed"
+            f"num_videos={num_videos}, frames_per_video={frames_per_video}, size={size}: at least 2 videos (one for "
+            "training, one for validation), 1 frame and 32 pixels per side are needed"
         )
     root = None
     if data_dir is not None:

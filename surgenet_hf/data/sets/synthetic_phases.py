@@ -120,8 +120,8 @@ def load(
     """
     if num_videos < 3 or not 21 <= length[0] <= length[1] or min(size) < 32:
         raise UserError(
-            f"num_videos={num_videos}, length={length}, size={size}: at least 3 videos (to train, validate and test), "
-            "21 frames, the shorter length first, and 32 pixels a side are needed"
+            f"num_videos={num_videos}, length={length}, size={size}: at least 3 videos (for training, validation "
+            "and test), 21 frames (shortest length first) and 32 pixels per side are needed"
         )
     root = None
     if data_dir is not None:
@@ -148,7 +148,7 @@ def load(
         frames_per_second=1.0,
         notes=(NOTE,),
         videos_are_public=True,
-        split_protocol="by video number, the last three eighths validate and test in halves",
+        split_protocol="by video number, the last three eighths are half validation, half test",
     )
 
 

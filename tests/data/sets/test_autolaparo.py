@@ -79,7 +79,7 @@ def test_labels_of_another_video(root):
 @pytest.mark.parametrize("phase", ["0", "8", "Cutting"])
 def test_a_phase_that_is_none(root, phase):
     _labels(root, 1, (1, 2, phase, 7))
-    with pytest.raises(ValueError, match=rf"label_01\.txt: '{phase}' is no class; .*or a number from 1 to 7"):
+    with pytest.raises(ValueError, match=rf"label_01\.txt: '{phase}' is not a class; .*or a number from 1 to 7"):
         load_data("autolaparo", root)
 
 

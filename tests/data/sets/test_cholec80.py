@@ -64,7 +64,9 @@ def test_phases(root):
     assert row["image"].size == (48, 32)
     assert second_of(row["image"]) == 2
     found, absent = data.notes
-    assert found.startswith("Found 4 of 80 videos, 24 frames at 1 per second; results are not those of the full set.")
+    assert found.startswith(
+        "Found 4 of 80 videos, 24 frames at 1 per second. Results are not comparable with those on the full dataset."
+    )
     assert "Missing: video03, video04, " in found
     assert "video02 (Preparation)" in absent
     assert "video01 (GallbladderRetraction)" in absent
@@ -174,21 +176,23 @@ def test_annotations_that_cannot_be_read(root):
     path = root / "phase_annotations" / "video01-phase.txt"
     content = path.read_text()
     path.write_text(content.replace("ClippingCutting", "Clipping"))
-    with pytest.raises(ValueError, match=r"video01-phase\.txt: 'Clipping' is no class; expected one of Preparation"):
+    with pytest.raises(
+        ValueError, match=r"video01-phase\.txt: 'Clipping' is not a class; expected one of Preparation"
+    ):
         load_data("cholec80-phase", root)
     path.write_text(content.replace("\n70\t", "\n71\t"))
     with pytest.raises(ValueError, match=r"video01-phase\.txt, line 72: frame 71 follows 69"):
         load_data("cholec80-phase", root)
     _tool_file(root, 1, [(1, 0, 2, 0, 0, 0, 0)] * 6)
-    with pytest.raises(ValueError, match=r"video01-tool\.txt: the presence of a tool is 0 or 1"):
+    with pytest.raises(ValueError, match=r"video01-tool\.txt: the presence of a tool must be 0 or 1"):
         load_data("cholec80-tools", root)
 
 
 def test_folders_that_are_not_the_data(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"Expected the official Cholec80 layout.*request it at http.*Found: .* is empty"
+        FileNotFoundError, match=r"Expected the official Cholec80 layout.*dataset at http.*Found: .* is empty"
     ):
         load_data("cholec80-phase", tmp_path)
     (tmp_path / "videos").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"phase_annotations does not exist .*holds videos"):
+    with pytest.raises(FileNotFoundError, match=r"phase_annotations does not exist .*contains videos"):
         load_data("cholec80-phase", tmp_path)

@@ -135,18 +135,18 @@ def test_what_the_notes_say(root):
     _frame(root, 9, 0, 10, values=(50, 77, 77, 11))
     notes = cholecseg8k.load(root).notes
     assert notes[0] == (
-        "Found 84 of 8080 frames, 4 of 101 clips and 4 of 17 videos (82 train, 1 validation, 1 test): results are not "
-        "those of the full set."
+        "Found 84 of 8080 frames, 4 of 101 clips and 4 of 17 videos (82 train, 1 validation, 1 test). Results are not "
+        "comparable with those on the full dataset."
     )
-    assert notes[1].startswith("Not there: video17 (validation), video18 (train), ")
+    assert notes[1].startswith("Missing: video17 (validation), video18 (train), ")
     assert (
-        "Clip video01_00080 has 80 frames; a clip has 80, this one frames 80 to 159: not there 85; not expected 240."
+        "Clip video01_00080 has 80 frames; expected 80 with the numbers 80 to 159: missing 85; unexpected 240."
     ) in notes
     assert (
-        "Clip video09_00000 has 2 frames; a clip has 80, this one frames 0 to 79: not there 0, 1, 3, ... (78 in all)."
+        "Clip video09_00000 has 2 frames; expected 80 with the numbers 0 to 79: missing 0, 1, 3, ... (78 in all)."
     ) in notes
-    assert "Gray 77 is the code of no class, it counts as ignore: 2 px in 1 mask(s) (video09 frame 10)." in notes
-    assert notes[-1].startswith("84 frame(s) are not of 854x480 pixels (video01 frame 80, ")
+    assert "Gray level 77 is not the code of a class and is ignored: 2 px in 1 mask(s) (video09 frame 10)." in notes
+    assert notes[-1].startswith("84 frame(s) do not have 854x480 pixels (video01 frame 80, ")
 
 
 def test_unknown_code_is_ignored(root):
@@ -158,7 +158,7 @@ def test_clip_of_79_frames(root):
     for kind in ("", "_watershed_mask"):
         (root / "video01" / "video01_00080" / f"frame_159_endo{kind}.png").unlink()
     assert (
-        "Clip video01_00080 has 79 frames; a clip has 80, this one frames 80 to 159: not there 159."
+        "Clip video01_00080 has 79 frames; expected 80 with the numbers 80 to 159: missing 159."
         in cholecseg8k.load(root).notes
     )
 
@@ -180,13 +180,13 @@ def test_own_split(root):
     assert set(data.splits) == {"train", "validation"}
     assert [row["video"] for row in data.splits["train"]] == ["video09"] * 2
     assert [row["video"] for row in data.splits["validation"]] == ["video12"]
-    assert "In no split, so left out: video01, video52." in data.notes
+    assert "Excluded, because in no split: video01, video52." in data.notes
 
 
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("random", "measure memory; split by video"),
+        ("random", "measure memorization. Split by video"),
         ("official", "expected 'endovit', or video numbers"),
         ({"train": [1]}, "expected 'endovit', or video numbers"),
         ({"train": [1], "validation": [52], "val": [12]}, "expected 'endovit', or video numbers"),
@@ -202,7 +202,7 @@ def test_splits_that_will_not_do(root, split, message):
 
 
 def test_other_numbers_of_classes(root):
-    with pytest.raises(ValueError, match="classes=7: CholecSeg8k has 13 classes, 9"):
+    with pytest.raises(ValueError, match=r"classes=7; expected 13 \(all of CholecSeg8k\), 9"):
         cholecseg8k.load(root, classes=7)
 
 
@@ -226,13 +226,13 @@ def test_a_video_that_is_not_of_the_set(root):
 
 def test_a_clip_in_the_folder_of_another_video(root):
     (root / "video09" / "video09_00000").rename(root / "video01" / "video09_00000")
-    with pytest.raises(ValueError, match=r"video09_00000 is no clip of video01"):
+    with pytest.raises(ValueError, match=r"video09_00000 is not a clip of video01"):
         cholecseg8k.load(root)
 
 
 def test_a_mask_of_another_size(root):
     _frame(root, 9, 0, 2, size=(10, 8))
-    with pytest.raises(ValueError, match=r"frame_2_endo_watershed_mask\.png is 10x8 pixels, but its frame"):
+    with pytest.raises(ValueError, match=r"frame_2_endo_watershed_mask\.png has 10x8 pixels, but its frame"):
         cholecseg8k.load(root)
 
 
@@ -248,7 +248,7 @@ def test_folders_that_are_not_the_data(tmp_path):
     with pytest.raises(FileNotFoundError, match="is empty"):
         cholecseg8k.load(tmp_path)
     (tmp_path / "archive").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no clip"):
+    with pytest.raises(FileNotFoundError, match="contains no clips"):
         cholecseg8k.load(tmp_path)
 
 

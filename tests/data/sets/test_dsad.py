@@ -61,8 +61,8 @@ def test_multi_organ_folder(root):
     names = [data.labels[i] for i in row["mask"][4]]
     assert names == ["stomach"] * 3 + ["background"] * 2 + ["abdominal wall"] + ["background"] * 6
     assert data.notes == (
-        "Found 5 frames (3 train, 1 validation, 1 test) of 4 operations: a whole subset has over 1000 of 20 or more, "
-        "results are not those of one.",
+        "Found 5 frames (3 train, 1 validation, 1 test) of 4 operations; a complete subset has more than "
+        "1000 frames of at least 20 operations. Results are not comparable with those on a complete subset.",
     )
 
 
@@ -88,8 +88,8 @@ def test_overlap_and_gray_are_ignored_and_counted(root):
     assert data.splits["train"][0]["mask"][0, :6].tolist() == [9, 9, 255, 2, 0, 1]
     assert data.splits["validation"][0]["mask"][0, 7:10].tolist() == [0, 255, 0]
     assert data.notes[1:] == (
-        "8 px are in the masks of two structures, they count as ignore (1 frame(s): 01/image00.png).",
-        "8 px are neither black nor white, they count as ignore (1 frame(s): 21/image03.png).",
+        "8 px are in the masks of two structures and are ignored (1 frame(s): 01/image00.png).",
+        "8 px are neither black nor white and are ignored (1 frame(s): 21/image03.png).",
     )
 
 
@@ -97,7 +97,7 @@ def test_gray_in_a_subset_of_one_structure(root):
     _mask(root / "liver" / "21" / "mask03.png", (8,), value=100)
     data = dsad.load(root, "single_organ", "liver")
     assert data.splits["validation"][0]["mask"][0, 7:10].tolist() == [0, 255, 0]
-    assert data.notes[1:] == ("8 px are neither black nor white, they count as ignore (1 frame(s): 21/mask03.png).",)
+    assert data.notes[1:] == ("8 px are neither black nor white and are ignored (1 frame(s): 21/mask03.png).",)
 
 
 def test_frame_without_any_mask(root):
@@ -105,8 +105,10 @@ def test_frame_without_any_mask(root):
     _image(root / "liver" / "04" / "image77.png")
     data = dsad.load(root)
     assert ("04", 77) not in _rows(data, "train")
-    assert data.notes[1:] == ("1 frame(s) have no mask at all and are left out (04/image77.png).",)
-    with pytest.raises(FileNotFoundError, match=r"image77\.png has no mask: expected mask77\.png beside it \(1 of 6"):
+    assert data.notes[1:] == ("1 frame(s) have no mask and are excluded (04/image77.png).",)
+    with pytest.raises(
+        FileNotFoundError, match=r"image77\.png has no mask: expected mask77\.png in the same folder \(1 of 6"
+    ):
         dsad.load(root, "single_organ", "liver")
 
 
@@ -121,13 +123,15 @@ def test_mask_without_frame(root):
 
 def test_mask_of_what_is_no_structure(root):
     _mask(root / "multilabel" / "04" / "mask10_uterus.png")
-    with pytest.raises(ValueError, match=r"mask10_uterus\.png: 'uterus' is no structure of DSAD"):
+    with pytest.raises(ValueError, match=r"mask10_uterus\.png: 'uterus' is not a structure of DSAD"):
         dsad.load(root)
 
 
 def test_mask_of_another_size(root):
     _mask(root / "multilabel" / "04" / "mask10_stomach.png", size=(10, 8))
-    with pytest.raises(ValueError, match=r"mask10_stomach\.png is 10x8 pixels, but its frame .*image10\.png is 12x8"):
+    with pytest.raises(
+        ValueError, match=r"mask10_stomach\.png has 10x8 pixels, but its frame .*image10\.png has 12x8"
+    ):
         dsad.load(root)
 
 
@@ -150,7 +154,7 @@ def test_an_operation_that_does_not_exist(root):
         ({"config": "single_organ_multi_rater"}, "expected one of multi_organ, single_organ"),
         ({"config": "single_organ"}, "organ=None with config='single_organ'.*needs one structure"),
         ({"config": "single_organ", "organ": "uterus"}, "organ='uterus'"),
-        ({"organ": "liver"}, "'multi_organ' none"),
+        ({"organ": "liver"}, "'multi_organ' takes none"),
     ],
 )
 def test_options_that_will_not_do(root, options, message):

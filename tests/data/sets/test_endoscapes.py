@@ -65,7 +65,8 @@ def test_layout(root):
     assert row["image"].size == (24, 16)
     assert row["mask"][0, :5].tolist() == [0, 1, 6, 255, 0]
     assert data.notes == (
-        "Found 5 of the official 493 frames (3 train, 1 validation, 1 test): results are not those of the full set.",
+        "Found 5 of the official 493 frames (3 train, 1 validation, 1 test). Results are not "
+        "comparable with those on the full dataset.",
     )
 
 
@@ -83,8 +84,8 @@ def test_stray_ids_are_ignored_and_counted(root):
     assert data.splits["validation"][0]["mask"][0, :4].tolist() == [0, 255, 255, 6]
     assert data.splits["train"][1]["mask"][0, :4].tolist() == [0, 255, 255, 6]
     assert data.notes[1:] == (
-        "Id 7 is no class, it counts as ignore: 3 px in 2 mask(s) (10_9.png, 121_1.png).",
-        "Id 200 is no class, it counts as ignore: 1 px in 1 mask(s) (10_9.png).",
+        "Id 7 is not a class and is ignored: 3 px in 2 mask(s) (10_9.png, 121_1.png).",
+        "Id 200 is not a class and is ignored: 1 px in 1 mask(s) (10_9.png).",
     )
 
 
@@ -105,7 +106,9 @@ def test_a_link_unpacked_as_text_is_named_when_it_is_all_there_is(root):
     (root / "train_seg").mkdir()
     (root / "train_seg" / "4_100.jpg").write_text("../train/4_100.jpg")
     (root / "train" / "4_100.jpg").unlink()
-    with pytest.raises(ValueError, match=r"train_seg.4_100\.jpg is not an image but a link.*train"):
+    with pytest.raises(
+        ValueError, match=r"train_seg.4_100\.jpg is a symbolic link that was not unpacked correctly.*train"
+    ):
         load_data("endoscapes", root)
 
 
@@ -116,7 +119,7 @@ def test_links(root):
     link.symlink_to("../train/4_100.jpg")
     assert load_data("endoscapes", root).splits["train"].num_rows == 3
     (root / "train" / "4_100.jpg").unlink()
-    with pytest.raises(ValueError, match=r"train_seg.4_100\.jpg is not an image but a link"):
+    with pytest.raises(ValueError, match=r"train_seg.4_100\.jpg is a symbolic link that was not unpacked correctly"):
         load_data("endoscapes", root)
 
 
@@ -165,7 +168,7 @@ def test_a_name_that_is_none(root):
 
 def test_a_mask_of_another_size(root):
     _mask(root, "10_9", size=(12, 16))
-    with pytest.raises(ValueError, match=r"10_9\.png is 12x16 pixels, but its frame .*10_9\.jpg is 24x16"):
+    with pytest.raises(ValueError, match=r"10_9\.png has 12x16 pixels, but its frame .*10_9\.jpg has 24x16"):
         load_data("endoscapes", root)
 
 
@@ -184,14 +187,14 @@ def test_an_unreadable_frame(root):
 def test_folders_that_are_not_the_data(tmp_path):
     (tmp_path / "endoscapes").mkdir()
     with pytest.raises(
-        FileNotFoundError, match=r"^Expected the official .*layout.*semseg does not exist .*holds endoscapes"
+        FileNotFoundError, match=r"^Expected the official .*layout.*semseg does not exist .*contains endoscapes"
     ):
         load_data("endoscapes", tmp_path)
     (tmp_path / "semseg").mkdir()
     with pytest.raises(FileNotFoundError, match=r"semseg is empty"):
         load_data("endoscapes", tmp_path)
     (tmp_path / "semseg" / "readme.txt").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"semseg holds no mask"):
+    with pytest.raises(FileNotFoundError, match=r"semseg contains no mask"):
         load_data("endoscapes", tmp_path)
 
 

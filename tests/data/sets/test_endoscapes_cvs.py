@@ -75,7 +75,9 @@ def test_layout(root, source):
     assert row["image"].size == (24, 16)
     assert row["split"] == "train"
     assert [data.splits[name].num_rows for name in ("validation", "test")] == [1, 1]
-    assert data.notes[0].startswith("Found 5 frames (3 train, 1 validation, 1 test), the official set has 11090, 6960")
+    assert data.notes[0].startswith(
+        "Found 5 frames (3 train, 1 validation, 1 test); the official dataset has 11090, 6960"
+    )
     assert "train C1 1, C2 1, C3 0; validation C1 1, C2 1, C3 0; test C1 0, C2 0, C3 1." in data.notes[1]
 
 
@@ -84,7 +86,7 @@ def test_the_complete_set_is_recognised():
     assert endoscapes_cvs._count_note(rows).startswith("Found all 11090 official frames (6960 train")
     rows["train"].append(None)
     rows["test"].pop()
-    assert "results are not those" in endoscapes_cvs._count_note(rows)
+    assert "Results are not comparable" in endoscapes_cvs._count_note(rows)
 
 
 def test_a_folder_in_the_wrong_split(root):
@@ -95,7 +97,7 @@ def test_a_folder_in_the_wrong_split(root):
 
 def test_rated_frames_that_are_not_there(root):
     (root / "train" / "10_9.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 5 rated frames are not there: .*10_9\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 5 rated frames are missing: .*10_9\.jpg"):
         load_data("endoscapes-cvs", root)
 
 
@@ -108,26 +110,28 @@ def test_an_unreadable_frame(root):
 @pytest.mark.parametrize("targets", [[0, 2, 0], [0, 1], [0, -0.1, 0]])
 def test_ratings_that_are_none(root, targets):
     _write(root, "val", {"121_1": targets})
-    with pytest.raises(ValueError, match=r"121_1\.jpg is rated .*expected three means from 0 to 1"):
+    with pytest.raises(ValueError, match=r"121_1\.jpg has the ratings .*expected three means from 0 to 1"):
         load_data("endoscapes-cvs", root)
 
 
 def test_a_name_of_another_video(root):
     _write(root, "val", {"121_1": [0, 0, 0]}, video_id=122)
-    with pytest.raises(ValueError, match=r"121_1\.jpg is named as a frame of video 122"):
+    with pytest.raises(ValueError, match=r"121_1\.jpg is listed for video 122, but is not named"):
         load_data("endoscapes-cvs", root)
 
 
 @pytest.mark.parametrize("content", ["{}", "", '{"images": [{"ds": [0, 0, 0]}]}'])
 def test_annotations_that_are_none(root, content):
     (root / "val" / "annotation_ds_coco.json").write_text(content)
-    with pytest.raises(ValueError, match=r"val.annotation_ds_coco\.json is not as it should be"):
+    with pytest.raises(ValueError, match=r"val.annotation_ds_coco\.json is malformed"):
         load_data("endoscapes-cvs", root)
 
 
 def test_no_ratings_at_all(root):
     (root / "val" / "annotation_ds_coco.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"val has no annotation_ds_coco\.json, nor .*all_metadata\.csv"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither .*val.annotation_ds_coco\.json nor .*all_metadata\.csv exists"
+    ):
         load_data("endoscapes-cvs", root)
 
 

@@ -48,7 +48,7 @@ def test_layout(root):
     row = data.splits["train"][0]
     assert row["image"].size == (24, 16)
     assert row["mask"][0, :5].tolist() == [0, 1, 2, 255, 0]
-    assert data.notes[0].startswith("Found 8 frames of 4 videos to train on and 2 of 1 to validate on (")
+    assert data.notes[0].startswith("Found 8 training frames of 4 video(s), 2 validation frames of 1 video(s) (")
 
 
 def test_the_background_is_what_the_user_declares(root):
@@ -116,7 +116,7 @@ def test_folders_named_like_splits_are_refused(tmp_path):
 def test_loose_frames_beside_folders_are_refused(root):
     _frame(root, "video/1.jpg")
     _mask(root, "video/1.png")
-    with pytest.raises(ValueError, match=r"a_op_10\.PNG is not in a folder, but other"):
+    with pytest.raises(ValueError, match=r"a_op_10\.PNG is not in the folder of a video, but other"):
         load_data("folder", root)
 
 
@@ -132,7 +132,7 @@ def test_a_single_video_is_refused(tmp_path):
 def test_a_name_without_video_is_refused(root, stem):
     _frame(root, f"{stem}.jpg")
     _mask(root, f"{stem}.png")
-    with pytest.raises(ValueError, match=rf"{stem}\.jpg: no video can be told.*<video>_<frame number>"):
+    with pytest.raises(ValueError, match=rf"{stem}\.jpg: the name does not identify a video.*<video>_<frame number>"):
         load_data("folder", root)
 
 
@@ -150,19 +150,21 @@ def test_a_mask_without_frame(root):
 
 def test_a_mask_of_another_size(root):
     _mask(root, "c_op_2.png", size=(24, 17))
-    with pytest.raises(ValueError, match=r"c_op_2\.png is 24x17 pixels, but its frame .*c_op_2\.jpg is 24x16"):
+    with pytest.raises(ValueError, match=r"c_op_2\.png has 24x17 pixels, but its frame .*c_op_2\.jpg has 24x16"):
         load_data("folder", root)
 
 
 def test_an_id_beyond_the_classes(root):
     _mask(root, "c_op_2.png", (0, 1, 9))
-    with pytest.raises(ValueError, match=r"c_op_2\.png holds id 9, but .*classes\.txt names 3 classes, ids 0 to 2"):
+    with pytest.raises(
+        ValueError, match=r"c_op_2\.png contains id 9, but .*classes\.txt names 3 classes with ids 0 to 2"
+    ):
         load_data("folder", root)
 
 
 def test_a_color_mask(root):
     Image.new("RGB", (24, 16), (255, 0, 0)).save(root / "masks" / "c_op_2.png")
-    with pytest.raises(ValueError, match=r"c_op_2\.png has color channels that differ.*must hold class ids"):
+    with pytest.raises(ValueError, match=r"c_op_2\.png has color channels that differ.*expected class ids"):
         load_data("folder", root)
 
 
@@ -184,7 +186,9 @@ def test_masks_of_0_and_255_are_no_two_classes(root):
     (root / "classes.txt").unlink()
     for path in (root / "masks").iterdir():
         _mask(root, path.name, (0, 255))
-    with pytest.raises(ValueError, match=r"no two classes \(ids found: \[0\].*drawn as 255 must be saved as 1"):
+    with pytest.raises(
+        ValueError, match=r"fewer than two classes \(ids found: \[0\].*Save a foreground drawn as 255 as 1"
+    ):
         load_data("folder", root)
 
 
@@ -208,14 +212,14 @@ def test_folders_that_are_missing_or_empty(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"Expected images/.*{tmp_path.name} is empty"):
         load_data("folder", tmp_path)
     (tmp_path / "frames").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"images does not exist .*holds frames"):
+    with pytest.raises(FileNotFoundError, match=r"images does not exist .*contains frames"):
         load_data("folder", tmp_path)
     (tmp_path / "images").mkdir()
     with pytest.raises(FileNotFoundError, match=r"images is empty"):
         load_data("folder", tmp_path)
     (tmp_path / "images" / "a_1.bmp").write_bytes(b"")
     with pytest.raises(
-        FileNotFoundError, match=r"images holds no file ending in \.jpg or \.jpeg or \.png \(1 others\)"
+        FileNotFoundError, match=r"images contains no files ending in \.jpg or \.jpeg or \.png \(1 other files\)"
     ):
         load_data("folder", tmp_path)
 
@@ -238,5 +242,5 @@ def test_splits_csv_defines_the_splits(tmp_path):
     assert data.split_protocol == "by splits.csv"
     assert not any("no test split" in note for note in data.notes)
     (root / "splits.csv").write_text("video,split\n" + rows[0])
-    with pytest.raises(ValueError, match=r"splits\.csv names no split for"):
+    with pytest.raises(ValueError, match=r"splits\.csv assigns no split to"):
         load_data("folder", root)

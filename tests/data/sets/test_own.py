@@ -94,10 +94,12 @@ def test_classes_txt_gives_the_order_and_rare_classes(table):
 
 def test_a_split_of_single_frames_is_refused_with_the_reason(table):
     rows = ["1.jpg,p,a,train", "2.jpg,p,b,validation", "3.jpg,q,a,train"]
-    with pytest.raises(ValueError, match=r"'p' is in train and in validation, but splits are by video: neighboring"):
+    with pytest.raises(
+        ValueError, match=r"'p' is in train and in validation, but splits must be by video: neighboring"
+    ):
         load_data("csv", table("image,video,label,split", rows))
     with pytest.raises(
-        ValueError, match=r"no column video \(splits are by video.*; it has image.*expected labels\.csv"
+        ValueError, match=r"no column video \(splits must be by video.*; it has image.*expected labels\.csv"
     ):
         load_data("csv", table("image,label", ["1.jpg,a", "2.jpg,b"]))
 
@@ -107,13 +109,13 @@ def test_a_split_of_single_frames_is_refused_with_the_reason(table):
     [
         ("image,video", ["1.jpg,p"], "neither a column 'label' nor columns for classes"),
         ("image,video,label,smoke", ["1.jpg,p,a,1"], r"both a column 'label' and columns for classes \(smoke\)"),
-        ("image,video,label", ["1.jpg,p,a", "2.jpg,q,a"], "no two classes"),
-        ("image,video,label", ["1.jpg,p,a", "2.jpg,p,b"], r"a single video \(p\)"),
+        ("image,video,label", ["1.jpg,p,a", "2.jpg,q,a"], "contains a single class"),
+        ("image,video,label", ["1.jpg,p,a", "2.jpg,p,b"], r"fewer than two videos \(p\)"),
         ("image,video,label", ["1.jpg,p"], "line 2: expected 3 values"),
         ("image,video,label", ["1.jpg,p,a,b"], "line 2: expected 3 values"),
         ("image,video,label", ["1.jpg,,a"], "line 2: video is empty"),
         ("image,video,label", [], "has no rows"),
-        ("image,video,smoke,smoke", ["1.jpg,p,1,1"], "two columns of one name"),
+        ("image,video,smoke,smoke", ["1.jpg,p,1,1"], "two columns with the same name"),
         ("image,video,smoke", ["1.jpg,p,1.5", "2.jpg,q,0"], r"line 2: smoke is 1\.5; expected a target from 0 to 1"),
         ("image,video,smoke", ["1.jpg,p,0", "2.jpg,q,nan"], r"line 3: smoke is nan"),
         ("image,video,smoke", ["1.jpg,p,yes", "2.jpg,q,0"], r"line 2: smoke is 'yes'; expected a number"),
@@ -134,7 +136,7 @@ def test_frames_that_are_missing_or_broken(table):
     with pytest.raises(ValueError, match=r"q_9\.jpg cannot be read"):
         load_data("csv", root)
     (root / "frames" / "q_9.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 15 frames are not there: .*q_9\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 15 frames are missing: .*q_9\.jpg"):
         load_data("csv", root)
     (root / "labels.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no .*labels\.csv; expected"):
@@ -181,7 +183,7 @@ def test_videos_and_frame_folders(videos):
     assert [second_of(row["image"]) for row in rows["a"]] == [0, 1, 2, 3]
     assert [row["frame"] for row in rows["c"]] == [0, 1, 2, 3]
     assert len(set(_column(data.splits["validation"], "video"))) == 1
-    assert "Videos without some class: a (wash), b (first cut)." in data.notes
+    assert "Videos in which at least one class never occurs: a (wash), b (first cut)." in data.notes
 
 
 def test_numbers_for_phases(videos):
@@ -195,14 +197,14 @@ def test_numbers_for_phases(videos):
     assert _column(data.splits["train"], "labels")[:4] == [0, 0, 2, 2]
     _phases(videos, "b", [0, 0, 4, 4])
     with pytest.raises(
-        ValueError, match=r"b\.txt: '4' is no class; expected one of a, b, c, d, or a number from 0 to 3"
+        ValueError, match=r"b\.txt: '4' is not a class; expected one of a, b, c, d, or a number from 0 to 3"
     ):
         load_data("videos", videos)
 
 
 def test_names_and_numbers_are_not_mixed(videos):
     _phases(videos, "b", [0, 0, 1, 1])
-    with pytest.raises(ValueError, match="by name or by number, found both"):
+    with pytest.raises(ValueError, match="phases must be names or numbers, found both"):
         load_data("videos", videos)
 
 
@@ -218,7 +220,7 @@ def test_splits_csv(videos):
     with pytest.raises(ValueError, match=r"'c' is in train and in validation"):
         load_data("videos", videos)
     (videos / "splits.csv").write_text("video,split\nb,train\nc,validation\n")
-    with pytest.raises(ValueError, match=r"splits\.csv names no split for a"):
+    with pytest.raises(ValueError, match=r"splits\.csv assigns no split to a"):
         load_data("videos", videos)
 
 

@@ -34,7 +34,7 @@ def test_scene():
     assert (row["video"], row["frame"]) == ("video00", 1)
     assert len(data.labels) == len(set(data.colors)) == 5
     assert "synthetic" in data.notes[0].lower()
-    assert "says anything about surgery" in data.notes[0]
+    assert "not evidence about surgical data" in data.notes[0]
 
 
 def test_every_class_is_drawn_and_none_fills_the_picture():

@@ -36,7 +36,7 @@ def test_schema(small):
     assert small.frames_per_second == 1
     assert "Synthetic" in small.notes[0]
     assert small.videos_are_public
-    assert small.split_protocol == "by video number, the last three eighths validate and test in halves"
+    assert small.split_protocol == "by video number, the last three eighths are half validation, half test"
     videos = {name: list(dict.fromkeys(split["video"])) for name, split in small.splits.items()}
     assert videos == {"train": ["video00", "video01"], "validation": ["video02"], "test": ["video03"]}
     for split in small.splits.values():
