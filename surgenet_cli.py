@@ -65,3 +65,7 @@ def usage() -> str:
             "`surgenet COMMAND --help` lists the options of a command, `surgenet --version` prints the version.",
         ]
     )
+
+
+if __name__ == "__main__":
+    main()

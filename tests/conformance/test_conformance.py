@@ -34,7 +34,7 @@ def fetch_sdist(directory: Path) -> Path:
         command += [f"transformers=={transformers.__version__}"]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
-            pytest.skip(f"{name} cannot be had from PyPI: {' '.join(result.stderr.splitlines()[-3:])}")
+            pytest.skip(f"{name} cannot be downloaded from PyPI: {' '.join(result.stderr.splitlines()[-3:])}")
         CACHE.mkdir(parents=True, exist_ok=True)
         shutil.copy(directory / name, CACHE / f"{name}.part")
         os.replace(CACHE / f"{name}.part", CACHE / name)

@@ -192,8 +192,8 @@ def plan(seed: int, video: int, length: tuple[int, int]) -> list[tuple[int, View
         if kind < 0.18:
             view = _GLIMPSE
         elif kind < 0.26:
-            beside = order.index(here) + step
-            view = _VIEWS[order[beside]] if 0 <= beside < len(order) else _GLIMPSE
+            neighbor = order.index(here) + step
+            view = _VIEWS[order[neighbor]] if 0 <= neighbor < len(order) else _GLIMPSE
         elif here == 3 and shows_clips:
             view = View(gallbladder=True, tool="hook", smoke=True, clips=True)
         else:
