@@ -163,7 +163,7 @@ def test_leakage_is_never_cleaner_than_before(base, data):
     for _ in range(2):
         start = describe_pretraining(start, ["mine"], 1, 10)
         after = leakage_note(start["name"], data)
-        assert "unknown: whether its pretraining on mine" in after
+        assert "unknown whether its pretraining on mine" in after
         assert before is None or before in after
 
 
