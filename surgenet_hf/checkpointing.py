@@ -168,7 +168,7 @@ def read_record(checkpoint: Path) -> dict:
             return record
     except (ValueError, KeyError, TypeError):
         pass
-    raise UserError(f"{path} is damaged: it does not hold the record of a checkpoint. Use an earlier checkpoint")
+    raise UserError(f"{path} is damaged: it does not contain the record of a checkpoint. Use an earlier checkpoint")
 
 
 def check_complete(checkpoint: Path) -> dict:
@@ -183,7 +183,7 @@ def check_complete(checkpoint: Path) -> dict:
         if not path.is_file():
             raise UserError(f"{path} is missing: {checkpoint} is not complete. Use an earlier checkpoint")
         if file_sha256(path) != sha256:
-            raise UserError(f"{path} is damaged: its SHA-256 is not the recorded one. Use an earlier checkpoint")
+            raise UserError(f"{path} is damaged: its SHA-256 differs from the recorded one. Use an earlier checkpoint")
     return record
 
 
@@ -216,7 +216,7 @@ def resume_point(output_dir: Path, requested: str | bool | None) -> Path | None:
                 logger.warning(f"Skipping {checkpoint.name}: {error}")
         if used:
             raise UserError(
-                f"{output_dir} holds no complete checkpoint to resume from, see the warnings above. Delete "
+                f"{output_dir} contains no complete checkpoint to resume from; see the warnings above. Delete "
                 f"{', '.join(path.name for path in used)} to start from the beginning, or choose another --output_dir"
             )
         return None
@@ -224,7 +224,7 @@ def resume_point(output_dir: Path, requested: str | bool | None) -> Path | None:
     if not path.exists():
         raise UserError(f"--resume_from_checkpoint {requested}: there is no such file or folder")
     if used and path.resolve() not in [checkpoint.resolve() for checkpoint in used]:
-        raise UserError(f"{output_dir} holds {used[-1].name} of another run: {RESUME}")
+        raise UserError(f"{output_dir} contains {used[-1].name} of another run: {RESUME}")
     if path.is_dir():
         check_complete(path)
     return path
@@ -246,7 +246,7 @@ def compare_records(recorded: Mapping, current: Mapping, checkpoint: Path, advic
     different = [name for name in current if current[name] != recorded.get(name)]
     if different:
         lines = [f"{name}: {recorded.get(name)} in the checkpoint, {current[name]} now" for name in different]
-        raise UserError(f"{checkpoint} is of another run:\n- " + "\n- ".join(lines) + f"\n{advice}")
+        raise UserError(f"{checkpoint} is from another run:\n- " + "\n- ".join(lines) + f"\n{advice}")
 
 
 def delete_later_checkpoints(output_dir: Path, step: int) -> None:

@@ -90,7 +90,7 @@ class SurgeNetConfig(BackboneConfigMixin, PreTrainedConfig):
         """
         for name in ("depths", "hidden_sizes"):
             if len(getattr(self, name)) != 4 or min(getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be four positive numbers, one a stage, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be four positive numbers, one per stage, got {getattr(self, name)}")
         widths = self.hidden_sizes
         if self.backbone == "caformer_s18":
             if self.activation not in ("relu", "star_relu"):
@@ -102,8 +102,8 @@ class SurgeNetConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
             if any(width == following for width, following in pairwise(widths)):
                 raise ValueError(
-                    "neighbouring hidden_sizes of CAFormer must differ (timm leaves out the downsampling between "
-                    f"equally wide stages), got {widths}"
+                    "hidden_sizes of adjacent CAFormer stages must differ (timm omits the downsampling between stages "
+                    f"of equal width), got {widths}"
                 )
         elif self.activation is not None:
             raise ValueError(f"only caformer_s18 has a choice of activation; leave it None for {self.backbone}")
@@ -120,7 +120,7 @@ class SurgeNetConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.segmentation_channels % GROUP_NORM_GROUPS:
             raise ValueError(
-                f"segmentation_channels must be a multiple of {GROUP_NORM_GROUPS} (the FPN's group normalisation), "
+                f"segmentation_channels must be a multiple of {GROUP_NORM_GROUPS} (the FPN's group normalization), "
                 f"got {self.segmentation_channels}"
             )
 

@@ -55,8 +55,8 @@ class SurgeNetPhaseConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if "backbone" in kwargs:
             raise ValueError(
-                f"backbone {kwargs['backbone']!r} is a setting of SurgeNetConfig: give backbone_config. To make a "
-                "phase model of a saved SurgeNet model, use SurgeNetForPhaseRecognition.from_backbone."
+                f"backbone {kwargs['backbone']!r} is a setting of SurgeNetConfig: give backbone_config. To build a "
+                "phase model from a saved SurgeNet model, use SurgeNetForPhaseRecognition.from_backbone."
             )
         backbone_config = {} if self.backbone_config is None else self.backbone_config
         if isinstance(backbone_config, dict):
@@ -80,14 +80,16 @@ class SurgeNetPhaseConfig(PreTrainedConfig):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.smoothing_weight < 0:
-            raise ValueError(f"smoothing_weight must not be negative (0 is none), got {self.smoothing_weight}")
+            raise ValueError(
+                f"smoothing_weight must not be negative (0 disables smoothing), got {self.smoothing_weight}"
+            )
         if self.stage_reduction not in ("sum", "mean"):
             raise ValueError(f"stage_reduction must be 'sum' or 'mean', got {self.stage_reduction!r}")
         for name in ("smoothing_threshold", "frames_per_second"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.num_labels < 2:
-            raise ValueError(f"num_labels must be at least 2: one phase leaves nothing to tell; got {self.num_labels}")
+            raise ValueError(f"num_labels must be at least 2 (more than one phase), got {self.num_labels}")
 
     @property
     def receptive_field(self) -> int:

@@ -23,7 +23,7 @@ from .privacy import video_hashes
 
 UNKNOWN = "unknown"
 OWN = "own"
-_UNRECORDED = "unknown: which videos trained this model is not recorded"
+_UNRECORDED = "the training videos of this model are unknown (not recorded)"
 # {part of a dataset's name before the first hyphen: namespace of its videos}, if the two differ
 _NAMESPACES = {"cholecseg8k": "cholec80", "cholect50": "cholec80"}
 _OVERLAPPING = {"cholec80", "endoscapes"}  # CAMMA's camma_dataset_overlaps lists the shared videos
@@ -88,7 +88,7 @@ def describe_finetuning(config) -> list[str]:
         _UNRECORDED
         if entry["dataset"] == UNKNOWN
         else f"Fine-tuned on {len(entry['train_videos'])} videos of {entry['dataset']} (split protocol: "
-        f"{entry['split_protocol']}); {len(entry['selection_videos'])} videos selected its checkpoint"
+        f"{entry['split_protocol']}); {len(entry['selection_videos'])} videos were used to select the checkpoint"
         for entry in record
     ]
 
@@ -111,7 +111,7 @@ def leakage_report(config, data, split: str) -> Leakage:
 
     trained, selected = seen("train_videos"), seen("selection_videos")
     notes = []
-    for found, what in ((trained, "trained this model"), (selected, "selected its checkpoint")):
+    for found, what in ((trained, "were used to train this model"), (selected, "were used to select its checkpoint")):
         if found:
             # the note may be published, so it does not name the user's own videos
             names = ", ".join(found[:3]) + ", ..." * (len(found) > 3) if data.videos_are_public else "matched by name"
@@ -137,9 +137,12 @@ def _unknown_overlaps(record: list[dict], data) -> list[str]:
         elif _is_synthetic(entry["dataset"]):
             continue
         elif own == {True} and entry["salt"] != _salt_id():
-            notes.append(f"unknown: whether its fine-tuning on {entry['dataset']} saw these videos (other salt)")
+            notes.append(
+                f"it is unknown whether its fine-tuning on {entry['dataset']} included these videos (their hashes "
+                "have another salt)"
+            )
         elif own == {True, False} or namespaces == _OVERLAPPING:
-            notes.append(f"unknown: whether its fine-tuning on {entry['dataset']} saw these videos")
+            notes.append(f"it is unknown whether its fine-tuning on {entry['dataset']} included these videos")
     return notes
 
 

@@ -82,8 +82,8 @@ class SurgeNetEncoder(nn.Module):
         if getattr(pixel_values, "ndim", None) != 4:
             found = tuple(pixel_values.shape) if hasattr(pixel_values, "shape") else type(pixel_values).__name__
             raise ValueError(
-                f"pixel_values must be a float tensor (B, num_channels, H, W), got {found}: make it of an RGB image "
-                'with the image processor, processor(image, return_tensors="pt").pixel_values'
+                f"pixel_values must be a float tensor (B, num_channels, H, W), got {found}: create it from an RGB "
+                'image with the image processor: processor(image, return_tensors="pt").pixel_values'
             )
         x = self.stem(pixel_values)
         if self.channels_last_stem:
@@ -110,8 +110,9 @@ def _check_labels(labels: torch.Tensor, num_labels: int, ignore_index: int) -> N
     wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)]
     if len(wrong):
         raise ValueError(
-            f"labels hold the class id {wrong[0].item()}, but the model has {num_labels} classes, ids 0 to "
-            f"{num_labels - 1} ({ignore_index} is ignored): correct the labels, or load the model with num_labels="
+            f"labels contain the class id {wrong[0].item()}, but the model has {num_labels} classes, ids 0 to "
+            f"{num_labels - 1} ({ignore_index} is ignored): correct the labels, or set num_labels when you load "
+            "the model"
         )
 
 
@@ -169,7 +170,7 @@ class SurgeNetPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is not None and any(wrong.values()):
             parameters = ", ".join(f"{len(keys)} parameters {kind} {keys[:3]}" for kind, keys in wrong.items() if keys)
             raise ValueError(
-                f"the weights in {pretrained_model_name_or_path} are not those of this backbone "
+                f"the weights in {pretrained_model_name_or_path} do not match this backbone "
                 f"({model.config.backbone}, activation {model.config.activation}): {parameters}. Load them with the "
                 "config they were saved with, or convert the original file again with scripts/convert_checkpoint.py."
             )

@@ -75,7 +75,8 @@ def phase_loss(
     """
     if labels.shape != stage_logits.shape[1:3]:
         raise ValueError(
-            f"labels must be one a frame, (B, T) = {tuple(stage_logits.shape[1:3])}, got {tuple(labels.shape)}"
+            f"labels must have one class id per frame, shape (B, T) = {tuple(stage_logits.shape[1:3])}, "
+            f"got {tuple(labels.shape)}"
         )
     num_stages, *_, num_labels = stage_logits.shape
     log_probs = F.log_softmax(stage_logits.float(), dim=-1)
@@ -287,7 +288,9 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
             maps = self.config.num_feature_maps
             expected = [(len(features), maps, layer.context) for stage in self.stages for layer in stage.layers]
             if [tuple(past.shape) for past in state] != expected:
-                raise ValueError(f"the state is not one of {len(features)} videos and this model: begin with None")
+                raise ValueError(
+                    f"the state does not match this model and {len(features)} videos: start with state=None"
+                )
         stage_logits, state = self._run_stages(features[:, None], state)
         return stage_logits[-1, :, 0], state
 
@@ -302,7 +305,8 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
         width = self.config.backbone_config.hidden_sizes[-1]
         if features.ndim != 3 or features.shape[1] == 0 or features.shape[2] != width:
             raise ValueError(
-                f"features must be (B, T, {width}), T > 0, as extract_features gives, got {tuple(features.shape)}"
+                f"features must be (B, T, {width}) with T > 0, as returned by extract_features, got "
+                f"{tuple(features.shape)}"
             )
         x = features.transpose(1, 2)
         stage_logits, following = [], ()

@@ -143,8 +143,8 @@ def load_config(source: str | Path) -> PreTrainedConfig:
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise MissingFileError(
-            f"{source} has no config.json, expected a folder with a model. Give the output folder of a training or "
-            "of `surgenet convert`"
+            f"{source} has no config.json, expected a folder with a model. Give the output folder of a training run "
+            "or of `surgenet convert`"
         )
     try:
         return AutoConfig.from_pretrained(source)
@@ -187,7 +187,7 @@ def load_model(model_class, source: str | Path, **options):
     if new:
         parts = ", ".join(sorted({name.split(".")[0] for name in new}))
         logger.warning(
-            f"New in this model, with random weights until it is trained: {parts}. All other weights are those of "
+            f"Initialized with random weights: {parts}. Train the model before use. All other weights are from "
             f"{source}"
         )
     return model
@@ -211,8 +211,9 @@ def download_teacher(entry: CatalogEntry, local_files_only: bool = False) -> Pat
         path = Path(hf_hub_download(entry.upstream_repo, entry.teacher_file, local_files_only=local_files_only))
     except LocalEntryNotFoundError as error:
         raise UnavailableError(
-            f"the weights of {entry.name} cannot be downloaded: the Hub cannot be reached or refuses, and its cache "
-            f"does not hold {entry.teacher_file} of {entry.upstream_repo}. Check the network and try again"
+            f"the weights of {entry.name} cannot be downloaded: the Hub cannot be reached or refuses the "
+            f"request, and its cache does not contain {entry.teacher_file} of {entry.upstream_repo}. Check the "
+            "network and try again"
         ) from error.__cause__ or error
     except OSError as error:  # HTTP errors and a full disk
         raise UnavailableError(
@@ -224,9 +225,9 @@ def download_teacher(entry: CatalogEntry, local_files_only: bool = False) -> Pat
     for source, expected in (("the catalog", entry.teacher_sha256), ("the Hub", announced)):
         if expected and found != expected:
             raise UserError(
-                f"{path} is not the {entry.name} that was published: its sha256 is {found}, {source} says {expected}. "
-                "Delete it and try again. If that does not help, the file on the Hub was replaced; if you trust it, "
-                "convert it with `surgenet convert`"
+                f"{path} is not the published {entry.name}: its SHA-256 is {found}, {source} says {expected}. "
+                "Delete it and try again. If the error remains, the file on the Hub was replaced. If you trust the "
+                "new file, convert it with `surgenet convert`"
             )
     return path
 
@@ -245,8 +246,8 @@ def convert_entry(entry: CatalogEntry, path: Path) -> SurgeNetModel:
     found = (model.config.backbone, model.config.activation)
     if found != (entry.backbone, entry.activation):
         raise UserError(
-            f"{path} holds {found}, but {entry.name} is {(entry.backbone, entry.activation)}. Delete the file, and "
-            "try again"
+            f"{path} contains {found}, expected {(entry.backbone, entry.activation)} for {entry.name}. Delete the "
+            "file, and try again"
         )
     model.config.pretraining |= {
         "name": entry.name,

@@ -10,17 +10,19 @@ import os
 import re
 import secrets
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from huggingface_hub import constants, get_token
 from huggingface_hub.utils import WeakFileLock
 
-from .checkpoints.catalog import CATALOG, leakage_note
+from .checkpoints.catalog import CATALOG, earlier_leakage_note, leakage_note
 from .errors import UserError
 
 MASK = "***"
-NO_TOKEN = "an access token cannot be given as an option, which would be recorded; use `hf auth login` or HF_TOKEN"
+NO_TOKEN = (
+    "an access token cannot be given as an option, because options are recorded; use `hf auth login` or HF_TOKEN"
+)
 _TOKEN = re.compile(r"((?:hf|api_org)_)(?:[A-Za-z0-9]{16,}|(?:oauth|jwt)_[\w.-]+)")
 _CREDENTIAL = re.compile(r"(?i)(bearer\s+|--[\w-]*token[ =])[^\s\"']+")  # tokens in other formats than the Hub's
 _TOKEN_BYTES = re.compile(rb"(?:hf|api_org)_(?:[A-Za-z0-9]{30,}|(?:oauth|jwt)_[\w.-]{30,})")
@@ -72,7 +74,7 @@ def check_no_tokens(folder: Path) -> None:
         content = name.encode() + b"\0" + path.read_bytes()
         if (token and token.encode() in content) or _TOKEN_BYTES.search(content):
             raise UserError(
-                f"{mask_tokens(name)} holds an access token, and a published token can be used by anyone; remove it "
+                f"{mask_tokens(name)} contains an access token, which anyone could use after publication. Remove it "
                 "from the source of this file, and replace the token at https://huggingface.co/settings/tokens"
             )
 
@@ -213,15 +215,21 @@ def sanitize_results(results: dict, model_name: str, names: Mapping[str, str]) -
 
 
 def _clean_leakage(results: dict, cleaned: dict, named: Sanitizer) -> str:
-    """Sanitize the note on leakage. Its part on pretraining quotes dataset names and is built again."""
+    """Sanitize the note on leakage. Its part on pretraining quotes dataset names and is built again.
 
-    def of_pretraining(part: dict) -> str:
+    Results files of earlier versions contain this part in an earlier wording.
+    """
+
+    def of_pretraining(part: dict, wording: Callable[..., str | None]) -> str:
         pretraining = part["model"].get("pretraining")
         name = pretraining.get("name") if isinstance(pretraining, dict) else None
-        return leakage_note(name, part["data"]["name"], len(results["data"].get("videos") or ())) or ""
+        return wording(name, part["data"]["name"], len(results["data"].get("videos") or ())) or ""
 
-    before, note, after = results["data"]["leakage"].rpartition(of_pretraining(results) or "\0")
-    return named.text(before) + (of_pretraining(cleaned) if note else "") + named.text(after)
+    for wording in (leakage_note, earlier_leakage_note):
+        before, note, after = results["data"]["leakage"].rpartition(of_pretraining(results, wording) or "\0")
+        if note:
+            return named.text(before) + of_pretraining(cleaned, wording) + named.text(after)
+    return named.text(results["data"]["leakage"])
 
 
 def video_hashes(videos: Iterable[str]) -> dict[str, str]:
@@ -253,7 +261,5 @@ def video_hashes(videos: Iterable[str]) -> dict[str, str]:
                 file.write(secrets.token_bytes(_SALT_BYTES))
     salt = path.read_bytes()
     if len(salt) != _SALT_BYTES:
-        raise UserError(
-            f"{path} holds {len(salt)} bytes, expected {_SALT_BYTES}; delete it, and a new salt is generated"
-        )
+        raise UserError(f"{path} contains {len(salt)} bytes, expected {_SALT_BYTES}. Delete it to generate a new salt")
     return {video: hmac.new(salt, video.encode(), hashlib.sha256).hexdigest()[:16] for video in videos}

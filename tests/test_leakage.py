@@ -19,7 +19,7 @@ from surgenet_hf.data import SurgicalData
 from surgenet_hf.leakage import Leakage, leakage_report, record_finetuning, start_record
 from tests.checkpoints.files import tiny
 
-UNRECORDED = "unknown: which videos trained this model is not recorded"
+UNRECORDED = "the training videos of this model are unknown (not recorded)"
 
 
 @pytest.fixture(autouse=True)
@@ -68,14 +68,14 @@ CHOLEC80 = data_of(
 def test_the_same_video_in_another_data_set(config, name, video, other):
     record_finetuning(config, CHOLEC80, True)
     report = leakage_report(config, data_of(name, test=[video, other]), "test")
-    assert report == Leakage(f"1 of 2 videos trained this model ({video})", (video,), ())
+    assert report == Leakage(f"1 of 2 videos were used to train this model ({video})", (video,), ())
     assert leakage_report(config, data_of(name, test=[other]), "test") == Leakage(None, (), ())
 
 
 def test_a_note_lists_at_most_three_videos(config):
     record_finetuning(config, CHOLEC80, True)
     note = leakage_report(config, CHOLEC80, "train").note
-    assert note == "4 of 4 videos trained this model (video12, video13, video14, ...)"
+    assert note == "4 of 4 videos were used to train this model (video12, video13, video14, ...)"
 
 
 def test_endoscapes_and_its_cvs_frames_share_videos(config):
@@ -86,7 +86,7 @@ def test_endoscapes_and_its_cvs_frames_share_videos(config):
 def test_the_split_that_selected_the_checkpoint(config):
     record_finetuning(config, CHOLEC80, True)
     report = leakage_report(config, CHOLEC80, "validation")
-    assert report.note == "1 of 1 videos selected its checkpoint (video33), so the result is optimistic"
+    assert report.note == "1 of 1 videos were used to select its checkpoint (video33), so the result is optimistic"
     assert (report.trained, report.selected) == ((), ("video33",))
 
 
@@ -103,16 +103,16 @@ def test_without_selection_validation_videos_are_clean(config):
         (("autolaparo", True), ("dsad", True), None),
         (("synthetic", True), ("synthetic-phases", True), None),
         (("synthetic", True), ("dsad", True), None),
-        (("cholec80-phase", True), ("endoscapes", True), "fine-tuning on cholec80-phase saw"),
-        (("endoscapes-cvs", True), ("cholecseg8k-8", True), "fine-tuning on endoscapes-cvs saw"),
-        (("folder", False), ("cholecseg8k", True), "fine-tuning on folder saw"),
-        (("cholec80-phase", True), ("videos", False), "fine-tuning on cholec80-phase saw"),
+        (("cholec80-phase", True), ("endoscapes", True), "fine-tuning on cholec80-phase included"),
+        (("endoscapes-cvs", True), ("cholecseg8k-8", True), "fine-tuning on endoscapes-cvs included"),
+        (("folder", False), ("cholecseg8k", True), "fine-tuning on folder included"),
+        (("cholec80-phase", True), ("videos", False), "fine-tuning on cholec80-phase included"),
         (("folder", False), ("videos", False), None),
     ],
 )
 def test_other_data_is_clean_only_where_that_can_be_told(config, trained_on, evaluated_on, note):
     record_finetuning(config, data_of(*trained_on, train=["video01"]), False)
-    note = note and f"unknown: whether its {note} these videos"
+    note = note and f"it is unknown whether its {note} these videos"
     assert leakage_report(config, data_of(*evaluated_on, test=["video02"]), "test") == Leakage(note, (), ())
 
 
@@ -124,7 +124,7 @@ def test_names_of_own_videos_stay_out_of_config_and_note(config, tmp_path):
     assert not any(part in saved for part in ("Jane", "Doe", "Roe", "Power"))
     assert [video.split(":")[0] for video in json.loads(saved)["finetuning"][0]["train_videos"]] == ["own", "own"]
     report = leakage_report(AutoConfig.from_pretrained(tmp_path), own, "train")
-    assert report.note == "2 of 2 videos trained this model (matched by name)"
+    assert report.note == "2 of 2 videos were used to train this model (matched by name)"
     assert report.trained == ("Jane_Doe_1951", "Richard_Roe")
     # under another name of the dataset: frames with masks versus videos with phases
     assert leakage_report(config, data_of("videos", False, test=["Max_Power"]), "test").selected == ("Max_Power",)
@@ -135,7 +135,8 @@ def test_own_videos_hashed_elsewhere_are_unknown(config, monkeypatch, tmp_path):
     record_finetuning(config, own, False)
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "another_machine"))
     report = leakage_report(config, own, "train")
-    assert report == Leakage("unknown: whether its fine-tuning on folder saw these videos (other salt)", (), ())
+    note = "it is unknown whether its fine-tuning on folder included these videos (their hashes have another salt)"
+    assert report == Leakage(note, (), ())
 
 
 def test_what_is_not_recorded_is_unknown(config):
@@ -160,17 +161,17 @@ def test_pretraining_is_part_of_the_note(config):
     record_finetuning(config, CHOLEC80, True)
     test = data_of("cholec80-phase", test=["video12", *(f"video{i}" for i in range(42, 81))])
     trained, pretrained, own = leakage_report(config, test, "test").note.split("; ")
-    assert trained == "1 of 40 videos trained this model (video12)"
-    assert pretrained.startswith("the pretraining of SurgeNetXL saw frames of 76 of the 80")
-    assert pretrained.endswith("so at least 36 of these 40")
-    assert own == "unknown: whether its pretraining on mine saw these videos"
+    assert trained == "1 of 40 videos were used to train this model (video12)"
+    assert pretrained.startswith("SurgeNetXL was pretrained without labels on frames of 76 of the 80")
+    assert pretrained.endswith("including at least 36 of these 40")
+    assert own == "it is unknown whether its pretraining on mine included these videos"
 
 
 def test_models_of_other_families(config):
     from transformers import SegformerConfig
 
     other = SegformerConfig()
-    expected = "unknown: where the backbone's weights come from is not recorded"
+    expected = "the origin of the backbone's weights is unknown (not recorded)"
     assert leakage_report(other, CHOLEC80, "test").note == f"{UNRECORDED}; {expected}"
     record_finetuning(other, CHOLEC80, True)
     assert leakage_report(other, CHOLEC80, "train").trained == ("video12", "video13", "video14", "video15")
@@ -225,7 +226,7 @@ def test_the_record_survives_as_remote_code(config, tmp_path, monkeypatch):
     build_image_processor(image_size=32).save_pretrained(tmp_path / "model")
     prepare_finetuned(tmp_path / "model", "me/mine", tmp_path / "repository")
     card = Path(tmp_path, "repository", "README.md").read_text()
-    assert "Fine-tuned on 4 videos of cholec80-phase (split protocol: official); 1 videos selected" in card
+    assert "Fine-tuned on 4 videos of cholec80-phase (split protocol: official); 1 videos were used to select" in card
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 

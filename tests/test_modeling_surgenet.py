@@ -285,9 +285,9 @@ def test_an_incomplete_file_is_refused(backbone, model_class, tiny_config, tmp_p
 def test_weights_of_another_backbone_are_refused(backbone, tiny_config, tmp_path):
     SurgeNetModel(tiny_config(backbone)).save_pretrained(tmp_path)
     for other in {"caformer_s18", "convnextv2_tiny", "pvt_v2_b2"} - {backbone}:
-        with pytest.raises((ValueError, RuntimeError), match=r"not those of this backbone|ignore_mismatched_sizes"):
+        with pytest.raises((ValueError, RuntimeError), match=r"do not match this backbone|ignore_mismatched_sizes"):
             SurgeNetForSemanticSegmentation.from_pretrained(tmp_path, config=tiny_config(other))
-        with pytest.raises(ValueError, match="not those of this backbone"):  # that option is meant for heads
+        with pytest.raises(ValueError, match="do not match this backbone"):  # that option is meant for heads
             SurgeNetModel.from_pretrained(tmp_path, config=tiny_config(other), ignore_mismatched_sizes=True)
 
 

@@ -175,7 +175,9 @@ def test_wrong_inputs_are_named(model):
     for wrong in (features[..., :-1], features[0], features[:, :0]):
         with pytest.raises(ValueError, match=r"features must be \(B, T, 64\)"):
             model(features=wrong)
-    with pytest.raises(ValueError, match=r"labels must be one a frame, \(B, T\) = \(1, 3\), got \(1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"labels must have one class id per frame, shape \(B, T\) = \(1, 3\), got \(1, 2\)"
+    ):
         model(features=features, labels=torch.zeros(1, 2, dtype=torch.int64))
     with pytest.raises(IndexError):
         model(features=features, labels=torch.full((1, 3), 4))
@@ -187,9 +189,9 @@ def test_wrong_inputs_are_named(model):
     with pytest.raises(ValueError, match=r"features must be \(B, T, 64\)"):
         model.stream(features[:, 0, :5])
     _, state = model.stream(features[:, 0])
-    with pytest.raises(ValueError, match="state is not one of 2 videos"):
+    with pytest.raises(ValueError, match="state does not match this model and 2 videos"):
         model.stream(torch.randn(2, WIDTH), state)
-    with pytest.raises(ValueError, match="state is not one of 1 videos"):
+    with pytest.raises(ValueError, match="state does not match this model and 1 videos"):
         model.stream(features[:, 0], state[1:])
     with pytest.raises(RuntimeError, match=r"model\.eval\(\)"):
         model.train().stream(features[:, 0])

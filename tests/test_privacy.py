@@ -195,7 +195,7 @@ def test_a_folder_with_a_token_is_refused(path, tmp_path, monkeypatch):
     check_no_tokens(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "company-secret")
     (tmp_path / path).write_bytes(b"\xff\x00company-secret" if path == "weights.bin" else TOKEN.encode())
-    with pytest.raises(ValueError, match="holds an access token") as caught:
+    with pytest.raises(ValueError, match="contains an access token") as caught:
         check_no_tokens(tmp_path)
     assert TOKEN not in str(caught.value)
     assert "company-secret" not in str(caught.value)
@@ -212,7 +212,7 @@ def test_facts_of_the_catalogue_and_classes_stay():
     entry = find_entry("SurgeNetXL")
     pretraining = {"name": "SurgeNetXL", "source": f"{entry.upstream_repo}/{entry.teacher_file}"}
     results = results_of(["v1"], pretraining=pretraining)
-    seen = "1 of 1 videos trained this model (matched by name)"
+    seen = "1 of 1 videos were used to train this model (matched by name)"
     results["data"]["leakage"] = f"{seen}; {leakage_note('SurgeNetXL', 'folder')}"
     results["data"]["split_protocol"] = "40/8/32 (train 1-40, validation 41-48, test 49-80)"
     cleaned = sanitize_results(results, "me/mine", {"v1": "video_001"})
@@ -221,17 +221,34 @@ def test_facts_of_the_catalogue_and_classes_stay():
     assert cleaned["model"]["name"] == "me/mine"
     assert cleaned["data"]["labels"] == ["clip/cut", "a"]
     assert cleaned["metrics"]["per_class"] == {"clip/cut": {"dice": 0.25}, "a": {"dice": None}}
-    assert cleaned["data"]["leakage"] == f"{seen}; unknown: whether the pretraining of SurgeNetXL saw these videos"
+    assert cleaned["data"]["leakage"] == f"{seen}; it is unknown whether SurgeNetXL was pretrained on these videos"
 
 
 def test_a_leakage_note_keeps_its_findings_without_the_paths_of_pretraining():
     pretraining = {"name": "DINO on /home/jane/frames"}
     results = results_of(["v1"], pretraining=pretraining)
-    results["data"]["leakage"] = f"1 of 1 videos trained this model; {leakage_note(pretraining['name'], 'folder', 1)}"
+    found = "1 of 1 videos were used to train this model"
+    results["data"]["leakage"] = f"{found}; {leakage_note(pretraining['name'], 'folder', 1)}"
     cleaned = sanitize_results(results, "me/mine", {"v1": "video_001"})
     assert cleaned["data"]["leakage"] == (
-        "1 of 1 videos trained this model; unknown: whether its pretraining on frames saw these videos"
+        f"{found}; it is unknown whether its pretraining on frames included these videos"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("DINO on /home/jane/frames", "frames"),
+        ("SurgeNetXL, continued on jane@host:frames, continued on /data/v1", "frames and video_001"),
+    ],
+)
+def test_a_leakage_note_of_an_earlier_version_keeps_its_findings(name, expected):
+    found = "1 of 1 videos trained this model; the pretraining of SurgeNetXL saw frames of 76 of the 80 videos"
+    own = name.removeprefix("DINO on ").removeprefix("SurgeNetXL, continued on ").replace(", continued on ", " and ")
+    results = results_of(["v1"], pretraining={"name": name})
+    results["data"]["leakage"] = f"{found}; unknown: whether its pretraining on {own} saw these videos"
+    cleaned = sanitize_results(results, "me/mine", {"v1": "video_001"})
+    assert cleaned["data"]["leakage"] == (f"{found}; unknown: whether its pretraining on {expected} saw these videos")
 
 
 def test_short_names_are_replaced_only_as_names():
@@ -280,7 +297,7 @@ def test_hashes_match_within_one_salt_only(hf_home, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
     assert not set(video_hashes(first).values()) & set(first.values())
     (tmp_path / "surgenet_hf" / "salt").write_bytes(b"")
-    with pytest.raises(ValueError, match="holds 0 bytes, expected 32"):
+    with pytest.raises(ValueError, match="contains 0 bytes, expected 32"):
         video_hashes(["a"])
 
 

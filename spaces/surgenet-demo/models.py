@@ -116,7 +116,7 @@ class ModelStore:
                 "pretraining": entry.name,
                 "labels": [],
                 "note": note,
-                "licence": entry.licence,
+                "licence": entry.license,
             }
         with tempfile.TemporaryDirectory() as folder:
             download(name, Path(folder), weights=False)

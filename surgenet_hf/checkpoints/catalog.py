@@ -60,8 +60,8 @@ _OTHERS = (
     PretrainingSet(
         "DSAD", "RA rectal resection/extirpation", 32, 14_623, "https://doi.org/10.1038/s41597-022-01719-2"
     ),
-    PretrainingSet("GLENDA", "gynaecologic laparoscopy", 400, 25_682, "https://doi.org/10.1007/978-3-030-37734-2_36"),
-    PretrainingSet("LapGyn4", "gynaecologic laparoscopy", 500, 59_616, "https://doi.org/10.1145/3204949.3208127"),
+    PretrainingSet("GLENDA", "gynecologic laparoscopy", 400, 25_682, "https://doi.org/10.1007/978-3-030-37734-2_36"),
+    PretrainingSet("LapGyn4", "gynecologic laparoscopy", 500, 59_616, "https://doi.org/10.1145/3204949.3208127"),
     PretrainingSet(
         "MultiBypass140", "laparoscopic gastric bypass", 140, 749_419, "https://github.com/CAMMA-public/MultiBypass140"
     ),
@@ -127,7 +127,7 @@ class CatalogEntry:
         epochs: number of epochs of pretraining.
         pretraining_sets: datasets of pretraining.
         pretraining_share: fraction of their frames that was used.
-        licence: license of the weights, as the Hub writes it.
+        license: license of the weights, as the Hub writes it.
         citations: keys of `CITATIONS`.
     """
 
@@ -145,7 +145,7 @@ class CatalogEntry:
     upstream_repo: str = UPSTREAM_REPO
     image_size: int = 224
     epochs: int | None = 50
-    licence: str = "cc-by-nc-sa-4.0"
+    license: str = "cc-by-nc-sa-4.0"
     citations: tuple[str, ...] = ("surgenetxl", "demi2024")
 
     @property
@@ -210,10 +210,10 @@ CATALOG = (
         normalization="imagenet",
         upstream_repo="sail/dl",
         epochs=None,
-        licence="apache-2.0",
+        license="apache-2.0",
         citations=("metaformer", "surgenetxl"),
         pretraining_sets=(
-            PretrainingSet("ImageNet-1k", "no surgery: photographs", None, 1_281_167, "https://image-net.org"),
+            PretrainingSet("ImageNet-1k", "none (photographs)", None, 1_281_167, "https://image-net.org"),
         ),
     ),
 )
@@ -311,13 +311,31 @@ def leakage_note(pretraining_name: str | None, data_name: str, num_videos: int |
     """
     if data_name.startswith("synthetic"):
         return None
-    base, *own = (pretraining_name or "").split(_CONTINUED)
+    base = (pretraining_name or "").split(_CONTINUED)[0]
     notes = [None if is_from_scratch(base) else _leakage_of_published(base, data_name, num_videos)]
+    if own := _own_data(pretraining_name):
+        notes.append(f"it is unknown whether its pretraining on {own} included these videos")
+    return "; ".join(note for note in notes if note) or None
+
+
+def earlier_leakage_note(pretraining_name: str | None, data_name: str, num_videos: int | None = None) -> str | None:
+    """Return the part of `leakage_note` about the user's own datasets, as earlier versions worded it.
+
+    Results files of these versions contain it.
+
+    Args:
+        pretraining_name, data_name, num_videos: as in `leakage_note`.
+    """
+    own = None if data_name.startswith("synthetic") else _own_data(pretraining_name)
+    return f"unknown: whether its pretraining on {own} saw these videos" if own else None
+
+
+def _own_data(pretraining_name: str | None) -> str | None:
+    """Return the names of the user's own datasets in the name of a pretraining, joined by "and", or None."""
+    base, *own = (pretraining_name or "").split(_CONTINUED)
     if base.startswith(_FROM_SCRATCH):
         own.insert(0, base.removeprefix(_FROM_SCRATCH))
-    if own:
-        notes.append(f"unknown: whether its pretraining on {' and '.join(own)} saw these videos")
-    return "; ".join(note for note in notes if note) or None
+    return " and ".join(own) if own else None
 
 
 def known_leakage(entry: CatalogEntry) -> dict[str, str]:
@@ -329,37 +347,41 @@ def known_leakage(entry: CatalogEntry) -> dict[str, str]:
 def _leakage_of_published(name: str, data_name: str, num_videos: int | None) -> str | None:
     entry = base_entry(name)
     if entry is None:
-        return "unknown: where the backbone's weights come from is not recorded"
+        return "the origin of the backbone's weights is unknown (not recorded)"
     if entry.normalization == "imagenet":
         return None
     name = data_name.split("-")[0]
     if name not in _LEAKAGE_TITLES:
-        return f"unknown: whether the pretraining of {entry.name} saw these videos"
+        return f"it is unknown whether {entry.name} was pretrained on these videos"
     used = {data.name for data in entry.pretraining_sets}
     if name == "autolaparo":
         if "SurgeNetYoutube" in used:
-            return f"unknown: whether the YouTube videos in the pretraining of {entry.name} include any of AutoLaparo"
+            return (
+                f"it is unknown whether the YouTube videos in the pretraining data of {entry.name} include videos of "
+                "AutoLaparo"
+            )
         return None
     if ("DSAD" if name == "dsad" else "Cholec80") not in used:
         return None
-    saw = f"the pretraining of {entry.name} saw " + ("one tenth of the " if entry.pretraining_share == 0.1 else "")
+    share = "one tenth of the " if entry.pretraining_share == 0.1 else ""
+    pretrained = f"{entry.name} was pretrained without labels on {share}frames of "
     if name == "dsad":
-        return f"{saw}frames of DSAD, without labels"
-    saw += f"frames of {80 - CHOLEC80_LEFT_OUT} of the 80 videos of Cholec80, without labels"
+        return f"{pretrained}DSAD"
+    pretrained += f"{80 - CHOLEC80_LEFT_OUT} of the 80 videos of Cholec80"
     if name == "endoscapes":
-        return f"{saw}, and Endoscapes shares videos with Cholec80 (camma_dataset_overlaps of CAMMA lists them)"
+        return f"{pretrained}, and Endoscapes shares videos with Cholec80 (listed in CAMMA's camma_dataset_overlaps)"
     if name == "cholecseg8k":
         # EndoViT's four videos last 6,444 s in total. The four omitted videos have only 184,498 - 179,164 = 5,334 s
         # (one frame per second), so at least one of EndoViT's videos was used.
         return (
-            f"{saw}, so at least 13 of the 17 videos of CholecSeg8k, and at least one of EndoViT's validation and "
-            "test videos (12, 17, 27, 52)"
+            f"{pretrained}, including at least 13 of the 17 videos of CholecSeg8k and at least one of EndoViT's "
+            "validation and test videos (12, 17, 27, 52)"
         )
     if num_videos is None:
-        return f"{saw}, so at least {40 - CHOLEC80_LEFT_OUT} of its 40 test videos (41 to 80)"
+        return f"{pretrained}, including at least {40 - CHOLEC80_LEFT_OUT} of its 40 test videos (41 to 80)"
     if num_videos > CHOLEC80_LEFT_OUT:
-        return f"{saw}, so at least {num_videos - CHOLEC80_LEFT_OUT} of these {num_videos}"
-    return f"{saw}; which {CHOLEC80_LEFT_OUT} it left out is not published"
+        return f"{pretrained}, including at least {num_videos - CHOLEC80_LEFT_OUT} of these {num_videos}"
+    return f"{pretrained}; which {CHOLEC80_LEFT_OUT} videos were omitted is not published"
 
 
 def _spelling(name: str) -> str:

@@ -139,7 +139,9 @@ def convert_checkpoint(
     if config is None:
         config = SurgeNetConfig(backbone=backbone, activation=_activation(checkpoint, backbone))
     elif config.backbone != backbone:
-        raise UserError(f"{path} holds a {backbone}, the config asks for a {config.backbone}")
+        raise UserError(
+            f"{path} contains a {backbone}, but the config is for a {config.backbone}; give the config of this network"
+        )
     config = copy.deepcopy(config)
     # Check the file first, because `_set_labels` trusts the size of its head.
     check_fit(checkpoint, config, task, naming)
@@ -218,7 +220,7 @@ def choose_normalization(checkpoint: CheckpointFile, config: SurgeNetConfig, cho
     if choice != "auto":
         if choice not in NORMALIZATIONS:
             raise UserError(f"normalization must be 'auto' or one of {sorted(NORMALIZATIONS)}, got {choice!r}")
-        return choice, "asked for"
+        return choice, "requested"
     if "data_mean" in checkpoint.args and "data_std" in checkpoint.args:
         found = [plain(checkpoint.args["data_mean"]), plain(checkpoint.args["data_std"])]
         for name, known in NORMALIZATIONS.items():
@@ -232,12 +234,12 @@ def choose_normalization(checkpoint: CheckpointFile, config: SurgeNetConfig, cho
     if entry := find_by_sha256(checkpoint.sha256):
         return entry.normalization, f"checksum of the published {entry.name}"
     if config.activation == "star_relu":
-        return "imagenet", "StarReLU: the ImageNet CAFormer"
+        return "imagenet", "StarReLU, as in the ImageNet CAFormer"
     logger.warning(
-        f"{checkpoint.path.name} does not record the normalization that it was trained with: using SurgeNet's. "
+        f"{checkpoint.path.name} does not record the normalization that it was trained with. Using SurgeNet's. "
         "If it was trained with ImageNet's, convert it again with normalization (--normalization) imagenet."
     )
-    return "surgenet", "assumed: nothing in the file tells"
+    return "surgenet", "assumed: the file does not record it"
 
 
 def _is_close(found: list, known: tuple) -> bool:
@@ -251,16 +253,16 @@ def _identify(checkpoint: CheckpointFile) -> tuple[str, str]:
     """Return the backbone family and the naming of the tensors."""
     if {"cls_token", "pos_embed"} & checkpoint.tensors.keys():
         raise UserError(
-            f"{checkpoint.path} holds a vision transformer, expected CAFormer-S18, ConvNeXtV2-Tiny, or PVTv2-B2. "
+            f"{checkpoint.path} contains a vision transformer, expected CAFormer-S18, ConvNeXtV2-Tiny, or PVTv2-B2. "
             "Give a file of one of these"
         )
     for signature, family in _SIGNATURES.items():
         if signature in checkpoint.tensors:
             return family
     raise UserError(
-        f"{checkpoint.path} holds none of the backbones CAFormer-S18, ConvNeXtV2-Tiny, and PVTv2-B2 in the original "
-        f"naming or timm's; its {len(checkpoint.tensors)} parameters begin with {sorted(checkpoint.tensors)[:5]}. "
-        "Give a file of one of these"
+        f"{checkpoint.path} contains none of the backbones CAFormer-S18, ConvNeXtV2-Tiny, and PVTv2-B2 in the "
+        f"original or timm naming; its {len(checkpoint.tensors)} parameters begin with "
+        f"{sorted(checkpoint.tensors)[:5]}. Give a file of one of these"
     )
 
 
@@ -313,7 +315,7 @@ def _choose_task(checkpoint: CheckpointFile, task: str) -> str:
     if not heads.get(task, True):
         raise UserError(
             f"{checkpoint.path} has no {task} head, it is a {found} checkpoint. Convert it as 'backbone', and load "
-            f"the result with {TASKS[task].__name__}.from_pretrained, which starts a new head"
+            f"the result with {TASKS[task].__name__}.from_pretrained, which adds a new head"
         )
     return task
 
@@ -364,12 +366,12 @@ def check_fit(checkpoint: CheckpointFile, config: SurgeNetConfig, task: str, nam
             for name, shape in wanted.items()
             if name in found and found[name].shape != shape
         ],
-        "of integers": [name for name in wanted if name in found and not found[name].is_floating_point()],
+        "with an integer dtype": [name for name in wanted if name in found and not found[name].is_floating_point()],
     }
     if any(faults.values()):
         activation = f" with {config.activation}" if config.activation else ""
         raise UserError(
-            f"{checkpoint.path} is not a sound {config.backbone}{activation} ({naming} naming, task {task}):\n"
+            f"{checkpoint.path} does not match {config.backbone}{activation} ({naming} naming, task {task}):\n"
             + "".join(
                 f"- {len(names)} {fault}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}\n"
                 for fault, names in faults.items()
@@ -385,7 +387,7 @@ def _rename(checkpoint: CheckpointFile, model: SurgeNetPreTrainedModel, naming: 
     mapping = parameter_map(model, naming)
     found = checkpoint.tensors
     if dropped := sorted(found.keys() - {name for name, _ in mapping.values()}):
-        logger.info(f"Omitted, as {type(model).__name__} does not have them: {', '.join(dropped)}")
+        logger.info(f"Omitted parameters that {type(model).__name__} does not have: {', '.join(dropped)}")
     dtype = functools.reduce(torch.promote_types, {found[name].dtype for name, _ in mapping.values()})
     shapes = {ours: tensor.shape for ours, tensor in model.state_dict().items()}
     # Copy, because the file is memory-mapped and may be deleted before the model.

@@ -119,7 +119,9 @@ def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> Checkp
     checkpoint = CheckpointFile(path=path, sha256=file_sha256(path), tensors={})
     if is_dino(content):
         if not isinstance(content.get(network), Mapping):
-            raise UserError(f"{path} holds no {network}, only {sorted(map(str, content))}; ask for the other network")
+            raise UserError(
+                f"{path} contains no {network}, only {sorted(map(str, content))}; choose the other network"
+            )
         checkpoint.layout = "dino"
         checkpoint.network = network
         checkpoint.epoch = dino_epoch(content)
@@ -127,7 +129,7 @@ def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> Checkp
         checkpoint.center = dino_center(content)
         content = content[network]
     elif network != "teacher":
-        raise UserError(f"{path} is not a full DINO checkpoint, so it holds no {network}; omit the network")
+        raise UserError(f"{path} is not a full DINO checkpoint, so it contains no {network}; omit the network")
     _unwrap(checkpoint, _unnest(content, path))
     return checkpoint
 
@@ -201,7 +203,9 @@ def validate_tensors(tensors: Sequence[tuple[str, torch.Tensor]], path: str | os
 
 def _find_fault(tensor: torch.Tensor, file_size: int) -> str | None:
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-        return f"found a {tensor.layout} tensor on the {tensor.device} device, expected a dense one with its values"
+        return (
+            f"found a {tensor.layout} tensor on the {tensor.device} device, expected a dense tensor with stored values"
+        )
     if tensor.dtype not in _DTYPES:
         return f"found {tensor.dtype}, expected float16, bfloat16, float32, float64, or an integer type"
     # A file in the legacy format can declare a storage of any size.
@@ -224,7 +228,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise UserError(
-            f"{source}: {len(broken)} of {len(tensors)} tensors hold NaN or infinite values, the first is "
+            f"{source}: {len(broken)} of {len(tensors)} tensors contain NaN or infinite values, the first is "
             f"{broken[0]}. The training diverged: use an earlier checkpoint, or train with a lower learning rate"
         )
 
@@ -270,8 +274,8 @@ def read_content(path: str | os.PathLike):
         unpickling = isinstance(error, pickle.UnpicklingError)
         if unpickling and (refused := re.search(r"GLOBAL (\S+)", str(error))):
             raise UserError(
-                f"{path} was refused: besides weights it pickles {refused[1]}, which could run code or fill the "
-                "memory. Save its state_dict() alone, in an environment that you trust it in"
+                f"{path} was refused: in addition to weights it pickles {refused[1]}, which could run code or fill "
+                "the memory. If you trust the file, load it in an isolated environment and save its state_dict() alone"
             ) from error
         # torch's own message for an unpickling error suggests loading the file unsafely.
         reason = "" if unpickling else f": {str(error).splitlines()[0]}" if str(error) else ""
@@ -289,7 +293,7 @@ def _load_pickle(path: Path, is_zip: bool):
         with zipfile.ZipFile(path) as archive:
             # torch would map the compressed bytes as if they were weights.
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise UserError("its members are compressed, expected stored ones as torch.save writes them")
+                raise UserError("its members are compressed, expected uncompressed members as torch.save writes them")
             if damaged := archive.testzip():
                 raise UserError(f"the checksum of its member {damaged} is wrong")
         # Use torch's own reader, because other readers can find another member with that name.
@@ -368,11 +372,12 @@ def _unnest(content, path: Path) -> dict[str, torch.Tensor]:
             break
         content = content[nesting]
     if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{path} holds no state dict but a {type(content).__name__}; save model.state_dict()")
+        raise UserError(f"{path} contains a {type(content).__name__}, expected a state dict; save model.state_dict()")
     if others := _other_entries(content):
         raise UserError(
-            f"{path} holds no state dict under a known name ({', '.join(_NESTINGS)}, teacher, student); "
-            f"found {sorted(map(str, content))[:10]}, of which {sorted(map(str, others))[:5]} are not named tensors"
+            f"{path} contains no state dict under a known name ({', '.join(_NESTINGS)}, teacher, student); "
+            f"found {sorted(map(str, content))[:10]}, of which {sorted(map(str, others))[:5]} are not named tensors. "
+            "Save model.state_dict() alone"
         )
     return dict(content)
 

@@ -38,7 +38,7 @@ HUB_DATASETS = {"SurgeNetYoutube": "TimJaspersTue/SurgeNetYoutube", "DSAD": "nct
 DICE = {
     "ImageNet1k": ("0.560 / 0.550", "0.597 / 0.491", "0.388 / 0.359"),
     "SurgeNet-Small": ("0.602 / 0.613", "0.647 / 0.610", "0.511 / 0.500"),
-    "the procedure's own subset": ("0.637 / 0.658", "0.653 / 0.617", "0.530 / 0.536"),
+    "procedure-specific subset": ("0.637 / 0.658", "0.653 / 0.617", "0.530 / 0.536"),
     "SurgeNet": ("0.691 / 0.639", "0.687 / 0.679", "0.544 / 0.513"),
 }
 IN_DICE_TABLE = ("ImageNet1k", "SurgeNet", "SurgeNet-Small", "SurgeNet-Cholec", "SurgeNet-RAMIE", "SurgeNet-RARP")
@@ -58,7 +58,7 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
     upstream = f"[{entry.upstream_repo}](https://huggingface.co/{entry.upstream_repo})"
     return _render(
         ModelCardData(
-            license=entry.licence,
+            license=entry.license,
             library_name="transformers",
             pipeline_tag="image-feature-extraction",
             tags=TAGS
@@ -69,12 +69,13 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
         ),
         title=entry.name,
         summary=(
-            f"A surgical foundation model: {BACKBONE_NAMES[entry.backbone]}, pretrained with DINO on "
-            f"{entry.pretraining_frames:,} frames of surgical video by Jaspers et al. Converted from {upstream}, "
-            "tensor by tensor, for transformers."
+            f"{entry.name} is a surgical foundation model by Jaspers et al. It is a {BACKBONE_NAMES[entry.backbone]} "
+            f"backbone, pretrained with DINO on {entry.pretraining_frames:,} frames of surgical video. The weights "
+            f"were converted tensor by tensor from {upstream} for use with transformers."
             if surgical
-            else f"The ImageNet baseline of the SurgeNet papers: {BACKBONE_NAMES[entry.backbone]} with StarReLU. "
-            f"Converted from {upstream}, tensor by tensor, for transformers."
+            else f"{entry.name} is the ImageNet baseline of the SurgeNet papers. It is a "
+            f"{BACKBONE_NAMES[entry.backbone]} backbone with StarReLU. The weights were converted tensor by tensor "
+            f"from {upstream} for use with transformers."
         ),
         entry=entry,
         examples=_backbone_examples(repo_id),
@@ -88,7 +89,7 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
         dice=DICE if entry.name in IN_DICE_TABLE else None,
         leakage=_known_leakage(entry),
         provenance=provenance,
-        licence=entry.licence,
+        license=entry.license,
         citations=[CITATIONS[key] for key in entry.citations],
     )
 
@@ -116,8 +117,8 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
         **context
         | {
             "title": repo_id.split("/")[-1],
-            "summary": f"{BACKBONE_NAMES[config.backbone]} with {'an' if task[0] in 'aeiou' else 'a'} {task} head for "
-            f"{len(config.id2label)} classes: {', '.join(config.id2label.values())}.",
+            "summary": f"A {BACKBONE_NAMES[config.backbone]} model with {'an' if task[0] in 'aeiou' else 'a'} {task} "
+            f"head for {len(config.id2label)} classes: {', '.join(config.id2label.values())}.",
             "examples": [_phase_example(repo_id) if is_phase else _example(repo_id, auto_class, ".logits")],
             "remote_example": _remote_example(repo_id, auto_class, "COMMIT"),
             "base": _link(context["pretraining"]["name"]),
@@ -148,7 +149,7 @@ def pretrained_card(
     return _render(
         **context,
         title=repo_id.split("/")[-1] if repo_id else own["name"],
-        summary=f"A backbone for surgical computer vision: {BACKBONE_NAMES[config.backbone]}. Its weights: "
+        summary=f"A {BACKBONE_NAMES[config.backbone]} backbone for surgical computer vision. Pretraining: "
         f"{_link(own['name'])}.",
         own=own,
         examples=_backbone_examples(repo_id or Path(model_dir).name, repo_id is None),
@@ -165,10 +166,10 @@ def _own_context(
     processor = AutoImageProcessor.from_pretrained(model_dir)
     pretraining = {"name": "unknown"} | (config.pretraining or {})
     entry = base_entry(pretraining["name"])
-    licence = _licence(pretraining["name"])
+    license = _license(pretraining["name"])
     return {
         "card_data": ModelCardData(
-            license=licence,
+            license=license,
             library_name="transformers",
             pipeline_tag=task,
             tags=[*TAGS, *tags],
@@ -185,7 +186,7 @@ def _own_context(
         "leakage": _known_leakage(entry),
         "seen": _own_data(pretraining),
         "provenance": provenance,
-        "licence": licence,
+        "license": license,
         "citations": [CITATIONS[key] for key in ("surgenetxl", "demi2024")],
     }
 
@@ -204,8 +205,12 @@ def _backbone_examples(repo_id: str, is_folder: bool = False) -> list[str]:
         feature_maps = feature_maps.removeprefix("import surgenet_hf\n")
     return [
         _example(repo_id, "AutoModel", ".pooler_output  # the embedding"),
-        _example(repo_id, "AutoModelForSemanticSegmentation", ".logits  # of a new head: train it", num_labels=7),
-        _example(repo_id, "AutoModelForImageClassification", ".logits  # of a new head: train it", num_labels=7),
+        _example(
+            repo_id, "AutoModelForSemanticSegmentation", ".logits  # the head is new and must be trained", num_labels=7
+        ),
+        _example(
+            repo_id, "AutoModelForImageClassification", ".logits  # the head is new and must be trained", num_labels=7
+        ),
         feature_maps,
     ]
 
@@ -225,7 +230,8 @@ def _phase_example(repo_id: str) -> str:
         "import surgenet_hf\nfrom transformers import AutoImageProcessor, AutoModel\n\n"
         f'processor = AutoImageProcessor.from_pretrained("{repo_id}")\n'
         f'model = AutoModel.from_pretrained("{repo_id}").eval()\n'
-        'frames = processor(images, return_tensors="pt").pixel_values  # of a video, in order, at its frame rate\n'
+        "# images: frames of one video in order, at the rate model.config.frames_per_second\n"
+        'frames = processor(images, return_tensors="pt").pixel_values\n'
         "model(frames[None]).logits  # (1, T, phases); model.stream takes one frame at a time"
     )
 
@@ -248,7 +254,7 @@ def _own_data(pretraining: dict) -> list[str]:
     return [*(_own_data(base) if base else []), *pretraining.get("data", [])]
 
 
-def _licence(pretraining_name: str) -> str:
+def _license(pretraining_name: str) -> str:
     """Return the license of weights that were trained from other weights.
 
     It is the license of the initial weights. Unknown initial weights could be SurgeNet's, so SurgeNet's license
@@ -256,7 +262,7 @@ def _licence(pretraining_name: str) -> str:
     """
     entry = base_entry(pretraining_name)
     if entry:
-        return entry.licence
+        return entry.license
     return "other" if is_from_scratch(pretraining_name) else "cc-by-nc-sa-4.0"
 
 

@@ -76,9 +76,9 @@ def prepare_checkpoint(entry: CatalogEntry, repo_id: str, folder: Path) -> None:
     compare_with_source(entry, source, folder)
     provenance = {
         "upstream file": f"{entry.upstream_repo}/{entry.teacher_file}",
-        "its sha256": file_sha256(source),
+        "SHA-256 of the upstream file": file_sha256(source),
         "converted by": f"surgenet_hf {__version__}",
-        "sha256 of model.safetensors": file_sha256(folder / "model.safetensors"),
+        "SHA-256 of model.safetensors": file_sha256(folder / "model.safetensors"),
     }
     (folder / "README.md").write_text(checkpoint_card(entry, repo_id, provenance), encoding="utf-8")
 
@@ -108,13 +108,13 @@ def prepare_finetuned(
     model_dir = model_folder(Path(model_dir))
     for name in ("config.json", "model.safetensors"):
         if not (model_dir / name).is_file():
-            raise MissingFileError(f"{model_dir} holds no {name}; save model and image processor there first")
+            raise MissingFileError(f"{model_dir} contains no {name}; save the model and its image processor there")
     model = _load_model(model_dir)
     _write_model(model, folder, str(model_dir))
     load_image_processor(model_dir).save_pretrained(folder)
     provenance = {
         "published by": f"surgenet_hf {__version__}",
-        "sha256 of model.safetensors": file_sha256(folder / "model.safetensors"),
+        "SHA-256 of model.safetensors": file_sha256(folder / "model.safetensors"),
     }
     path = find_results(model_dir)
     results = read_results_file(path) if path else None
@@ -135,7 +135,7 @@ def published_names(folder: Path, results: dict | None) -> dict[str, list[str]]:
     names = {"pretraining": [pretraining.get("name", "unknown")]}
     if results is not None:
         data = results["data"]
-        names |= {"data set": [data["name"]], "videos": data["videos"], "notes": data["notes"]}
+        names |= {"dataset": [data["name"]], "videos": data["videos"], "notes": data["notes"]}
         names["command"] = [results["command"]] if "command" in results else []
     return {kind: found for kind, found in names.items() if found}
 
@@ -191,8 +191,8 @@ def compare_with_source(entry: CatalogEntry, source: Path, folder: Path) -> None
         error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
         if not error <= TOLERANCE:
             raise UserError(
-                f"{entry.name}: {name} of the saved model is {error:.1e} off the source weights, expected at most "
-                f"{TOLERANCE}. Try another version of timm"
+                f"{entry.name}: {name} of the saved model differs from the source by {error:.1e}, relative to the "
+                f"largest value, expected at most {TOLERANCE}. Try another version of timm"
             )
 
 
@@ -216,8 +216,8 @@ def _load_model(model_dir: Path) -> SurgeNetPreTrainedModel | SurgeNetForPhaseRe
         architecture = (config.architectures or [None])[0]
         if architecture not in classes:
             raise UserError(
-                f"{model_dir} holds a {config.model_type} ({architecture}), expected a SurgeNet model. Publish other "
-                "models with push_to_hub of transformers"
+                f"{model_dir} contains a {config.model_type} ({architecture}), expected a SurgeNet model. Publish "
+                "other models with push_to_hub of transformers"
             )
         return classes[architecture].from_pretrained(model_dir)
     except UserError:

@@ -21,7 +21,7 @@ def demo_folder() -> Path:
     for folder in (PACKAGE / "demo", PACKAGE.parent / "spaces" / "surgenet-demo"):
         if (folder / "app.py").is_file():
             return folder
-    raise MissingFileError(f"the demo is neither in {PACKAGE} nor beside it; install surgenet_hf again")
+    raise MissingFileError(f"the demo is neither in {PACKAGE} nor next to it; install surgenet_hf again")
 
 
 def prepare_space(folder: Path) -> None:
@@ -46,7 +46,7 @@ def _license() -> str:
     except PackageNotFoundError:
         text = None
     if text is None:
-        raise MissingFileError(f"there is no LICENSE of {PACKAGE}; install surgenet_hf again")
+        raise MissingFileError(f"the LICENSE file of {PACKAGE} is missing; install surgenet_hf again")
     return text
 
 

@@ -187,7 +187,7 @@ def push_model(
     if outcome.error:
         options = " --private" * bool(private) + " --publish_video_names" * publish_video_names
         raise UnavailableError(
-            f"{repo_id} was not published: {outcome.error}. The model is complete; to try again: surgenet publish "
+            f"{repo_id} was not published: {outcome.error}. The model is complete. To try again: surgenet publish "
             f"--model {model_dir} --repo_id {repo_id} --push{options}"
         )
     return repo_id
@@ -321,7 +321,8 @@ def _upload(repo_id: str, folder: Path, is_changed: bool, private: bool, tag: bo
     tagged = not tag or any(ref.name == REVISION for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags)
     if is_changed and tag and tagged:
         raise UserError(
-            f"{repo_id} has the tag {REVISION} on other content, and examples pin it: raise the package's version"
+            f"the tag {REVISION} of {repo_id} marks other content, and the examples in the card pin it: raise the "
+            "package's version"
         )
     commit = None
     if is_changed:

@@ -335,7 +335,7 @@ def test_values_that_are_not_finite(dtype, value, tmp_path):
     check_finite(tensors, "file")
     tensors["norm.weight"][3] = value
     torch.save(tensors, tmp_path / "file.pth")
-    with pytest.raises(UserError, match=rf"file\.pth: 1 of {len(tensors)} tensors hold NaN .* is norm\.weight"):
+    with pytest.raises(UserError, match=rf"file\.pth: 1 of {len(tensors)} tensors contain NaN .* is norm\.weight"):
         convert_checkpoint(tmp_path / "file.pth", config=tiny())
 
 

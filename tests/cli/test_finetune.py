@@ -86,7 +86,7 @@ def test_segmentation_and_evaluation(masks, tmp_path, capsys):
     results = results_of(tmp_path / "out")
     assert results["seed"] == 3
     assert results["data"]["split"] == "validation"
-    selected = "1 of 1 videos selected its checkpoint (matched by name), so the result is optimistic"
+    selected = "1 of 1 videos were used to select its checkpoint (matched by name), so the result is optimistic"
     assert results["data"]["leakage"] == selected  # the random weights saw no other data
     AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out" / "model")
 
@@ -100,7 +100,7 @@ def test_segmentation_and_evaluation(masks, tmp_path, capsys):
     model += ["--split", "train"]
     evaluate_model([*model, *data, "--background_class", "liver", "--output_dir", str(tmp_path / "train")])
     leakage = results_of(tmp_path / "train")["data"]["leakage"]
-    assert leakage == "2 of 2 videos trained this model (matched by name)"
+    assert leakage == "2 of 2 videos were used to train this model (matched by name)"
     with pytest.raises(SystemExit, match="no class 'spleen'"):
         evaluate_model([*model, *data, "--background_class", "spleen", "--output_dir", str(tmp_path / "none")])
 
@@ -195,7 +195,7 @@ def test_phase_in_two_stages(phases, tmp_path, capsys):
     # a rerun is refused; a run killed in stage 2 resumes with stage 1 and the features, and gives the same result
     with pytest.raises(SystemExit, match="earlier run"):
         finetune_phase([*COMMON, *data, *options])
-    with pytest.raises(SystemExit, match=r"stage1 is of another run:\n- seed: 42 in the checkpoint, 1 now"):
+    with pytest.raises(SystemExit, match=r"stage1 is from another run:\n- seed: 42 in the checkpoint, 1 now"):
         finetune_phase([*COMMON, *data, *options, "--resume_from_checkpoint", "true", "--seed", "1"])
     expected = results_of(tmp_path / "out")["metrics"]
     stage1 = (tmp_path / "out" / "stage1" / "results.json").stat().st_mtime_ns
@@ -278,7 +278,7 @@ def test_training_starts_from_a_folder_without_image_processor(masks, tmp_path, 
     assert list(processor.image_mean) == list(NORMALIZATIONS["imagenet"][0])
     assert processor.size["height"] == 32
     assert "Rebuilt it from config.json" in caplog.text
-    assert "with random weights until it is trained: decode_head." in caplog.text
+    assert "Initialized with random weights: decode_head." in caplog.text
     printed = capsys.readouterr()
     assert "LOAD REPORT" not in caplog.text + printed.err
     assert re.search(r"Training will take about \d+ s, not counting evaluations: 11 of 18 steps are left", printed.out)
@@ -375,7 +375,7 @@ def test_the_second_stage_is_not_resumed_with_another_frame_model(phases, tmp_pa
     common = ["--dataset", "videos", "--data_dir", str(phases), "--image_size", "32", "--disable_tqdm", "true", *out]
     finetune_phase([*common, "--model_name_or_path", str(tmp_path / "0" / "stage1" / "model")])
     (tmp_path / "out" / "results.json").unlink()  # the run was killed before its end
-    with pytest.raises(SystemExit, match=r"is of another run:\n- frame_model: "):
+    with pytest.raises(SystemExit, match=r"is from another run:\n- frame_model: "):
         finetune_phase(
             [
                 *common,

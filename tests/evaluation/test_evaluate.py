@@ -138,7 +138,7 @@ def test_results_hold_what_was_measured_and_where_it_came_from(data, model):
         "labels": list(LABELS),
         "background": "background",
         "notes": ["a note"],
-        "leakage": "unknown: whether the pretraining of SurgeNetXL saw these videos",
+        "leakage": "it is unknown whether SurgeNetXL was pretrained on these videos",
         "selected": [],
     }
     assert results["versions"]["torch"].startswith(torch.__version__.split("+")[0])

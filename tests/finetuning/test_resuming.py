@@ -83,7 +83,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(masks, finished, killed):
     ],
 )
 def test_other_options_are_refused(masks, killed, more, named):
-    with pytest.raises(SystemExit, match=rf"checkpoint-6 is of another run:\n- {named}\nGive the same options"):
+    with pytest.raises(SystemExit, match=rf"checkpoint-6 is from another run:\n- {named}\nGive the same options"):
         resume(masks, killed, more)
     assert not (killed / "model").exists()
 
@@ -99,7 +99,7 @@ def test_other_data_under_the_same_names_is_refused(masks, killed, tmp_path, fol
         content = path.read_bytes()
         path.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
         assert path.stat().st_size == size
-    with pytest.raises(SystemExit, match=r"is of another run:\n- data\.(train|validation): .*contents"):
+    with pytest.raises(SystemExit, match=r"is from another run:\n- data\.(train|validation): .*contents"):
         resume(moved, killed)
 
 
@@ -207,7 +207,7 @@ def test_weights_that_are_not_finite_are_neither_evaluated_nor_saved(masks, tmp_
         return loss
 
     monkeypatch.setattr(SurgeNetTrainer, "training_step", step_and_break)
-    with pytest.raises(SystemExit, match=r"training has diverged: the model: \d+ of \d+ tensors hold NaN"):
+    with pytest.raises(SystemExit, match=r"training has diverged: the model: \d+ of \d+ tensors contain NaN"):
         finetune(masks, tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 

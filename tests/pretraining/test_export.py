@@ -72,7 +72,7 @@ def test_loads_with_the_auto_classes(build, backbone, tmp_path):
     card = (folder / "README.md").read_text()
     for expected in (
         "# SurgeNetXL, continued on mine",
-        "1 epoch, on 100 frames",
+        "1 epoch on 100 frames",
         "| lr | 0.0005 |",
         "| data | labeled |",
     ):
@@ -163,7 +163,7 @@ def test_leakage_is_never_cleaner_than_before(base, data):
     for _ in range(2):
         start = describe_pretraining(start, ["mine"], 1, 10)
         after = leakage_note(start["name"], data)
-        assert "unknown: whether its pretraining on mine" in after
+        assert "unknown whether its pretraining on mine" in after
         assert before is None or before in after
 
 
@@ -189,6 +189,6 @@ def test_description():
 def test_weights_that_are_not_finite_are_not_exported(build, tmp_path):
     model = build()
     next(model.teacher.backbone.parameters()).data[0] = torch.inf
-    with pytest.raises(ValueError, match=r"the teacher: 1 of .* tensors hold NaN or infinite values"):
+    with pytest.raises(ValueError, match=r"the teacher: 1 of .* tensors contain NaN or infinite values"):
         write(model, tmp_path / "model")
     assert not (tmp_path / "model").exists()

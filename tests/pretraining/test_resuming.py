@@ -117,7 +117,7 @@ def test_full_disk_leaves_the_last_checkpoint(frames, whole_run, tmp_path, monke
 
 
 def test_other_options_are_another_run(frames, whole_run):
-    with pytest.raises(SystemExit, match=r"is of another run:\n- lr: 0.05 in the checkpoint, 0.1 now"):
+    with pytest.raises(SystemExit, match=r"is from another run:\n- lr: 0.05 in the checkpoint, 0.1 now"):
         pretrain(frames, whole_run, "--resume_from_checkpoint true --lr 0.1")
 
 
@@ -230,7 +230,7 @@ def test_other_frames_are_another_run(frames, whole_run, tmp_path):
     output_dir = shutil.copytree(whole_run, tmp_path / "run")
     pretrain(moved, output_dir, "--resume_from_checkpoint true")
     for folder in (others, pixels):
-        with pytest.raises(SystemExit, match=r"is of another run:\n- frames: .*'data'"):
+        with pytest.raises(SystemExit, match=r"is from another run:\n- frames: .*'data'"):
             pretrain(folder, output_dir, "--resume_from_checkpoint true")
 
 

@@ -54,7 +54,7 @@ def test_card(entry, client):
     card = ModelCard(checkpoint_card(entry))
     check_layout(card.text)
     card.validate()  # uses the Hub's endpoint, here that of the stand-in
-    assert card.data.license == entry.licence
+    assert card.data.license == entry.license
     assert card.data.pipeline_tag == "image-feature-extraction"
     assert card.data.base_model == entry.upstream_repo
     text = card.text
@@ -84,9 +84,9 @@ def test_baseline_is_not_called_surgical():
     card = checkpoint_card(find_entry("ImageNet1k"))
     assert "These are ImageNet's" in card
     assert "apache-2.0" in card
-    assert "A surgical foundation model" not in card
+    assert "a surgical foundation model" not in card
     assert "endoscopic views" not in card
-    assert "No surgical data set was seen" in card
+    assert "no surgical dataset" in card
 
 
 def test_finetuned_card(tmp_path):
@@ -133,18 +133,19 @@ def test_finetuned_card(tmp_path):
         "| Dice | 0.5000 | 0.2500 to 0.7500, n = 7 videos, rough |\n| ASSD | 7.2500 | none: "
         "fewer than 5 videos with a value, or no variation |\n\n"
         "Intervals: 95 % over videos.",
-        "split test (split protocol: official), 12 frames of 2 videos. Found 12 of the official 74 frames. Made by",
+        "endoscapes, split test (split protocol: official), with 12 frames of 2 videos. "
+        "Found 12 of the official 74 frames. The metrics were computed with:",
         "with an image-classification head for 3 classes",
         "12 frames of 2 videos",
         "96 x 96",
         "Cholec80",
-        "- unknown: which videos trained this model is not recorded.",
+        "- The training videos of this model are unknown (not recorded).",
     ):
         assert expected in card.text
-    results["data"]["leakage"] = "1 of 2 videos trained this model (1)"
+    results["data"]["leakage"] = "1 of 2 videos were used to train this model (1)"
     (tmp_path / "results.json").write_text(json.dumps(results))
     card = finetuned_card(tmp_path / "model", "me/mine")
-    assert "2 videos. **1 of 2 videos trained this model (1).** Found 12" in card
+    assert "2 videos. **1 of 2 videos were used to train this model (1).** Found 12" in card
     check_layout(card)
     results["metrics"]["video_dice"] = 1.7
     (tmp_path / "results.json").write_text(json.dumps(results))
@@ -163,9 +164,9 @@ def test_finetuned_card_knows_what_its_backbone_stands_on(tmp_path):
     build_image_processor(image_size=96).save_pretrained(tmp_path)
     card = ModelCard(finetuned_card(tmp_path, "me/finetuned"))
     assert (card.data.license, card.data.base_model) == ("cc-by-nc-sa-4.0", "surgenet/surgenetxl")
-    assert "Fine-tuned from [SurgeNetXL](https://huggingface.co/surgenet/surgenetxl), continued on mine." in card.text
+    assert "fine-tuned from [SurgeNetXL](https://huggingface.co/surgenet/surgenetxl), continued on mine." in card.text
     assert "76 of the 80 videos of Cholec80" in card.text
-    assert "pretrained on mine: whether results are on videos of these is unknown" in card.text
+    assert "pretrained on mine. It is unknown whether this data includes videos of the evaluation" in card.text
 
 
 OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "normalization": "surgenet"}
@@ -173,13 +174,18 @@ OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "normaliz
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("pretraining", "licence", "base_model", "expected", "absent"),
+    ("pretraining", "license", "base_model", "expected", "absent"),
     [
         (
             {**OWN, "name": "SurgeNetXL, continued on mine", "base": {"name": "SurgeNetXL"}},
             "cc-by-nc-sa-4.0",
             "surgenet/surgenetxl",
-            ["3 epochs, on 4,321 frames of mine", "started from [SurgeNetXL]", "76 of the 80", "the frames of mine"],
+            [
+                "3 epochs on 4,321 frames of mine",
+                "initialized from [SurgeNetXL]",
+                "76 of the 80",
+                "the frames of mine",
+            ],
             ["random weights"],
         ),
         (
@@ -203,43 +209,43 @@ OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "normaliz
             },
             "other",
             None,
-            ["started from random weights", "| lr | 0.0005 |", "| knn_accuracy | 0.7500 |", "| k | 20 |"],
-            ["Cholec80", "CC BY-NC-SA", "SurgeNetXL]", "Nothing was measured"],
+            ["initialized from random weights", "| lr | 0.0005 |", "| knn_accuracy | 0.7500 |", "| k | 20 |"],
+            ["Cholec80", "CC BY-NC-SA", "SurgeNetXL]", "No metrics were available"],
         ),
         (
             {**OWN, "name": "ImageNet1k, continued on mine", "base": {"name": "ImageNet1k"}},
             "apache-2.0",
             "surgenet/caformer-s18-imagenet1k",
-            ["the frames of mine", "Nothing was measured"],
-            ["Cholec80", "No surgical data set was seen"],
+            ["the frames of mine", "No metrics were available"],
+            ["Cholec80", "no surgical dataset"],
         ),
         (
             {**OWN, "name": "unknown, continued on mine", "base": {"name": "unknown"}},
             "cc-by-nc-sa-4.0",
             None,
-            ["started from unknown", "Unknown: which videos"],
+            ["initialized from unknown", "It is unknown which videos"],
             ["random weights"],
         ),
         (
             {"name": "SurgeNetXL", "source": "x.pth", "source_sha256": "0" * 64, "normalization": "surgenet"},
             "cc-by-nc-sa-4.0",
             "surgenet/surgenetxl",
-            ["Converted from x.pth", "76 of the 80", "See the card of [SurgeNetXL]"],
-            ["Unknown: which"],
+            ["were converted from x.pth", "76 of the 80", "See the card of [SurgeNetXL]"],
+            ["It is unknown which"],
         ),
-        (None, "cc-by-nc-sa-4.0", None, ["a file that is not recorded", "which videos the pretraining saw"], []),
+        (None, "cc-by-nc-sa-4.0", None, ["an unrecorded file", "which videos were used in pretraining"], []),
     ],
 )
-def test_pretrained_card(pretraining, licence, base_model, expected, absent, client, tmp_path, monkeypatch):
+def test_pretrained_card(pretraining, license, base_model, expected, absent, client, tmp_path, monkeypatch):
     SurgeNetModel(tiny(pretraining=pretraining)).save_pretrained(tmp_path)
     build_image_processor().save_pretrained(tmp_path)
     card = ModelCard(pretrained_card(tmp_path, "me/mine", {"published by": "me"}))
     card.validate()
-    assert (card.data.license, card.data.base_model) == (licence, base_model)
+    assert (card.data.license, card.data.base_model) == (license, base_model)
     assert card.data.pipeline_tag == "image-feature-extraction"
     for text in [*expected, "# mine", "Not a medical device", "0.46888983", 'revision="COMMIT"', "It has no head"]:
         assert text in card.text
-    for text in [*absent, "Fine-tuned from"]:
+    for text in [*absent, "This model was fine-tuned from"]:
         assert text not in card.text
     assert not re.search(r"\{\{|\{%|None|undefined", card.text)
     for code in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):

@@ -133,7 +133,7 @@ def test_a_finetuning_that_is_pushed(hub, client, frames, home, monkeypatch):
     assert published["model"]["name"] == "maintainer/mine"
     assert shlex.split(published["command"])[:2] == ["surgenet", "finetune-classification"]
     assert "--data_dir endoscopy" in published["command"]
-    assert "videos selected its checkpoint (matched by name)" in published["data"]["leakage"]
+    assert "videos were used to select its checkpoint (matched by name)" in published["data"]["leakage"]
     (run,) = json.loads(files["config.json"])["finetuning"]
     assert (run["dataset"], run["split_protocol"]) == ("csv", "by video name, one fifth validates")
     videos = [*run["train_videos"], *run["selection_videos"]]
@@ -186,7 +186,7 @@ def test_a_pretraining_run(hub, client, home):
     export_teacher(SurgeNetModel(tiny()), home / "run" / "model", pretraining, build_image_processor())
     push_model(home / "run" / "model", "maintainer/mine", None, "x")
     assert not found(hub, SECRETS)
-    assert "on 500 frames of 2023;" in hub.repos["maintainer/mine"].files()["README.md"].decode()
+    assert "on 500 frames of 2023." in hub.repos["maintainer/mine"].files()["README.md"].decode()
 
 
 def test_a_public_data_set_keeps_its_names(frames, tmp_path):
@@ -207,7 +207,7 @@ def test_a_folder_with_a_token_reaches_no_network(repo_type, hub, client, tmp_pa
             (folder / "deep" / "file.bin").write_bytes(content)
 
         outcome = publish_folder("maintainer/mine", tmp_path / "out" / "mine", prepare, push=True, repo_type=repo_type)
-        assert "deep/file.bin holds an access token" in outcome.error
+        assert "deep/file.bin contains an access token" in outcome.error
         assert not hub.requests
         assert not list((tmp_path / "out").iterdir())
 
@@ -217,7 +217,7 @@ def test_a_model_with_a_token_is_refused(hub, client, segmented, home):
     settings["id2label"]["0"] = hub.token
     (segmented / "config.json").write_text(json.dumps(settings))
     outcome = publish_finetuned(segmented, "maintainer/mine", home / "out", push=True)
-    assert "holds an access token" in outcome.error
+    assert "contains an access token" in outcome.error
     assert hub.token not in outcome.error
     assert not hub.requests
 
@@ -227,7 +227,7 @@ def test_weights_that_are_not_finite_are_refused(hub, client, segmented, home):
     with torch.no_grad():
         model.decode_head.classifier.weight.view(-1)[0] = float("nan")
     model.save_pretrained(segmented)
-    with pytest.raises(OSError, match=r"tensors hold NaN or infinite values, the first is decode_head\.classifier"):
+    with pytest.raises(OSError, match=r"tensors contain NaN or infinite values, the first is decode_head\.classifier"):
         push_model(segmented, "maintainer/mine", None, "x")
     assert not hub.repos
 

@@ -56,7 +56,7 @@ def test_comparison_with_the_source(name, golden, tmp_path):
     with torch.no_grad():
         model.encoder.stages[3].blocks[0].mlp.fc1.weight.view(-1)[0] += 10
     save_converted(model, build_image_processor(), tmp_path / "bad")
-    with pytest.raises(ValueError, match="stage 4 of the saved model is"):
+    with pytest.raises(ValueError, match="stage 4 of the saved model differs from the source by"):
         compare_with_source(entry, tmp_path / "file.pth", tmp_path / "bad")
 
 
@@ -230,7 +230,7 @@ def test_own_pretraining(hub, client, tmp_path):
     card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == "surgenet/surgenetxl"
     for expected in (
-        "2 epochs, on 500 frames of mine",
+        "2 epochs on 500 frames of mine",
         "| lr | 0.0005 |",
         "| knn_accuracy | 0.5000 |",
         "76 of the 80",
@@ -266,7 +266,7 @@ def test_other_content_under_a_pinned_tag_is_refused(hub, client, tiny_backbones
 def test_not_a_model(hub, client, tmp_path):
     (tmp_path / "empty").mkdir()
     outcome = publish_finetuned(tmp_path / "empty", "maintainer/mine", tmp_path / "out", push=True)
-    assert "holds no config.json" in outcome.error
+    assert "contains no config.json" in outcome.error
     assert not hub.repos
 
 

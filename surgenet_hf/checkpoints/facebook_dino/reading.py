@@ -94,8 +94,8 @@ def read_dino_checkpoint(path: str | os.PathLike) -> DinoCheckpoint:
     content = read_content(path)
     if not is_dino(content):
         raise UserError(
-            f"{path} is not a full DINO checkpoint (student, teacher, optimizer, ...). If it holds the weights of a "
-            "teacher, convert it with `surgenet convert` and start from the resulting folder"
+            f"{path} is not a full DINO checkpoint (student, teacher, optimizer, ...). If it contains the weights of "
+            "a teacher, convert it with `surgenet convert` and start from the resulting folder"
         )
     center = dino_center(content)
     parts = {
@@ -106,7 +106,7 @@ def read_dino_checkpoint(path: str | os.PathLike) -> DinoCheckpoint:
     }
     if missing := [name for name, present in parts.items() if not present]:
         raise UserError(
-            f"{path} lacks {', '.join(missing)}, so training cannot be resumed from it; it holds "
+            f"{path} lacks {', '.join(missing)}, so training cannot be resumed from it; it contains "
             f"{', '.join(sorted(map(str, content)))}"
         )
     checkpoint = DinoCheckpoint(
@@ -136,7 +136,7 @@ def _read_moments(checkpoint: DinoCheckpoint, optimizer) -> None:
     optimizer = optimizer if isinstance(optimizer, Mapping) else {}
     state, groups = optimizer.get("state"), optimizer.get("param_groups")
     if not isinstance(state, Mapping) or not state or not isinstance(groups, list):
-        raise UserError("the file holds no state of an optimizer")
+        raise UserError("the file contains no optimizer state")
     if not all(isinstance(group, Mapping) and _is_positions(group.get("params")) for group in groups):
         raise UserError("the optimizer's groups do not list the positions of their parameters")
     sizes = [len(group["params"]) for group in groups]
@@ -147,8 +147,8 @@ def _read_moments(checkpoint: DinoCheckpoint, optimizer) -> None:
             break
     else:
         raise UserError(
-            f"the optimizer's groups have {sizes} parameters, those of the student would have "
-            f"{[len(group) for group in names]} (decayed, not decayed)"
+            f"the optimizer's groups have {sizes} parameters, expected {[len(group) for group in names]} for the "
+            "student (decayed, not decayed)"
         )
     by_position = {
         position: name
@@ -161,7 +161,7 @@ def _read_moments(checkpoint: DinoCheckpoint, optimizer) -> None:
     for position, moments in state.items():
         name = by_position.get(position)
         if name is None or not isinstance(moments, Mapping) or not needed <= moments.keys():
-            raise UserError(f"the optimizer's state {position} is not AdamW's of a parameter")
+            raise UserError(f"the optimizer's state {position} is not the AdamW state of a parameter")
         for key, value in moments.items():
             if key == "step":
                 count = plain(value)
@@ -171,7 +171,7 @@ def _read_moments(checkpoint: DinoCheckpoint, optimizer) -> None:
                 raise UserError(f"{key} of {name} is not a tensor of floats")
             elif value.shape != checkpoint.student[name].shape:
                 expected = tuple(checkpoint.student[name].shape)
-                raise UserError(f"{key} of {name} is {tuple(value.shape)}, the parameter is {expected}")
+                raise UserError(f"{key} of {name} has shape {tuple(value.shape)}, expected {expected}")
             elif key.endswith("exp_avg_sq") and (value < 0).any():
                 raise UserError(f"{key} of {name} has negative values")
         checkpoint.moments[name] = dict(moments)
@@ -189,7 +189,7 @@ def _read_moments(checkpoint: DinoCheckpoint, optimizer) -> None:
         try:
             torch.optim.AdamW([torch.zeros(1)], **options)
         except (IndexError, TypeError, ValueError) as error:
-            raise UserError(f"the optimizer's options are unusable: {error}") from error
+            raise UserError(f"the optimizer's options are invalid: {error}") from error
 
 
 def _is_positions(value) -> bool:

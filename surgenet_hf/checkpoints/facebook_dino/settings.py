@@ -34,7 +34,8 @@ def backbone_sizes(checkpoint: DinoCheckpoint) -> dict:
     whole = len(widths) == len(blocks) == 4 and all(max(found) == len(found) - 1 for found in blocks.values())
     if network["backbone"] is None or network["naming"] != "original" or not whole:
         raise UserError(
-            network.get("problem") or f"{checkpoint.path} holds no whole {network['backbone']} of the original code"
+            network.get("problem")
+            or f"{checkpoint.path} contains no complete {network['backbone']} in the original naming"
         )
     return {
         "backbone": network["backbone"],
@@ -55,7 +56,7 @@ def backbone_config(checkpoint: DinoCheckpoint) -> SurgeNetConfig:
     try:
         config = SurgeNetConfig(**sizes, drop_path_rate=rate, pretraining=checkpoint.pretraining)
     except ValueError as error:
-        raise UserError(f"{checkpoint.path} holds a network that cannot be built: {error}") from error
+        raise UserError(f"{checkpoint.path} contains a network that cannot be built: {error}") from error
     # Check before the model is built, because a small file can declare the sizes of a huge model.
     check_fit(checkpoint.backbone, config, "backbone", "original")
     return config
@@ -90,7 +91,9 @@ def _check_head(checkpoint: DinoCheckpoint, layers: list[torch.Tensor], last: to
     widths = [backbone_sizes(checkpoint)["hidden_sizes"][-1], *(len(layer) for layer in layers)]
     hidden = set(widths[1:-1])
     if len(hidden) > 1 or [shape[1:] for shape in found] != [(width,) for width in widths]:
-        raise UserError(f"{checkpoint.path} has a head whose layers do not fit one another or the backbone: {found}")
+        raise UserError(
+            f"{checkpoint.path} has a head whose layer sizes do not match each other or the backbone: {found}"
+        )
 
 
 def read_setting(checkpoint: DinoCheckpoint, name: str, *types: type):

@@ -91,7 +91,7 @@ def load_dino_checkpoint(checkpoint: DinoCheckpoint, training: DinoTraining) -> 
     faults += _find_faults("dino_loss", center, center_wanted)
     if faults:
         raise UserError(
-            f"{checkpoint.path} does not fit the model:\n"
+            f"{checkpoint.path} does not match the model:\n"
             + "".join(f"- {fault}\n" for fault in faults[:20])
             + (f"- and {len(faults) - 20} more\n" if len(faults) > 20 else "")
             + "Nothing was loaded."
@@ -128,7 +128,7 @@ def _compare_sizes(checkpoint: DinoCheckpoint, sizes: Mapping) -> None:
     found = backbone_sizes(checkpoint) | head_settings(checkpoint)
     if others := {name: size for name, size in found.items() if name in sizes and sizes[name] != size}:
         raise UserError(
-            f"{checkpoint.path} holds a network of other sizes; pass "
+            f"{checkpoint.path} contains a network of other sizes; pass "
             + ", ".join(f"{name}={size!r} (the model has {sizes[name]!r})" for name, size in others.items())
         )
 

@@ -87,7 +87,7 @@ class ModelTests(ModelTesterMixin):
                 model_class(config).save_pretrained(folder)
                 weights = os.path.join(folder, "model.safetensors")
                 save_file({"tensor": torch.tensor([1, 2])}, weights, metadata={"format": "pt"})
-                with pytest.raises(ValueError, match="are not those of this backbone"):
+                with pytest.raises(ValueError, match="do not match this backbone"):
                     model_class.from_pretrained(folder)
 
     def test_bc_torch_dtype(self):
