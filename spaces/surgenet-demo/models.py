@@ -116,7 +116,7 @@ class ModelStore:
                 "pretraining": entry.name,
                 "labels": [],
                 "note": note,
-                "licence": entry.license,
+                "license": entry.license,
             }
         with tempfile.TemporaryDirectory() as folder:
             download(name, Path(folder), weights=False)

@@ -269,7 +269,7 @@ CHOLEC80_LEFT_OUT = 4  # number of its 80 videos; which ones is not published
 
 
 # Value of `config.pretraining["name"]` for random weights.
-RANDOM_WEIGHTS = "none (random initialisation)"
+RANDOM_WEIGHTS = "none (random initialization)"
 _FROM_SCRATCH = "DINO on "
 _CONTINUED = ", continued on "
 
@@ -289,7 +289,7 @@ def pretraining_name(base_name: str, data_names: Sequence[str]) -> str:
 
 def is_from_scratch(pretraining_name: str | None) -> bool:
     """Return whether weights are random or were trained from random ones."""
-    return (pretraining_name or "").startswith((RANDOM_WEIGHTS, _FROM_SCRATCH))
+    return (pretraining_name or "").startswith(("none (random ", _FROM_SCRATCH))
 
 
 def base_entry(pretraining_name: str | None) -> CatalogEntry | None:

@@ -84,7 +84,7 @@ def test_records_are_consistent():
         ("SurgeNet", "cholecseg8k-9", "at least 13 of the 17.*at least one of EndoViT's validation and test videos"),
         ("SurgeNetXL", "folder", "unknown"),
         ("ImageNet1k", "cholec80-phase", None),
-        ("none (random initialisation)", "cholec80-phase", None),
+        ("none (random initialization)", "cholec80-phase", None),
         ("unknown", "cholec80-phase", "unknown"),
         (None, "endoscapes", "unknown"),
         (None, "autolaparo", "unknown"),

@@ -158,7 +158,7 @@ def test_model_fits_the_data(data, tmp_path):
     assert model.config.id2label == {0: "dark", 1: "bright"}
     assert model.config.label2id == {"dark": 0, "bright": 1}
     assert model.config.semantic_loss_ignore_index == 9
-    assert model.config.pretraining["name"] == "none (random initialisation)"
+    assert model.config.pretraining["name"] == "none (random initialization)"
     assert TINY.pretraining is None
     assert list(processor.image_mean) == [0.46888983, 0.29536288, 0.28712815]
 
@@ -169,7 +169,7 @@ def test_model_fits_the_data(data, tmp_path):
     assert again.dtype == torch.float32
     assert again.config.id2label == {0: "dark", 1: "bright", 2: "tool"}
     assert again.config.semantic_loss_ignore_index == 255
-    assert again.config.pretraining["name"] == "none (random initialisation)"
+    assert again.config.pretraining["name"] == "none (random initialization)"
     inputs = processor(frame(0)["image"], return_tensors="pt")
     assert again(**inputs).logits.shape == (1, 3, 64, 64)
     saved, loaded = model.surgenet.state_dict(), again.surgenet.state_dict()
