@@ -158,9 +158,15 @@ def pretrain(
     defaults, resume = implied_defaults(str(output_dir), options.get("preset", "surgenet"), *chosen)
     parser = OptionParser((PretrainingArguments, FrameArguments, CropConfig, DinoConfig))
     parser.set_defaults(**defaults)
-    arguments = parser.parse_options(given)
+    args, frame_args, crop_config, dino = parser.parse_options(given)
     return run(
-        *arguments, resume, write_card=pretrained_card, on_start=lambda: parser.save_resolved(arguments[0].output_dir)
+        args,
+        frame_args,
+        crop_config,
+        dino,
+        resume,
+        write_card=pretrained_card,
+        on_start=lambda: parser.save_resolved(args.output_dir),
     )
 
 
@@ -200,7 +206,7 @@ def _finetune(
 def _own_data(dataset, task: str | None, **options) -> SurgicalData:
     """Convert the user's own data, and reject options that would have no effect."""
     options = {name: value for name, value in options.items() if value is not None}
-    known = ("labels", "split_protocol", "background_class", "frames_per_second")
+    known: tuple[str, ...] = ("labels", "split_protocol", "background_class", "frames_per_second")
     if isinstance(dataset, SurgicalData):
         known = ()
     if unused := sorted(options.keys() - set(known)):
@@ -209,6 +215,7 @@ def _own_data(dataset, task: str | None, **options) -> SurgicalData:
         return dataset
     from .data.custom import from_datasets
 
+    assert task is not None  # `evaluate` has checked it
     return from_datasets(dataset, task, **options)
 
 

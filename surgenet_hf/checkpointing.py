@@ -58,7 +58,7 @@ def check_output_dir(path: str | os.PathLike, option: str = "--output_dir") -> P
                 return path
         reason = f"{found} is a file"
     except OSError as error:
-        reason = error.strerror
+        reason = error.strerror or str(error)
     raise UnavailableError(
         f"{option} {path} cannot be written to ({reason}): give a folder that exists or can be created"
     )
@@ -220,7 +220,7 @@ def resume_point(output_dir: Path, requested: str | bool | None) -> Path | None:
                 f"{', '.join(path.name for path in used)} to start from the beginning, or choose another --output_dir"
             )
         return None
-    path = Path(requested)
+    path = Path(str(requested))
     if not path.exists():
         raise UserError(f"--resume_from_checkpoint {requested}: there is no such file or folder")
     if used and path.resolve() not in [checkpoint.resolve() for checkpoint in used]:

@@ -32,6 +32,8 @@ def _is_large_depthwise(conv: nn.Conv2d) -> bool:
 
     torch is fast for smaller kernels.
     """
+    if isinstance(conv.padding, str):
+        return False
     size = min(conv.kernel_size)
     same = [2 * p + 1 for p in conv.padding] == list(conv.kernel_size) and conv.padding_mode == "zeros"
     dense = conv.stride == conv.dilation == (1, 1)

@@ -121,7 +121,7 @@ def leakage_report(config, data, split: str) -> Leakage:
     if not _is_synthetic(data.name):
         notes += [_UNRECORDED] if record is None else _unknown_overlaps(record, data)
     pretraining = getattr(config, "pretraining", None) or {}
-    notes.append(leakage_note(pretraining.get("name"), data.name, len(videos)))
+    notes.append(leakage_note(pretraining.get("name"), data.name, len(videos)) or "")
     note = "; ".join(dict.fromkeys(note for note in notes if note))
     return Leakage(note or None, trained, selected)
 

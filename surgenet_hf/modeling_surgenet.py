@@ -4,6 +4,8 @@ The backbones use timm's blocks without changes. The pooled embedding, the class
 github.com/TimJaspers0801/SurgeNet (Jaspers et al., Medical Image Analysis 108:103873, 2026).
 """
 
+from typing import Any
+
 import timm  # noqa: F401  (transformers reads the requirements of remote code from its imports)
 import torch
 from timm.layers import LayerNorm
@@ -38,7 +40,7 @@ class PvtV2Block(GradientCheckpointingLayer, pvt_v2.Block): ...
 
 def _build_timm_backbone(config: SurgeNetConfig) -> nn.Module:
     """Build timm's network with the depths and widths of `config`, without a classification head."""
-    common = {
+    common: dict[str, Any] = {
         "in_chans": config.num_channels,
         "num_classes": 0,
         "depths": tuple(config.depths),

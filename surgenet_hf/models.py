@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any, overload
 
 from huggingface_hub import cached_assets_path, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 # settings of a small CAFormer, for first runs and demonstrations
-TINY = {
+TINY: dict[str, Any] = {
     "depths": [1, 1, 2, 1],
     "hidden_sizes": [32, 64, 128, 192],
     "pyramid_channels": 64,
@@ -92,6 +93,14 @@ def model_folder(path: Path) -> Path:
     return path / "model" if is_run else path
 
 
+@overload
+def resolve_model(model_name_or_path: str, config_name: None = None) -> str: ...
+@overload
+def resolve_model(model_name_or_path: str | None, config_name: str) -> SurgeNetConfig: ...
+@overload
+def resolve_model(model_name_or_path: str | None, config_name: str | None = None) -> str | SurgeNetConfig: ...
+
+
 def resolve_model(model_name_or_path: str | None, config_name: str | None = None) -> str | SurgeNetConfig:
     """Resolve the initial weights of a training to a folder, a Hub repository, or a configuration for random weights.
 
@@ -112,6 +121,8 @@ def resolve_model(model_name_or_path: str | None, config_name: str | None = None
         return SurgeNetConfig(**TINY)
     if config_name:
         return SurgeNetConfig(backbone=config_name)
+    if model_name_or_path is None:
+        raise TypeError("expected model_name_or_path or config_name")
     name, path = model_name_or_path, Path(model_name_or_path).expanduser()
     if path.is_dir():
         return str(model_folder(path))
@@ -243,13 +254,15 @@ def convert_entry(entry: CatalogEntry, path: Path) -> SurgeNetModel:
         UserError: the file has another backbone or activation than the entry.
     """
     model = convert_checkpoint(path, task="backbone", normalization=entry.normalization)
+    assert isinstance(model, SurgeNetModel)  # the class of this task
     found = (model.config.backbone, model.config.activation)
     if found != (entry.backbone, entry.activation):
         raise UserError(
             f"{path} contains {found}, expected {(entry.backbone, entry.activation)} for {entry.name}. Delete the "
             "file, and try again"
         )
-    model.config.pretraining |= {
+    model.config.pretraining = {
+        **(model.config.pretraining or {}),
         "name": entry.name,
         "source": f"{entry.upstream_repo}/{entry.teacher_file}",
         "epoch": entry.epochs,

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import field
 from enum import Enum
@@ -93,7 +94,8 @@ class OptionParser(HfArgumentParser):
         """
         return self.parse_args_into_dataclasses(self.as_arguments(options, ""))
 
-    def parse_args_into_dataclasses(self, args: list[str] | None = None) -> tuple:
+    # without the other parameters of the base class: `resolved` must have every option
+    def parse_args_into_dataclasses(self, args: list[str] | None = None) -> tuple:  # type: ignore[override]
         """Parse a command line into one instance of each dataclass.
 
         Raises:
@@ -142,7 +144,7 @@ class OptionParser(HfArgumentParser):
         logger.warning(f"The option {name} is now called {new}; the old name will be removed in the next version.")
         return new
 
-    def save_resolved(self, output_dir: str | Path) -> None:
+    def save_resolved(self, output_dir: str | os.PathLike) -> None:
         """Write the options to OUTPUT_DIR/run.yaml, which `--config` reads.
 
         Options of TrainingArguments are written only if they differ from the default.

@@ -37,6 +37,7 @@ def test_depthwise_convolutions_give_what_torch_gives(options, size, memory_form
         {"groups": 6, "kernel_size": 7, "padding": 3, "stride": 2},
         {"groups": 6, "kernel_size": 7, "padding": 6, "dilation": 2},
         {"groups": 6, "kernel_size": 7, "padding": 2},
+        {"groups": 6, "kernel_size": 7, "padding": "same"},
         {"groups": 6, "kernel_size": 7, "padding": 3, "padding_mode": "reflect"},
         {"groups": 3, "kernel_size": 7, "padding": 3},
         {"groups": 1, "kernel_size": 7, "padding": 3},

@@ -312,12 +312,13 @@ def _check_pickle(file: BinaryIO) -> None:
     Raises:
         pickle.UnpicklingError: names the rejected global after "GLOBAL", as torch does.
     """
-    name, memo = None, {}  # callable on top of the stack, and the memoized ones
+    name: str | None = None
+    memo: dict = {}  # callable on top of the stack, and the memoized ones
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = name
             continue
-        if opcode.name != _NEXT_OPCODE.get(name, opcode.name):
+        if opcode.name != _NEXT_OPCODE.get(name or "", opcode.name):
             raise pickle.UnpicklingError(f"GLOBAL {name}")
         name = None
         if opcode.name == "GLOBAL":

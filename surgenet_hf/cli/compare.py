@@ -71,7 +71,8 @@ def draw_charts(comparison, output_dir: Path) -> tuple[list[Path], list[str]]:
     from ..evaluation.statistics import MIN_VIDEOS
     from ..figures import blob_figure, radar_figure, save_both
 
-    written, omitted = [], []
+    written: list[Path] = []
+    omitted = []
     several = len(comparison.models) > 1
     if several and len(comparison.columns) >= 3:
         axes = [str(column).replace(": ", "\n") for column in comparison.columns]

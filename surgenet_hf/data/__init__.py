@@ -6,10 +6,10 @@ names quickly. It imports a loader only when the loader is used.
 
 import difflib
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
@@ -87,7 +87,7 @@ def registered(name: str) -> Registered:
     raise UserError(f"unknown dataset {name!r}{hint} Available datasets: {', '.join(DATASETS)}")
 
 
-def load_data(name: str, data_dir: str | Path | None = None, **options) -> "SurgicalData":
+def load_data(name: str, data_dir: str | os.PathLike | None = None, **options) -> "SurgicalData":
     """Load a dataset by its name.
 
     Args:

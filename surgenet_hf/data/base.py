@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Sequence, Value
@@ -14,6 +15,8 @@ from .names import check_no_overlap
 
 IGNORE_INDEX = 255
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+
+Target = TypeVar("Target", bound=Path | bytes | int | tuple[float, ...])
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class SurgicalData:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Generic[Target]):
     """Frame with its target, before it becomes a row.
 
     Attributes:
@@ -95,7 +98,7 @@ class Sample:
     """
 
     image: Path | bytes
-    target: Path | bytes | int | tuple[float, ...]
+    target: Target
     video: str
     frame: int
 
@@ -116,6 +119,7 @@ class DecodeRows(DecodeFrames):
     def __call__(self, batch: dict) -> dict:
         batch = super().__call__(batch)
         if "mask" in batch:
+            assert self.table is not None  # only rows with masks have a table
             table = np.frombuffer(self.table, np.uint8)
             batch["mask"] = [table[read_mask(cell)] for cell in batch["mask"]]
         if "labels" in batch:

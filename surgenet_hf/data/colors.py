@@ -20,10 +20,16 @@ def palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
     The first eight are Okabe and Ito's colors. Darker and lighter shades of them follow.
     """
     shades = [
-        tuple(round(value + (target - value) * share) for value in color)
+        _mix(color, target, share)
         for target, share in ((0, 0.0), (0, 0.45), (255, 0.5), (0, 0.7), (255, 0.75))
         for color in _OKABE_ITO
     ]
     # Further colors only need to differ. Steps through the RGB cube give 254 more, because 97 is coprime to 255.
     rest = [(97 * i % 255, 53 * i % 255, 171 * i % 255) for i in range(1, 255)]
     return tuple(dict.fromkeys(shades + rest))[:num_classes]
+
+
+def _mix(color: tuple[int, int, int], target: int, share: float) -> tuple[int, int, int]:
+    """Move each value of a color toward `target` by a share of the distance."""
+    red, green, blue = (round(value + (target - value) * share) for value in color)
+    return red, green, blue

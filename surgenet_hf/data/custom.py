@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value
@@ -14,6 +15,9 @@ from .colors import palette
 from .images import decode_frame, raw_values, require_frame
 from .names import check_no_overlap, named
 from .splits import SPLITS
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset as TorchDataset
 
 # Columns that can hold the target of a frame, by task. The first existing column is used.
 TARGETS = {
@@ -143,7 +147,7 @@ def _rows(source, split: str, task: str, num_labels: int):
         items = (read.fields(source[i]) for i in tqdm(range(len(source)), desc=f"Reading the videos of {split}"))
         pairs = [(str(item["video"]), int(item.get("frame", i))) for i, item in enumerate(items)]
         videos, frames = map(list, zip(*pairs, strict=True))
-    known = {"video": videos, "frame": frames, "split": [split] * len(source)}
+    known: dict[str, list] = {"video": videos, "frame": frames, "split": [split] * len(source)}
     column = "mask" if task == "semantic-segmentation" else "labels"
     rows = MapRows(source, read, known, ("image", column, "video", "frame", "split"), range(len(source)))
     return _in_order(rows), "video" in first
@@ -248,7 +252,7 @@ class MapRows:
         indices: index of the item of each row.
     """
 
-    source: object
+    source: "TorchDataset"
     read: ReadItem
     known: Mapping[str, list]
     columns: tuple[str, ...]

@@ -56,8 +56,7 @@ def extract_frames(
     there = _images(out_dir)
     if marker is None and there:
         raise UserError(f"{out_dir} contains frames from another source ({there[0].name}, ...); choose another folder")
-    differing = [key for key in settings if marker is not None and marker.get(key) != settings[key]]
-    if differing:
+    if marker is not None and (differing := [key for key in settings if marker.get(key) != settings[key]]):
         raise UserError(
             f"{out_dir} contains frames extracted with "
             f"{', '.join(f'{key}={marker.get(key)!r}' for key in differing)}, but the current settings are "
@@ -106,6 +105,7 @@ def extract_videos(videos: Mapping[str, Path], out_dir: Path, max_side: int | No
                 raise
             except UserError as error:
                 return error
+            return None
 
         # FFmpeg and the JPEG encoder release the GIL, so threads run in parallel.
         errors = [error for error in pool.imap(extract, videos) if error is not None]

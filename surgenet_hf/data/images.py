@@ -65,7 +65,7 @@ def read_cell(cell: bytes | dict | None) -> bytes:
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if content is not None:
         return content
-    if cell is None or not cell.get("path"):
+    if not isinstance(cell, dict) or not cell.get("path"):
         raise OSError("the cell is empty")
     if "://" not in cell["path"]:
         return Path(cell["path"]).read_bytes()

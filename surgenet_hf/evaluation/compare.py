@@ -234,7 +234,8 @@ def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequenc
     groups = group_by_data(results)
     _check_metrics(metrics or (), results)
     tasks = list(TASKS)
-    columns, scores, cautions, notes = [], {}, {}, {}
+    columns: list[Column] = []
+    scores, cautions, notes = {}, {}, {}
     for key in sorted(groups, key=lambda key: (tasks.index(key[0]) if key[0] in tasks else len(tasks), *key)):
         group = groups[key]
         check_same_data(group)
@@ -293,8 +294,8 @@ def _check_metrics(names: Sequence[str], results: dict[Path, dict]) -> None:
     Raises:
         UserError: no file has the metric, or it is a standard deviation.
     """
-    available = {name for found in results.values() for name in found["metrics"] if name != "per_class"}
-    available = sorted(name for name in available if not name.endswith("_sd"))
+    every = {name for found in results.values() for name in found["metrics"] if name != "per_class"}
+    available = sorted(name for name in every if not name.endswith("_sd"))
     for name in names:
         if name.endswith("_sd"):
             raise UserError(
@@ -319,8 +320,8 @@ def _score(runs: list[dict], metric: str) -> Score:
     videos = len(runs[0]["data"].get("videos") or ()) if per_video is None else int((~np.isnan(per_video)).sum())
     interval = None
     if len(runs) == 1:
-        stored = interval_bounds(runs[0], metric)
-        interval = None if None in stored else stored
+        low, high = interval_bounds(runs[0], metric)
+        interval = None if low is None or high is None else (low, high)
     elif per_video is not None:
         interval = _bounds(student_interval(per_video, metric_bounds(metric)))
     elif draws is not None:
@@ -358,12 +359,15 @@ def _paired_draws(scores: Sequence[Score | None]) -> np.ndarray | None:
     The resamples are the same for all models. The result is None if draws are missing, or if a score has fewer than
     `MIN_VIDEOS` videos, which give too few distinct resamples.
     """
-    if any(score is None or score.videos < MIN_VIDEOS for score in scores):
+    known = [score for score in scores if score is not None and score.videos >= MIN_VIDEOS]
+    if len(known) < len(scores):
         return None
-    if all(score.per_video is not None for score in scores):
-        draws = np.stack([mean_draws(score.per_video) for score in scores])
-    elif all(score.draws is not None for score in scores):
-        draws = np.stack([score.draws for score in scores])
+    per_video = [score.per_video for score in known if score.per_video is not None]
+    stored = [score.draws for score in known if score.draws is not None]
+    if len(per_video) == len(known):
+        draws = np.stack([mean_draws(values) for values in per_video])
+    elif len(stored) == len(known):
+        draws = np.stack(stored)
     else:
         return None
     return draws[:, ~np.isnan(draws).any(axis=0)]

@@ -111,8 +111,8 @@ def vote(memory: LabeledEmbeddings, queries: LabeledEmbeddings, k: int, temperat
     keys = F.normalize(memory.embeddings, dim=1).T
     # tensors on the device cannot hold strings, so videos become numbers
     _, numbers = np.unique(np.concatenate([memory.videos, queries.videos]), return_inverse=True)
-    numbers = torch.from_numpy(numbers).to(keys.device)
-    memory_videos, query_videos = numbers.split([len(memory.videos), len(queries.videos)])
+    ids = torch.from_numpy(numbers).to(keys.device)
+    memory_videos, query_videos = ids.split([len(memory.videos), len(queries.videos)])
     votes = []
     for chunk, videos in zip(queries.embeddings.split(NUM_QUERIES), query_videos.split(NUM_QUERIES), strict=True):
         similarities = F.normalize(chunk, dim=1) @ keys
@@ -144,8 +144,8 @@ def _embed(model, processor, data, split: str, batch_size: int, max_frames: int 
             for row, embedding in predict_embeddings(model, processor, rows, batch_size, own)
         ]
     )
-    embeddings, labels, videos = zip(*found, strict=True)
-    embeddings = torch.from_numpy(np.stack(embeddings)).to(model.device)
+    vectors, labels, videos = zip(*found, strict=True)
+    embeddings = torch.from_numpy(np.stack(vectors)).to(model.device)
     if not embeddings.isfinite().all():
         raise UserError(f"embeddings of {data.name!r}, {split}, are not finite: use other weights")
     return LabeledEmbeddings(embeddings, torch.from_numpy(np.stack(labels)).to(model.device), np.array(videos))

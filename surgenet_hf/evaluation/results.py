@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import NoneType
+from typing import Any
 
 from ..data.names import named
 from ..errors import MissingFileError, UserError
@@ -151,9 +152,9 @@ def check_results(results: dict, source: str) -> None:
             scope = "" if low == -math.inf else f" from {low}" + ("" if high == math.inf else f" to {high}")
             raise UserError(f"{source}: {field} is {_excerpt(value)}; expected a number{scope}, or null")
     for metric in results.get("intervals") or {}:
-        low, high = interval_bounds(results, metric)
-        if low is not None and high is not None and low > high:
-            raise UserError(f"{source}: intervals.{metric} is {_excerpt([low, high])}; expected [lower, upper]")
+        lower, upper = interval_bounds(results, metric)
+        if lower is not None and upper is not None and lower > upper:
+            raise UserError(f"{source}: intervals.{metric} is {_excerpt([lower, upper])}; expected [lower, upper]")
 
 
 def metric_title(name: str) -> str:
@@ -184,7 +185,7 @@ def _field(results: dict, field: str):
     return results.get(name)
 
 
-def _numbers(results: dict) -> Iterator[tuple[str, str, object]]:
+def _numbers(results: dict) -> Iterator[tuple[str, str, Any]]:
     """Yield field, metric name, and value for all fields that must be a number or null."""
     tables = {"metrics": results["metrics"]}
     tables |= {f"comparisons.{name}": metrics for name, metrics in (results.get("comparisons") or {}).items()}

@@ -53,7 +53,9 @@ def interval_warning(videos: int) -> str:
     return "rough" if videos < ROUGH_BELOW else "few videos" if videos < CAUTION_BELOW else ""
 
 
-def student_interval(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval | None:
+def student_interval(
+    values: Sequence[float] | np.ndarray, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval | None:
     """Compute Student's t interval of a mean over videos.
 
     Args:
@@ -63,18 +65,18 @@ def student_interval(values: Sequence[float], bounds: tuple[float, float] = (-ma
     Returns:
         The interval, or None for fewer than `MIN_VIDEOS` values.
     """
-    values = np.asarray(values, float)
-    values = values[~np.isnan(values)]
-    n = len(values)
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    n = len(known)
     if n < MIN_VIDEOS:
         return None
-    half = _student_quantile(n) * values.std(ddof=1) / math.sqrt(n)
-    low, high = np.clip([values.mean() - half, values.mean() + half], *bounds)
+    half = _student_quantile(n) * known.std(ddof=1) / math.sqrt(n)
+    low, high = np.clip([known.mean() - half, known.mean() + half], *bounds)
     return Interval(float(low), float(high), n, STUDENT)
 
 
 def bootstrap_interval(
-    draws: Sequence[float], videos: int, bounds: tuple[float, float] = (-math.inf, math.inf)
+    draws: Sequence[float] | np.ndarray, videos: int, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> Interval | None:
     """Compute a bootstrap interval with expanded percentiles (Hesterberg 2015).
 
@@ -87,12 +89,12 @@ def bootstrap_interval(
         The interval. None for fewer than `MIN_VIDEOS` videos, or if the draws do not vary and thus carry no
         information.
     """
-    draws = np.asarray(draws, float)
-    draws = draws[~np.isnan(draws)]
-    if videos < MIN_VIDEOS or not len(draws) or draws.min() == draws.max():
+    known = np.asarray(draws, float)
+    known = known[~np.isnan(known)]
+    if videos < MIN_VIDEOS or not len(known) or known.min() == known.max():
         return None
     tail = NormalDist().cdf(-math.sqrt(videos / (videos - 1)) * _student_quantile(videos))
-    low, high = np.clip(np.quantile(draws, [tail, 1 - tail]), *bounds)
+    low, high = np.clip(np.quantile(known, [tail, 1 - tail]), *bounds)
     return Interval(float(low), float(high), videos, BOOTSTRAP)
 
 
@@ -150,7 +152,7 @@ def metric_bounds(name: str) -> tuple[float, float]:
     return (0.0, math.inf if "assd" in name or "hd95" in name else 1.0)
 
 
-def mean_draws(values: Sequence[float], resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def mean_draws(values: Sequence[float] | np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """Return bootstrap draws (resamples,) of a mean over videos.
 
     Args:
@@ -179,7 +181,9 @@ class PairedTest:
     smallest_p: float
 
 
-def sign_flip_test(first: Sequence[float], second: Sequence[float], seed: int = 0) -> PairedTest | None:
+def sign_flip_test(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, seed: int = 0
+) -> PairedTest | None:
     """Test whether two models differ on the same videos.
 
     Under the null hypothesis, each video's difference has either sign with the same probability. The p-value is the

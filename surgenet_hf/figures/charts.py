@@ -1,9 +1,11 @@
 """Charts that compare models: radar charts of ranks, blob charts of bootstrap ranks, and bars with intervals."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
 
 from .style import NORMAL, SMALL, WIDTH, color, dash, hatch, marker, new_figure, outline, plain
 
@@ -23,6 +25,7 @@ def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], 
     rows = -(-len(models) // 3)
     figure = new_figure(WIDTH, 5.2 + 0.22 * rows, title)
     chart = figure.add_subplot(projection="polar")
+    assert isinstance(chart, PolarAxes)  # matplotlib declares only Axes
     chart.set_theta_offset(np.pi / 2)
     chart.set_theta_direction(-1)
     chart.set_ylim(0, worst)
@@ -33,7 +36,7 @@ def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], 
     chart.set_xticks(angles, axes, fontsize=NORMAL)
     for label, angle in zip(chart.get_xticklabels(), angles, strict=True):
         across = np.sin(angle)
-        label.set_ha("center" if abs(across) < 0.2 else "left" if across > 0 else "right")
+        label.set_horizontalalignment("center" if abs(across) < 0.2 else "left" if across > 0 else "right")
     chart.tick_params(axis="x", pad=7)
     chart.set_yticks(range(1, worst + 1), [])
     for rank in range(1, worst + 1):  # in the gap between the first two spokes, away from the lines' corners
@@ -44,7 +47,7 @@ def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], 
     radii = worst + 1 - ranks
     closed = np.append(angles, angles[0])
     for i, model in enumerate(models):
-        style = {"color": color(i), "marker": marker(i), "markeredgecolor": "white", "zorder": 3 + i}
+        style: dict[str, Any] = {"color": color(i), "marker": marker(i), "markeredgecolor": "white", "zorder": 3 + i}
         style["markersize"] = max(6, 11 - 1.5 * i)  # tied models: the lower marker shows around the upper one
         line = np.append(radii[i], radii[i, 0])
         chart.plot(closed, line, linestyle=dash(i), linewidth=1.8, label=model, clip_on=False, **style)
@@ -145,8 +148,8 @@ def bar_figure(
     height = 0.8 + 0.22 * rows + len(labels) * max(0.3, 0.2 * len(values) + 0.1)
     figure = new_figure(WIDTH, height, title)
     axes = figure.add_subplot()
-    for i, (name, series) in enumerate(values.items()):
-        series = np.asarray(series, float)
+    for i, (name, of_labels) in enumerate(values.items()):
+        series = np.asarray(of_labels, float)
         y = np.arange(len(labels)) + (i - (len(values) - 1) / 2) * thickness
         axes.barh(
             y,

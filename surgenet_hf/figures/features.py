@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from ..errors import UserError
 from .style import NORMAL, SMALL, WIDTH, color, marker, new_figure, outline, picture_rows
@@ -34,7 +35,9 @@ def tsne(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
 
 
-def scatter_figure(coordinates: np.ndarray, groups: Sequence[str], title: str = "", group_name: str = "") -> Figure:
+def scatter_figure(
+    coordinates: np.ndarray, groups: Sequence[str] | np.ndarray, title: str = "", group_name: str = ""
+) -> Figure:
     """Draw a point for each frame, with the color and marker of its group.
 
     Up to 12 groups also have their names in the plot, if they are separate from the others.
@@ -58,8 +61,10 @@ def scatter_figure(coordinates: np.ndarray, groups: Sequence[str], title: str = 
     for i, name in enumerate(names):
         for layer in range(layers):
             members = (groups == name) & (height % layers == layer)
+            x, y = coordinates[members].T
             axes.scatter(
-                *coordinates[members].T,
+                x,
+                y,
                 s=size,
                 color=color(i),
                 marker=marker(i),
@@ -160,7 +165,7 @@ def _write_names(figure: Figure, axes, coordinates: np.ndarray, groups: np.ndarr
         text.set_path_effects(outline(3))
         texts.append(text)
     figure.draw_without_rendering()  # computes the text positions
-    kept = []
+    kept: list[Bbox] = []
     for text in texts:
         box = text.get_window_extent()
         if any(box.overlaps(other) for other in kept):

@@ -140,6 +140,12 @@ def thickest(region: np.ndarray) -> tuple[int, int]:
 
 def legend_patch(i: int, labels: Sequence[str], colors: Sequence[tuple[int, int, int]], ignore_index: int) -> Patch:
     if i == ignore_index:
-        return Patch(facecolor=np.divide(IGNORED, 255), edgecolor="0.3", label="no class (ignored)")
-    color = "none" if labels[i].lower() == NOT_PAINTED else np.divide(colors[i], 255)
+        return Patch(facecolor=_fractions(IGNORED), edgecolor="0.3", label="no class (ignored)")
+    color = "none" if labels[i].lower() == NOT_PAINTED else _fractions(colors[i])
     return Patch(facecolor=color, edgecolor="0.3", label=f"{i}  {labels[i]}")
+
+
+def _fractions(color: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Convert a color from 0 to 255 to matplotlib's range from 0 to 1."""
+    red, green, blue = color
+    return red / 255, green / 255, blue / 255

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -127,7 +128,7 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> None
     if ending not in (known := figure.canvas.get_supported_filetypes()):
         raise UserError(f"{path} ends with .{ending}, expected one of {', '.join(known)}")
     # In PDF files, keep text as text, and omit the date so that the same figure always gives the same file.
-    undated = {"metadata": {"CreationDate": None}} if ending == "pdf" else {}
+    undated: dict[str, Any] = {"metadata": {"CreationDate": None}} if ending == "pdf" else {}
     with atomic_write(path) as temporary, rc_context({"pdf.fonttype": 42}):
         figure.savefig(temporary, dpi=dpi, format=ending, **undated)
 

@@ -105,7 +105,7 @@ def phase_picture(frame: np.ndarray, phases: np.ndarray, labels: Sequence[str], 
     return np.asarray(picture)
 
 
-def _cut(text: str, font: ImageFont.ImageFont, width: float) -> str:
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """Shorten a text to a width in pixels, with an ellipsis if a part is cut off."""
     if font.getlength(text) <= width:
         return text

@@ -26,7 +26,7 @@ from ..inference.prediction import predict, video_ranges
 from ..metrics import PhaseMetric
 from ..modeling_surgenet import SurgeNetModel
 from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition, phase_loss
-from ..models import load_model
+from ..models import load_model, resolve_model
 from . import classification
 from .arguments import DataArguments, ModelArguments, PhaseArguments, PhaseTrainingArguments
 from .run import (
@@ -39,7 +39,6 @@ from .run import (
     prepare,
     run_record,
     stage_arguments,
-    start_model,
 )
 from .trainer import SurgeNetTrainer, balanced_weights
 
@@ -83,7 +82,11 @@ def run(
     stage1_args = stage_arguments(training_args, stage1_dir)
     stage2_args = _stage2_arguments(training_args, phase_args)
     if phase_args.skip_stage1:
-        frame_model = start_model(model_args)
+        if model_args.model_name_or_path is None:
+            raise UserError(
+                "--skip_stage1 needs a trained frame classifier: give --model_name_or_path instead of --backbone"
+            )
+        frame_model = resolve_model(model_args.model_name_or_path)
         processor = load_image_processor(frame_model)
     else:
         frame_model = str(Path(stage1_dir, "model"))

@@ -155,10 +155,10 @@ def evaluate_and_save(
         The results, as in results.json. None without a split to evaluate on.
     """
     args, model = trainer.args, trained_model(trainer)
-    output_dir = Path(output_dir or args.output_dir)
+    folder = Path(output_dir or args.output_dir)
     if args.process_index == 0:
-        model.save_pretrained(output_dir / "model")
-        processor.save_pretrained(output_dir / "model")
+        model.save_pretrained(folder / "model")
+        processor.save_pretrained(folder / "model")
     split = split or next((name for name in ("test", "validation") if name in data.splits), None)
     if split is None:
         logger.warning(f"Not evaluated: {data.name} has neither a test nor a validation split.")
@@ -168,9 +168,9 @@ def evaluate_and_save(
         model, processor, data, split, args.per_device_eval_batch_size, seed=args.seed, command=command
     )
     if args.process_index == 0:
-        evaluation.results["model"]["name"] = str(output_dir / "model")
-        write_figures(evaluation, model, processor, data, split, output_dir)
-        write_results(evaluation.results, output_dir / "results.json")
+        evaluation.results["model"]["name"] = str(folder / "model")
+        write_figures(evaluation, model, processor, data, split, folder)
+        write_results(evaluation.results, folder / "results.json")
     wait_for_everyone()
     return evaluation.results
 

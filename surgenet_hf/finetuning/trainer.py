@@ -263,7 +263,7 @@ class RecordedCheckpoints(TrainerCallback):
 
 def best_checkpoint(checkpoint: Path) -> Path | None:
     """Return the checkpoint that was the best when this one was saved, or None if none was evaluated."""
-    state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     return checkpoint.with_name(f"checkpoint-{state.best_global_step}") if state.best_global_step else None
 
 
@@ -280,7 +280,7 @@ def layer_groups(model: nn.Module, layer_decay: float, learning_rate: float, wei
     blocks = [
         f"stages.{i}.blocks.{j}." for i, depth in enumerate(model.base_model.config.depths) for j in range(depth)
     ]
-    groups = {}
+    groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

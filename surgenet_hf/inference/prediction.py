@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from ..distributed import process_state
 
 def predict(
     model, processor, dataset, indices: Iterable[int], batch_size: int = 8
-) -> Iterator[tuple[list[dict], object]]:
+) -> Iterator[tuple[list[dict], Any]]:
     """Run a model on rows of a dataset, batch by batch.
 
     The model's mode (train or eval) is restored afterwards.
@@ -108,11 +109,11 @@ def predict_phases(model, processor, dataset, indices: Iterable[int], batch_size
         The labels (T,), and the predicted phase ids (T,).
     """
     temporal = model.config.model_type == "surgenet_phase"
-    truths, found = [], []
+    truths, parts = [], []
     for rows, outputs in predict(model.surgenet if temporal else model, processor, dataset, indices, batch_size):
         truths += [row["labels"] for row in rows]
-        found.append(outputs.pooler_output if temporal else outputs.logits)
-    found = torch.cat(found)
+        parts.append(outputs.pooler_output if temporal else outputs.logits)
+    found = torch.cat(parts)
     if temporal:
         training = model.training
         model.eval()
@@ -152,8 +153,8 @@ def video_ranges(split) -> dict[str, range]:
     """
     videos = split.select_columns(["video"])[:]["video"]
     ranges = {}
-    for video, rows in groupby(range(len(videos)), key=videos.__getitem__):
-        rows = list(rows)
+    for video, group in groupby(range(len(videos)), key=videos.__getitem__):
+        rows = list(group)
         if video in ranges:
             raise ValueError(f"the rows of video {video} are not contiguous")
         ranges[video] = range(rows[0], rows[-1] + 1)

@@ -1,6 +1,7 @@
 """Base class of the metrics and helper functions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +17,9 @@ class VideoMetric:
     metrics are pooled over videos, or averaged over classes last.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.records: list = []
-        self._cached = (0, [], None)
+        self._cached: tuple[int, list[str], Any] = (0, [], None)
 
     @property
     def videos(self) -> list[str]:
@@ -88,7 +89,7 @@ class VideoMetric:
         """
         raise NotImplementedError
 
-    def _summary(self) -> tuple[list[str], object]:
+    def _summary(self) -> tuple[list[str], Any]:
         if self._cached[0] != len(self.records):
             videos: dict[str, list] = {}
             for record in self.records:

@@ -88,9 +88,9 @@ class MultiLabelMetric(VideoMetric):
             if not np.all((values >= 0) & (values <= 1)):
                 hint = " (apply the sigmoid to logits)" if name == "scores" else ""
                 raise ValueError(f"The {name} must be from 0 to 1, found {values.min()} to {values.max()}{hint}.")
-        videos = np.array(videos, object)
+        video_of = np.array(videos, object)
         for name in dict.fromkeys(videos):
-            self.records.append(ScoreRecord(name, scores[videos == name], targets[videos == name] >= 0.5))
+            self.records.append(ScoreRecord(name, scores[video_of == name], targets[video_of == name] >= 0.5))
 
     def compute(self, videos=None) -> dict:
         """Compute the metrics.

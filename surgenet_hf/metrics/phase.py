@@ -202,7 +202,7 @@ class PhaseMetric(VideoMetric):
             "each video",
         }
 
-    def _summarise(self, videos: dict[str, list[PhaseRecord]]) -> dict[str, np.ndarray]:
+    def _summarise(self, videos: dict[str, list[PhaseRecord]]) -> dict:
         records = [record for records in videos.values() for record in records]
         confusion = np.array([record.confusion for record in records])
         annotated, predicted, frames = confusion.sum(2), confusion.sum(1), confusion.sum((1, 2))
@@ -210,11 +210,11 @@ class PhaseMetric(VideoMetric):
         scores = phase_scores(confusion)
         in_annotation = np.where(annotated[:, None] > 0, scores, np.nan)
         hits = np.array([record.relaxed_hits for record in records])  # (videos, 2, phases)
-        relaxed = [ratio(hits, predicted[:, None]), ratio(hits, annotated[:, None])]
-        relaxed.append(ratio(hits, (annotated + predicted - correct)[:, None]))
+        ratios = [ratio(hits, predicted[:, None]), ratio(hits, annotated[:, None])]
+        ratios.append(ratio(hits, (annotated + predicted - correct)[:, None]))
         # The published script clips an infinite precision to 1.
-        relaxed[0][:, 1] = np.where((predicted == 0) & (hits[:, 1] > 0), 1.0, relaxed[0][:, 1])
-        relaxed = np.where(annotated[:, None, None] > 0, np.stack(relaxed, 1).clip(max=1), np.nan)
+        ratios[0][:, 1] = np.where((predicted == 0) & (hits[:, 1] > 0), 1.0, ratios[0][:, 1])
+        relaxed = np.where(annotated[:, None, None] > 0, np.stack(ratios, 1).clip(max=1), np.nan)
         segments = np.array([record.segments for record in records])
         means = {"accuracy": ratio(correct.sum(1), frames)}
         for index, name in enumerate(SCORES):

@@ -123,10 +123,11 @@ class SegmentationMetric(VideoMetric):
         distances = None
         if self.distances:
             distances = class_surface_distances(prediction, reference, counted, self.num_labels)
-        size = reference.shape
+        height, width = reference.shape
         prediction, reference = prediction[counted], reference[counted]
-        counts = (self._count(ids) for ids in (reference, prediction, reference[reference == prediction]))
-        self.records.append(FrameRecord(video, *counts, distances, size))
+        maps = (reference, prediction, reference[reference == prediction])
+        of_reference, of_prediction, of_both = (self._count(ids) for ids in maps)
+        self.records.append(FrameRecord(video, of_reference, of_prediction, of_both, distances, (height, width)))
 
     def compute(self, videos=None) -> dict:
         """Compute the metrics.
@@ -249,7 +250,7 @@ class SegmentationMetric(VideoMetric):
         if self.distances:
             names = ("assd", "hd95", "assd_found", "hd95_found")
             of_classes |= {f"video_{name}": means[name] for name in names}
-        columns = {}
+        columns: dict[str, np.ndarray] = {}
         for suffix, classes in self._class_sets():
             columns |= {f"{name}{suffix}": mean(values[:, classes], axis=1) for name, values in of_classes.items()}
             for name in ("frame_dice", "frame_iou"):

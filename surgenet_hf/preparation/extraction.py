@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -38,7 +38,7 @@ from ..errors import MissingFileError, UnavailableError, UserError
 from ..options import option
 
 THUMBNAIL = (32, 32)
-NOTHING = {"sampled": 0, "black": 0, "duplicate": 0, "error": None, "missing": [], "frames": []}
+NOTHING: dict[str, Any] = {"sampled": 0, "black": 0, "duplicate": 0, "error": None, "missing": [], "frames": []}
 
 
 @dataclass
@@ -118,7 +118,8 @@ def scan_videos(videos_dir: Path) -> list[Video]:
     def refuse(error: OSError):
         raise UnavailableError(f"{error.filename} cannot be read ({error}); check its permissions") from error
 
-    others, found, seen = Counter(), [], set()
+    others: Counter[str] = Counter()
+    found, seen = [], set()
     for folder, folders, names in os.walk(videos_dir, onerror=refuse, followlinks=True):
         folders.sort()  # makes the choice between two links to a folder deterministic
         if os.path.realpath(folder) in seen:
@@ -142,9 +143,11 @@ def scan_videos(videos_dir: Path) -> list[Video]:
             f"{videos_dir} contains {there}; expected videos ({', '.join(VIDEO_SUFFIXES)}) at any depth. "
             "Check the path"
         )
-    videos, procedures = [], set()
+    videos: list[Video] = []
+    procedures: set[str] = set()
     for procedure, group in groupby(sorted(found), key=lambda row: row[0]):
-        folder, taken = _unique(procedure, procedures), set()
+        folder = _unique(procedure, procedures)
+        taken: set[str] = set()
         for _, name, path in group:
             stem = Path(name.removeprefix(f"{procedure}/")).with_suffix("")
             key = f"{folder}/{_unique(str(stem), taken)}"
@@ -230,7 +233,9 @@ def _is_done(video: Video, parts: Path) -> bool:
     return record["bytes"] == video.bytes and record["error"] is None
 
 
-_progress = _stop = None
+# shared with the main process; set by `_start_worker`
+_progress: Any = None
+_stop: Any = None
 
 
 def _start_worker(progress, stop) -> None:
@@ -258,7 +263,8 @@ def _extract(video: Video, parts: Path, options: FrameOptions) -> None:
 
 
 def _write_frames(video: Video, file: BinaryIO, options: FrameOptions) -> dict:
-    counts, frames, numbers, last = Counter(), [], set(), None
+    counts: Counter[str] = Counter()
+    frames, numbers, last = [], set(), None
     for number, second, image in _samples(video, options):
         if _stop.is_set():
             raise CancelledError

@@ -346,7 +346,9 @@ def implied_defaults(
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
     defaults = dict(PRESETS[preset])
-    resume = resume_point(Path(output_dir), resume_from_checkpoint) if output_dir else None
+    resume: Path | DinoCheckpoint | None = (
+        resume_point(Path(output_dir), resume_from_checkpoint) if output_dir else None
+    )
     if resume is None:
         if extend_epochs is not None and resume_from_checkpoint:
             raise UserError(
@@ -392,6 +394,7 @@ def crop_settings(checkpoint: DinoCheckpoint) -> dict:
 
 
 def _read_settings(checkpoint: DinoCheckpoint, config: type) -> dict:
+    types: dict[object, tuple[type, ...]]
     types = {int: (int,), bool: (bool,), float: (int, float), list[float]: (list, tuple)}
     settings = {
         option.name: read_setting(checkpoint, option.name, *types[option.type])

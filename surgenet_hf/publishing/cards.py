@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
@@ -192,12 +193,12 @@ def _own_context(
 
 
 def _render(card_data: ModelCardData, **context) -> str:
-    text = str(ModelCard.from_template(card_data, template_path=TEMPLATE, install=INSTALL, **context))
+    text = str(ModelCard.from_template(card_data, template_path=str(TEMPLATE), install=INSTALL, **context))
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def _backbone_examples(repo_id: str, is_folder: bool = False) -> list[str]:
-    outputs = {"output": ".feature_maps  # strides 4 to 32", "out_indices": [1, 2, 3, 4]}
+    outputs: dict[str, Any] = {"output": ".feature_maps  # strides 4 to 32", "out_indices": [1, 2, 3, 4]}
     feature_maps = _example(repo_id, "AutoBackbone", **outputs)
     if is_folder:  # AutoBackbone does not load local folders
         feature_maps = _example(repo_id, "SurgeNetBackbone", **outputs)

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -198,7 +199,7 @@ def compare_with_source(entry: CatalogEntry, source: Path, folder: Path) -> None
 
 def timm_reference(entry: CatalogEntry, source: Path) -> nn.Module:
     """Return timm's network for a catalog entry, without a classifier, strictly loaded from the source file."""
-    options = {"mlp_act": nn.ReLU, "act1_layer": nn.ReLU} if entry.activation == "relu" else {}
+    options: dict[str, Any] = {"mlp_act": nn.ReLU, "act1_layer": nn.ReLU} if entry.activation == "relu" else {}
     network = timm.create_model(entry.backbone, num_classes=0, **options)
     tensors = {
         name: tensor for name, tensor in read_checkpoint(source).tensors.items() if not name.startswith("head.")

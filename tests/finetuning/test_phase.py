@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import TrainingArguments
 
-from surgenet_hf import SurgeNetForPhaseRecognition, SurgeNetPhaseConfig
+from surgenet_hf import SurgeNetForPhaseRecognition, SurgeNetPhaseConfig, UserError, finetune_phase
 from surgenet_hf.data import Sample, SurgicalData, load_data
 from surgenet_hf.data.base import SINGLE, build_splits
 from surgenet_hf.finetuning import classification
@@ -54,6 +54,12 @@ def test_cached_features_are_of_these_frames(tmp_path, monkeypatch):
         replacement = tmp_path / "other" / "frames" / video / path.name
         os.replace(replacement, path)
     assert torch.equal(features(model, root, cache), other)
+
+
+def test_the_second_stage_alone_needs_a_frame_classifier(tmp_path):
+    options = {"data_dir": make_videos(tmp_path / "data"), "output_dir": tmp_path / "out", "use_cpu": True}
+    with pytest.raises(UserError, match="skip_stage1 needs a trained frame classifier"):
+        finetune_phase(dataset="videos", backbone="tiny", skip_stage1=True, **options)
 
 
 @pytest.mark.slow

@@ -198,7 +198,7 @@ def _is_positions(value) -> bool:
 
 def _original_groups(student: dict[str, torch.Tensor], norm_last_layer: bool) -> list[list[str]]:
     """Return the names of the decayed and of the other parameters, selected and ordered as in the original code."""
-    groups = [[], []]
+    groups: list[list[str]] = [[], []]
     for name, tensor in student.items():
         if not name.endswith(_BUFFERS) and not (norm_last_layer and name == _FIXED):
             groups[name.endswith(".bias") or tensor.dim() == 1].append(name)

@@ -101,7 +101,6 @@ def load(data_dir: str | Path, config: str = "multi_organ", organ: str | None = 
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     splits, notes = _from_single(root / organ) if organ else _from_multi(root / "multilabel")
     require_splits(splits, ("train", "validation"), root, _LAYOUT)
-    notes = (_count_note(splits), *notes)
     ids = [BACKGROUND_ID, 1 + STRUCTURES.index(organ)] if organ else range(len(LABELS))
     return SurgicalData(
         "dsad",
@@ -109,7 +108,7 @@ def load(data_dir: str | Path, config: str = "multi_organ", organ: str | None = 
         tuple(LABELS[i] for i in ids),
         tuple(COLORS[i] for i in ids),
         splits,
-        notes=notes,
+        notes=(_count_note(splits), *notes),
         videos_are_public=True,
         split_protocol=SPLIT_PROTOCOL,
         background_id=BACKGROUND_ID,

@@ -180,7 +180,7 @@ def load_videos(
     split_of, protocol = split_videos(root, found)
     samples = {split: [row for name in found if split_of[name] == split for row in found[name]] for split in SPLITS}
     require_splits(samples, ("train", "validation"), root, "assign videos to train and validation in splits.csv")
-    notes = (_count_note(samples), *notes, *absent_note(found, phases), *no_test_note(samples, "D/splits.csv"))
+    all_notes = (_count_note(samples), *notes, *absent_note(found, phases), *no_test_note(samples, "D/splits.csv"))
     return SurgicalData(
         "videos",
         "phase-recognition",
@@ -189,7 +189,7 @@ def load_videos(
         build_splits(samples),
         problem_type=SINGLE,
         frames_per_second=1.0,
-        notes=notes,
+        notes=all_notes,
         split_protocol=protocol,
     )
 
@@ -201,7 +201,8 @@ def _frame_numbers(rows: Sequence[dict[str, str]], lines: Sequence[int], path: P
                 raise UserError(f"{path}, line {line}: the frame number is {row['frame']!r}; expected 0, 1, 2, ...")
         return [frame_number(row["frame"], f"{path}, line {line}") for line, row in zip(lines, rows, strict=True)]
     numbers = [number_in_name(Path(row["image"])) for row in rows]
-    return list(range(len(rows))) if None in numbers else numbers
+    known = [number for number in numbers if number is not None]
+    return known if len(known) == len(rows) else list(range(len(rows)))
 
 
 def _class(label: str, labels: Sequence[str], path: Path, line: int) -> int:

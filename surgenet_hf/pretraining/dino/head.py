@@ -50,7 +50,7 @@ class DinoHead(nn.Module):
         norm_last_layer: bool = True,
     ):
         super().__init__()
-        layers = []
+        layers: list[nn.Module] = []
         for _ in range(num_layers - 1):
             layers.append(nn.Linear(in_dim, hidden_dim))
             if batch_norm:

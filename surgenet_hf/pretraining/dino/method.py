@@ -133,7 +133,8 @@ def parameter_groups(student: DinoNetwork) -> list[dict]:
     (1, 1, 1, C) parameters of ConvNeXtV2's response normalization.
     """
     names = student.original_names()
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for ours, parameter in student.named_parameters():
         name, shape = names[ours]
         if parameter.requires_grad:

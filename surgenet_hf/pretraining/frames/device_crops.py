@@ -36,7 +36,7 @@ def crop_batch(images: Sequence[torch.Tensor], crops: torch.Tensor, config: Crop
     """
     device = images[0].device
     drawn = crops.to(device, non_blocking=True).transpose(0, 1)  # crops first, in the order of the result
-    results = []
+    results: list[torch.Tensor] = []
     with torch.autocast(device.type, enabled=False):  # bfloat16 has too few bits for the products
         for size, group in itertools.groupby(config.sizes):
             ours = drawn[len(results) :][: len(list(group))]

@@ -5,7 +5,7 @@ A source returns the encoded bytes of any frame by its index, in any process.
 
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
@@ -125,7 +125,7 @@ def load_table(dataset: str, data_dir: str | None, split: str, streaming: bool =
     """
     if dataset in ("parquet", "webdataset"):
         files = _files_of_split(data_dir, (".parquet",) if dataset == "parquet" else (".tar",), split)
-        options = {"path": dataset, "data_files": {split.partition("[")[0]: files}}
+        options: dict[str, Any] = {"path": dataset, "data_files": {split.partition("[")[0]: files}}
     else:
         name, _, config = (dataset, "", "") if Path(dataset).exists() else dataset.partition(":")
         options = {"path": name, "name": config or None, "data_dir": data_dir}
