@@ -1,6 +1,7 @@
 """Shared setup of all tests: no network, few threads, and tiny variants of the three backbones."""
 
 import os
+from collections import Counter
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # must precede the import of transformers
 # one thread, also in subprocesses: small networks gain nothing from more and slow down on a busy machine
@@ -16,12 +17,17 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """Mark tests that use a browser or start the demo, based on their fixtures."""
+    """Mark tests that use a browser or start the demo, and move the files with the most slow tests to the front.
+
+    Processes that share the files then end at about the same time, with `--dist loadfile --no-loadscope-reorder`.
+    """
     for item in items:
         if "browser" in item.fixturenames:
             item.add_marker(pytest.mark.browser)
         if "server" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow") or "browser" in item.fixturenames)
+    items.sort(key=lambda item: -slow[item.path])
 
 
 TINY_WIDTHS = {

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -115,16 +113,8 @@ def test_errors_without_traceback(outputs, tmp_path, arguments, message):
 
 
 @pytest.mark.slow
-def test_as_a_user_runs_it(outputs, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "surgenet_hf.cli.compare",
-        "--results",
-        outputs / "XL-seed0",
-        outputs / "XL-seed1",
-    ]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    assert "| XL | 71.0 ± 1.4 (2 runs) [" in finished.stdout
+def test_default_output_folder(outputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["--results", str(outputs / "XL-seed0"), str(outputs / "XL-seed1")])
+    assert "| XL | 71.0 ± 1.4 (2 runs) [" in capsys.readouterr().out
     assert (tmp_path / "outputs" / "comparison" / "comparison.md").is_file()

@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +7,6 @@ from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints.catalog import UPSTREAM_REPO, find_entry
 from surgenet_hf.cli.inspect import main
 from tests.checkpoints.files import original, save_dino, tiny
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "inspect_checkpoint.py"
 
 
 def test_full_dino_file(tmp_path, capsys):
@@ -35,11 +30,10 @@ def test_full_dino_file(tmp_path, capsys):
     assert "lr                        0.0005" in printed
 
 
-@pytest.mark.slow
-def test_segmentation_file_as_a_user_would(tmp_path):
+def test_segmentation_file(tmp_path, capsys):
     torch.save(original(SurgeNetForSemanticSegmentation, tiny("pvt_v2_b2", num_labels=7)), tmp_path / "mine.pth")
-    run = subprocess.run([sys.executable, SCRIPT, tmp_path / "mine.pth"], capture_output=True, text=True, check=True)
-    lines = dict(line.split(maxsplit=1) for line in run.stdout.splitlines())
+    main([str(tmp_path / "mine.pth")])
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["backbone"] == "pvt_v2_b2"
     assert lines["head"] == "semantic-segmentation"
     assert lines["num_labels"] == "7"

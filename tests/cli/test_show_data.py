@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,23 +15,12 @@ def frames(tmp_path_factory):
     return next(root.iterdir())
 
 
-@pytest.mark.slow
-def test_as_a_user_would(frames, tmp_path):
+def test_figure_and_output(frames, tmp_path, capsys):
     output = tmp_path / "new" / "picture.png"
-    command = [
-        sys.executable,
-        "-m",
-        "surgenet_hf.cli.show_data",
-        "--dataset",
-        "folder",
-        "--data_dir",
-        frames,
-        "--output",
-        output,
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout.startswith("Found 4 training frames of 2 video(s)")
-    assert run.stdout.endswith(f"Written: {output}\n")
+    show_data.main(["--dataset", "folder", "--data_dir", str(frames), "--output", str(output)])
+    printed = capsys.readouterr().out
+    assert printed.startswith("Found 4 training frames of 2 video(s)")
+    assert printed.endswith(f"Written: {output}\n")
     assert min(Image.open(output).size) > 500
 
 
