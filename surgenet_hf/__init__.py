@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from ._version import __version__
 from .configuration_surgenet import SurgeNetConfig
 from .configuration_surgenet_phase import SurgeNetPhaseConfig
+from .configuration_surgical import SurgicalConfig
 from .modeling_surgenet import (
     SurgeNetBackbone,
     SurgeNetForImageClassification,
@@ -27,6 +28,7 @@ from .modeling_surgenet import (
     SurgeNetModel,
 )
 from .modeling_surgenet_phase import SurgeNetForPhaseRecognition
+from .modeling_surgical import SurgicalForImageClassification, SurgicalForSemanticSegmentation
 
 if TYPE_CHECKING:
     from .api import evaluate, finetune_classification, finetune_phase, finetune_segmentation, pretrain
@@ -38,13 +40,17 @@ if TYPE_CHECKING:
 
 AutoConfig.register("surgenet", SurgeNetConfig, exist_ok=True)
 AutoConfig.register("surgenet_phase", SurgeNetPhaseConfig, exist_ok=True)
+AutoConfig.register("surgical", SurgicalConfig, exist_ok=True)
 AutoModel.register(SurgeNetConfig, SurgeNetModel, exist_ok=True)
 AutoModel.register(SurgeNetPhaseConfig, SurgeNetForPhaseRecognition, exist_ok=True)
 AutoBackbone.register(SurgeNetConfig, SurgeNetBackbone, exist_ok=True)
 AutoModelForImageClassification.register(SurgeNetConfig, SurgeNetForImageClassification, exist_ok=True)
 AutoModelForSemanticSegmentation.register(SurgeNetConfig, SurgeNetForSemanticSegmentation, exist_ok=True)
+AutoModelForImageClassification.register(SurgicalConfig, SurgicalForImageClassification, exist_ok=True)
+AutoModelForSemanticSegmentation.register(SurgicalConfig, SurgicalForSemanticSegmentation, exist_ok=True)
 # the image-segmentation pipeline rejects a model whose class name is not in this mapping
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["surgenet"] = "SurgeNetForSemanticSegmentation"
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["surgical"] = "SurgicalForSemanticSegmentation"
 
 # lazily imported public names and their modules: importing the package stays fast
 _LAZY = {
@@ -69,6 +75,9 @@ __all__ = [
     "SurgeNetForSemanticSegmentation",
     "SurgeNetModel",
     "SurgeNetPhaseConfig",
+    "SurgicalConfig",
+    "SurgicalForImageClassification",
+    "SurgicalForSemanticSegmentation",
     "UserError",
     "__version__",
     "convert_checkpoint",

@@ -1,0 +1,246 @@
+"""Models of the tasks on any backbone: from a source of weights and a head to a model.
+
+A source is a folder, a repository on the Hub, or a configuration for random weights (`models.resolve_model`). SurgeNet
+models, and models of transformers that already have a head for the task, are loaded as they are. For all others, a new
+head is put on the backbone, whose weights are copied completely or refused.
+"""
+
+import copy
+import logging
+
+import timm
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmBackbone,
+    TimmBackboneConfig,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+)
+
+from .configuration_surgical import SurgicalConfig
+from .errors import UserError
+from .modeling_surgical import SurgicalForImageClassification, SurgicalForSemanticSegmentation
+from .models import load_config, load_model
+
+logger = logging.getLogger(__name__)
+
+SEGMENTATION_HEADS = ("fpn", "linear", "upernet", "mask2former")
+POOLINGS = ("cls", "mean", "topk")
+OWN_TYPES = ("surgenet", "surgenet_phase")
+STAGES = 4  # number of feature maps of a hierarchical backbone
+# parameters that a backbone class adds to the base model, and that no file contains
+_NEW_NORMS = "hidden_states_norms"
+
+
+def build_classifier(source: str | PreTrainedConfig, pooling: str | None = None, **options) -> PreTrainedModel:
+    """Build a float32 frame classifier.
+
+    Args:
+        source: folder, repository, or configuration for random weights.
+        pooling: pooling of a new linear head, see `SurgicalConfig`. None: the head of transformers or timm for this
+            model if it has one, otherwise a linear head.
+        options: values of the configuration, e.g. `id2label`.
+
+    Raises:
+        UserError: a SurgeNet model is given with a pooling, or the weights do not fit the backbone.
+    """
+    config = source if isinstance(source, PreTrainedConfig) else load_config(source)
+    has_head = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if pooling is not None and (config.model_type in OWN_TYPES):
+        raise UserError("--pooling is for other backbones: SurgeNet has its own pooling and head. Omit --pooling")
+    if has_head and (pooling is None or config.model_type == "surgical"):
+        if config.model_type == "surgical" and pooling is not None:
+            options["pooling"] = pooling
+        return _load_with_head(AutoModelForImageClassification, config, source, options)
+    backbone = copy.deepcopy(config)
+    if config.model_type == "timm_wrapper":
+        backbone.model_args = timm_options(config) or None
+    surgical = SurgicalConfig(backbone_config=backbone, pooling=pooling, **options)
+    model = SurgicalForImageClassification(surgical).float()
+    if not isinstance(source, PreTrainedConfig):
+        copy_weights(_load(AutoModel, source), model.backbone, source)
+    return model
+
+
+def build_segmenter(source: str | PreTrainedConfig, head: str | None = None, **options) -> PreTrainedModel:
+    """Build a float32 segmentation model.
+
+    Args:
+        source: folder, repository, or configuration for random weights.
+        head: new head on the backbone, one of `SEGMENTATION_HEADS`. None: the head that the model type has, otherwise
+            "fpn".
+        options: values of the configuration, e.g. `id2label`.
+
+    Raises:
+        UserError: the head is not possible on this backbone, or the weights do not fit it.
+    """
+    config = source if isinstance(source, PreTrainedConfig) else load_config(source)
+    if head is None:
+        if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+            return _load_with_head(AutoModelForSemanticSegmentation, config, source, options)
+        if type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING:
+            return _load_with_head(AutoModelForUniversalSegmentation, config, source, options)
+        head = "fpn"
+    elif config.model_type == "surgical":
+        raise UserError(f"{source} already has a head: omit --head, or give the backbone that it was trained from")
+    backbone, timm_options = dense_config(config, all_scales=head in ("upernet", "mask2former"))
+    if head in ("fpn", "linear"):
+        surgical = SurgicalConfig(backbone_config=backbone, timm_options=timm_options, head=head, **options)
+        model = SurgicalForSemanticSegmentation(surgical)
+        target = model.backbone.model
+    else:
+        if timm_options or not (backbone.model_type == "timm_backbone" or _has_maps(backbone)):
+            raise UserError(
+                f"--head {head} is not possible on this {config.model_type}: transformers has no backbone class with "
+                "its settings. Choose --head fpn or linear"
+            )
+        ignored = options.pop("semantic_loss_ignore_index", 255)
+        if head == "upernet":
+            settings = UperNetConfig(
+                backbone_config=backbone, use_auxiliary_head=False, loss_ignore_index=ignored, **options
+            )
+            model = UperNetForSemanticSegmentation(settings)
+            target = model.backbone
+        else:
+            model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, **options))
+            target = model.model.pixel_level_module.encoder
+    model = model.float()
+    if not isinstance(source, PreTrainedConfig):
+        copy_weights(_load_dense(source, config, backbone), target, source)
+    return model
+
+
+def dense_config(config: PreTrainedConfig, all_scales: bool = False) -> tuple[PreTrainedConfig, dict | None]:
+    """Return the configuration of a backbone's feature maps, and the options of timm.
+
+    Hierarchical backbones return the maps of their last four stages. Plain vision transformers return that of the last
+    layer.
+
+    Args:
+        config: configuration of the base model, or of a model with another head.
+        all_scales: whether the head needs four maps. Plain vision transformers then return those of four evenly spaced
+            layers.
+    """
+    if config.model_type == "timm_wrapper":
+        options = timm_options(config)
+        reductions = _timm_reductions(config)
+        is_plain = len(set(reductions)) == 1
+        indices = [len(reductions) - 1] if is_plain else list(range(len(reductions)))[-STAGES:]
+        backbone = TimmBackboneConfig(backbone=config.architecture, out_indices=indices)
+        backbone.use_pretrained_backbone = False
+        return backbone, options or None
+    backbone = copy.deepcopy(config)
+    if _has_maps(backbone):
+        names = backbone.stage_names
+        if isinstance(getattr(backbone, "depths", None), list | tuple):
+            backbone.out_features = names[-STAGES:]
+        elif all_scales:
+            layers = len(names) - 1  # the first name is that of the patch embedding
+            backbone.out_features = [names[-(-layers * i // STAGES)] for i in range(1, STAGES + 1)]
+        else:
+            backbone.out_features = names[-1:]
+    return backbone, None
+
+
+def timm_options(config: TimmWrapperConfig) -> dict:
+    """Return the arguments of `timm.create_model` with which a model accepts inputs of any size."""
+    options = dict(config.model_args or {})
+    if len(set(_timm_reductions(config))) == 1:  # a plain vision transformer
+        options |= {"dynamic_img_size": True, "dynamic_img_pad": True}
+    return options
+
+
+def _timm_reductions(config: TimmWrapperConfig) -> list[int]:
+    """Return the strides of the feature maps of a timm model, in pixels."""
+    with torch.device("meta"):
+        model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **(config.model_args or {}))
+    return [stage["reduction"] for stage in model.feature_info]
+
+
+def _has_maps(config: PreTrainedConfig) -> bool:
+    return type(config) in MODEL_FOR_BACKBONE_MAPPING
+
+
+def _load_with_head(auto_class, config: PreTrainedConfig, source, options: dict) -> PreTrainedModel:
+    """Load a model with the head that its type has, or build it with random weights."""
+    if config.model_type == "timm_wrapper":
+        options = {**options, "model_args": timm_options(config) or None, "num_labels": len(options["id2label"])}
+    if isinstance(source, PreTrainedConfig):
+        config = copy.deepcopy(source)
+        config.update(options)
+        return auto_class.from_config(config, dtype=torch.float32)
+    # A head with another number of classes does not match in size and is replaced by a new one.
+    return load_model(auto_class, source, **options, dtype=torch.float32, ignore_mismatched_sizes=True)
+
+
+def _load(auto_class, source: str, **options) -> PreTrainedModel:
+    """Load a model, and refuse a file that lacks a part of it.
+
+    Raises:
+        UserError: parameters are missing or have other shapes.
+    """
+    model, info = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
+    missing = [key for key in info["missing_keys"] if _NEW_NORMS not in key and not key.startswith("pooler.")]
+    wrong = missing + [key for key, *_ in info["mismatched_keys"]]
+    if wrong:
+        raise UserError(
+            f"the weights of {source} are not complete: {len(wrong)} parameters of its {type(model).__name__} are "
+            f"missing or have another shape ({', '.join(sorted(wrong)[:3])}, ...). Give the weights of this network"
+        )
+    return model
+
+
+def _load_dense(source: str, config: PreTrainedConfig, backbone: PreTrainedConfig) -> PreTrainedModel:
+    if config.model_type == "timm_wrapper":
+        return _load(TimmWrapperModel, source)
+    if _has_maps(backbone):
+        # AutoBackbone asks the Hub for local folders
+        return _load(MODEL_FOR_BACKBONE_MAPPING[type(backbone)], source, config=backbone)
+    return _load(AutoModel, source)
+
+
+def copy_weights(loaded: PreTrainedModel, target: nn.Module, source: str) -> None:
+    """Copy the weights of a loaded backbone to that of a new model.
+
+    Args:
+        loaded: backbone, or a `TimmWrapperModel` for a `TimmBackbone`.
+        target: backbone of the new model.
+        source: name of the weights, for messages.
+
+    Raises:
+        UserError: a parameter of the target has no counterpart of the same shape.
+    """
+    tensors, expected = loaded.state_dict(), target.state_dict()
+    if isinstance(target, TimmBackbone):
+        # timm renames "stages.0." to "stages_0." for feature maps, and may nest the network in "model."
+        tensors = {_timm_key(name): tensor for name, tensor in loaded.timm_model.state_dict().items()}
+        tensors = {name: tensors[_timm_key(name)] for name in expected if _timm_key(name) in tensors}
+    wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape]
+    if wrong:
+        raise UserError(
+            f"the weights of {source} do not fit {type(target).__name__}: {len(wrong)} of {len(expected)} tensors are "
+            f"missing or have another shape ({', '.join(wrong[:3])}, ...). Choose another --head, or report this"
+        )
+    target.load_state_dict({name: tensors[name] for name in expected}, strict=True)
+    logger.info(f"Loaded {len(expected)} tensors of the backbone from {source}.")
+
+
+def _timm_key(name: str) -> str:
+    return name.removeprefix("_backbone.").removeprefix("model.").replace(".", "_")
