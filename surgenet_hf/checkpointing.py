@@ -1,11 +1,11 @@
 """Output folders and the checkpoints in them.
 
-Fine-tuning and pretraining share this module. It checks that an output folder is writable, locks it during a run, and
-writes, verifies, and deletes checkpoints. A checkpoint is a folder `checkpoint-STEP`. Its record, `run.json`, is
-written last and contains
+Fine-tuning and pretraining share this module. It checks that an output folder is writable, and locks it during a run.
+It also verifies checkpoints, adds their records, and deletes them. A checkpoint is a folder `checkpoint-STEP`. Its
+record, `run.json`, is written last and contains:
 
     files     the SHA-256 of every other file; a checkpoint with a missing record or changed files is not used
-    ...       the options and data of the run; a resumed run must have the same
+    ...       the options and data of the run, which must be the same in a resumed run
 """
 
 import json
@@ -48,7 +48,7 @@ def check_output_dir(path: str | os.PathLike, option: str = "--output_dir") -> P
         The folder.
 
     Raises:
-        UnavailableError: the path is a file or below one, or the folder cannot be created or written to.
+        UnavailableError: the path or one of its parents is a file, or the folder cannot be created or written to.
     """
     path = Path(path)
     try:
@@ -188,12 +188,15 @@ def check_complete(checkpoint: Path) -> dict:
 
 
 def resume_point(output_dir: Path, requested: str | bool | None) -> Path | None:
-    """Return the verified checkpoint that a run resumes from, or None if the run starts from the beginning.
+    """Return the checkpoint that a run resumes from, or None if the run starts from the beginning.
+
+    A folder is verified. A file, such as a full DINO checkpoint, is not.
 
     Args:
         output_dir: output folder of the run.
         requested: value of `--resume_from_checkpoint`: a path, or "true" for the last complete checkpoint in
-            `output_dir`. With "true", damaged checkpoints are skipped with a warning.
+            `output_dir`. With "true", damaged checkpoints are skipped with a warning. With "false" or None, the run
+            starts from the beginning.
 
     Raises:
         UserError: `output_dir` contains a checkpoint of another run, or only damaged checkpoints. Also raised if the
@@ -250,7 +253,7 @@ def compare_records(recorded: Mapping, current: Mapping, checkpoint: Path, advic
 
 
 def delete_later_checkpoints(output_dir: Path, step: int) -> None:
-    """Delete all checkpoints after a step.
+    """Delete the checkpoints of later steps.
 
     They are damaged, or were written before the run was resumed from an earlier checkpoint.
     """
@@ -264,8 +267,8 @@ def delete_old_checkpoints(output_dir: Path, keep: int | None, protected: Collec
 
     Args:
         output_dir: output folder of the run.
-        keep: number of checkpoints to keep, the latest first. None keeps all.
-        protected: checkpoints that are always kept. They count toward `keep`, like the last checkpoint.
+        keep: number of the latest checkpoints to keep. None keeps all.
+        protected: checkpoints that are always kept, as is the last checkpoint. All of these count toward `keep`.
     """
     if keep is None:
         return

@@ -23,7 +23,7 @@ INSTEAD = {
     r"is said of": "is stated about",
     r"be had": "available, downloaded",
     r"nobody": "no one, or name the part that does not",
-    r"the pretraining of \S+ saw": "was pretrained on",
+    r"pretraining of \S+ saw these": "was pretrained on",
     r"data sets?": "dataset",
 }
 

@@ -29,16 +29,16 @@ _ROWS = "\n".join(
 ABOUT = f"""
 ## About this demo
 
-SurgeNet models are backbones pretrained with DINO, without labels, on frames of surgical videos (Jaspers et al.,
-Medical Image Analysis 108:103873, 2026). **Features** shows which structures such a backbone distinguishes.
-**Segment**, **Classify**, and **Video** need a model that was fine-tuned for the task. Until you choose one, they use
-a small demo model, which is untrained or was trained on synthetic scenes.
+SurgeNet models are backbones that were pretrained with DINO, without labels, on frames of surgical videos (Jaspers et
+al., Medical Image Analysis 108:103873, 2026). **Features** shows which structures such a backbone distinguishes.
+**Segment**, **Classify**, and **Video** need a model that was fine-tuned for the task. Until you choose such a model,
+they use a small demo model, which is untrained or was trained on synthetic scenes.
 
 ## Not a medical device
 
 For research and teaching only. Nothing here was validated for clinical use. Do not use it to diagnose, treat, or
-monitor anyone, or to make decisions about patients. Models can fail without warning: on other procedures, on other
-cameras, in smoke or blood, and at random.
+monitor anyone, or to make decisions about patients. Models can fail without warning, for example on other
+procedures, with other cameras, or in smoke or blood.
 
 ## Models
 
@@ -49,8 +49,9 @@ cameras, in smoke or blood, and at random.
 To use any public fine-tuned SurgeNet model on the Hub, type its id (`ORG/NAME`). Only SurgeNet model types in the
 safetensors format are loaded. Code in repositories is never run. A model may have up to {MAX_BYTES / 1e9:.0f} GB. It
 may resize frames to at most {MAX_IMAGE_SIZE} x {MAX_IMAGE_SIZE} pixels. It may need up to {MAX_FLOPS / 1e9:.0f}
-billion floating-point operations per frame (about half a minute on two CPU cores). Some pretraining datasets contain
-public videos (Cholec80, Endoscapes, and others), so a model may have been pretrained on frames like yours.
+billion floating-point operations per frame (about half a minute on two CPU cores). The pretraining data contains
+public datasets (Cholec80, DSAD, and others). If your frames are from such a dataset, a model may have been pretrained
+on them.
 
 ## License
 
@@ -62,7 +63,7 @@ frames and clips are synthetic.
 Your files are deleted from this server after at most {KEPT_SECONDS * 12 // 600} minutes, or earlier if many files are
 uploaded. Nothing is recorded or sent elsewhere. The server contacts only the Hugging Face Hub, to download models.
 Images may have up to {MAX_IMAGE_BYTES // 2**20} MB and {MAX_IMAGE_PIXELS // 10**6} million pixels. Clips may have up
-to {MAX_UPLOAD_BYTES // 2**20} MB and {MAX_SECONDS // 60} minutes.
+to {MAX_UPLOAD_BYTES // 2**20} MB and be up to {MAX_SECONDS // 60} minutes long.
 
 ## From Python
 

@@ -1,4 +1,4 @@
-"""Safe reading of weight files: their content, and the network in it."""
+"""Safe reading of weight files, and of the network that they contain."""
 
 import argparse
 import hashlib
@@ -24,7 +24,7 @@ _NUMPY_KINDS = ("f8", "f4", "f2", "i8", "i4", "b1")
 
 
 def _numpy_dtype(kind: str, *_) -> np.dtype:
-    """Return the dtype of a number. Unlike numpy.dtype, reject records, which can have any size."""
+    """Return a dtype of numbers. Unlike numpy.dtype, reject structured dtypes, whose items can have any size."""
     if kind not in _NUMPY_KINDS:
         raise UserError(f"found a numpy dtype {str(kind)[:40]!r}, expected one of {', '.join(_NUMPY_KINDS)}")
     return np.dtype(kind, copy=True)  # a copy, because the pickle sets its byte order afterward
@@ -35,7 +35,8 @@ def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:
     return value
 
 
-# Globals of a full DINO checkpoint besides tensors: its command line and numpy scalars (as numpy 1 and 2 name them).
+# Globals in a full DINO checkpoint in addition to those of tensors: its arguments, and numpy scalars under their names
+# in numpy 1 and 2.
 _SAFE_GLOBALS = [
     argparse.Namespace,
     (_numpy_dtype, "numpy.dtype"),
@@ -43,15 +44,15 @@ _SAFE_GLOBALS = [
     (_numpy_scalar, "numpy.core.multiarray.scalar"),
     *{type(np.dtype(kind)) for kind in _NUMPY_KINDS},
 ]
-# Globals that torch.save pickles for such content. torch accepts more, e.g. bytearray(n) and torch.FloatTensor(n),
-# which allocate n elements for any n.
+# Globals that torch.save writes for such content. torch.load also accepts others, such as bytearray(n) and
+# torch.FloatTensor(n), which allocate n elements however large n is.
 _PICKLED = re.compile(
     r"argparse\.Namespace|collections\.OrderedDict|_codecs\.encode|numpy\.dtype|numpy\._?core\.multiarray\.scalar"
     r"|torch\.([a-z]\w*|Size|(cuda\.)?\w+Storage|storage\.UntypedStorage|serialization\._get_layout"
     r"|_utils\._rebuild_\w+|nn\.parameter\.Parameter)"
 )
-# Opcodes that torch.save writes after these globals. With other arguments, a few bytes could allocate memory or copy
-# earlier objects.
+# The opcode that torch.save writes after each of these globals. With other arguments, a file of a few bytes could
+# allocate much memory or copy earlier objects.
 _NEXT_OPCODE = {
     "collections.OrderedDict": "EMPTY_TUPLE",
     "_codecs.encode": "BINUNICODE",
@@ -62,7 +63,8 @@ _DTYPES = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 }
-# Limits far above those of real files. Cyclic containers exceed the first, and shared containers the second.
+# Limits far above what real files need. A container that contains itself exceeds the first. Containers that are
+# referenced many times exceed the second.
 _MAX_DEPTH = 20
 _MAX_ITEMS = 100_000
 _NESTINGS = ("state_dict", "model_state_dict", "model")
@@ -78,14 +80,14 @@ class CheckpointFile:
     Attributes:
         path: the file.
         sha256: SHA-256 of its bytes.
-        tensors: the network without the prefixes of DDP, DINO (`backbone.`), and the original segmentation models
-            (`metaformer.`, ...). Names of heads start with `head.` and `FPN.`.
+        tensors: weights of the network. Their names lack the prefixes of DDP, DINO (`backbone.`), and the original
+            segmentation models (`metaformer.`, ...). In heads, names start with `head.` or `FPN.`.
         layout: "dino" for a full DINO checkpoint, else "weights".
         network: the network that was read from a DINO checkpoint, "teacher" or "student".
         prefix: the removed prefix, e.g. "module.backbone.".
-        dino_head: the projection head of a DINO checkpoint, with the names after `head.`.
+        dino_head: weights of the projection head of a DINO checkpoint. Their names lack the prefix `head.`.
         center: center of the DINO loss, shape (1, out_dim).
-        args: the training command line of a DINO checkpoint.
+        args: training arguments of a DINO checkpoint.
         epoch: number of completed epochs of a DINO checkpoint.
     """
 
@@ -102,7 +104,9 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> CheckpointFile:
-    """Read a `.pth` of the authors, the original code, or timm, or a `.safetensors` file, without running its code.
+    """Read the network in a `.pth` or `.safetensors` file, without running code from the file.
+
+    The file can be from the SurgeNet authors, their code, or timm.
 
     Args:
         path: the file.
@@ -110,7 +114,7 @@ def read_checkpoint(path: str | os.PathLike, network: str = "teacher") -> Checkp
 
     Raises:
         MissingFileError: the file does not exist.
-        UserError: the file cannot be read (see `read_content`), or does not contain exactly one network.
+        UserError: the file cannot be read (see `read_content`), contains no state dict, or lacks the network.
     """
     path = Path(path)
     if network not in ("teacher", "student"):
@@ -140,12 +144,12 @@ def is_dino(content) -> bool:
 
 
 def dino_args(content: Mapping) -> dict:
-    """Return the training command line in the content of a full DINO checkpoint, or {} if there is none."""
+    """Return the training arguments in the content of a full DINO checkpoint, or {} if there are none."""
     return dict(vars(content["args"])) if isinstance(content.get("args"), argparse.Namespace) else {}
 
 
 def dino_epoch(content: Mapping) -> int | None:
-    """Return the number of epochs in the content of a full DINO checkpoint, or None if there is no valid one."""
+    """Return the number of completed epochs of a full DINO checkpoint, or None if it is missing or invalid."""
     epoch = content.get("epoch")
     return epoch if type(epoch) is int and epoch >= 0 else None
 
@@ -167,7 +171,10 @@ def _other_entries(content: Mapping) -> list:
 
 
 def plain(value):
-    """Convert settings of a checkpoint to plain types: arrays and tensors to numbers, other objects to text."""
+    """Convert settings of a checkpoint to plain Python types.
+
+    Arrays and tensors become numbers or lists of numbers. Other objects become text.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -242,14 +249,15 @@ def file_sha256(path: str | os.PathLike) -> str:
 def read_content(path: str | os.PathLike):
     """Read the content of a weight file as it was saved, without running code from it.
 
-    The tensors are on the CPU and memory-mapped. They passed `validate_tensors`, but their values are not checked.
+    The tensors are on the CPU and, except for files in the legacy PyTorch format, memory-mapped. They have passed
+    `validate_tensors`, but their values are not checked.
 
     Raises:
         MissingFileError: the file does not exist.
         UnavailableError: the file cannot be opened.
-        UserError: the file is truncated or damaged, is not a weight file, or contains itself. It may also pickle
-            objects other than weights and arguments, or have tensors that `validate_tensors` rejects. The message
-            names the file.
+        UserError: the file is truncated or damaged, is not a weight file, or has cyclic or very large containers.
+            Also raised if it pickles objects other than weights and arguments, or has tensors that `validate_tensors`
+            rejects. The message names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -288,7 +296,7 @@ def read_content(path: str | os.PathLike):
 
 
 def _load_pickle(path: Path, is_zip: bool):
-    """Load a PyTorch file after checks that torch.load omits: the checksums of an archive, and its pickles."""
+    """Load a PyTorch file. First check what torch.load does not: checksums in an archive, and globals in pickles."""
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             # torch would map the compressed bytes as if they were weights.
@@ -296,7 +304,7 @@ def _load_pickle(path: Path, is_zip: bool):
                 raise UserError("its members are compressed, expected uncompressed members as torch.save writes them")
             if damaged := archive.testzip():
                 raise UserError(f"the checksum of its member {damaged} is wrong")
-        # Use torch's own reader, because other readers can find another member with that name.
+        # Use torch's own reader. If two members have that name, another reader could return the other one.
         _check_pickle(io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
     else:
         with open(path, "rb") as file:
@@ -307,13 +315,13 @@ def _load_pickle(path: Path, is_zip: bool):
 
 
 def _check_pickle(file: BinaryIO) -> None:
-    """Reject a pickle that calls globals that torch.save does not write, before it can call any of them.
+    """Reject a pickle with globals that torch.save does not write, before anything can call them.
 
     Raises:
-        pickle.UnpicklingError: names the rejected global after "GLOBAL", as torch does.
+        pickle.UnpicklingError: a global is rejected. The message names it after "GLOBAL", as torch does.
     """
-    name: str | None = None
-    memo: dict = {}  # callable on top of the stack, and the memoized ones
+    name: str | None = None  # global on top of the stack, if any
+    memo: dict = {}  # memoized globals by index
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = name
@@ -333,7 +341,8 @@ def _collect_tensors(content, path: Path) -> list[tuple[str, torch.Tensor]]:
     """Return every tensor of a file with its dotted name.
 
     Raises:
-        UserError: the content contains itself, or exceeds the limits of depth or size.
+        UserError: a container contains itself or exceeds the limits of depth or size, a key is neither text nor a
+            number, or a storage is not part of a tensor.
     """
     tensors, count, pending = [], 1, deque([("", 0, content)])
     while pending:
@@ -352,8 +361,8 @@ def _collect_tensors(content, path: Path) -> list[tuple[str, torch.Tensor]]:
         count += len(value)
         if depth == _MAX_DEPTH or count > _MAX_ITEMS:
             raise UserError(
-                f"{path} contains itself, or is nested deeper than {_MAX_DEPTH} levels or {_MAX_ITEMS:,} items at "
-                f"{name[:80]}. Save model.state_dict() alone"
+                f"{path} contains itself, or has more than {_MAX_DEPTH} levels or {_MAX_ITEMS:,} items (at "
+                f"{name[:80]}). Save model.state_dict() alone"
             )
         for key, item in value.items():
             if not isinstance(key, str | int):
@@ -386,12 +395,12 @@ def _unnest(content, path: Path) -> dict[str, torch.Tensor]:
 def strip_wrappers(
     tensors: dict[str, torch.Tensor], wrappers: tuple[str, ...] = _WRAPPERS, others: tuple[str, ...] = ()
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """Remove the prefixes `wrappers` that all names have, and return the tensors and the removed prefix.
+    """Remove each prefix in `wrappers` that all names have. Return the tensors and the removed prefixes, joined.
 
     Args:
         tensors: name -> tensor.
         wrappers: prefixes to remove.
-        others: prefixes of names that may lack the prefixes `wrappers`.
+        others: prefixes of names that need not start with a prefix in `wrappers`.
     """
     stripped = ""
     while wrapper := next((wrapper for wrapper in wrappers if _is_wrapped(tensors, wrapper, others)), None):

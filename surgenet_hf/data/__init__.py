@@ -92,8 +92,8 @@ def load_data(name: str, data_dir: str | os.PathLike | None = None, **options) -
 
     Args:
         name: one of `dataset_names()`. The module of the dataset documents the expected content of `data_dir`.
-        data_dir: folder of the data. "synthetic" and "synthetic-phases" do not need one, but write to it if it is
-            given.
+        data_dir: folder of the data. "synthetic" and "synthetic-phases" do not need one. If it is given, they write
+            their data to it.
         options: options of the dataset's loader, for example `split_protocol`.
 
     Raises:
@@ -116,7 +116,7 @@ def load_data(name: str, data_dir: str | os.PathLike | None = None, **options) -
 def class_colors(labels: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
     """Return the RGB colors of classes for figures.
 
-    These are the colors of the dataset with exactly these classes. If no dataset has them, they come from the palette.
+    If a built-in dataset has exactly these classes, these are its colors. Otherwise they come from the palette.
     """
     from .colors import palette
     from .sets import cholecseg8k, dsad, endoscapes, synthetic

@@ -10,7 +10,7 @@ from ..metrics.sequences import segments
 from .style import NORMAL, SMALL, WIDTH, color, hatch, new_figure, outline, plain
 
 UNLABELED = "0.88"  # color of frames without a phase
-ROW = 0.42  # inches of height for a video
+ROW = 0.42  # height of the row of a video in inches
 
 
 def phase_figure(
@@ -20,10 +20,10 @@ def phase_figure(
     seconds_per_frame: float = 1.0,
     title: str = "",
 ) -> Figure:
-    """Draw one row per video over time in minutes, with the annotated phases above the predicted phases.
+    """Draw one row per video, with the annotated phases above the predicted phases, over time in minutes.
 
-    All segments have the color and hatch of their phase, and long segments also have its number. The share of correct
-    frames is on the right.
+    Each segment has the color and hatch of its phase, and a long segment also has its number, counted from 1. The
+    share of correct frames, among those with an annotated phase, is to the right of each row.
 
     Args:
         truths: annotated phase ids (T,) by video. An id below 0 marks a frame without a phase.

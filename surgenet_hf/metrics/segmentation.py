@@ -19,7 +19,7 @@ BACKGROUND = "_with_background"
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """Record of one frame.
+    """Pixel counts and surface distances of one frame.
 
     Attributes:
         video: id of the video of the frame.
@@ -41,10 +41,10 @@ class FrameRecord:
 class SegmentationMetric(VideoMetric):
     """Dice, IoU, ASSD, and HD95 of class maps.
 
-    Pixels whose reference is `ignore_index` count neither as reference nor as prediction, and form no edge. Each
-    metric is a mean over the foreground classes, which are all classes except `background_id`. The suffix
-    `_with_background` marks the mean over all classes, where it exists. Without a `background_id`, all classes are
-    foreground and the suffix does not occur.
+    Pixels whose reference is `ignore_index` count neither as reference nor as prediction. A border with such pixels is
+    not part of a surface. Each metric except `pixel_accuracy` is a mean over the foreground classes, which are all
+    classes except `background_id`. Some metrics also exist as a mean over all classes, with the suffix
+    `_with_background`. Without a `background_id`, all classes are foreground, and no metric has the suffix.
 
     For a class and a group of frames, with pixel counts summed over the group:
 
@@ -55,20 +55,20 @@ class SegmentationMetric(VideoMetric):
       in the video's reference, then over videos. A class that is absent from a video's reference is excluded from that
       mean. Its predicted pixels count as `spurious_pixels`. A video whose reference has no foreground has no value.
     - **`video_assd`, `video_hd95`**. Distances are per frame and class, in pixels of the class map. The mean is over
-      the frames with the class in the reference, then over the video's classes, then over videos. A missed class (in
-      the reference but not predicted) counts with the frame's diagonal. `video_assd_found` and `video_hd95_found`
-      exclude missed classes.
+      the frames with the class in the reference, then over the video's classes, then over videos. The distance of a
+      missed class (in the reference but not predicted) is the frame's diagonal. `video_assd_found` and
+      `video_hd95_found` exclude missed classes.
     - **`frame_dice`, `frame_iou`**. The mean is over the classes in a frame's reference, then over the frames of a
       video, then over videos.
     - **`pooled_dice`, `pooled_iou`, `pixel_accuracy`**. Pixels are pooled over all frames. For Dice and IoU, the mean
       is over the classes that occur in the reference or the prediction.
-    - **`endovit_dice`, `endovit_iou`** (EndoViT). For each class, the mean is over the frames that have it in the
-      reference or the prediction. The mean over classes follows. EndoViT's code includes the background.
-    - **`atlas_dice`** (ATLAS-bench). For each class, the mean is over the frames that have it in the reference. The
-      mean over classes follows. ATLAS-bench counts a class that no frame has as 0, but this metric excludes it.
+    - **`endovit_dice`, `endovit_iou`** (EndoViT). The mean is over the frames with the class in the reference or the
+      prediction, then over classes. EndoViT's code includes the background, as `endovit_*_with_background` does.
+    - **`atlas_dice`** (ATLAS-bench). The mean is over the frames with the class in the reference, then over classes.
+      ATLAS-bench counts a class that no frame has as 0, but this metric excludes it.
     - **`surgenetdino_dice`** (SurgeNetDINO). Like `video_dice`, but a class that is only predicted counts as 0.
-      **`surgenetdino_hd95`** is the 95th percentile of both directions together, without missed classes. The mean is
-      over the frames of a video with the class, then over classes, then over videos.
+      **`surgenetdino_hd95`** is the 95th percentile of the distances in both directions together, without missed
+      classes. The mean is over a video's frames with the class, then over classes, then over videos.
 
     Args:
         num_labels: number of classes. Valid ids are 0 to num_labels - 1.
@@ -107,8 +107,8 @@ class SegmentationMetric(VideoMetric):
             video: id of the video of the frame.
 
         Raises:
-            ValueError: the arrays are not two-dimensional, not of integers, or not of one shape. Also if an id is not
-                a class.
+            ValueError: the arrays are not two-dimensional, do not hold integers, or differ in shape. Also raised if an
+                id is not a class.
         """
         where = f"Frame {len(self.records)} (video {video!r})"
         prediction, reference = np.asarray(prediction), np.asarray(reference)
@@ -134,7 +134,7 @@ class SegmentationMetric(VideoMetric):
 
         The result has these entries, which are NaN where undefined:
 
-        - The metrics of the class docstring, as floats.
+        - The metrics that the docstring of the class lists, as floats.
         - `frames`: number of frames.
         - `background_frames`: number of frames whose reference has no foreground.
         - `videos_without_foreground`: ids of the videos whose reference has no foreground.
@@ -166,7 +166,7 @@ class SegmentationMetric(VideoMetric):
         """Return a description of the metrics' conventions, for a results file."""
         excluded = "none: every class is foreground"
         if self.background_id is not None:
-            excluded = f"class {self.background_id}, excluded unless a name ends in {BACKGROUND}"
+            excluded = f"class {self.background_id}, excluded unless the metric's name ends in {BACKGROUND}"
         return {
             "headline": "video_dice",
             "pooling": "video_*: pixels pooled per video and class, mean over classes, then over videos; frame_*: "
@@ -177,7 +177,7 @@ class SegmentationMetric(VideoMetric):
             "the video (frame), and its predicted pixels count as spurious_pixels; pooled_* and surgenetdino_dice "
             "count it as 0 where it is predicted",
             "missed_classes": "a class that is in the reference of a frame, but not in its prediction, counts with "
-            "Dice 0, IoU 0 and the frame's diagonal as distance; *_found excludes it",
+            "Dice 0, IoU 0, and the frame's diagonal as its distance; *_found excludes it",
             "distances": "in pixels of the class map; ASSD: mean over both surfaces; HD95: larger of the two directed "
             "95th percentiles; ignored pixels form no edge",
             "pixel_accuracy": "share of correct pixels of all frames, including background",
@@ -185,7 +185,7 @@ class SegmentationMetric(VideoMetric):
             "endovit": "per class, mean over the frames that have it in reference or prediction, then over classes; "
             "EndoViT's own code includes the background: compare endovit_*_with_background",
             "atlas": "per class, mean over the frames that have it in the reference, then over classes; a class that "
-            "no frame has is left out, where ATLAS-bench's code counts it as 0",
+            "no frame has is left out, whereas ATLAS-bench's code counts it as 0",
             "surgenetdino": "Dice: as video_dice, but predicted classes that are absent count as 0; HD95: 95th "
             "percentile of both directions together, without missed classes, mean over frames, classes, then videos",
         }
@@ -235,7 +235,7 @@ class SegmentationMetric(VideoMetric):
         return {"sums": sums, "means": means, "of_frames": of_frames}
 
     def _class_sets(self) -> list[tuple[str, np.ndarray]]:
-        """Return the suffix of a metric's name and the classes that it averages over, bool (num_labels,)."""
+        """Return pairs (suffix of metric names, classes that these metrics average over as bool (num_labels,))."""
         everything = np.ones(self.num_labels, bool)
         return [("", self.foreground)] + [(BACKGROUND, everything)] * (self.background_id is not None)
 
@@ -265,7 +265,7 @@ class SegmentationMetric(VideoMetric):
         values = {name: weighted_mean(weights, column) for name, column in summary["video_means"].items()}
         reference, predicted, intersection = self._pooled_counts(summary, weights)
         frames, spurious = weights @ sums["reference_frames"], weights @ sums["spurious_frames"]
-        # Dice and IoU are 0 in a frame with the class in only the reference or only the prediction.
+        # If a class is only in the reference or only in the prediction of a frame, its Dice and IoU there are 0.
         per_class = {
             **dict(zip(("pooled_dice", "pooled_iou"), dice_and_iou(reference, predicted, intersection), strict=True)),
             **{
@@ -335,7 +335,7 @@ class SegmentationMetric(VideoMetric):
 def dice_and_iou(
     reference: np.ndarray, predicted: np.ndarray, intersection: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute Dice and IoU from pixel counts of one shape, with NaN where both masks are empty."""
+    """Compute Dice and IoU from arrays of pixel counts of the same shape, with NaN where both masks are empty."""
     return (
         ratio(2 * intersection, reference + predicted),
         ratio(intersection, reference + predicted - intersection),
@@ -345,7 +345,7 @@ def dice_and_iou(
 def _exact_mean(values: np.ndarray) -> np.ndarray:
     """Return the mean over the first axis of the values that are not NaN.
 
-    The result is bit-identical in whatever order processes add the frames.
+    The result is bit-identical for any order of the values, because `math.fsum` rounds only once.
     """
     columns = values.reshape(len(values), -1).T
     kept = [column[~np.isnan(column)] for column in columns]

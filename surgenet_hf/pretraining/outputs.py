@@ -1,4 +1,4 @@
-"""Outputs of a run in addition to its checkpoints: k-NN metrics, curves, and the teacher as a model."""
+"""Outputs of a pretraining run in addition to its checkpoints: k-NN metrics, curves, and the teacher as a model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from .history import History
 from .plan import Plan
 from .start import Start
 
-KNN_FRAMES = 5000  # maximum of each split; more hardly change the metrics and cost minutes in each epoch
+KNN_FRAMES = 5000  # maximum per split; more frames hardly change the metrics, but take minutes per epoch
 
 
 class Outputs:
@@ -21,9 +21,9 @@ class Outputs:
 
     Args:
         output_dir: folder of the run.
-        plan, start: plan and start of the run.
-        image_size: image size of the processor.
-        knn_dataset, knn_data: name of the labeled dataset and its data, or None.
+        plan, start: plan and initial state of the run.
+        image_size: image size of the image processor.
+        knn_dataset, knn_data: name and data of the labeled dataset for the k-NN metrics, or None.
         write: whether this process writes files. Exactly one process does.
         write_card: function that writes the card of a model folder, see `export_teacher`.
     """
@@ -46,17 +46,17 @@ class Outputs:
         self.history = History(output_dir, start.step, write)
 
     def finish_epoch(self, teacher: SurgeNetModel, step: int) -> dict[str, float]:
-        """Measure k-NN metrics, and write the teacher as a model folder and the curves.
+        """Measure k-NN metrics, write the teacher as a model folder, and draw the curves.
 
-        All processes must call this function. `best_model` is the teacher with the best k-NN metric so far. On small
-        datasets, long training can make the features worse.
+        All processes must call this function. `best_model` is the teacher with the best k-NN metric so far. It can be
+        better than the last teacher, because long training on a small dataset can make the features worse.
 
         Args:
             teacher: backbone of the teacher.
             step: number of completed steps. With 0, only the k-NN metrics of the start weights are measured.
 
         Returns:
-            The k-NN metrics. Empty without a labeled dataset.
+            The k-NN metrics, or an empty dict without a labeled dataset.
         """
         metrics = {}
         if self.knn_data is not None:
@@ -65,7 +65,7 @@ class Outputs:
         if self.write and step:
             for name in ["model", "best_model"] if self._is_best(metrics) else ["model"]:
                 self._export(teacher, self.output_dir / name, step, metrics)
-            if self.history.entries:  # a finished run from another folder has no history
+            if self.history.entries:  # empty if a finished run in another folder was resumed
                 figure = pretraining_figure(self.history.entries, self.output_dir.name)
                 save_figure(figure, self.output_dir / "pretraining.png", dpi=120)
         return metrics
@@ -80,7 +80,7 @@ class Outputs:
         export_teacher(teacher, folder, self.pretraining(step), self.processor, recipe, knn, self.write_card)
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
-        """Return whether k-NN metrics, which the history already contains, are the best in it."""
+        """Return whether the k-NN metrics are the best in the history, which already contains them."""
         if not metrics:
             return False
         (name,) = (name for name in metrics if name != "knn_chance")

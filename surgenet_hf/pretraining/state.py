@@ -22,10 +22,10 @@ WEIGHTS = "model.safetensors"
 
 
 def register_model(accelerator: Accelerator, model: DinoModel) -> None:
-    """Make Accelerate save and load student, teacher, and center as one file, with or without a wrapped student."""
+    """Make Accelerate save and load student, teacher, and center as one file, whether or not it wraps the student."""
 
     def save(models, weights, output_dir):
-        weights.clear()  # parameter names of the wrapped student depend on the number of processes
+        weights.clear()  # their names would depend on whether Accelerate wraps the student
         if accelerator.is_main_process:
             save_model(model, os.path.join(output_dir, WEIGHTS))
 
@@ -41,8 +41,8 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, recor
     """Write `checkpoint-STEP`, and then delete all but the last `keep` checkpoints.
 
     The checkpoint has a temporary name until it is complete. Checkpoints of later steps are also deleted, because they
-    would be mistaken for the latest. They are from a run that was resumed from an earlier step, or with another number
-    of processes. Several nodes need a shared `output_dir`.
+    would be mistaken for the latest. They were written before the run was resumed from an earlier step, or with a
+    different number of processes. A run on several nodes needs a shared `output_dir`.
 
     Args:
         accelerator: accelerator of the run.
@@ -55,7 +55,8 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, recor
         Folder of the checkpoint.
 
     Raises:
-        UnavailableError: the checkpoint could not be written, e.g. to a full disk. Earlier checkpoints are unchanged.
+        UnavailableError: the checkpoint could not be written, e.g. because the disk is full. Earlier checkpoints are
+            unchanged.
     """
     folder, temporary = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}"
     if accelerator.is_main_process:
@@ -76,7 +77,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, recor
             "space, and resume with --resume_from_checkpoint true"
         ) from error
     if accelerator.is_main_process:
-        if folder.exists():  # from a run that was resumed from an earlier step
+        if folder.exists():  # written before the run was resumed from an earlier step
             delete_checkpoint(folder)
         temporary.replace(folder)
         delete_later_checkpoints(output_dir, step)

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 
 from surgenet_hf.cli import prepare_frames
@@ -17,25 +14,15 @@ def videos(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_as_a_user_would(videos, tmp_path, capsys):
+def test_shards_do_not_depend_on_the_number_of_workers(videos, tmp_path, capsys):
     output = tmp_path / "new" / "shards"
-    command = [
-        sys.executable,
-        "-m",
-        "surgenet_hf.cli.prepare_frames",
-        "--videos_dir",
-        videos,
-        "--output_dir",
-        output,
-        "--num_workers",
-        "2",
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout == (
+    prepare_frames.main(["--videos_dir", str(videos), "--output_dir", str(output), "--num_workers", "2"])
+    printed = capsys.readouterr()
+    assert printed.out == (
         "2 videos: 5 of 5 frames kept, 0 black, 0 duplicates\n"
         f"Written: 2 shards, index.parquet and report.json in {output}\n"
     )
-    assert "5/5" in run.stderr  # the progress bar
+    assert "5/5" in printed.err  # the progress bar
     prepare_frames.main(["--videos_dir", str(videos), "--output_dir", str(tmp_path / "again")])
     assert files(tmp_path / "again").keys() == files(output).keys()
     for name in files(output).keys() - {"run.yaml"}:

@@ -1,4 +1,4 @@
-"""Tests of fine-tuning runs that were killed, terminated, damaged, or restarted with other options."""
+"""Tests of fine-tuning runs that were killed, terminated, or restarted with other options or damaged checkpoints."""
 
 import json
 import os
@@ -196,7 +196,7 @@ def test_a_diverged_run_ends_with_an_error_and_no_model(masks, tmp_path):
 def test_weights_that_are_not_finite_are_neither_evaluated_nor_saved(masks, tmp_path, monkeypatch):
     """Test that weights that are not finite are neither evaluated nor saved.
 
-    The gradients of a finite loss can be NaN, so weights become NaN before any loss.
+    The gradients of a finite loss can be NaN. The weights then become NaN before a loss does.
     """
     training_step = SurgeNetTrainer.training_step
 
@@ -220,9 +220,9 @@ def test_a_second_run_in_the_same_folder_is_refused(masks, tmp_path):
 
 @pytest.mark.slow
 def test_the_checkpoint_before_a_damaged_one_keeps_its_best(masks, tmp_path, monkeypatch):
-    """Test that the checkpoint before a damaged one keeps its best checkpoint.
+    """Test that the best checkpoint is kept while the checkpoint before a damaged one needs it.
 
-    The first epoch is the best until the third, so resuming the second checkpoint requires the first.
+    The first epoch is the best until the third, so resuming from the second checkpoint requires the first.
     """
     scores = iter([0.5, 0.4, 0.9] * 2)
     evaluate = SurgeNetTrainer.evaluate

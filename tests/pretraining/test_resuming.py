@@ -1,4 +1,4 @@
-"""Tests of resuming runs that were killed, stopped, or finished, and full DINO checkpoints."""
+"""Tests of resuming runs that were killed, stopped, or finished, and of resuming from full DINO checkpoints."""
 
 import json
 import os
@@ -61,10 +61,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_run_goes_on_bit_for_bit(frames, whole_run, tmp_path, workers):
+def test_killed_run_goes_on_bit_for_bit(frames, whole_run, tmp_path):
     output_dir = tmp_path / "killed"
-    more = f"--save_steps 2 --dataloader_num_workers {workers}"
+    more = "--save_steps 2 --dataloader_num_workers 2"
     command = [sys.executable, "-c", KILLED, SCRIPT, *arguments(frames, output_dir, more)]
     killed = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -125,7 +124,7 @@ def test_other_options_are_another_run(frames, whole_run):
 def test_options_come_with_the_checkpoint(frames, whole_run, tmp_path):
     """Test that the checkpoint provides the options, including drop path and batch size.
 
-    The spelling --resume-from-checkpoint is the same option for argparse.
+    The parser also accepts the spelling --resume-from-checkpoint, which must have the same effect.
     """
     output_dir = tmp_path / "run"
     pretrain(frames, output_dir, "--max_steps 5")
@@ -201,7 +200,7 @@ def test_extended_run_lays_schedules_anew(frames, whole_run, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_moments_are_laid_out_as_the_weights_are(frames, whole_run, tmp_path):
-    """Test that the moments in a checkpoint are not in channels-last layout.
+    """Test that the moments of a checkpoint are converted to the memory layout of the weights, such as channels-last.
 
     The fused AdamW reads weights and moments in memory order, so both must have the same layout.
     """
@@ -251,9 +250,9 @@ def test_a_second_run_in_the_same_folder_is_refused(frames, tmp_path):
 
 
 def test_a_run_that_ended_since_the_start_is_not_overwritten(frames, whole_run, tmp_path):
-    """Test that a run that ended after the start of this one is not overwritten.
+    """Test that a run does not overwrite another run that ended in its folder after it was started.
 
-    The checkpoint to resume is chosen before the folder is locked.
+    The checkpoint to resume from is chosen before the folder is locked.
     """
     _, options = parse_arguments(arguments(frames, tmp_path / "run", "--resume_from_checkpoint true"))
     waiting = training.Pretraining(*options)
@@ -301,7 +300,7 @@ def test_authors_checkpoint_goes_on_at_its_epoch(frames, authors_file, tmp_path,
     assert "student and teacher, backbone and head" in said
     assert "moments of the optimizer for" in said
     entries = history(tmp_path / "run")
-    assert [entry["step"] for entry in entries] == list(range(9, 17))  # epochs 2 and 3, of 4 steps each
+    assert [entry["step"] for entry in entries] == list(range(9, 17))  # epochs 2 and 3 (from 0), of 4 steps each
     assert entries[0]["lr"] == pytest.approx(0.75 * 0.01 * 4 / 256, rel=0.01)  # after a third of the cosine
     assert (tmp_path / "run" / "checkpoint0004.pth").is_file()
     with pytest.raises(SystemExit, match=r"at the end of its 4 epochs; start new schedules with --extend_epochs"):
@@ -309,7 +308,7 @@ def test_authors_checkpoint_goes_on_at_its_epoch(frames, authors_file, tmp_path,
     go_on(frames, tmp_path / "more", tmp_path / "run" / "checkpoint0004.pth", "--extend_epochs 2")
     assert [entry["step"] for entry in history(tmp_path / "more")] == list(range(1, 9))
     rates = [entry["lr"] for entry in history(tmp_path / "more")]
-    assert rates[0] == pytest.approx(0.01 * 4 / 256)  # the file's warm-up of one epoch would take half of this run
+    assert rates[0] == pytest.approx(0.01 * 4 / 256)  # no warm-up: that of the file would take half of this run
     assert rates == sorted(rates, reverse=True)
     pretraining = AutoModel.from_pretrained(tmp_path / "more" / "model").config.pretraining
     assert pretraining["name"] == f"unknown, continued on {frames.name}, continued on {frames.name}"
@@ -321,14 +320,13 @@ def test_other_head_than_the_checkpoints_is_refused(frames, authors_file, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_streams_resume_by_replay(frames, tmp_path, workers):
+def test_streams_resume_by_replay(frames, tmp_path):
     for number in range(2):
         with tarfile.open(tmp_path / f"{number}.tar", "w") as shard:
             for path in sorted(frames.glob("*.jpg"))[9 * number : 9 * (number + 1)]:
                 shard.add(path, path.name)
     options = f"--dataset shards --data_dir {tmp_path} --streaming --frames_per_epoch 16 --shuffle_buffer 4"
-    options += f" --dataloader_num_workers {workers} --save_steps 3"
+    options += " --dataloader_num_workers 2 --save_steps 3"
     pretrain(frames, tmp_path / "whole", options)
     pretrain(frames, tmp_path / "parts", f"{options} --max_steps 7")
     pretrain(frames, tmp_path / "parts", f"{options} --resume_from_checkpoint true")

@@ -2,18 +2,18 @@
 
 Citation: Wang et al., "AutoLaparo: A New Dataset of Integrated Multi-tasks for Image-guided Surgical Automation in
 Laparoscopic Hysterectomy", MICCAI 2022, arXiv 2208.02049.
-License: terms provided with the data, on request; for research.
+License: research use. The data and its terms are available on request.
 Request: https://autolaparo.github.io
 
 Layout of the official archive, limited to the files that this module reads:
 
     videos/NN.mp4               01 to 21, 25 frames per second
-    labels/label_NN.txt         tab-separated, header "Frame Phase", a row for every second, from 1; phases 1 to 7
-    frames/NN/000000.jpg, ...   one per second; extracted at the first call, unless another tool extracted them
+    labels/label_NN.txt         tab-separated, header "Frame Phase", one row per second, numbered from 1; phases 1 to 7
+    frames/NN/000000.jpg, ...   one per second; extracted by the first call, unless another tool extracted them
 
-Label files with a row for every frame of the video are detected by their length.
+Label files with one row per video frame are also accepted, and are recognized by their length.
 
-Classes: the phases are `PHASES`, numbered 1 to 7 in the files and 0 to 6 here.
+Classes: the phases in `PHASES`, numbered 1 to 7 in the files and 0 to 6 here.
 Splits: videos 1 to 10 train, 11 to 14 validation, 15 to 21 test.
 """
 
@@ -44,18 +44,20 @@ _LAYOUT = (
 
 
 def load(data_dir: str | Path, cache_dir: str | Path | None = None, max_side: int | None = None) -> SurgicalData:
-    """Load AutoLaparo from a folder in the official layout. If it holds only some videos, `notes` says so.
+    """Load AutoLaparo from a folder in the official layout.
+
+    `notes` of the result states how many of the official videos were found.
 
     Args:
         data_dir: folder with `videos/` and `labels/`.
         cache_dir: folder with one subfolder of frames per video. Missing frames are extracted into it, and an
             interrupted extraction resumes at the next call. None means `data_dir/frames`.
-        max_side: largest side of extracted frames in pixels, or None for no limit.
+        max_side: maximum length of the longer side of extracted frames in pixels, or None for no limit.
 
     Raises:
         MissingFileError: a folder is missing or empty, or a video has no labels.
         UserError: a video is broken, labels are unreadable, or the lengths of a video and its labels differ by more
-            than a second. Also if training or validation has no videos.
+            than a second. Also raised if the train or validation split has no videos.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     require_folder(root / "labels", _LAYOUT)

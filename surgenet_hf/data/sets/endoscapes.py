@@ -1,4 +1,4 @@
-"""Endoscapes-Seg50: laparoscopic cholecystectomy, frames with masks of the structures around Calot's triangle.
+"""Endoscapes-Seg50: frames of laparoscopic cholecystectomy, with masks of the structures around Calot's triangle.
 
 Citation: Murali et al., "The Endoscapes Dataset for Surgical Scene Segmentation, Object Detection, and Critical View
 of Safety Assessment: Official Splits and Benchmark", arXiv 2312.12429. Made by CAMMA, University of Strasbourg.
@@ -8,7 +8,7 @@ Download: https://github.com/CAMMA-public/Endoscapes
 Layout of the official Endoscapes2023 archive, limited to the files that this module reads:
 
     train/ val/ test/               <video>_<frame>.jpg, 854x480, all frames with CVS labels
-    train_seg/ val_seg/ test_seg/   links to the frames that have masks
+    train_seg/ val_seg/ test_seg/   symbolic links to the frames that have masks
     semseg/                         <video>_<frame>.png, 854x480, the class id in each of three equal channels
 
 Classes: 0 background (`background_id`), 1 cystic plate, 2 hepatocystic triangle, 3 cystic artery, 4 cystic duct,
@@ -16,9 +16,10 @@ Classes: 0 background (`background_id`), 1 cystic plate, 2 hepatocystic triangle
 Splits: videos 1 to 120 train, 121 to 161 validation, 162 to 201 test. Seg50 has 493 frames, 30 s apart, from 30, 10,
 and 10 videos.
 
-Known issues: without support for links (as on Windows), the links in `*_seg` are unpacked as text files of about 20
-bytes. Frames are therefore read from `train/`, `val/`, and `test/` if they exist there. One public mask, 153_32700,
-has pixels of an undefined id 7. Undefined ids are ignored, and `notes` counts them.
+Known issues: where symbolic links are not supported, as on Windows, those in `*_seg` are unpacked as text files of
+about 20 bytes. Frames are therefore read from `train/`, `val/`, and `test/` if they exist there. One public mask,
+153_32700, contains pixels with the undefined id 7. Undefined ids are ignored, and `notes` states how many pixels have
+them.
 """
 
 import re
@@ -63,15 +64,18 @@ _LAYOUT = (
 
 
 def load(data_dir: str | Path) -> SurgicalData:
-    """Load Endoscapes-Seg50 from a folder in the official layout. If it holds only some frames, `notes` says so.
+    """Load Endoscapes-Seg50 from a folder in the official layout.
+
+    `notes` of the result states how many of the official frames were found.
 
     Args:
-        data_dir: folder of the archive.
+        data_dir: folder of the unpacked archive.
 
     Raises:
         MissingFileError: a folder is missing or empty, a mask has no frame, or a frame in `*_seg` has no mask.
         UserError: a frame is in the folder of another split, a link was unpacked as text, or a file is unreadable.
-            Also if a mask has another size than its frame, or training or validation has no frames.
+            Also raised if a file name is invalid, a mask and its frame differ in size, or the train or validation
+            split has no frames.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     masks = sorted(_files(require_folder(root / "semseg", _LAYOUT), ".png"), key=lambda file: file[1:])
@@ -111,7 +115,7 @@ def load(data_dir: str | Path) -> SurgicalData:
 
 
 def _files(folder: Path, suffix: str) -> Iterator[tuple[Path, int, int]]:
-    """Yield (path, video, frame) for the files in a folder, without hidden files and other suffixes."""
+    """Yield (path, video, frame) for each file in a folder that has the suffix and is not hidden."""
     for path in folder.iterdir():
         if path.suffix.lower() != suffix or path.name.startswith("."):
             continue
@@ -129,7 +133,7 @@ def split_of(path: Path, video: int) -> str:
 
 
 def _find_frames(root: Path, masks: set[str]) -> dict[str, Path]:
-    """Return the frame paths of the masks that have a frame, by stem.
+    """Return the paths of the frames by stem. Masks without a frame are left out.
 
     Args:
         root: folder of the dataset.

@@ -7,14 +7,14 @@ Layout of the official Endoscapes2023 archive, limited to the files that this mo
 
     train/ val/ test/                           <video>_<frame>.jpg, 854x480
     train/annotation_ds_coco.json, val/..., test/...
-                                                an entry for each rated frame in `images`: file_name, video_id,
-                                                is_ds_keyframe, and `ds`, the mean of three raters for each criterion
-    all_metadata.csv                            the same (vid, frame, avg_cvs, is_ds_keyframe); used if a folder has
-                                                no annotation_ds_coco.json
+                                                `images` has an entry for each rated frame: file_name, video_id,
+                                                is_ds_keyframe, and `ds`, the mean rating for each criterion
+    all_metadata.csv                            the same values in the columns vid, frame, avg_cvs, and
+                                                is_ds_keyframe; used if a folder has no annotation_ds_coco.json
 
 Classes: three criteria, each rated by three surgeons. C1: two and only two structures enter the gallbladder. C2: the
 hepatocystic triangle is cleared of fat and fibrous tissue. C3: the lower third of the gallbladder is dissected off the
-cystic plate. Targets are the means of the raters (0, 1/3, 2/3, or 1). A criterion counts as met at 0.5 or more.
+cystic plate. The target is the mean rating (0, 1/3, 2/3, or 1). A criterion counts as met at 0.5 or more.
 
 CVS201 has 11,090 rated frames of 201 videos, 5 s apart. The training split has 6,960 of them.
 """
@@ -44,15 +44,17 @@ _LAYOUT = (
 
 
 def load(data_dir: str | Path) -> SurgicalData:
-    """Load Endoscapes-CVS201 from a folder in the official layout. If it holds only some frames, `notes` says so.
+    """Load Endoscapes-CVS201 from a folder in the official layout.
+
+    `notes` of the result states how many frames were found, and whether they are all of the official ones.
 
     Args:
-        data_dir: folder of the archive.
+        data_dir: folder of the unpacked archive.
 
     Raises:
-        MissingFileError: a folder is missing or empty, or the ratings or a rated frame are missing.
+        MissingFileError: a folder is missing or empty, the ratings are missing, or a rated frame is missing.
         UserError: ratings are malformed or outside 0 to 1, a video is in the folder of another split, or a frame is
-            unreadable. Also if training or validation has no frames.
+            unreadable. Also raised if the train or validation split has no frames.
     """
     root = require_folder(Path(data_dir).absolute(), _LAYOUT)
     samples: dict[str, list[Sample]] = {}
@@ -63,7 +65,7 @@ def load(data_dir: str | Path) -> SurgicalData:
     require_splits(samples, ("train", "validation"), root, _LAYOUT)
 
     every = [row for rows in samples.values() for row in rows]
-    missing = [row.image for row in every if not os.path.exists(row.image)]  # Path.exists fails for long names
+    missing = [row.image for row in every if not os.path.exists(row.image)]  # Path.exists rejects long names
     if missing:
         raise MissingFileError(
             f"{len(missing)} of {len(every)} rated frames are missing: {named(map(str, missing), 3)}; unpack all "
@@ -118,7 +120,7 @@ def _read_csv(root: Path, split: str) -> list[Sample]:
 
 @contextmanager
 def _malformed(where: Path | str) -> Iterator[None]:
-    """Convert errors about missing or malformed values to `UserError` with the source of the values."""
+    """Convert errors about missing or malformed values to a `UserError` that names the source of the values."""
     try:
         yield
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
@@ -158,4 +160,4 @@ def _positive_note(samples: dict[str, list[Sample]]) -> str:
         parts.append(
             f"{split} " + ", ".join(f"{label[:2]} {number}" for label, number in zip(LABELS, met, strict=True))
         )
-    return f"Frames that meet a criterion (mean of the raters at least 0.5): {'; '.join(parts)}."
+    return f"Frames that meet each criterion (mean rating of at least 0.5): {'; '.join(parts)}."
