@@ -41,8 +41,6 @@ from .models import load_config, load_model
 
 logger = logging.getLogger(__name__)
 
-SEGMENTATION_HEADS = ("fpn", "linear", "upernet", "mask2former")
-POOLINGS = ("cls", "mean", "topk")
 OWN_TYPES = ("surgenet", "surgenet_phase")
 STAGES = 4  # number of feature maps of a hierarchical backbone
 # parameters that a backbone class adds to the base model, and that no file contains
@@ -84,8 +82,8 @@ def build_segmenter(source: str | PreTrainedConfig, head: str | None = None, **o
 
     Args:
         source: folder, repository, or configuration for random weights.
-        head: new head on the backbone, one of `SEGMENTATION_HEADS`. None: the head that the model type has, otherwise
-            "fpn".
+        head: new head on the backbone: "fpn", "linear", "upernet", or "mask2former". None: the head that the model
+            type has, otherwise "fpn".
         options: values of the configuration, e.g. `id2label`.
 
     Raises:
@@ -119,6 +117,10 @@ def build_segmenter(source: str | PreTrainedConfig, head: str | None = None, **o
             model = UperNetForSemanticSegmentation(settings)
             target = model.backbone
         else:
+            if len(getattr(backbone, "out_indices", ())) < STAGES:
+                raise UserError(
+                    f"--head mask2former needs a backbone with at least {STAGES} layers or stages; choose another --head"
+                )
             model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, **options))
             target = model.model.pixel_level_module.encoder
     model = model.float()
@@ -153,7 +155,8 @@ def dense_config(config: PreTrainedConfig, all_scales: bool = False) -> tuple[Pr
             backbone.out_features = names[-STAGES:]
         elif all_scales:
             layers = len(names) - 1  # the first name is that of the patch embedding
-            backbone.out_features = [names[-(-layers * i // STAGES)] for i in range(1, STAGES + 1)]
+            chosen = (names[-(-layers * i // STAGES)] for i in range(1, STAGES + 1))
+            backbone.out_features = list(dict.fromkeys(chosen))  # a network of fewer layers has fewer maps
         else:
             backbone.out_features = names[-1:]
     return backbone, None
@@ -180,6 +183,8 @@ def _has_maps(config: PreTrainedConfig) -> bool:
 
 def _load_with_head(auto_class, config: PreTrainedConfig, source, options: dict) -> PreTrainedModel:
     """Load a model with the head that its type has, or build it with random weights."""
+    if not hasattr(config, "semantic_loss_ignore_index"):  # Trainer computes the loss, so the model needs no value
+        options = {name: value for name, value in options.items() if name != "semantic_loss_ignore_index"}
     if config.model_type == "timm_wrapper":
         options = {**options, "model_args": timm_options(config) or None, "num_labels": len(options["id2label"])}
     if isinstance(source, PreTrainedConfig):

@@ -54,6 +54,36 @@ def build_image_processor(normalization: str = "surgenet", image_size: int = IMA
     )
 
 
+def common_image_processor(processor, image_size: int | None = None) -> SegformerImageProcessor:
+    """Convert the image processor of any model to the kind that this package uses for all models.
+
+    Only mean, standard deviation, and size are kept. Frames are resized to a square without a crop, and masks in the
+    same way.
+
+    Args:
+        processor: image processor of transformers or timm.
+        image_size: height and width, in pixels, of resized frames. Default: the size of `processor`.
+
+    Raises:
+        UserError: the image processor has no size.
+    """
+    settings = getattr(processor, "data_config", {})  # of timm
+    mean = settings.get("mean") or getattr(processor, "image_mean", None) or (0.0, 0.0, 0.0)
+    std = settings.get("std") or getattr(processor, "image_std", None) or (1.0, 1.0, 1.0)
+    if image_size is None:
+        crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+        size = dict(crop or getattr(processor, "size", None) or {})
+        image_size = settings.get("input_size", [None])[-1] or size.get("height") or size.get("shortest_edge")
+        if image_size is None:
+            raise UserError("the image processor of the model has no size; give --image_size")
+    return SegformerImageProcessor(
+        do_convert_rgb=True,
+        size={"height": image_size, "width": image_size},
+        image_mean=list(mean),
+        image_std=list(std),
+    )
+
+
 def load_image_processor(source: str | Path, image_size: int | None = None):
     """Load the image processor of a model.
 
@@ -71,7 +101,10 @@ def load_image_processor(source: str | Path, image_size: int | None = None):
     size = {} if image_size is None else {"size": {"height": image_size, "width": image_size}}
     folder = Path(source)
     if not folder.is_dir() or any((folder / name).is_file() for name in PROCESSOR_FILES):
-        return AutoImageProcessor.from_pretrained(source, **size)
+        processor = AutoImageProcessor.from_pretrained(source)
+        if isinstance(processor, SegformerImageProcessor):
+            return AutoImageProcessor.from_pretrained(source, **size)
+        return common_image_processor(processor, image_size)
     processor = image_processor_for(AutoConfig.from_pretrained(source), image_size or IMAGE_SIZE)
     logger.warning(
         f"{folder} has no image processor. Rebuilt it from config.json: mean {processor.image_mean}, standard "

@@ -7,13 +7,13 @@ from typing import Any, overload
 from huggingface_hub import cached_assets_path, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, TimmWrapperConfig
 
 from ._version import __version__
 from .checkpoints.catalog import CatalogEntry, find_entry
 from .checkpoints.conversion import convert_checkpoint, save_converted
 from .checkpoints.reading import file_sha256
-from .configuration_surgenet import SurgeNetConfig
+from .configuration_surgenet import BACKBONES, SurgeNetConfig
 from .errors import MissingFileError, UnavailableError, UserError
 from .image_processing import build_image_processor
 from .modeling_surgenet import SurgeNetModel
@@ -98,16 +98,17 @@ def resolve_model(model_name_or_path: str, config_name: None = None) -> str: ...
 @overload
 def resolve_model(model_name_or_path: str | None, config_name: str) -> SurgeNetConfig: ...
 @overload
-def resolve_model(model_name_or_path: str | None, config_name: str | None = None) -> str | SurgeNetConfig: ...
+def resolve_model(model_name_or_path: str | None, config_name: str | None = None) -> str | PreTrainedConfig: ...
 
 
-def resolve_model(model_name_or_path: str | None, config_name: str | None = None) -> str | SurgeNetConfig:
+def resolve_model(model_name_or_path: str | None, config_name: str | None = None) -> str | PreTrainedConfig:
     """Resolve the initial weights of a training to a folder, a Hub repository, or a configuration for random weights.
 
     Args:
         model_name_or_path: folder with a model, output folder of a run, repository, or name of a published checkpoint.
             A published checkpoint is downloaded.
-        config_name: backbone, or "tiny" for a small CAFormer (`TINY`), instead of `model_name_or_path`.
+        config_name: a SurgeNet backbone, "tiny" for a small CAFormer (`TINY`), timm/NAME, or a folder with a config,
+            instead of `model_name_or_path`.
 
     Returns:
         A folder or repository, or a configuration if `config_name` is given.
@@ -119,8 +120,17 @@ def resolve_model(model_name_or_path: str | None, config_name: str | None = None
     """
     if config_name == "tiny":
         return SurgeNetConfig(**TINY)
-    if config_name:
+    if config_name in BACKBONES:
         return SurgeNetConfig(backbone=config_name)
+    if config_name and config_name.startswith("timm/"):
+        return TimmWrapperConfig(architecture=config_name.removeprefix("timm/"))
+    if config_name and Path(config_name).is_dir():
+        return load_config(config_name)
+    if config_name:
+        raise UserError(
+            f"--backbone {config_name} is unknown: give one of {', '.join(BACKBONES)}, tiny, timm/NAME, or a folder "
+            "with a config.json"
+        )
     if model_name_or_path is None:
         raise TypeError("expected model_name_or_path or config_name")
     name, path = model_name_or_path, Path(model_name_or_path).expanduser()

@@ -4,7 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    PreTrainedConfig,
+)
 
 from .data import SurgicalData
 from .distributed import gather, process_state
@@ -77,7 +83,7 @@ class Task:
     """Description of a task.
 
     Attributes:
-        auto_class: Auto class that loads a model with the head of the task.
+        auto_classes: Auto classes that load models with a head for the task, in the order in which they are tried.
         architecture: name of the SurgeNet model class with that head.
         pipeline_tag: name of the task on the Hub.
         headlines: names of the main metrics, most important first. For image classification, those of the problem type
@@ -86,7 +92,7 @@ class Task:
         score: function (model, processor, data, rows of a split, batch size) -> `Scores`.
     """
 
-    auto_class: type
+    auto_classes: tuple[type, ...]
     architecture: str
     pipeline_tag: str
     headlines: tuple[str, ...]
@@ -96,7 +102,7 @@ class Task:
 
 TASKS = {
     "semantic-segmentation": Task(
-        auto_class=AutoModelForSemanticSegmentation,
+        auto_classes=(AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation),
         architecture="SurgeNetForSemanticSegmentation",
         pipeline_tag="image-segmentation",
         headlines=("video_dice", "video_assd"),
@@ -104,7 +110,7 @@ TASKS = {
         score=score_segmentation,
     ),
     "image-classification": Task(
-        auto_class=AutoModelForImageClassification,
+        auto_classes=(AutoModelForImageClassification,),
         architecture="SurgeNetForImageClassification",
         pipeline_tag="image-classification",
         headlines=("mean_average_precision", "mean_balanced_accuracy", "accuracy", "macro_f1"),
@@ -112,7 +118,7 @@ TASKS = {
         score=score_frames,
     ),
     "phase-recognition": Task(
-        auto_class=AutoModel,
+        auto_classes=(AutoModel,),
         architecture="SurgeNetForPhaseRecognition",
         pipeline_tag="video-classification",
         headlines=("accuracy", "macro_f1"),
@@ -120,3 +126,22 @@ TASKS = {
         score=score_phases,
     ),
 }
+
+
+def find_task(config: PreTrainedConfig) -> tuple[str, type] | None:
+    """Return the task of a saved model and the Auto class that loads it, or None for a model without a trained head.
+
+    Args:
+        config: configuration of the saved model. The first of its `architectures` determines the task.
+    """
+    architecture = (config.architectures or [None])[0]
+    for name, task in TASKS.items():
+        for auto_class in task.auto_classes:
+            if auto_class is AutoModel:  # also loads models without a head
+                if architecture == task.architecture:
+                    return name, auto_class
+            elif type(config) in auto_class._model_mapping:
+                found = auto_class._model_mapping[type(config)]
+                if architecture in {cls.__name__ for cls in (found if isinstance(found, tuple) else (found,))}:
+                    return name, auto_class
+    return None

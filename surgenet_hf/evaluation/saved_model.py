@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..image_processing import load_image_processor
 from ..inference.prediction import predict_segmentation
 from ..models import load_config, load_model, resolve_model
-from ..tasks import TASKS
+from ..tasks import TASKS, find_task
 from .evaluate import evaluate, write_results
 from .reporting import write_figures
 from .results import read_results_file
@@ -51,14 +51,15 @@ def evaluate_model(
     if batch_size < 1:
         raise UserError(f"--per_device_eval_batch_size must be at least 1 frame, got {batch_size}")
     source = resolve_model(model_name_or_path)
-    architecture = (load_config(source).architectures or ["unknown model"])[0]
-    tasks = {task.architecture: (name, task) for name, task in TASKS.items()}
-    if architecture not in tasks:
+    config = load_config(source)
+    found = find_task(config)
+    if found is None:
+        architecture = (config.architectures or ["unknown model"])[0]
         raise UserError(
-            f"{source} contains a {architecture}, which has no trained head to evaluate; expected one of "
-            f"{', '.join(tasks)}. Fine-tune it first"
+            f"{source} contains a {architecture}, which has no trained head to evaluate; expected a model for "
+            f"{', '.join(TASKS)}. Fine-tune it first"
         )
-    name, task = tasks[architecture]
+    name, auto_class = found
     if (name == "semantic-segmentation") != (data.task == "semantic-segmentation"):
         raise UserError(
             f"{source} is a model for {name}, but {data.name} is a dataset for {data.task}; choose a dataset for "
@@ -70,7 +71,7 @@ def evaluate_model(
             logger.info(f"{data.name} has no test split: evaluating on {split}.")
     if output_dir is not None:
         check_output_dir(output_dir)  # fail before the evaluation, which can take hours
-    model = load_model(task.auto_class, source, dtype=torch.float32).to(process_state().device)
+    model = load_model(auto_class, source, dtype=torch.float32).to(process_state().device)
     processor = load_image_processor(source)
     evaluation = evaluate(model, processor, data, split, batch_size, recorded_seed(source), command=command)
     if output_dir is not None and is_main_process():

@@ -6,6 +6,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..configuration_surgenet import BACKBONES
+from ..configuration_surgical import POOLINGS
 from ..data import dataset_names
 from ..errors import UserError
 from ..options import option
@@ -14,6 +15,7 @@ from ..privacy import NO_TOKEN
 TASK_METRIC = "task"  # placeholder for the metric of the task; Trainer would replace None by the loss
 AUGMENTATIONS = ("none", "light", "strong")
 LOSSES = ("cross_entropy", "cross_entropy+dice")
+SEGMENTATION_HEADS = ("fpn", "linear", "upernet", "mask2former")
 _DATASETS = (
     f"Segmentation: {', '.join(dataset_names('semantic-segmentation'))}. Frame classification: "
     f"{', '.join(dataset_names('image-classification'))}. Phases: {', '.join(dataset_names('phase-recognition'))}."
@@ -25,15 +27,17 @@ class ModelArguments:
     """Model to train, and options of its training."""
 
     model_name_or_path: str | None = option(
-        None, "Model to start from: a published checkpoint by name, a Hub repository, or a folder."
+        None, "Model to start from: a published checkpoint by name, timm/NAME, a Hub repository, or a folder."
     )
     backbone: str | None = option(
         None,
-        "Backbone with random weights to start from, instead of --model_name_or_path.",
-        choices=[*BACKBONES, "tiny"],
+        f"Backbone with random weights to start from, instead of --model_name_or_path: {', '.join(BACKBONES)}, tiny "
+        "(a small caformer_s18), timm/NAME, or a folder with the config.json of a model.",
     )
-    image_size: int = option(
-        256, "Height and width in pixels to which frames are resized. 256 is the authors' value for segmentation."
+    image_size: int | None = option(
+        None,
+        "Height and width in pixels to which frames are resized. Default: 256 for SurgeNet, the authors' value for "
+        "segmentation; for other models the size of their image processor.",
     )
     augmentation: str = option("light", "Strength of the augmentation of the training frames.", choices=AUGMENTATIONS)
     freeze_backbone: bool = option(False, "Whether to train only the head.")
@@ -57,7 +61,7 @@ class ModelArguments:
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.backbone is None):
             raise UserError("give either --model_name_or_path or --backbone")
-        if self.image_size < 1:
+        if self.image_size is not None and self.image_size < 1:
             raise UserError(f"--image_size must be at least 1 pixel, got {self.image_size}")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"--layer_decay must be in (0, 1], got {self.layer_decay}")
@@ -156,6 +160,25 @@ class SegmentationArguments:
     """Options of segmentation."""
 
     loss: str = option("cross_entropy", "Loss function. cross_entropy is the authors' loss.", choices=LOSSES)
+    head: str | None = option(
+        None,
+        "New segmentation head on a backbone of another family. Default: the head of the model if it has one, "
+        "otherwise fpn.",
+        choices=SEGMENTATION_HEADS,
+    )
+
+
+@dataclass
+class ClassificationArguments:
+    """Options of frame classification."""
+
+    pooling: str | None = option(
+        None,
+        "Pooling of a new linear head on a backbone of another family. cls: class token. mean: mean over the patches. "
+        "topk: mean of the 10 largest activations of each channel. Default: the head of the model if it has one, "
+        "otherwise cls, or mean without a class token.",
+        choices=POOLINGS,
+    )
 
 
 @dataclass
@@ -196,7 +219,7 @@ class PhaseTrainingArguments(SurgeNetTrainingArguments):
 # Argument dataclasses of each task, in the order of the arguments of `run`.
 OPTIONS = {
     "semantic-segmentation": (ModelArguments, DataArguments, SegmentationArguments, SurgeNetTrainingArguments),
-    "image-classification": (ModelArguments, DataArguments, SurgeNetTrainingArguments),
+    "image-classification": (ModelArguments, DataArguments, ClassificationArguments, SurgeNetTrainingArguments),
     "phase-recognition": (ModelArguments, DataArguments, PhaseArguments, PhaseTrainingArguments),
 }
 # Options of TrainingArguments that determine the weights and the selected checkpoint.

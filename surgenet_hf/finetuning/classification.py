@@ -1,24 +1,27 @@
 """Frame classification on Trainer, with one label per frame (phases) or several with soft targets (CVS, tools)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForImageClassification, EvalPrediction, TrainingArguments, set_seed
+from transformers import EvalPrediction, TrainingArguments, set_seed
 
 from ..data import SurgicalData
+from ..heads import build_classifier
 from ..metrics import MultiLabelMetric, PhaseMetric
-from .arguments import DataArguments, ModelArguments, SurgeNetTrainingArguments
+from .arguments import ClassificationArguments, DataArguments, ModelArguments, SurgeNetTrainingArguments
 from .frames import train_on_frames
 from .run import evaluate_and_save, finished_results, load_training_data, output_folder, prepare, run_record
-from .segmentation import build_model as build_any_model
+from .segmentation import build_with_processor
 from .trainer import SurgeNetTrainer, balanced_weights
 
 
 def run(
     model_args: ModelArguments,
     data_args: DataArguments,
+    classification_args: ClassificationArguments,
     training_args: SurgeNetTrainingArguments,
     data: SurgicalData | None = None,
     command: str | None = None,
@@ -29,8 +32,8 @@ def run(
     data = load_training_data(
         model_args, data_args, training_args, ("image-classification", "phase-recognition"), data
     )
-    model, processor = prepare(build_model, model_args, data)
-    record = run_record(model, data, training_args, model_args, data_args)
+    model, processor = prepare(partial(build_model, pooling=classification_args.pooling), model_args, data)
+    record = run_record(model, data, training_args, model_args, data_args, classification_args)
     if (results := finished_results(training_args, record)) is not None:
         return results
     with output_folder(training_args, on_start):
@@ -46,9 +49,15 @@ def run(
         return evaluate_and_save(trainer, processor, data, model_args.eval_split, command=command)
 
 
-def build_model(source, data: SurgicalData, image_size: int):
-    """Build a model with a classification head. See `surgenet_hf.finetuning.segmentation.build_model`."""
-    return build_any_model(source, data, image_size, AutoModelForImageClassification)
+def build_model(source, data: SurgicalData, image_size: int | None = None, pooling: str | None = None):
+    """Build a float32 frame classifier and its image processor, like `segmentation.build_model`.
+
+    Args:
+        source, data, image_size: as for `segmentation.build_model`.
+        pooling: pooling of a new head, see `surgenet_hf.heads.build_classifier`.
+    """
+    build = partial(build_classifier, pooling=pooling, problem_type=data.problem_type)
+    return build_with_processor(build, source, data, image_size)
 
 
 def finetune(
@@ -77,6 +86,8 @@ def finetune(
     Returns:
         The Trainer after training.
     """
+    if loss is None and not model.config.model_type.startswith("surgenet"):
+        loss = F.cross_entropy if data.is_single_label else F.binary_cross_entropy_with_logits
     is_phases = data.is_single_label and data.frames_per_second is not None
     return train_on_frames(
         model,

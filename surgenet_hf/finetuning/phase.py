@@ -91,6 +91,11 @@ def run(
     else:
         frame_model = str(Path(stage1_dir, "model"))
         model, processor = prepare(classification.build_model, model_args, data)
+        if not model.config.model_type.startswith("surgenet"):
+            raise UserError(
+                f"phase recognition needs a SurgeNet backbone, found {model.config.model_type}; choose another "
+                "--model_name_or_path or --backbone"
+            )
         record = run_record(model, data, stage1_args, model_args, data_args)
         if finished(stage1_dir):
             check_same_run(stage1_dir, record)

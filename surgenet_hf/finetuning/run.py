@@ -96,12 +96,15 @@ def prepare(build_model: Callable, model_args: ModelArguments, data: SurgicalDat
         UserError: the model does not exist or is not suitable.
     """
     model, processor = build_model(start_model(model_args), data, model_args.image_size)
+    model_args.image_size = processor.size["height"]
+    if model_args.layer_decay < 1 and not model.config.model_type.startswith("surgenet"):
+        raise UserError(f"--layer_decay is for SurgeNet backbones, not for {model.config.model_type}; omit it")
     if model_args.freeze_backbone:
         freeze_backbone(model)
     return model, processor
 
 
-def start_model(args: ModelArguments) -> str | SurgeNetConfig:
+def start_model(args: ModelArguments) -> str | PreTrainedConfig:
     """Return the model to start from, see `resolve_model`.
 
     Full-size networks with random weights are trained with drop path.

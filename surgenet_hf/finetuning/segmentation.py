@@ -1,29 +1,28 @@
 """Semantic segmentation on the Trainer of transformers."""
 
-import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForSemanticSegmentation,
-    EvalPrediction,
-    PreTrainedConfig,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import EvalPrediction, PreTrainedConfig, TrainingArguments, set_seed
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..data import SurgicalData
 from ..errors import UserError
-from ..image_processing import build_image_processor, load_image_processor
+from ..heads import build_segmenter
+from ..image_processing import IMAGE_SIZE, build_image_processor, load_image_processor
+from ..inference.prediction import query_logits, resize_logits
 from ..leakage import start_record
 from ..metrics import SegmentationMetric
-from ..models import load_model
+from ..models import load_config
 from .arguments import LOSSES, DataArguments, ModelArguments, SegmentationArguments, SurgeNetTrainingArguments
 from .frames import train_on_frames
 from .run import evaluate_and_save, finished_results, load_training_data, output_folder, prepare, run_record
 from .trainer import SurgeNetTrainer, balanced_weights
+
+DEFAULT_IMAGE_SIZE = 256  # pixels, for SurgeNet
 
 
 def run(
@@ -53,8 +52,12 @@ def run(
     """
     set_seed(training_args.seed)
     data = load_training_data(model_args, data_args, training_args, ("semantic-segmentation",), data)
-    model, processor = prepare(build_model, model_args, data)
+    model, processor = prepare(partial(build_model, head=loss_args.head), model_args, data)
     weights = pixel_weights(data) if model_args.class_weights == "balanced" else None
+    if is_universal(model) and (weights is not None or loss_args.loss != "cross_entropy"):
+        raise UserError(
+            f"{type(model).__name__} has its own loss: omit --class_weights and --loss, or choose another --head"
+        )
     record = run_record(model, data, training_args, model_args, data_args, loss_args)
     if (results := finished_results(training_args, record)) is not None:
         return results
@@ -71,14 +74,36 @@ def run(
         return evaluate_and_save(trainer, processor, data, model_args.eval_split, command=command)
 
 
-def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_class=AutoModelForSemanticSegmentation):
-    """Build a float32 model for the classes of a dataset, and its image processor.
+def build_model(source: str | PreTrainedConfig, data, image_size: int | None = None, head: str | None = None):
+    """Build a float32 segmentation model for the classes of a dataset, and its image processor.
 
     Args:
         source: a name on the Hub, a local folder, or a configuration for a randomly initialized model.
-        data: dataset that determines the classes, and the ignore index or the problem type.
-        image_size: height and width in pixels that the processor resizes to.
-        auto_class: Auto class of the model, which determines its head.
+        data: dataset that determines the classes and the ignore index.
+        image_size: height and width in pixels that the processor resizes to. None: see `build_with_processor`.
+        head: new head on the backbone, see `surgenet_hf.heads.build_segmenter`.
+
+    Returns:
+        (model, processor).
+
+    Raises:
+        UserError: the model does not exist; its head is not possible; or its folder has no image processor, and its
+            config does not record the normalization.
+    """
+    return build_with_processor(
+        partial(build_segmenter, head=head, semantic_loss_ignore_index=data.ignore_index), source, data, image_size
+    )
+
+
+def build_with_processor(build: Callable, source: str | PreTrainedConfig, data, image_size: int | None):
+    """Build a model for the classes of a dataset, record the source of its weights, and load its image processor.
+
+    Args:
+        build: function (source, **values of the configuration) -> model.
+        source: a name on the Hub, a local folder, or a configuration for a randomly initialized model.
+        data: dataset that determines the classes.
+        image_size: height and width in pixels that the processor resizes to. None: 256 for SurgeNet, otherwise the
+            size of the model's image processor.
 
     Returns:
         (model, processor).
@@ -87,32 +112,59 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int, auto_clas
         UserError: the model does not exist; or its folder has no image processor, and its config does not record the
             normalization.
     """
-    options = {
-        "id2label": dict(enumerate(data.labels)),
-        "label2id": {label: i for i, label in enumerate(data.labels)},
-    }
-    if data.problem_type is None:
-        options["semantic_loss_ignore_index"] = data.ignore_index
-    else:
-        options["problem_type"] = data.problem_type
-    if isinstance(source, PreTrainedConfig):
-        config = copy.deepcopy(source)
-        config.update(options)
-        config.pretraining = {"name": RANDOM_WEIGHTS, "normalization": "surgenet"}
-        config.finetuning = []
-        model = auto_class.from_config(config, dtype=torch.float32)
-        processor = build_image_processor("surgenet", image_size)
-    else:
-        try:
-            # A head with another number of classes does not match in size and is replaced by a new one.
-            model = load_model(auto_class, source, **options, dtype=torch.float32, ignore_mismatched_sizes=True)
+    labels = {"id2label": dict(enumerate(data.labels)), "label2id": {label: i for i, label in enumerate(data.labels)}}
+    try:
+        config = source if isinstance(source, PreTrainedConfig) else load_config(source)
+        is_surgenet = config.model_type.startswith("surgenet")
+        if image_size is None and is_surgenet:
+            image_size = DEFAULT_IMAGE_SIZE
+        model = build(source, **labels)
+        if isinstance(source, PreTrainedConfig):
+            normalization = "surgenet" if is_surgenet else "imagenet"
+            model.config.pretraining = {"name": RANDOM_WEIGHTS, "normalization": normalization}
+            model.config.finetuning = []
+            own_size = getattr(config, "image_size", None)
+            processor = build_image_processor(normalization, image_size or (own_size if own_size else IMAGE_SIZE))
+        else:
+            start_record(config)
+            model.config.pretraining = getattr(config, "pretraining", None)
+            model.config.finetuning = getattr(config, "finetuning", None)
             processor = load_image_processor(source, image_size)
-        except UserError:
-            raise
-        except OSError as error:  # its message does not always name the model
-            raise UserError(f"cannot load a model with an image processor from {source}: {error}") from error
-        start_record(model.config)
+    except UserError:
+        raise
+    except OSError as error:  # its message does not always name the model
+        raise UserError(f"no model with an image processor at {source}: {error}") from error
     return model, processor
+
+
+def is_universal(model) -> bool:
+    """Return whether a model predicts queries with a mask each, and computes its own loss."""
+    return type(model.config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+
+
+def mask_targets(ignore_index: int) -> Callable:
+    """Return a data collator that adds the targets of a universal segmentation model to a batch.
+
+    Args:
+        ignore_index: label of pixels without a class.
+
+    Returns:
+        A function of a list of items of `Frames`. Its batch has "pixel_values" (B, 3, H, W), "labels" (B, H, W),
+        "class_labels", a list of (n,) ids of the classes in each frame, and "mask_labels", a list of their masks
+        (n, H, W) float32.
+    """
+
+    def collate(items: list[dict]) -> dict:
+        batch = {name: torch.stack([item[name] for item in items]) for name in ("pixel_values", "labels")}
+        present = [labels.unique() for labels in batch["labels"]]
+        batch["class_labels"] = [classes[classes != ignore_index].long() for classes in present]
+        batch["mask_labels"] = [
+            (labels == classes[:, None, None]).float()
+            for labels, classes in zip(batch["labels"], batch["class_labels"], strict=True)
+        ]
+        return batch
+
+    return collate
 
 
 def finetune(
@@ -149,6 +201,12 @@ def finetune(
             "build the model with build_model(..., data)."
         )
     training_args.batch_eval_metrics = True  # avoids keeping the logits of a whole split in memory
+    if is_universal(model):
+        options |= {"data_collator": mask_targets(data.ignore_index), "loss_on": "loss"}
+        training_args.label_names = ["labels"]  # not the targets of the loss
+        loss = _own_loss
+    elif loss is None:
+        loss = segmentation_loss("cross_entropy", data.ignore_index)
     return train_on_frames(
         model,
         processor,
@@ -156,15 +214,28 @@ def finetune(
         training_args,
         augmentation,
         compute_metrics=_EvalMetrics(data),
-        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(1),
+        preprocess_logits_for_metrics=_class_maps,
         task_metric="pooled_dice",
         loss=loss,
         **options,
     )
 
 
+def _own_loss(loss: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return loss
+
+
+def _class_maps(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
+    """Return the predicted class maps (B, H, W) at the size of the labels."""
+    if isinstance(logits, tuple):
+        logits = query_logits(*logits[:2])
+    return resize_logits(logits, labels.shape[-2:]).argmax(1)
+
+
 def segmentation_loss(name: str, ignore_index: int = 255, weights: torch.Tensor | None = None):
-    """Return a function `loss(logits (B, k, H, W), labels (B, H, W)) -> scalar`.
+    """Return a function `loss(logits (B, k, h, w), labels (B, H, W)) -> scalar`.
+
+    It resizes the logits to the size of the labels.
 
     Args:
         name: "cross_entropy", the mean over the pixels that are not ignored; or "cross_entropy+dice", which adds 1
@@ -181,6 +252,7 @@ def segmentation_loss(name: str, ignore_index: int = 255, weights: torch.Tensor 
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         kept = labels != ignore_index
+        logits = resize_logits(logits, labels.shape[-2:])
         # Weight explicitly. With `weight=`, a batch of only ignored pixels would have a loss of NaN.
         each = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
         pixel_weights = kept.float() if weights is None else weights.to(logits)[labels.where(kept, 0)] * kept

@@ -311,7 +311,13 @@ def freeze_backbone(model: nn.Module) -> None:
 
     The norm of the pooled embedding is part of the backbone.
     """
-    model.base_model.requires_grad_(False)
+    if hasattr(model, "timm_model"):  # transformers counts the head of a timm model as part of the backbone
+        model.requires_grad_(False)
+        model.timm_model.get_classifier().requires_grad_(True)
+    elif hasattr(model.base_model, "pixel_level_module"):  # of Mask2Former
+        model.base_model.pixel_level_module.encoder.requires_grad_(False)
+    else:
+        model.base_model.requires_grad_(False)
 
 
 def balanced_weights(counts: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..distributed import process_state
@@ -51,7 +52,7 @@ def predict_segmentation(
     """Predict the class maps of the rows of a split, in order.
 
     Args:
-        model: semantic segmentation model of transformers.
+        model: model for semantic or universal segmentation of transformers.
         processor: image processor of the model.
         dataset: rows {"image", "mask", ...} of `surgenet_hf.data`, or rows with only "image".
         batch_size: number of frames per forward pass.
@@ -64,9 +65,34 @@ def predict_segmentation(
     for rows, outputs in predict(model, processor, dataset, indices, batch_size):
         sizes = [row["mask"].shape if "mask" in row else row["image"].size[::-1] for row in rows]
         with torch.inference_mode():
-            class_maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+            logits = semantic_logits(outputs)
+            class_maps = [resize_logits(logits[i : i + 1], size).argmax(1)[0] for i, size in enumerate(sizes)]
         for row, class_map in zip(rows, class_maps, strict=True):
             yield row, class_map.to("cpu", torch.uint8).numpy()
+
+
+def semantic_logits(outputs) -> torch.Tensor:
+    """Return the scores (B, k, h, w) of the classes from the outputs of any segmentation model of transformers."""
+    if "class_queries_logits" in outputs:
+        return query_logits(outputs.class_queries_logits, outputs.masks_queries_logits)
+    return outputs.logits
+
+
+def query_logits(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+    """Combine queries to scores (B, k, h, w) of the classes, as MaskFormer does (Cheng et al., NeurIPS 2021).
+
+    Args:
+        class_logits: logits (B, queries, k + 1). The last class is "no object".
+        mask_logits: logits (B, queries, h, w).
+    """
+    return torch.einsum("bqc,bqhw->bchw", class_logits.softmax(-1)[..., :-1], mask_logits.sigmoid())
+
+
+def resize_logits(logits: torch.Tensor, size) -> torch.Tensor:
+    """Resize logits (B, k, h, w) bilinearly to a size (H, W), if they do not have it."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
 
 
 def predict_scores(

@@ -111,7 +111,7 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
     path = find_results(model_dir)
     results = read_results_file(path) if path else None
     (found,) = (task for task in TASKS.values() if task.architecture == config.architectures[0])
-    task, auto_class = found.pipeline_tag, found.auto_class.__name__
+    task, auto_class = found.pipeline_tag, found.auto_classes[0].__name__
     is_phase = config.model_type == "surgenet_phase"
     context = _own_context(model_dir, config, task, [], provenance)
     return _render(

@@ -1,0 +1,190 @@
+"""Tests of heads on backbones of transformers and timm: outputs, weights, and what is refused."""
+
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    ConvNextConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
+    ResNetConfig,
+    SegformerConfig,
+    SwinConfig,
+    TimmWrapperConfig,
+    ViTConfig,
+)
+
+from surgenet_hf.errors import UserError
+from surgenet_hf.heads import build_classifier, build_segmenter
+from surgenet_hf.modeling_surgical import split_tokens
+from tests.checkpoints.files import tiny
+
+VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
+CONFIGS = {
+    "timm resnet": TimmWrapperConfig(architecture="resnet10t"),
+    "timm convnext": TimmWrapperConfig(architecture="convnext_atto"),
+    "timm vit": TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224", model_args={"depth": 2, "embed_dim": 48, "num_heads": 3}
+    ),
+    "convnext": ConvNextConfig(**STAGES),
+    "resnet": ResNetConfig(embedding_size=8, **STAGES),
+    "swin": SwinConfig(depths=[1, 1, 1, 1], embed_dim=12, num_heads=[1, 1, 2, 2], image_size=64, window_size=2),
+    "dinov2": Dinov2Config(image_size=56, **VIT),
+    "dinov2 registers": Dinov2WithRegistersConfig(image_size=56, **VIT),
+    "dinov3": DINOv3ViTConfig(image_size=56, num_register_tokens=4, **VIT),
+    "vit": ViTConfig(image_size=64, **VIT),
+    "segformer": SegformerConfig(num_attention_heads=[1, 1, 1, 2], decoder_hidden_size=16, **STAGES),
+    "surgenet": tiny(),
+}
+LABELS = {i: f"class {i}" for i in range(3)}
+OPTIONS = {"id2label": LABELS, "label2id": {name: i for i, name in LABELS.items()}}
+WITHOUT_MAPS = ("timm vit", "vit", "segformer")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Return {name: folder with random weights of a base model}."""
+    found = {}
+    for name, config in CONFIGS.items():
+        found[name] = str(tmp_path_factory.mktemp("base"))
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(found[name])
+    return found
+
+
+def pixels(name: str) -> torch.Tensor:
+    side = 56 if "dinov2" in name else 64
+    return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def check_saved(model, auto_class, inputs, folder):
+    """Check that a saved model loads with an Auto class, knows its labels, and predicts the same; return the output."""
+    model.eval().save_pretrained(folder)
+    loaded = auto_class.from_pretrained(folder).eval()
+    assert loaded.config.num_labels == 3
+    with torch.no_grad():
+        expected, found = model(inputs), loaded(inputs)
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=0)
+    return expected
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_classification(name, folders, tmp_path):
+    model = build_classifier(folders[name], **OPTIONS)
+    outputs = check_saved(model, AutoModelForImageClassification, pixels(name), tmp_path)
+    assert outputs.logits.shape == (2, 3)
+    assert type(model).__name__.startswith("Surgical") == (name == "dinov3")  # the only one without a head of its own
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "surgenet"])
+@pytest.mark.parametrize("head", ["fpn", "linear"])
+def test_segmentation(name, head, folders, tmp_path):
+    model = build_segmenter(folders[name], head, semantic_loss_ignore_index=9, **OPTIONS)
+    outputs = check_saved(model, AutoModelForSemanticSegmentation, pixels(name), tmp_path)
+    assert outputs.logits.shape == (2, 3, *pixels(name).shape[-2:])
+    assert model.config.semantic_loss_ignore_index == 9
+
+
+@pytest.mark.parametrize("name", ["timm resnet", "convnext", "dinov2 registers", "dinov3", "surgenet"])
+@pytest.mark.parametrize("head", ["upernet", "mask2former"])
+def test_heads_of_transformers(name, head, folders, tmp_path):
+    model = build_segmenter(folders[name], head, semantic_loss_ignore_index=9, **OPTIONS)
+    classes = {"upernet": AutoModelForSemanticSegmentation, "mask2former": AutoModelForUniversalSegmentation}
+    check_saved(model, classes[head], pixels(name), tmp_path)
+
+
+def test_default_head_is_the_models_own(folders):
+    kinds = {
+        name: type(build_segmenter(folders[name], **OPTIONS)).__name__ for name in ("segformer", "surgenet", "vit")
+    }
+    assert kinds == {
+        "segformer": "SegformerForSemanticSegmentation",
+        "surgenet": "SurgeNetForSemanticSegmentation",
+        "vit": "SurgicalForSemanticSegmentation",
+    }
+
+
+@pytest.mark.parametrize("name", ["timm resnet", "timm convnext", "timm vit", "convnext", "dinov3", "vit"])
+def test_feature_maps_are_those_of_the_loaded_weights(name, folders):
+    """Test that the backbone of a segmentation model computes what the base model computes."""
+    base = AutoModel.from_pretrained(folders[name]).eval()
+    model = build_segmenter(folders[name], "linear", **OPTIONS).eval()
+    inputs = torch.rand(1, 3, 224, 224) if name == "timm vit" else pixels(name)
+    with torch.no_grad():
+        maps = model.backbone(inputs)
+        hidden = base(inputs).last_hidden_state
+    feature_map = split_tokens(base, hidden, inputs.shape[-2:])[1]
+    if name == "convnext":  # the backbone class adds a norm
+        feature_map = model.backbone.model.hidden_states_norms["stage4"](feature_map)
+    torch.testing.assert_close(maps[-1], feature_map, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["timm resnet", "convnext", "dinov2", "dinov3"])
+def test_incomplete_weights_are_refused(name, folders, tmp_path):
+    base = AutoModel.from_pretrained(folders[name])
+    base.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    lost = next(key for key in sorted(tensors) if "conv" in key or "dense" in key or "q_proj" in key or "query" in key)
+    save_file(
+        {key: tensor for key, tensor in tensors.items() if key != lost},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        build_segmenter(str(tmp_path), "fpn", **OPTIONS)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "topk"])
+def test_poolings(pooling, folders):
+    model = build_classifier(folders["dinov2 registers"], pooling, **OPTIONS).eval()
+    inputs = pixels("dinov2")
+    with torch.no_grad():
+        hidden = model.backbone(inputs).last_hidden_state
+        found = model.pool(hidden, inputs.shape[-2:])
+    patches = hidden[:, 1 + model.backbone.config.num_register_tokens :]
+    assert patches.shape[1] == 16
+    largest = patches.sort(1, descending=True).values[:, :10].mean(1)
+    expected = {"cls": hidden[:, 0], "mean": patches.mean(1), "topk": largest}[pooling]
+    torch.testing.assert_close(found, expected)
+
+
+def test_no_class_token(folders):
+    model = build_classifier(folders["resnet"], "cls", **OPTIONS)
+    with pytest.raises(ValueError, match="has no class token for pooling 'cls'"):
+        model(pixels("resnet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "message"),
+    [
+        *[(name, "upernet", "--head upernet is not possible on this") for name in WITHOUT_MAPS],
+        ("vit", "mask2former", "--head mask2former is not possible on this vit"),
+    ],
+)
+def test_impossible_heads(name, head, message, folders):
+    with pytest.raises(UserError, match=message):
+        build_segmenter(folders[name], head, **OPTIONS)
+
+
+def test_impossible_combinations(folders, tmp_path):
+    with pytest.raises(UserError, match="SurgeNet has its own pooling"):
+        build_classifier(folders["surgenet"], "mean", **OPTIONS)
+    build_segmenter(folders["resnet"], "fpn", **OPTIONS).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="already has a head"):
+        build_segmenter(str(tmp_path), "linear", **OPTIONS)
+
+
+def test_ignored_pixels_have_no_loss(folders):
+    model = build_segmenter(folders["resnet"], "linear", semantic_loss_ignore_index=255, **OPTIONS)
+    labels = torch.full((2, 64, 64), 255)
+    assert model(pixels("resnet"), labels=labels).loss == 0
+    labels[:, 0, 0] = 1
+    assert model(pixels("resnet"), labels=labels).loss > 0
