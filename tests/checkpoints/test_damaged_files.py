@@ -377,7 +377,7 @@ def test_normalization_that_is_not_numbers(mean, tmp_path):
         (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
          "invalid offset"),
         (b'{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}', "float8_e4m3fn, expected float16"),
-        (b'{"a":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]}}', "float8_e8m0fnu, expected float16"),
+        (b'{"a":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]}}', "float8_e8m0fnu(, expected float16|')"),
         (b'{"a":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}', "complex64, expected float16"),
         (b'{"a":{"dtype":"F4","shape":[8],"data_offsets":[0,4]}}', "float4|damaged"),
     ],

@@ -19,6 +19,7 @@ from surgenet_hf.publishing.cards import (
 )
 from tests.checkpoints.files import tiny
 from tests.cli import load_script
+from tests.hub.fixtures import validate
 
 HUB_CARDS = Path(__file__).parents[2] / "hub_cards"
 
@@ -53,7 +54,7 @@ def test_the_script_writes_them_and_nothing_on_help(tmp_path, monkeypatch, capsy
 def test_card(entry, client):
     card = ModelCard(checkpoint_card(entry))
     check_layout(card.text)
-    card.validate()  # uses the Hub's endpoint, here that of the stand-in
+    validate(card)
     assert card.data.license == entry.license
     assert card.data.pipeline_tag == "image-feature-extraction"
     assert card.data.base_model == entry.upstream_repo
@@ -240,7 +241,7 @@ def test_pretrained_card(pretraining, license, base_model, expected, absent, cli
     SurgeNetModel(tiny(pretraining=pretraining)).save_pretrained(tmp_path)
     build_image_processor().save_pretrained(tmp_path)
     card = ModelCard(pretrained_card(tmp_path, "me/mine", {"published by": "me"}))
-    card.validate()
+    validate(card)
     assert (card.data.license, card.data.base_model) == (license, base_model)
     assert card.data.pipeline_tag == "image-feature-extraction"
     for text in [*expected, "# mine", "Not a medical device", "0.46888983", 'revision="COMMIT"', "It has no head"]:

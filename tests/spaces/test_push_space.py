@@ -27,6 +27,7 @@ from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.publishing import spaces
 from surgenet_hf.publishing.upload import MARKER
 from tests.checkpoints.files import tiny
+from tests.hub.fixtures import validate
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "push_space.py"
@@ -131,7 +132,7 @@ def test_it_holds_the_app_and_the_package(folder):
 def test_front_matter(folder, client):
     """Test that the Hub accepts the front matter and builds the tested versions."""
     card = SpaceCard.load(folder / "README.md")
-    card.validate(repo_type="space")
+    validate(card, repo_type="space")
     data = card.data
     assert data.sdk == "gradio"
     (pinned,) = (each for each in requirements(ROOT / "constraints.txt") if each.name == "gradio")
