@@ -119,7 +119,7 @@ def build_segmenter(source: str | PreTrainedConfig, head: str | None = None, **o
         else:
             if len(getattr(backbone, "out_indices", ())) < STAGES:
                 raise UserError(
-                    f"--head mask2former needs a backbone with at least {STAGES} layers or stages; choose another --head"
+                    f"--head mask2former needs a backbone with at least {STAGES} layers or stages; choose another"
                 )
             model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, **options))
             target = model.model.pixel_level_module.encoder

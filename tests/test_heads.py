@@ -66,7 +66,7 @@ def pixels(name: str) -> torch.Tensor:
 
 
 def check_saved(model, auto_class, inputs, folder):
-    """Check that a saved model loads with an Auto class, knows its labels, and predicts the same; return the output."""
+    """Check that a saved model loads with an Auto class and predicts the same, and return its output."""
     model.eval().save_pretrained(folder)
     loaded = auto_class.from_pretrained(folder).eval()
     assert loaded.config.num_labels == 3
@@ -102,9 +102,8 @@ def test_heads_of_transformers(name, head, folders, tmp_path):
 
 
 def test_default_head_is_the_models_own(folders):
-    kinds = {
-        name: type(build_segmenter(folders[name], **OPTIONS)).__name__ for name in ("segformer", "surgenet", "vit")
-    }
+    names = ("segformer", "surgenet", "vit")
+    kinds = {name: type(build_segmenter(folders[name], **OPTIONS)).__name__ for name in names}
     assert kinds == {
         "segformer": "SegformerForSemanticSegmentation",
         "surgenet": "SurgeNetForSemanticSegmentation",
@@ -121,6 +120,8 @@ def test_feature_maps_are_those_of_the_loaded_weights(name, folders):
     with torch.no_grad():
         maps = model.backbone(inputs)
         hidden = base(inputs).last_hidden_state
+        if name == "timm vit":  # its feature maps are those before the last norm
+            hidden = base.timm_model.forward_intermediates(inputs, indices=1, intermediates_only=True)[0]
     feature_map = split_tokens(base, hidden, inputs.shape[-2:])[1]
     if name == "convnext":  # the backbone class adds a norm
         feature_map = model.backbone.model.hidden_states_norms["stage4"](feature_map)
@@ -133,25 +134,22 @@ def test_incomplete_weights_are_refused(name, folders, tmp_path):
     base.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     lost = next(key for key in sorted(tensors) if "conv" in key or "dense" in key or "q_proj" in key or "query" in key)
-    save_file(
-        {key: tensor for key, tensor in tensors.items() if key != lost},
-        tmp_path / "model.safetensors",
-        {"format": "pt"},
-    )
+    del tensors[lost]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         build_segmenter(str(tmp_path), "fpn", **OPTIONS)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "topk"])
 def test_poolings(pooling, folders):
-    model = build_classifier(folders["dinov2 registers"], pooling, **OPTIONS).eval()
+    model = build_classifier(folders["dinov2 registers"], pooling, pooling_k=4, **OPTIONS).eval()
     inputs = pixels("dinov2")
     with torch.no_grad():
         hidden = model.backbone(inputs).last_hidden_state
         found = model.pool(hidden, inputs.shape[-2:])
     patches = hidden[:, 1 + model.backbone.config.num_register_tokens :]
-    assert patches.shape[1] == 16
-    largest = patches.sort(1, descending=True).values[:, :10].mean(1)
+    assert patches.shape[1] == 9
+    largest = patches.sort(1, descending=True).values[:, :4].mean(1)
     expected = {"cls": hidden[:, 0], "mean": patches.mean(1), "topk": largest}[pooling]
     torch.testing.assert_close(found, expected)
 
