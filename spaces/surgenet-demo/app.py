@@ -348,6 +348,7 @@ def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None
             share=share,
             theme=THEME,
             css_paths=HERE / "style.css",
+            allowed_paths=[str(HERE / "examples")],  # gradio serves only files below the working directory otherwise
             max_file_size=MAX_UPLOAD_BYTES,
             show_error=False,  # unexpected errors are logged and not shown to visitors
             state_session_capacity=200,
