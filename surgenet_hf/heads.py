@@ -32,6 +32,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+    MODEL_MAPPING,
 )
 
 from .configuration_surgical import SurgicalConfig
@@ -210,6 +211,28 @@ def _load(auto_class, source: str, **options) -> PreTrainedModel:
             f"missing or have another shape ({', '.join(sorted(wrong)[:3])}, ...). Give the weights of this network"
         )
     return model
+
+
+def load_base(source: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """Load the base model of a folder or repository, without a head, in float32.
+
+    Args:
+        source: folder, or repository on the Hub.
+        config: its configuration.
+
+    Raises:
+        UserError: the model has a head of this package on a backbone without a base model, as for segmentation; or its
+            weights are not complete.
+    """
+    if config.model_type == "surgical":
+        if (config.architectures or [""])[0] != SurgicalForImageClassification.__name__:
+            raise UserError(f"{source} is a segmentation model; give the backbone that it was trained from")
+        return SurgicalForImageClassification.from_pretrained(source, dtype=torch.float32).backbone
+    if type(config) not in MODEL_MAPPING:
+        raise UserError(f"{source} is a {config.model_type}, which has no base model; give its backbone")
+    if config.model_type == "timm_wrapper":
+        return _load(TimmWrapperModel, source, model_args=timm_options(config) or None)
+    return _load(AutoModel, source)
 
 
 def _load_dense(source: str, config: PreTrainedConfig, backbone: PreTrainedConfig) -> PreTrainedModel:

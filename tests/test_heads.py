@@ -23,6 +23,7 @@ from transformers import (
 
 from surgenet_hf.errors import UserError
 from surgenet_hf.heads import build_classifier, build_segmenter
+from surgenet_hf.inference.embeddings import ANY, load_backbone
 from surgenet_hf.modeling_surgical import split_tokens
 from tests.checkpoints.files import tiny
 
@@ -186,3 +187,21 @@ def test_ignored_pixels_have_no_loss(folders):
     assert model(pixels("resnet"), labels=labels).loss == 0
     labels[:, 0, 0] = 1
     assert model(pixels("resnet"), labels=labels).loss > 0
+
+
+@pytest.mark.parametrize("name", ["timm vit", "resnet", "dinov3", "swin"])
+def test_embeddings(name, folders):
+    backbone, kind = load_backbone(folders[name])
+    backbone.eval()
+    inputs = pixels(name)
+    with torch.no_grad():
+        outputs = backbone(inputs)
+        hidden = (
+            AutoModel.from_pretrained(folders[name]).eval()(inputs).last_hidden_state if name != "timm vit" else None
+        )
+    assert kind == ANY
+    assert outputs.last_hidden_state.ndim == 4
+    expected = {"dinov3": lambda: hidden[:, 0], "resnet": lambda: hidden.mean((2, 3)), "swin": lambda: hidden.mean(1)}
+    if name in expected:
+        torch.testing.assert_close(outputs.pooler_output, expected[name]())
+    assert outputs.pooler_output.shape == outputs.last_hidden_state.shape[:2]

@@ -15,18 +15,24 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndNoAttention
 
 from ..atomic import atomic_write
 from ..data import SurgicalData, load_data
 from ..errors import UserError
+from ..heads import load_base
 from ..image_processing import load_image_processor
 from ..modeling_surgenet import SurgeNetForSemanticSegmentation, SurgeNetModel
+from ..modeling_surgical import split_tokens
 from ..models import load_config, load_model, resolve_model
 from .prediction import predict
 
 MAPS_DRAWN = 4  # frames with dense features
 POOLED = "pooled embedding"
 SPATIAL_MEAN = "spatial mean of the last feature map, without the norm"
+ANY = "class token, or spatial mean of the last feature map"
 MAP_SCALE = 3  # enlargement of these frames, because features have a stride of 32 pixels
 
 
@@ -53,17 +59,49 @@ def predict_embeddings(
         yield from zip(rows, pooled.float().cpu().numpy(), strict=True)
 
 
-def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[SurgeNetModel, str]:
-    """Load the backbone of a SurgeNet model, with or without a head.
+class AnyBackbone(nn.Module):
+    """Backbone of any family whose outputs have the form of `SurgeNetModel`.
+
+    The embedding is the class token if there is one, otherwise the mean over the last feature map.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self.config = model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def forward(self, pixel_values: torch.Tensor) -> BaseModelOutputWithPoolingAndNoAttention:
+        hidden = self.model(pixel_values).last_hidden_state
+        prefix, feature_map = split_tokens(self.model, hidden, pixel_values.shape[-2:])
+        pooled = prefix[:, 0] if prefix.shape[1] else feature_map.mean((-2, -1))
+        return BaseModelOutputWithPoolingAndNoAttention(last_hidden_state=feature_map, pooler_output=pooled)
+
+
+def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[SurgeNetModel | AnyBackbone, str]:
+    """Load the backbone of a model of any family, with or without a head.
 
     Args:
         source: folder, or repository on the Hub.
         dtype: data type of the weights.
 
     Returns:
-        The backbone, and the kind of its embedding, `POOLED` or `SPATIAL_MEAN`.
+        The backbone, and the kind of its embedding, `POOLED`, `SPATIAL_MEAN`, or `ANY`.
+
+    Raises:
+        UserError: the model has no backbone that `AutoModel` loads, or its weights are not complete.
     """
-    architecture = (load_config(source).architectures or [None])[0]
+    config = load_config(source)
+    architecture = (config.architectures or [None])[0]
+    if not config.model_type.startswith("surgenet"):
+        return AnyBackbone(load_base(source, config).to(dtype)), ANY
     if architecture == SurgeNetForSemanticSegmentation.__name__:
         return load_model(SurgeNetForSemanticSegmentation, source, dtype=dtype).surgenet, SPATIAL_MEAN
     return load_model(SurgeNetModel, source, dtype=dtype), POOLED
