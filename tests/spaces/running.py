@@ -107,7 +107,9 @@ def start(command: list[str], folder: Path) -> SimpleNamespace:
     }
     log = folder / "log.txt"
     with log.open("w") as output:
-        process = subprocess.Popen([sys.executable, *command], env=environment, stdout=output, stderr=output, cwd=folder)
+        process = subprocess.Popen(
+            [sys.executable, *command], env=environment, stdout=output, stderr=output, cwd=folder
+        )
     url = f"http://127.0.0.1:{port}/"
     for _ in range(600):
         try:
