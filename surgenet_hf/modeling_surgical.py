@@ -4,6 +4,8 @@ The backbone computes its features without changes. The FPN head is that of pano
 et al., CVPR 2019). The simple feature pyramid for a single feature map follows ViTDet (Li et al., ECCV 2022).
 """
 
+import inspect
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,6 +24,13 @@ def hidden_width(model: PreTrainedModel) -> int:
         return model.timm_model.num_features
     sizes = getattr(model.config, "hidden_sizes", None) or [model.config.hidden_size]
     return sizes[-1]
+
+
+def last_hidden_state(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Compute the last hidden state of images of any size, also with a model that must be asked for other sizes."""
+    accepted = inspect.signature(model.forward).parameters
+    options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
+    return model(pixel_values, **options).last_hidden_state
 
 
 def split_tokens(model: PreTrainedModel, hidden: torch.Tensor, image_size) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +82,7 @@ class TokenBackbone(nn.Module):
         self.channels = [hidden_width(self.model)]
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor]:
-        hidden = self.model(pixel_values).last_hidden_state
+        hidden = last_hidden_state(self.model, pixel_values)
         return (split_tokens(self.model, hidden, pixel_values.shape[-2:])[1],)
 
 
@@ -219,7 +228,7 @@ class SurgicalForImageClassification(SurgicalPreTrainedModel):
         Returns:
             `logits` (B, num_labels), and `loss` if labels are given.
         """
-        hidden = self.backbone(pixel_values, **kwargs).last_hidden_state
+        hidden = last_hidden_state(self.backbone, pixel_values)
         logits = self.classifier(self.pool(hidden, pixel_values.shape[-2:]))
         loss = None
         if labels is not None:

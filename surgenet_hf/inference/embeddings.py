@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..heads import load_base
 from ..image_processing import load_image_processor
 from ..modeling_surgenet import SurgeNetForSemanticSegmentation, SurgeNetModel
-from ..modeling_surgical import split_tokens
+from ..modeling_surgical import last_hidden_state, split_tokens
 from ..models import load_config, load_model, resolve_model
 from .prediction import predict
 
@@ -79,7 +79,7 @@ class AnyBackbone(nn.Module):
         return self.model.dtype
 
     def forward(self, pixel_values: torch.Tensor) -> BaseModelOutputWithPoolingAndNoAttention:
-        hidden = self.model(pixel_values).last_hidden_state
+        hidden = last_hidden_state(self.model, pixel_values)
         prefix, feature_map = split_tokens(self.model, hidden, pixel_values.shape[-2:])
         pooled = prefix[:, 0] if prefix.shape[1] else feature_map.mean((-2, -1))
         return BaseModelOutputWithPoolingAndNoAttention(last_hidden_state=feature_map, pooler_output=pooled)
