@@ -173,8 +173,12 @@ class SurgicalPreTrainedModel(PreTrainedModel):
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # makes Trainer average the loss over accumulated batches
+
+    def post_init(self):
+        """Find out whether the backbone supports gradient checkpointing, and initialize the weights."""
+        self.supports_gradient_checkpointing = any(hasattr(m, "gradient_checkpointing") for m in self.modules())
+        super().post_init()
 
     def get_input_embeddings(self):
         """Return None: backbones take images and have no token embeddings."""

@@ -69,3 +69,4 @@ def test_common_tests_of_transformers(tmp_path):
     for backbone in BACKBONES:
         assert counts[f"{backbone}ModelTest"] >= 50, counts
         assert counts[f"{backbone}BackboneTest"] >= 8, counts
+    assert counts["SurgicalModelTest"] >= 50, counts

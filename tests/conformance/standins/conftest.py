@@ -18,3 +18,5 @@ def pytest_configure(config):
     modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["surgenet"] = "SurgeNetForImageClassification"
     modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["surgenet"] = "SurgeNetForSemanticSegmentation"
     modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES["surgenet"] = "SurgeNetBackbone"
+    modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["surgical"] = "SurgicalForImageClassification"
+    modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["surgical"] = "SurgicalForSemanticSegmentation"
