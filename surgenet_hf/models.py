@@ -194,8 +194,9 @@ def load_model(model_class, source: str | Path, **options):
         UnavailableError: the weights are missing or cannot be read.
     """
     report = logging.getLogger("transformers.modeling_utils")
-    level = report.level
-    report.setLevel(logging.ERROR)  # the report would list a new head as a problem
+    # The report would list a new head as a problem. A filter hides it, because with an explicit level of WARNING or
+    # higher, transformers lists all layers as "not sharded".
+    report.addFilter(_is_error)
     try:
         model, info = model_class.from_pretrained(source, **options, output_loading_info=True)
     except (OSError, SafetensorError) as error:
@@ -203,7 +204,7 @@ def load_model(model_class, source: str | Path, **options):
             f"the weights of {source} cannot be read: {error}. Copy or download the model again"
         ) from error
     finally:
-        report.setLevel(level)
+        report.removeFilter(_is_error)
     new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     if new:
         parts = ", ".join(sorted({name.split(".")[0] for name in new}))
@@ -212,6 +213,10 @@ def load_model(model_class, source: str | Path, **options):
             f"{source}"
         )
     return model
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def download_teacher(entry: CatalogEntry, local_files_only: bool = False) -> Path:

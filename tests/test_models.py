@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import logging
 import math
 import resource
 import subprocess
@@ -12,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForSemanticSegmentation
 
-from surgenet_hf import SurgeNetModel, load_checkpoint
+from surgenet_hf import SurgeNetForImageClassification, SurgeNetModel, load_checkpoint
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG, UPSTREAM_REPO, find_entry
 from surgenet_hf.checkpoints.conversion import to_original_state_dict
 from surgenet_hf.errors import UnavailableError, UserError
-from surgenet_hf.models import fetch_checkpoint, load_config, resolve_model
+from surgenet_hf.models import fetch_checkpoint, load_config, load_model, resolve_model
 from tests.checkpoints.files import original, save_dino, tiny
 
 
@@ -190,6 +191,18 @@ def test_the_output_folder_of_a_run(tmp_path):
     assert resolve_model(str(tmp_path / "run")) == str(tmp_path / "run" / "model")
     SurgeNetModel(tiny()).save_pretrained(tmp_path / "run")
     assert resolve_model(str(tmp_path / "run")) == str(tmp_path / "run")
+
+
+def test_transformers_prints_nothing_about_a_new_head(tmp_path, monkeypatch):
+    SurgeNetModel(tiny()).save_pretrained(tmp_path)
+    records, handler = [], logging.Handler()
+    monkeypatch.setattr(handler, "emit", records.append)
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        load_model(SurgeNetForImageClassification, tmp_path)
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert not [record.getMessage() for record in records]
 
 
 def test_a_config_that_cannot_be_loaded(upstream, tmp_path):

@@ -67,10 +67,12 @@ def main(argv: list[str] | None = None) -> None:
         image_size=args.image_size,
     )
     pretraining = model.config.pretraining
-    print(f"{args.checkpoint}: {model.config.backbone}, activation {model.config.activation}, {pretraining['name']}")
+    print(f"{args.checkpoint}: {model.config.backbone}, activation {model.config.activation}")
+    print(f"pretraining: {pretraining['name']}")
     print(f"normalization: {pretraining['normalization']} ({pretraining['normalization_reason']})")
     print(f"wrote {type(model).__name__}, {model.num_parameters():,} parameters, to {args.output_dir}")
-    print(f'load it with: import surgenet_hf; {type(model).__name__}.from_pretrained("{args.output_dir}")')
+    name = type(model).__name__
+    print(f'load it with: from surgenet_hf import {name}; {name}.from_pretrained("{args.output_dir}")')
 
 
 if __name__ == "__main__":
