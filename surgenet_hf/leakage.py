@@ -184,7 +184,7 @@ def _salt_id() -> str:
 
 def _backbone(config):
     """Return the config that holds the record. For a phase model, this is the config of the backbone."""
-    return getattr(config, "backbone_config", None) or config
+    return config.backbone_config if config.model_type == "surgenet_phase" else config
 
 
 def _has_no_head(config) -> bool:

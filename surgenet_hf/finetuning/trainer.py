@@ -316,6 +316,8 @@ def freeze_backbone(model: nn.Module) -> None:
         model.timm_model.get_classifier().requires_grad_(True)
     elif hasattr(model.base_model, "pixel_level_module"):  # of Mask2Former
         model.base_model.pixel_level_module.encoder.requires_grad_(False)
+    elif hasattr(model, "backbone"):  # base_model of UPerNet is the whole model
+        model.backbone.requires_grad_(False)
     else:
         model.base_model.requires_grad_(False)
 

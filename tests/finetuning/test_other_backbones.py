@@ -1,0 +1,180 @@
+"""Tests of training, saving, and evaluating models on backbones of other families."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, ConvNextConfig, Dinov2WithRegistersConfig, SegformerConfig, ViTConfig
+
+import surgenet_hf
+from surgenet_hf.data import load_data
+from surgenet_hf.errors import UserError
+from surgenet_hf.finetuning.segmentation import mask_targets
+from surgenet_hf.image_processing import common_image_processor
+from surgenet_hf.inference.prediction import query_logits
+
+STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
+CONFIGS = {
+    "convnext": ConvNextConfig(**STAGES),
+    "segformer": SegformerConfig(num_attention_heads=[1, 1, 1, 2], decoder_hidden_size=16, **STAGES),
+    "dinov2": Dinov2WithRegistersConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=16
+    ),
+    "vit": ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64),
+}
+OPTIONS = {
+    "image_size": 64,
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "disable_tqdm": True,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    """Return {name: folder with the config.json of a small model, or a name of timm}."""
+    root = tmp_path_factory.mktemp("configs")
+    for name, config in CONFIGS.items():
+        config.save_pretrained(root / name)
+    return {name: str(root / name) for name in CONFIGS} | {"timm": "timm/resnet10t"}
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    root = tmp_path_factory.mktemp("masks")
+    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
+    return next(root.iterdir())
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    root = tmp_path_factory.mktemp("labels")
+    rng = np.random.default_rng(0)
+    with open(root / "labels.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "video", "C1", "C2"])
+        for video in "abcde":
+            for i in range(2):
+                Image.fromarray(rng.integers(0, 255, (32, 48, 3), np.uint8)).save(root / f"{video}_{i}.png")
+                table.writerow([f"{video}_{i}.png", video, i, 1 - i])
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "head"), [("timm", None), ("segformer", None), ("dinov2", "linear"), ("convnext", "mask2former")]
+)
+def test_segmentation(name, head, configs, masks, tmp_path):
+    """Test that the saved model has the metrics of the trained one, and that a second training starts from it."""
+    out = tmp_path / "out"
+    found = surgenet_hf.finetune_segmentation(
+        backbone=configs[name], dataset="folder", data_dir=masks, output_dir=out, head=head, **OPTIONS
+    )
+    again = surgenet_hf.evaluate(str(out), dataset="folder", data_dir=masks, split=found["data"]["split"])
+    assert json.dumps(again["metrics"]) == json.dumps(found["metrics"])  # with NaN
+    assert found["data"]["image_size"] == [64, 64]
+    assert "not recorded" not in found["data"]["leakage"]  # random weights, so all of its training is recorded
+    processor = AutoImageProcessor.from_pretrained(out / "model")
+    assert list(processor.image_mean) == [0.485, 0.456, 0.406]
+    more = surgenet_hf.finetune_segmentation(
+        model=str(out),
+        dataset="folder",
+        data_dir=masks,
+        output_dir=tmp_path / "more",
+        **OPTIONS | {"image_size": None},
+    )
+    assert more["data"]["image_size"] == [64, 64]
+    assert more["model"]["type"] == found["model"]["type"]
+    assert "not recorded" not in more["data"]["leakage"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "pooling"), [("timm", None), ("vit", None), ("dinov2", "topk")])
+def test_classification(name, pooling, configs, labels, tmp_path):
+    found = surgenet_hf.finetune_classification(
+        backbone=configs[name], dataset="csv", data_dir=labels, output_dir=tmp_path, pooling=pooling, **OPTIONS
+    )
+    command = [sys.executable, "-m", "surgenet_hf.cli.evaluate", "--model_name_or_path", tmp_path]
+    command += ["--dataset", "csv", "--data_dir", labels, "--split", found["data"]["split"]]
+    if name == "timm":  # in a new process
+        subprocess.run([*command, "--output_dir", tmp_path / "again"], check=True)
+        again = json.loads((tmp_path / "again" / "results.json").read_text())
+    else:
+        again = surgenet_hf.evaluate(str(tmp_path), dataset="csv", data_dir=labels, split=found["data"]["split"])
+    assert again["metrics"] == found["metrics"]
+
+
+def test_what_is_refused(configs, masks, labels, tmp_path):
+    common = {"dataset": "folder", "data_dir": masks, "output_dir": tmp_path}
+    with pytest.raises(UserError, match="--layer_decay is for SurgeNet backbones, not for surgical"):
+        surgenet_hf.finetune_segmentation(backbone="timm/resnet10t", layer_decay=0.9, **common, **OPTIONS)
+    with pytest.raises(UserError, match="has its own loss"):
+        surgenet_hf.finetune_segmentation(
+            backbone="timm/resnet10t", head="mask2former", class_weights="balanced", **common, **OPTIONS
+        )
+    with pytest.raises(UserError, match="--backbone resnet10t is unknown"):
+        surgenet_hf.finetune_segmentation(backbone="resnet10t", **common, **OPTIONS)
+    with pytest.raises(UserError, match="phase recognition needs a SurgeNet backbone"):
+        surgenet_hf.finetune_phase(
+            backbone="timm/resnet10t", dataset="synthetic-phases", output_dir=tmp_path, **OPTIONS
+        )
+
+
+def test_frozen_backbone(masks, tmp_path):
+    from surgenet_hf.finetuning.trainer import freeze_backbone
+    from surgenet_hf.heads import build_classifier, build_segmenter
+    from surgenet_hf.models import resolve_model
+
+    labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    config = resolve_model(None, "timm/resnet10t")
+    for model, head in (
+        (build_classifier(config, **labels), ("timm_model.fc.",)),
+        (build_classifier(config, "mean", **labels), ("classifier.",)),
+        (build_segmenter(config, "fpn", **labels), ("head.",)),
+        (build_segmenter(config, "upernet", **labels), ("decode_head.",)),
+    ):
+        freeze_backbone(model)
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert trained == [name for name, _ in model.named_parameters() if name.startswith(head)]
+
+
+def test_image_processors_of_other_models():
+    class Timm:
+        data_config = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "input_size": (3, 240, 240)}  # noqa: RUF012
+
+    found = common_image_processor(Timm())
+    assert tuple(found.image_mean) == (0.1, 0.2, 0.3)
+    assert tuple(found.image_std) == (0.4, 0.5, 0.6)
+    assert dict(found.size) == {"height": 240, "width": 240}
+
+    class Cropped:
+        image_mean, image_std, do_center_crop = [0.5] * 3, [0.5] * 3, True
+        size, crop_size = {"shortest_edge": 256}, {"height": 224, "width": 224}
+
+    assert dict(common_image_processor(Cropped()).size) == {"height": 224, "width": 224}
+    assert dict(common_image_processor(Cropped(), 96).size) == {"height": 96, "width": 96}
+
+
+def test_targets_of_universal_models():
+    labels = torch.tensor([[[0, 0], [2, 255]], [[255, 255], [255, 255]]])
+    batch = mask_targets(255)([{"pixel_values": torch.zeros(3, 2, 2), "labels": each} for each in labels])
+    assert [each.tolist() for each in batch["class_labels"]] == [[0, 2], []]
+    assert batch["mask_labels"][0].tolist() == [[[1, 1], [0, 0]], [[0, 0], [1, 0]]]
+    assert batch["mask_labels"][1].shape == (0, 2, 2)
+
+
+def test_queries_are_combined_to_classes():
+    classes = torch.tensor([[[9.0, 0, 0], [0, 9, 0], [0, 0, 9]]])  # the last query is "no object"
+    masks = torch.tensor([[[[9.0, -9]], [[-9, 9]], [[9, 9]]]])
+    found = query_logits(classes, masks)
+    assert found.shape == (1, 2, 1, 2)
+    assert found.argmax(1).tolist() == [[[0, 1]]]
