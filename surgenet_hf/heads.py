@@ -7,6 +7,7 @@ head is put on the backbone, whose weights are copied completely or refused.
 
 import copy
 import logging
+from typing import Any
 
 import timm
 import torch
@@ -69,8 +70,8 @@ def build_classifier(source: str | PreTrainedConfig, pooling: str | None = None,
             options["pooling"] = pooling
         return _load_with_head(AutoModelForImageClassification, config, source, options)
     backbone = copy.deepcopy(config)
-    if config.model_type == "timm_wrapper":
-        backbone.model_args = timm_options(config) or None
+    if isinstance(backbone, TimmWrapperConfig):
+        backbone.model_args = timm_options(backbone) or None
     surgical = SurgicalConfig(backbone_config=backbone, pooling=pooling, **options)
     model = SurgicalForImageClassification(surgical).float()
     if not isinstance(source, PreTrainedConfig):
@@ -99,13 +100,14 @@ def build_segmenter(source: str | PreTrainedConfig, head: str | None = None, **o
         head = "fpn"
     elif config.model_type == "surgical":
         raise UserError(f"{source} already has a head: omit --head, or give the backbone that it was trained from")
-    backbone, timm_options = dense_config(config, all_scales=head in ("upernet", "mask2former"))
+    model: PreTrainedModel
+    backbone, of_timm = dense_config(config, all_scales=head in ("upernet", "mask2former"))
     if head in ("fpn", "linear"):
-        surgical = SurgicalConfig(backbone_config=backbone, timm_options=timm_options, head=head, **options)
-        model = SurgicalForSemanticSegmentation(surgical)
-        target = model.backbone.model
+        surgical = SurgicalConfig(backbone_config=backbone, timm_options=of_timm, head=head, **options)
+        segmenter = SurgicalForSemanticSegmentation(surgical)
+        model, target = segmenter, segmenter.backbone.model
     else:
-        if timm_options or not (backbone.model_type == "timm_backbone" or _has_maps(backbone)):
+        if of_timm or not (backbone.model_type == "timm_backbone" or _has_maps(backbone)):
             raise UserError(
                 f"--head {head} is not possible on this {config.model_type}: transformers has no backbone class with "
                 "its settings. Choose --head fpn or linear"
@@ -115,15 +117,15 @@ def build_segmenter(source: str | PreTrainedConfig, head: str | None = None, **o
             settings = UperNetConfig(
                 backbone_config=backbone, use_auxiliary_head=False, loss_ignore_index=ignored, **options
             )
-            model = UperNetForSemanticSegmentation(settings)
-            target = model.backbone
+            upernet = UperNetForSemanticSegmentation(settings)
+            model, target = upernet, upernet.backbone
         else:
             if len(getattr(backbone, "out_indices", ())) < STAGES:
                 raise UserError(
                     f"--head mask2former needs a backbone with at least {STAGES} layers or stages; choose another"
                 )
-            model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, **options))
-            target = model.model.pixel_level_module.encoder
+            universal = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, **options))
+            model, target = universal, universal.model.pixel_level_module.encoder
     model = model.float()
     if not isinstance(source, PreTrainedConfig):
         copy_weights(_load_dense(source, config, backbone), target, source)
@@ -141,14 +143,15 @@ def dense_config(config: PreTrainedConfig, all_scales: bool = False) -> tuple[Pr
         all_scales: whether the head needs four maps. Plain vision transformers then return those of four evenly spaced
             layers.
     """
-    if config.model_type == "timm_wrapper":
+    if isinstance(config, TimmWrapperConfig):
         options = timm_options(config)
         reductions = _timm_reductions(config)
         is_plain = len(set(reductions)) == 1
         indices = [len(reductions) - 1] if is_plain else list(range(len(reductions)))[-STAGES:]
-        backbone = TimmBackboneConfig(backbone=config.architecture, out_indices=indices)
-        backbone.use_pretrained_backbone = False
-        return backbone, options or None
+        of_timm = TimmBackboneConfig(backbone=config.architecture)
+        of_timm.out_indices = indices
+        of_timm.use_pretrained_backbone = False
+        return of_timm, options or None
     backbone = copy.deepcopy(config)
     if _has_maps(backbone):
         names = backbone.stage_names
@@ -175,7 +178,8 @@ def _timm_reductions(config: TimmWrapperConfig) -> list[int]:
     """Return the strides of the feature maps of a timm model, in pixels."""
     with torch.device("meta"):
         model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **(config.model_args or {}))
-    return [stage["reduction"] for stage in model.feature_info]
+    stages: Any = model.feature_info
+    return [stage["reduction"] for stage in stages]
 
 
 def _has_maps(config: PreTrainedConfig) -> bool:
@@ -186,7 +190,7 @@ def _load_with_head(auto_class, config: PreTrainedConfig, source, options: dict)
     """Load a model with the head that its type has, or build it with random weights."""
     if not hasattr(config, "semantic_loss_ignore_index"):  # Trainer computes the loss, so the model needs no value
         options = {name: value for name, value in options.items() if name != "semantic_loss_ignore_index"}
-    if config.model_type == "timm_wrapper":
+    if isinstance(config, TimmWrapperConfig):
         options = {**options, "model_args": timm_options(config) or None, "num_labels": len(options["id2label"])}
     if isinstance(source, PreTrainedConfig):
         config = copy.deepcopy(source)
@@ -230,7 +234,7 @@ def load_base(source: str, config: PreTrainedConfig) -> PreTrainedModel:
         return SurgicalForImageClassification.from_pretrained(source, dtype=torch.float32).backbone
     if type(config) not in MODEL_MAPPING:
         raise UserError(f"{source} is a {config.model_type}, which has no base model; give its backbone")
-    if config.model_type == "timm_wrapper":
+    if isinstance(config, TimmWrapperConfig):
         return _load(TimmWrapperModel, source, model_args=timm_options(config) or None)
     return _load(AutoModel, source)
 
@@ -258,7 +262,8 @@ def copy_weights(loaded: PreTrainedModel, target: nn.Module, source: str) -> Non
     tensors, expected = loaded.state_dict(), target.state_dict()
     if isinstance(target, TimmBackbone):
         # timm renames "stages.0." to "stages_0." for feature maps, and may nest the network in "model."
-        tensors = {_timm_key(name): tensor for name, tensor in loaded.timm_model.state_dict().items()}
+        network: Any = loaded.timm_model
+        tensors = {_timm_key(name): tensor for name, tensor in network.state_dict().items()}
         tensors = {name: tensors[_timm_key(name)] for name in expected if _timm_key(name) in tensors}
     wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape]
     if wrong:

@@ -5,6 +5,7 @@ et al., CVPR 2019). The simple feature pyramid for a single feature map follows 
 """
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,8 +21,9 @@ from .configuration_surgical import GROUP_NORM_GROUPS, SurgicalConfig
 
 def hidden_width(model: PreTrainedModel) -> int:
     """Return the number of channels of a model's last hidden state."""
-    if hasattr(model, "timm_model"):
-        return model.timm_model.num_features
+    timm_model: Any = getattr(model, "timm_model", None)
+    if timm_model is not None:
+        return timm_model.num_features
     sizes = getattr(model.config, "hidden_sizes", None) or [model.config.hidden_size]
     return sizes[-1]
 
@@ -141,7 +143,7 @@ class FPNHead(nn.Module):
             for _ in channels
         )
         self.dropout = nn.Dropout2d(config.head_dropout)
-        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+        self.classifier = nn.Conv2d(width, config.num_labels or 0, 1)
 
     def forward(self, maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         maps = maps if self.pyramid is None else self.pyramid(maps[0])
@@ -160,7 +162,7 @@ class LinearHead(nn.Module):
     def __init__(self, channels: list[int], config: SurgicalConfig):
         super().__init__()
         self.dropout = nn.Dropout2d(config.head_dropout)
-        self.classifier = nn.Conv2d(channels[-1], config.num_labels, 1)
+        self.classifier = nn.Conv2d(channels[-1], config.num_labels or 0, 1)
 
     def forward(self, maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return self.classifier(self.dropout(maps[-1]))
@@ -172,7 +174,7 @@ class SurgicalPreTrainedModel(PreTrainedModel):
     config: SurgicalConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     accepts_loss_kwargs = False  # makes Trainer average the loss over accumulated batches
 
     def post_init(self):
@@ -191,7 +193,7 @@ class SurgicalForImageClassification(SurgicalPreTrainedModel):
     def __init__(self, config: SurgicalConfig):
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config)
-        self.classifier = nn.Linear(hidden_width(self.backbone), config.num_labels)
+        self.classifier = nn.Linear(hidden_width(self.backbone), config.num_labels or 0)
         self.post_init()
 
     def pool(self, hidden: torch.Tensor, image_size) -> torch.Tensor:
@@ -219,7 +221,7 @@ class SurgicalForImageClassification(SurgicalPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
     ) -> ImageClassifierOutputWithNoAttention:
         """Compute logits, and the loss if labels are given.
 
@@ -245,7 +247,7 @@ class SurgicalForSemanticSegmentation(SurgicalPreTrainedModel):
 
     def __init__(self, config: SurgicalConfig):
         super().__init__(config)
-        backbone = config.backbone_config
+        backbone: Any = config.backbone_config
         has_maps = backbone.model_type == "timm_backbone" or type(backbone) in MODEL_FOR_BACKBONE_MAPPING
         self.backbone = MapBackbone(backbone, config.timm_options) if has_maps else TokenBackbone(backbone)
         self.head = {"fpn": FPNHead, "linear": LinearHead}[config.head](self.backbone.channels, config)
@@ -253,7 +255,7 @@ class SurgicalForSemanticSegmentation(SurgicalPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
     ) -> SemanticSegmenterOutput:
         """Compute logits at the size of the input, and the loss if labels are given.
 

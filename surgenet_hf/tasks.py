@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from transformers import (
@@ -134,8 +135,9 @@ def find_task(config: PreTrainedConfig) -> tuple[str, type] | None:
     Args:
         config: configuration of the saved model. The first of its `architectures` determines the task.
     """
-    architecture = (config.architectures or [None])[0]
+    architecture = config.architectures[0] if config.architectures else None
     for name, task in TASKS.items():
+        auto_class: Any
         for auto_class in task.auto_classes:
             if auto_class is AutoModel:  # also loads models without a head
                 if architecture == task.architecture:

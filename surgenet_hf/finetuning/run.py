@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from torch import nn
 from transformers import PreTrainedConfig, Trainer, TrainingArguments
 
 from ..checkpointing import RECORD, RESUME, compare_records, list_checkpoints, lock_run, resume_point
@@ -81,7 +81,7 @@ def load_training_data(
     return data
 
 
-def prepare(build_model: Callable, model_args: ModelArguments, data: SurgicalData) -> tuple[nn.Module, object]:
+def prepare(build_model: Callable, model_args: ModelArguments, data: SurgicalData) -> tuple[Any, Any]:
     """Build the model and the image processor of a run with one stage.
 
     Args:

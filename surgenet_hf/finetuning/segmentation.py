@@ -155,7 +155,7 @@ def mask_targets(ignore_index: int) -> Callable:
     """
 
     def collate(items: list[dict]) -> dict:
-        batch = {name: torch.stack([item[name] for item in items]) for name in ("pixel_values", "labels")}
+        batch: dict = {name: torch.stack([item[name] for item in items]) for name in ("pixel_values", "labels")}
         present = [labels.unique() for labels in batch["labels"]]
         batch["class_labels"] = [classes[classes != ignore_index].long() for classes in present]
         batch["mask_labels"] = [

@@ -306,7 +306,7 @@ def layer_groups(model: nn.Module, layer_decay: float, learning_rate: float, wei
     return list(groups.values())
 
 
-def freeze_backbone(model: nn.Module) -> None:
+def freeze_backbone(model) -> None:
     """Freeze the backbone, so that only the head is trained.
 
     The norm of the pooled embedding is part of the backbone.

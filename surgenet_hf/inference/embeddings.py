@@ -99,7 +99,7 @@ def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[Surg
         UserError: the model has no backbone that `AutoModel` loads, or its weights are not complete.
     """
     config = load_config(source)
-    architecture = (config.architectures or [None])[0]
+    architecture = config.architectures[0] if config.architectures else None
     if not config.model_type.startswith("surgenet"):
         return AnyBackbone(load_base(source, config).to(dtype)), ANY
     if architecture == SurgeNetForSemanticSegmentation.__name__:
