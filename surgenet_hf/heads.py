@@ -37,6 +37,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .configuration_surgical import SurgicalConfig
+from .eomt import build_eomt, copy_transformer
 from .errors import UserError
 from .modeling_surgical import SurgicalForImageClassification, SurgicalForSemanticSegmentation
 from .models import load_config, load_model
@@ -79,13 +80,16 @@ def build_classifier(source: str | PreTrainedConfig, pooling: str | None = None,
     return model
 
 
-def build_segmenter(source: str | PreTrainedConfig, head: str | None = None, **options) -> PreTrainedModel:
+def build_segmenter(
+    source: str | PreTrainedConfig, head: str | None = None, image_size: int | None = None, **options
+) -> PreTrainedModel:
     """Build a float32 segmentation model.
 
     Args:
         source: folder, repository, or configuration for random weights.
-        head: new head on the backbone: "fpn", "linear", "upernet", or "mask2former". None: the head that the model
-            type has, otherwise "fpn".
+        head: new head on the backbone: "fpn", "linear", "upernet", "mask2former", or "eomt". None: the head that the
+            model type has, otherwise "fpn".
+        image_size: height and width of the input in pixels. Only EoMT needs it. None: that of the backbone.
         options: values of the configuration, e.g. `id2label`.
 
     Raises:
@@ -101,6 +105,12 @@ def build_segmenter(source: str | PreTrainedConfig, head: str | None = None, **o
     elif config.model_type == "surgical":
         raise UserError(f"{source} already has a head: omit --head, or give the backbone that it was trained from")
     model: PreTrainedModel
+    if head == "eomt":
+        del options["semantic_loss_ignore_index"]
+        model = build_eomt(config, image_size, **options)
+        if not isinstance(source, PreTrainedConfig):
+            copy_transformer(_load(AutoModel, source), model, source)
+        return model
     backbone, of_timm = dense_config(config, all_scales=head in ("upernet", "mask2former"))
     if head in ("fpn", "linear"):
         surgical = SurgicalConfig(backbone_config=backbone, timm_options=of_timm, head=head, **options)

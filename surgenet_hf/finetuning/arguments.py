@@ -15,7 +15,7 @@ from ..privacy import NO_TOKEN
 TASK_METRIC = "task"  # placeholder for the metric of the task; Trainer would replace None by the loss
 AUGMENTATIONS = ("none", "light", "strong")
 LOSSES = ("cross_entropy", "cross_entropy+dice")
-SEGMENTATION_HEADS = ("fpn", "linear", "upernet", "mask2former")
+SEGMENTATION_HEADS = ("fpn", "linear", "upernet", "mask2former", "eomt")
 _DATASETS = (
     f"Segmentation: {', '.join(dataset_names('semantic-segmentation'))}. Frame classification: "
     f"{', '.join(dataset_names('image-classification'))}. Phases: {', '.join(dataset_names('phase-recognition'))}."

@@ -6,14 +6,13 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 from transformers import EvalPrediction, PreTrainedConfig, TrainingArguments, set_seed
-from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..data import SurgicalData
 from ..errors import UserError
 from ..heads import build_segmenter
 from ..image_processing import IMAGE_SIZE, build_image_processor, load_image_processor
-from ..inference.prediction import query_logits, resize_logits
+from ..inference.prediction import resize_logits
 from ..leakage import start_record
 from ..metrics import SegmentationMetric
 from ..models import load_config
@@ -21,6 +20,7 @@ from .arguments import LOSSES, DataArguments, ModelArguments, SegmentationArgume
 from .frames import train_on_frames
 from .run import evaluate_and_save, finished_results, load_training_data, output_folder, prepare, run_record
 from .trainer import SurgeNetTrainer, balanced_weights
+from .universal import class_maps, is_universal, own_loss, universal_options
 
 DEFAULT_IMAGE_SIZE = 256  # pixels, for SurgeNet
 
@@ -90,9 +90,8 @@ def build_model(source: str | PreTrainedConfig, data, image_size: int | None = N
         UserError: the model does not exist; its head is not possible; or its folder has no image processor, and its
             config does not record the normalization.
     """
-    return build_with_processor(
-        partial(build_segmenter, head=head, semantic_loss_ignore_index=data.ignore_index), source, data, image_size
-    )
+    build = partial(build_segmenter, head=head, image_size=image_size, semantic_loss_ignore_index=data.ignore_index)
+    return build_with_processor(build, source, data, image_size)
 
 
 def build_with_processor(build: Callable, source: str | PreTrainedConfig, data, image_size: int | None):
@@ -119,6 +118,8 @@ def build_with_processor(build: Callable, source: str | PreTrainedConfig, data, 
         if image_size is None and is_surgenet:
             image_size = DEFAULT_IMAGE_SIZE
         model = build(source, **labels)
+        if model.config.model_type.startswith("eomt"):  # its grid of patches is fixed
+            image_size = model.config.image_size
         if isinstance(source, PreTrainedConfig):
             normalization = "surgenet" if is_surgenet else "imagenet"
             model.config.pretraining = {"name": RANDOM_WEIGHTS, "normalization": normalization}
@@ -135,36 +136,6 @@ def build_with_processor(build: Callable, source: str | PreTrainedConfig, data, 
     except OSError as error:  # its message does not always name the model
         raise UserError(f"no model with an image processor at {source}: {error}") from error
     return model, processor
-
-
-def is_universal(model) -> bool:
-    """Return whether a model predicts queries with a mask each, and computes its own loss."""
-    return type(model.config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
-
-
-def mask_targets(ignore_index: int) -> Callable:
-    """Return a data collator that adds the targets of a universal segmentation model to a batch.
-
-    Args:
-        ignore_index: label of pixels without a class.
-
-    Returns:
-        A function of a list of items of `Frames`. Its batch has "pixel_values" (B, 3, H, W), "labels" (B, H, W),
-        "class_labels", a list of (n,) ids of the classes in each frame, and "mask_labels", a list of their masks
-        (n, H, W) float32.
-    """
-
-    def collate(items: list[dict]) -> dict:
-        batch: dict = {name: torch.stack([item[name] for item in items]) for name in ("pixel_values", "labels")}
-        present = [labels.unique() for labels in batch["labels"]]
-        batch["class_labels"] = [classes[classes != ignore_index].long() for classes in present]
-        batch["mask_labels"] = [
-            (labels == classes[:, None, None]).float()
-            for labels, classes in zip(batch["labels"], batch["class_labels"], strict=True)
-        ]
-        return batch
-
-    return collate
 
 
 def finetune(
@@ -202,9 +173,9 @@ def finetune(
         )
     training_args.batch_eval_metrics = True  # avoids keeping the logits of a whole split in memory
     if is_universal(model):
-        options |= {"data_collator": mask_targets(data.ignore_index), "loss_on": "loss"}
+        options |= universal_options(model, data.ignore_index)
         training_args.label_names = ["labels"]  # not the targets of the loss
-        loss = _own_loss
+        loss = own_loss
     elif loss is None:
         loss = segmentation_loss("cross_entropy", data.ignore_index)
     return train_on_frames(
@@ -214,22 +185,11 @@ def finetune(
         training_args,
         augmentation,
         compute_metrics=_EvalMetrics(data),
-        preprocess_logits_for_metrics=_class_maps,
+        preprocess_logits_for_metrics=class_maps,
         task_metric="pooled_dice",
         loss=loss,
         **options,
     )
-
-
-def _own_loss(loss: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return loss
-
-
-def _class_maps(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
-    """Return the predicted class maps (B, H, W) at the size of the labels."""
-    if isinstance(logits, tuple):
-        logits = query_logits(*logits[:2])
-    return resize_logits(logits, labels.shape[-2:]).argmax(1)
 
 
 def segmentation_loss(name: str, ignore_index: int = 255, weights: torch.Tensor | None = None):

@@ -30,6 +30,7 @@ from ..checkpointing import (
 )
 from ..checkpoints.reading import check_finite
 from ..distributed import any_process, process_state, wait_for_everyone
+from ..errors import UserError
 from ..leakage import record_finetuning
 from .arguments import TASK_METRIC
 
@@ -310,7 +311,12 @@ def freeze_backbone(model) -> None:
     """Freeze the backbone, so that only the head is trained.
 
     The norm of the pooled embedding is part of the backbone.
+
+    Raises:
+        UserError: the model has no separate head.
     """
+    if model.config.model_type.startswith("eomt"):
+        raise UserError("EoMT has no separate head: omit --freeze_backbone, or choose another --head")
     if hasattr(model, "timm_model"):  # transformers counts the head of a timm model as part of the backbone
         model.requires_grad_(False)
         model.timm_model.get_classifier().requires_grad_(True)

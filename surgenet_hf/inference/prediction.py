@@ -65,16 +65,21 @@ def predict_segmentation(
     for rows, outputs in predict(model, processor, dataset, indices, batch_size):
         sizes = [row["mask"].shape if "mask" in row else row["image"].size[::-1] for row in rows]
         with torch.inference_mode():
-            logits = semantic_logits(outputs)
+            logits = semantic_logits(outputs, (processor.size["height"], processor.size["width"]))
             class_maps = [resize_logits(logits[i : i + 1], size).argmax(1)[0] for i, size in enumerate(sizes)]
         for row, class_map in zip(rows, class_maps, strict=True):
             yield row, class_map.to("cpu", torch.uint8).numpy()
 
 
-def semantic_logits(outputs) -> torch.Tensor:
-    """Return the scores (B, k, h, w) of the classes from the outputs of any segmentation model of transformers."""
+def semantic_logits(outputs, input_size) -> torch.Tensor:
+    """Return the scores (B, k, h, w) of the classes from the outputs of any segmentation model of transformers.
+
+    Args:
+        outputs: outputs of the model.
+        input_size: height and width of its input. Masks of queries are first resized to it.
+    """
     if "class_queries_logits" in outputs:
-        return query_logits(outputs.class_queries_logits, outputs.masks_queries_logits)
+        return query_logits(outputs.class_queries_logits, resize_logits(outputs.masks_queries_logits, input_size))
     return outputs.logits
 
 

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, ConvNextConfig, Dinov2WithRegisters
 import surgenet_hf
 from surgenet_hf.data import load_data
 from surgenet_hf.errors import UserError
-from surgenet_hf.finetuning.segmentation import mask_targets
+from surgenet_hf.finetuning.universal import mask_targets
 from surgenet_hf.image_processing import common_image_processor
 from surgenet_hf.inference.prediction import query_logits
 
@@ -71,7 +71,8 @@ def labels(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "head"), [("timm", None), ("segformer", None), ("dinov2", "linear"), ("convnext", "mask2former")]
+    ("name", "head"),
+    [("timm", None), ("segformer", None), ("dinov2", "linear"), ("convnext", "mask2former"), ("dinov2", "eomt")],
 )
 def test_segmentation(name, head, configs, masks, tmp_path):
     """Test that the saved model has the metrics of the trained one, and that a second training starts from it."""
