@@ -1,21 +1,22 @@
-"""Configuration of the SurgeNet model for surgical phase recognition."""
+"""Configuration of the model for surgical phase recognition."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .configuration_surgenet import SurgeNetConfig
 
 
 @strict
 class SurgeNetPhaseConfig(PreTrainedConfig):
-    """Configuration of a SurgeNet backbone with a causal multi-stage TCN over its frame embeddings.
+    """Configuration of a frame backbone with a causal multi-stage TCN over its frame embeddings.
 
     The default architecture is the second stage of the SurgeNet authors: 2 TCN stages of 9 layers with 64 channels.
     The defaults of the loss are those of the first version of this package, so that its saved models keep their loss.
     For new models, `SurgeNetForPhaseRecognition.from_backbone` uses the loss of the authors' code.
 
     Args:
-        backbone_config: config of the frame backbone, as a `SurgeNetConfig` or its dict. Default: `SurgeNetConfig()`.
+        backbone_config: config of the frame backbone, or its dict. A dict without `model_type` is that of a
+            `SurgeNetConfig`. Default: `SurgeNetConfig()`.
         num_stages: number of TCN stages. Each stage after the first refines the predictions of the previous stage.
         num_layers: number of dilated layers per stage. Layer i has dilation 2**i.
         num_feature_maps: number of channels of these layers.
@@ -31,17 +32,17 @@ class SurgeNetPhaseConfig(PreTrainedConfig):
         label2id: {name: phase id}.
 
     Raises:
-        ValueError: the backbone's config has another model type.
+        ValueError: transformers does not know the model type of the backbone's config.
         huggingface_hub.errors.StrictDataclassError: a type is wrong, or the settings do not form a valid model. The
             message states the reason.
     """
 
     model_type = "surgenet_phase"
-    sub_configs = {"backbone_config": SurgeNetConfig}  # noqa: RUF012
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012
     # Trainer concatenates the remaining outputs for its metrics along the first axis, which is the video
     keys_to_ignore_at_inference = ["stage_logits", "features"]  # noqa: RUF012
 
-    backbone_config: SurgeNetConfig | dict | None = None
+    backbone_config: PreTrainedConfig | dict | None = None
     num_stages: int = 2
     num_layers: int = 9
     num_feature_maps: int = 64
@@ -61,9 +62,12 @@ class SurgeNetPhaseConfig(PreTrainedConfig):
         backbone_config = {} if self.backbone_config is None else self.backbone_config
         if isinstance(backbone_config, dict):
             model_type = backbone_config.get("model_type", SurgeNetConfig.model_type)
-            if model_type != SurgeNetConfig.model_type:
-                raise ValueError(f"backbone_config must be of model type 'surgenet', got {model_type!r}")
-            self.backbone_config = SurgeNetConfig(**backbone_config)
+            if model_type == SurgeNetConfig.model_type:
+                self.backbone_config = SurgeNetConfig(**backbone_config)
+            elif model_type in CONFIG_MAPPING:
+                self.backbone_config = CONFIG_MAPPING[model_type].from_dict(backbone_config)
+            else:
+                raise ValueError(f"transformers does not know the model type {model_type!r} of backbone_config")
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -96,23 +100,24 @@ class SurgeNetPhaseConfig(PreTrainedConfig):
         """Return the number of frames that one output depends on, including its own frame."""
         return 1 + self.num_stages * 2 * (2**self.num_layers - 1)
 
-    # code for all SurgeNet models reads these settings, which the backbone's config holds
+    # Code for all SurgeNet models reads these settings, which the backbone's config contains. Those of other families
+    # have none of the first two.
 
     @property
-    def backbone(self) -> str:
-        return self.backbone_config.backbone
+    def backbone(self) -> str | None:
+        return getattr(self.backbone_config, "backbone", None)
 
     @property
     def activation(self) -> str | None:
-        return self.backbone_config.activation
+        return getattr(self.backbone_config, "activation", None)
 
     @property
     def pretraining(self) -> dict | None:
-        return self.backbone_config.pretraining
+        return getattr(self.backbone_config, "pretraining", None)
 
     @property
     def finetuning(self) -> list[dict] | None:
-        return self.backbone_config.finetuning
+        return getattr(self.backbone_config, "finetuning", None)
 
 
 __all__ = ["SurgeNetPhaseConfig"]

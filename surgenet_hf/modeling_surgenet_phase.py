@@ -1,4 +1,4 @@
-"""Surgical phase recognition with a SurgeNet backbone per frame and a causal multi-stage TCN over the frames.
+"""Surgical phase recognition with a backbone per frame and a causal multi-stage TCN over the frames.
 
 The temporal model is MS-TCN (Farha and Gall, CVPR 2019), made causal as in TeCNO (Czempiel et al., MICCAI 2020). It
 has no normalization layers, so an output depends only on its own and earlier frames. This also holds in training.
@@ -11,12 +11,14 @@ import timm  # noqa: F401  (transformers reads the requirements of remote code f
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
 from .configuration_surgenet_phase import SurgeNetPhaseConfig
 from .modeling_surgenet import SurgeNetModel, SurgeNetPreTrainedModel
+from .modeling_surgical import PooledBackbone, hidden_width
 
 # last 2 * dilation inputs (B, num_feature_maps, 2 * dilation) of each dilated layer, in the order of stages and layers
 StreamState = tuple[torch.Tensor, ...]
@@ -172,8 +174,13 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
 
     def __init__(self, config: SurgeNetPhaseConfig):
         super().__init__(config)
-        self.surgenet = SurgeNetModel(config.backbone_config)
-        widths = [config.backbone_config.hidden_sizes[-1]] + [config.num_labels] * (config.num_stages - 1)
+        if config.backbone_config.model_type == "surgenet":
+            self.surgenet = SurgeNetModel(config.backbone_config)
+            self.feature_width = config.backbone_config.hidden_sizes[-1]
+        else:
+            self.surgenet = PooledBackbone(AutoModel.from_config(config.backbone_config))
+            self.feature_width = hidden_width(self.surgenet.model)
+        widths = [self.feature_width] + [config.num_labels] * (config.num_stages - 1)
         self.stages = nn.ModuleList(SurgeNetTCNStage(config, width) for width in widths)
         self.post_init()
 
@@ -186,14 +193,18 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
         else:
             super()._init_weights(module)
 
+    def get_input_embeddings(self):
+        """Return the stem of a SurgeNet backbone, see `SurgeNetPreTrainedModel`. None for other families."""
+        return super().get_input_embeddings() if self.config.backbone_config.model_type == "surgenet" else None
+
     @classmethod
     def from_backbone(cls, backbone, **config) -> "SurgeNetForPhaseRecognition":
         """Build a phase model with a trained backbone and a new TCN, in float32.
 
         Args:
             backbone: SurgeNet model with a pooled embedding, or the folder or Hub name of one. This is a
-                `SurgeNetModel` or a frame classifier of stage 1 (`SurgeNetForImageClassification`). The weights of a
-                model are copied.
+                `SurgeNetModel` or a frame classifier of stage 1 (`SurgeNetForImageClassification`). Also a base model
+                of another family, without a head. The weights of a model are copied.
             config: settings of `SurgeNetPhaseConfig`. The labels default to those of the backbone's config. The loss
                 defaults to that of the authors' SurgPhaseBench, with a smoothing weight of 0.15 and the mean over
                 stages.
@@ -210,11 +221,12 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
             backbone = SurgeNetModel.from_pretrained(backbone)
         if not {"num_labels", "id2label"} & config.keys():
             config |= {"id2label": backbone.config.id2label, "label2id": backbone.config.label2id}
-        base = backbone.base_model
+        is_surgenet = backbone.config.model_type == "surgenet"
+        base = backbone.base_model if is_surgenet else backbone
         backbone_config = base.config.to_dict() | {"_name_or_path": ""}  # never save a local path
         config = {"smoothing_weight": 0.15, "stage_reduction": "mean"} | config
         model = cls(SurgeNetPhaseConfig(backbone_config=backbone_config, **config))
-        model.surgenet.load_state_dict(base.state_dict())
+        (model.surgenet if is_surgenet else model.surgenet.model).load_state_dict(base.state_dict())
         return model
 
     def extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -302,7 +314,7 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
         Returns:
             The logits (S, B, T, num_labels) of all stages, and the state after the last frame.
         """
-        width = self.config.backbone_config.hidden_sizes[-1]
+        width = self.feature_width
         if features.ndim != 3 or features.shape[1] == 0 or features.shape[2] != width:
             raise ValueError(
                 f"features must be (B, T, {width}) with T > 0, as returned by extract_features, got "

@@ -12,7 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 from transformers import AutoBackbone, AutoModel, PreTrainedModel, TimmBackbone
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention, SemanticSegmenterOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPoolingAndNoAttention,
+    ImageClassifierOutputWithNoAttention,
+    SemanticSegmenterOutput,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import can_return_tuple
 
@@ -73,6 +77,33 @@ def split_tokens(model: PreTrainedModel, hidden: torch.Tensor, image_size) -> tu
             f"{width} pixels; choose an image size that its patches divide"
         )
     return hidden[:, :count], tokens.transpose(1, 2).unflatten(2, grid)
+
+
+class PooledBackbone(nn.Module):
+    """Backbone of any family whose outputs have the form of `SurgeNetModel`.
+
+    `last_hidden_state` is a feature map (B, C, h, w). `pooler_output` (B, C) is the class token if there is one,
+    otherwise the mean over the feature map.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self.config = model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def forward(self, pixel_values: torch.Tensor) -> BaseModelOutputWithPoolingAndNoAttention:
+        hidden = last_hidden_state(self.model, pixel_values)
+        prefix, feature_map = split_tokens(self.model, hidden, pixel_values.shape[-2:])
+        pooled = prefix[:, 0] if prefix.shape[1] else feature_map.mean((-2, -1))
+        return BaseModelOutputWithPoolingAndNoAttention(last_hidden_state=feature_map, pooler_output=pooled)
 
 
 class TokenBackbone(nn.Module):

@@ -21,12 +21,13 @@ from ..data import SurgicalData
 from ..data.identity import digest, frames_key
 from ..distributed import process_state, wait_for_everyone
 from ..errors import UserError
+from ..heads import load_base
 from ..image_processing import load_image_processor
 from ..inference.prediction import predict, video_ranges
 from ..metrics import PhaseMetric
 from ..modeling_surgenet import SurgeNetModel
 from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition, phase_loss
-from ..models import load_model, resolve_model
+from ..models import load_config, load_model, resolve_model
 from . import classification
 from .arguments import DataArguments, ModelArguments, PhaseArguments, PhaseTrainingArguments
 from .run import (
@@ -91,11 +92,6 @@ def run(
     else:
         frame_model = str(Path(stage1_dir, "model"))
         model, processor = prepare(classification.build_model, model_args, data)
-        if not model.config.model_type.startswith("surgenet"):
-            raise UserError(
-                f"phase recognition needs a SurgeNet backbone, found {model.config.model_type}; choose another "
-                "--model_name_or_path or --backbone"
-            )
         record = run_record(model, data, stage1_args, model_args, data_args)
         if finished(stage1_dir):
             check_same_run(stage1_dir, record)
@@ -116,7 +112,7 @@ def run(
 
         set_seed(training_args.seed)
         model = SurgeNetForPhaseRecognition.from_backbone(
-            load_model(SurgeNetModel, frame_model),
+            load_frame_model(frame_model),
             id2label=dict(enumerate(data.labels)),
             label2id={label: i for i, label in enumerate(data.labels)},
             frames_per_second=data.frames_per_second or 1.0,
@@ -192,6 +188,17 @@ class VideoFeatures(torch.utils.data.Dataset):
     def _save(self, video: str, features: np.ndarray) -> None:
         with atomic_write(self._path(video)) as temporary, open(temporary, "wb") as file:
             np.save(file, features)
+
+
+def load_frame_model(source: str):
+    """Load the backbone of a frame classifier of any family, with the record of its training in its config."""
+    config = load_config(source)
+    if config.model_type.startswith("surgenet"):
+        return load_model(SurgeNetModel, source)
+    backbone = load_base(source, config)
+    backbone.config.pretraining = getattr(config, "pretraining", None)
+    backbone.config.finetuning = getattr(config, "finetuning", None)
+    return backbone
 
 
 def fingerprint(model: torch.nn.Module, processor) -> str:

@@ -15,9 +15,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndNoAttention
 
 from ..atomic import atomic_write
 from ..data import SurgicalData, load_data
@@ -25,7 +22,7 @@ from ..errors import UserError
 from ..heads import load_base
 from ..image_processing import load_image_processor
 from ..modeling_surgenet import SurgeNetForSemanticSegmentation, SurgeNetModel
-from ..modeling_surgical import last_hidden_state, split_tokens
+from ..modeling_surgical import PooledBackbone
 from ..models import load_config, load_model, resolve_model
 from .prediction import predict
 
@@ -59,33 +56,7 @@ def predict_embeddings(
         yield from zip(rows, pooled.float().cpu().numpy(), strict=True)
 
 
-class AnyBackbone(nn.Module):
-    """Backbone of any family whose outputs have the form of `SurgeNetModel`.
-
-    The embedding is the class token if there is one, otherwise the mean over the last feature map.
-    """
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-        self.config = model.config
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
-    def forward(self, pixel_values: torch.Tensor) -> BaseModelOutputWithPoolingAndNoAttention:
-        hidden = last_hidden_state(self.model, pixel_values)
-        prefix, feature_map = split_tokens(self.model, hidden, pixel_values.shape[-2:])
-        pooled = prefix[:, 0] if prefix.shape[1] else feature_map.mean((-2, -1))
-        return BaseModelOutputWithPoolingAndNoAttention(last_hidden_state=feature_map, pooler_output=pooled)
-
-
-def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[SurgeNetModel | AnyBackbone, str]:
+def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[SurgeNetModel | PooledBackbone, str]:
     """Load the backbone of a model of any family, with or without a head.
 
     Args:
@@ -101,7 +72,7 @@ def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[Surg
     config = load_config(source)
     architecture = config.architectures[0] if config.architectures else None
     if not config.model_type.startswith("surgenet"):
-        return AnyBackbone(load_base(source, config).to(dtype)), ANY
+        return PooledBackbone(load_base(source, config).to(dtype)), ANY
     if architecture == SurgeNetForSemanticSegmentation.__name__:
         return load_model(SurgeNetForSemanticSegmentation, source, dtype=dtype).surgenet, SPATIAL_MEAN
     return load_model(SurgeNetModel, source, dtype=dtype), POOLED

@@ -16,8 +16,10 @@ from transformers import AutoConfig
 from .. import (
     configuration_surgenet,
     configuration_surgenet_phase,
+    configuration_surgical,
     modeling_surgenet,
     modeling_surgenet_phase,
+    modeling_surgical,
 )
 from .._version import __version__
 from ..checkpoints.catalog import CatalogEntry
@@ -39,6 +41,8 @@ REMOTE_CODE = {
         modeling_surgenet,
         configuration_surgenet_phase,
         modeling_surgenet_phase,
+        configuration_surgical,
+        modeling_surgical,
     ),
 }
 AUTO_MAP = {
@@ -215,10 +219,11 @@ def _load_model(model_dir: Path) -> SurgeNetPreTrainedModel | SurgeNetForPhaseRe
         modules = REMOTE_CODE.get(config.model_type, ())
         classes = {name: cls for module in modules for name, cls in vars(module).items() if isinstance(cls, type)}
         architecture = (config.architectures or [None])[0]
-        if architecture not in classes:
+        family = getattr(config, "backbone_config", config).model_type
+        if architecture not in classes or family != "surgenet":
             raise UserError(
-                f"{model_dir} contains a {config.model_type} ({architecture}), expected a SurgeNet model. Publish "
-                "other models with push_to_hub of transformers"
+                f"{model_dir} contains a {config.model_type} ({architecture}) on a {family} backbone, expected a "
+                "SurgeNet model. Publish other models with push_to_hub of transformers"
             )
         return classes[architecture].from_pretrained(model_dir)
     except UserError:
