@@ -46,6 +46,9 @@ class ModelArguments:
         "Factor in (0, 1] that multiplies the learning rate from each block to the previous one. "
         "1: the same learning rate for all blocks.",
     )
+    fast_gradients: bool = option(
+        False, "Whether to train on a CPU with faster operations. The results differ by rounding."
+    )
     class_weights: str = option(
         "none",
         "Weights of the classes in the loss. balanced: proportional to 1 / frequency.",
@@ -68,7 +71,7 @@ class ModelArguments:
 
     def options(self) -> dict:
         """Return the options of `finetune` of the frame tasks."""
-        names = ("augmentation", "layer_decay", "early_stopping_patience")
+        names = ("augmentation", "layer_decay", "early_stopping_patience", "fast_gradients")
         return {name: getattr(self, name) for name in names}
 
 

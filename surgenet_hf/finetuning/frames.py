@@ -1,6 +1,7 @@
 """Training inputs from the rows of a dataset. Every random draw is a function of (seed, epoch, index)."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ..data import SurgicalData
 from ..errors import UserError
+from ..fast_gradients import faster_on_cpu
 from ..rng import rng_for
 from .trainer import SetEpoch, SurgeNetTrainer
 
@@ -106,6 +108,7 @@ def train_on_frames(
     augmentation: str,
     flip: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
+    fast_gradients: bool = False,
     **options,
 ) -> SurgeNetTrainer:
     """Train on the frames of the train split. Trainer's own evaluation runs on those of the validation split.
@@ -116,6 +119,7 @@ def train_on_frames(
         training_args: the seed determines order and augmentation.
         augmentation, flip: see `Frames`.
         callbacks: additional callbacks of Trainer.
+        fast_gradients: whether to use `surgenet_hf.fast_gradients` on a CPU.
         options: arguments of `SurgeNetTrainer`.
 
     Returns:
@@ -132,5 +136,6 @@ def train_on_frames(
         callbacks=[SetEpoch(frames), *callbacks],
         **options,
     )
-    trainer.train()
+    with faster_on_cpu(model, training_args.bf16) if fast_gradients else nullcontext():
+        trainer.train()
     return trainer

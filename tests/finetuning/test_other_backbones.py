@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -169,6 +170,18 @@ def test_what_is_refused(configs, masks, labels, tmp_path):
         )
     with pytest.raises(UserError, match="--backbone resnet10t is unknown"):
         surgenet_hf.finetune_segmentation(backbone="resnet10t", **common, **OPTIONS)
+
+
+@pytest.mark.slow
+def test_fast_gradients_change_only_the_rounding(masks, tmp_path):
+    """Test weights after two steps of SGD, whose updates are proportional to the gradients."""
+    common = {"backbone": "tiny", "dataset": "folder", "data_dir": masks, "optim": "sgd", "learning_rate": 0.1}
+    for fast in (False, True):
+        surgenet_hf.finetune_segmentation(output_dir=tmp_path / str(fast), fast_gradients=fast, **common, **OPTIONS)
+    slow, fast = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("False", "True"))
+    assert any(not torch.equal(slow[name], fast[name]) for name in slow)
+    for name in slow:
+        torch.testing.assert_close(fast[name], slow[name], rtol=1e-3, atol=1e-5)
 
 
 def test_frozen_backbone(masks, tmp_path):
