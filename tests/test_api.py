@@ -108,7 +108,7 @@ def test_mistakes_are_user_errors(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "resnet50"}, "invalid choice: 'resnet50'"),
+        ({"backbone": "resnet50"}, "--backbone resnet50 is unknown: give one of"),
         ({"backbone": "tiny", "learning_rate": "high"}, "invalid float value: 'high'"),
         ({"backbone": "tiny", "eval_strategy": "steps"}, "requires the save and eval strategy to match"),
         ({"backbone": "tiny", "per_device_train_batch_size": 0}, "must be at least 1, got 0"),

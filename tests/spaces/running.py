@@ -93,7 +93,8 @@ def start(command: list[str], folder: Path) -> SimpleNamespace:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder.mkdir(exist_ok=True)
+    working = folder / "working"  # neither the checkout nor the folder of the uploaded files
+    working.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(WATCH)
     watched = folder / "elsewhere.txt"
     environment = os.environ | {
@@ -108,7 +109,7 @@ def start(command: list[str], folder: Path) -> SimpleNamespace:
     log = folder / "log.txt"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, *command], env=environment, stdout=output, stderr=output, cwd=folder
+            [sys.executable, *command], env=environment, stdout=output, stderr=output, cwd=working
         )
     url = f"http://127.0.0.1:{port}/"
     for _ in range(600):
