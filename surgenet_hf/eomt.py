@@ -3,6 +3,8 @@
 transformers has the model, but no way to start it from a backbone. This module maps the weights of DINOv2 and DINOv3.
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 from transformers import (
@@ -44,8 +46,8 @@ def build_eomt(config: PreTrainedConfig, image_size: int | None, **options) -> P
         raise UserError(
             f"--head eomt needs a DINOv2 or DINOv3 vision transformer, found {config.model_type}; choose another"
         )
-    patch = config.patch_size
-    size = image_size or config.image_size
+    patch: Any = config.patch_size
+    size: Any = image_size or config.image_size
     if size % patch:
         raise UserError(f"--image_size must be a multiple of the patch size {patch} for --head eomt, got {size}")
     layers = config.num_hidden_layers

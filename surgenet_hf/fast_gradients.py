@@ -8,6 +8,7 @@ gradient takes up to twice as long. In bfloat16, both are even slower, and so is
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def faster_on_cpu(model: nn.Module, half: bool) -> Iterator[None]:
     if next(model.parameters()).device.type != "cpu":
         yield
         return
-    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     speed_up(model, half)
     try:
         yield

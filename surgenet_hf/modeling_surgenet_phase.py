@@ -221,7 +221,7 @@ class SurgeNetForPhaseRecognition(SurgeNetPreTrainedModel):
             backbone = SurgeNetModel.from_pretrained(backbone)
         if not {"num_labels", "id2label"} & config.keys():
             config |= {"id2label": backbone.config.id2label, "label2id": backbone.config.label2id}
-        is_surgenet = backbone.config.model_type == "surgenet"
+        is_surgenet = backbone.config.model_type.startswith("surgenet")
         base = backbone.base_model if is_surgenet else backbone
         backbone_config = base.config.to_dict() | {"_name_or_path": ""}  # never save a local path
         config = {"smoothing_weight": 0.15, "stage_reduction": "mean"} | config

@@ -127,7 +127,7 @@ def test_every_field_survives_save_and_load(backbone, tiny_config, phase_config,
         ({"frames_per_second": 0}, "frames_per_second must be above 0, got 0"),
         ({"num_labels": 1}, "num_labels must be at least 2"),
         ({"num_layers": "9"}, "expected int, got str"),
-        ({"backbone_config": {"model_type": "resnet"}}, "must be of model type 'surgenet', got 'resnet'"),
+        ({"backbone_config": {"model_type": "mine"}}, "does not know the model type 'mine' of backbone_config"),
         ({"backbone_config": {"hidden_sizes": [1, 2, 3]}}, "hidden_sizes must be four positive numbers"),
         ({"backbone": "pvt_v2_b2"}, "give backbone_config"),
     ],
@@ -578,7 +578,7 @@ def test_remote_code_without_the_package(model, tmp_path, monkeypatch):
     }
     folder = tmp_path / "repository"
     model.save_pretrained(folder)
-    for stem in ("surgenet", "surgenet_phase"):
+    for stem in ("surgenet", "surgenet_phase", "surgical"):
         for kind in ("configuration", "modeling"):
             shutil.copy(Path(surgenet_hf.__file__).parent / f"{kind}_{stem}.py", folder)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
