@@ -21,7 +21,7 @@ from tests.spaces.running import DEMO, HOSTILE, LABELS, start, stop
 
 EXAMPLES = sorted((DEMO / "examples").glob("frame_*.jpg"))
 CLIP = DEMO / "examples" / "clip_1.mp4"
-USERS, REQUESTS = 8, 96
+USERS, REQUESTS = 8, 80
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +427,7 @@ def memory(pid: int) -> float:
 
 @pytest.mark.slow
 def test_many_users(server, models, tmp_path):
-    """Test eight users with about a hundred requests.
+    """Test eight users with eighty requests.
 
     Each user must get the mask of their own image, and memory must not grow.
     """
