@@ -46,7 +46,12 @@ def claim_folder(parent: Path) -> Path:
 
     def remove():
         lock.release()
-        shutil.rmtree(folder)
+        for _ in range(10):  # an upload or `sweep` in another thread can interfere
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                return
+            time.sleep(0.2)
+        logger.error("%s could not be deleted: delete it, because it may contain files of visitors", folder)
 
     atexit.register(remove)
     return folder
