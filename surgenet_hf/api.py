@@ -31,8 +31,8 @@ def finetune_segmentation(
         >>> results["metrics"]["video_dice"]
 
     Args:
-        model: name of a published checkpoint, Hub repository, or folder. None requires `backbone` and starts from
-            random weights.
+        model: name of a published checkpoint, timm/NAME, Hub repository, or folder. None requires `backbone` and
+            starts from random weights.
         dataset: name of a dataset, or your own data as {"train": ..., "validation": ...}. The values are
             `datasets.Dataset` or torch datasets, see `surgenet_hf.data.custom.from_datasets`.
         data_dir: folder of a dataset that is given by name.

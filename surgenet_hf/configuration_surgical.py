@@ -23,7 +23,6 @@ class SurgicalConfig(PreTrainedConfig):
         head: head of segmentation. `"fpn"`: a feature pyramid network on the feature maps; with a single feature map,
             a simple feature pyramid first makes four of it. `"linear"`: a linear layer on the last feature map.
         head_channels: number of channels of the FPN head, a multiple of 32.
-        head_dropout: probability of dropping an entire channel before the last convolution, in [0, 1).
         initializer_range: standard deviation of newly initialized linear and convolution weights of the head.
         semantic_loss_ignore_index: label of the pixels that the segmentation loss ignores.
         pretraining: source of the backbone's weights. `None` means unknown.
@@ -44,7 +43,6 @@ class SurgicalConfig(PreTrainedConfig):
     pooling_k: int = 10
     head: str = "fpn"
     head_channels: int = 128
-    head_dropout: float | int = 0.0
     initializer_range: float | int = 0.02
     semantic_loss_ignore_index: int = 255
     pretraining: dict | None = None
@@ -73,8 +71,6 @@ class SurgicalConfig(PreTrainedConfig):
             raise ValueError(
                 f"head_channels must be a positive multiple of {GROUP_NORM_GROUPS}, got {self.head_channels}"
             )
-        if not 0 <= self.head_dropout < 1:
-            raise ValueError(f"head_dropout must be in [0, 1), got {self.head_dropout}")
 
 
 __all__ = ["SurgicalConfig"]

@@ -40,11 +40,10 @@ from .configuration_surgical import SurgicalConfig
 from .eomt import build_eomt, copy_transformer
 from .errors import UserError
 from .modeling_surgical import SurgicalForImageClassification, SurgicalForSemanticSegmentation
-from .models import load_config, load_model
+from .models import is_surgenet, load_config, load_model
 
 logger = logging.getLogger(__name__)
 
-OWN_TYPES = ("surgenet", "surgenet_phase")
 STAGES = 4  # number of feature maps of a hierarchical backbone
 # parameters that a backbone class adds to the base model, and that no file contains
 _NEW_NORMS = "hidden_states_norms"
@@ -64,7 +63,7 @@ def build_classifier(source: str | PreTrainedConfig, pooling: str | None = None,
     """
     config = source if isinstance(source, PreTrainedConfig) else load_config(source)
     has_head = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    if pooling is not None and (config.model_type in OWN_TYPES):
+    if pooling is not None and is_surgenet(config):
         raise UserError("--pooling is for other backbones: SurgeNet has its own pooling and head. Omit --pooling")
     if has_head and (pooling is None or config.model_type == "surgical"):
         if config.model_type == "surgical" and pooling is not None:
@@ -76,7 +75,7 @@ def build_classifier(source: str | PreTrainedConfig, pooling: str | None = None,
     surgical = SurgicalConfig(backbone_config=backbone, pooling=pooling, **options)
     model = SurgicalForImageClassification(surgical).float()
     if not isinstance(source, PreTrainedConfig):
-        copy_weights(_load(AutoModel, source), model.backbone, source)
+        copy_weights(load_base(source, config), model.backbone, source)
     return model
 
 
@@ -106,18 +105,18 @@ def build_segmenter(
         raise UserError(f"{source} already has a head: omit --head, or give the backbone that it was trained from")
     model: PreTrainedModel
     if head == "eomt":
-        del options["semantic_loss_ignore_index"]
+        options.pop("semantic_loss_ignore_index", None)
         model = build_eomt(config, image_size, **options)
         if not isinstance(source, PreTrainedConfig):
-            copy_transformer(_load(AutoModel, source), model, source)
+            copy_transformer(load_base(source, config), model, source)
         return model
-    backbone, of_timm = dense_config(config, all_scales=head in ("upernet", "mask2former"))
+    backbone, extra = dense_config(config, all_scales=head in ("upernet", "mask2former"))
     if head in ("fpn", "linear"):
-        surgical = SurgicalConfig(backbone_config=backbone, timm_options=of_timm, head=head, **options)
+        surgical = SurgicalConfig(backbone_config=backbone, timm_options=extra, head=head, **options)
         segmenter = SurgicalForSemanticSegmentation(surgical)
         model, target = segmenter, segmenter.backbone.model
     else:
-        if of_timm or not (backbone.model_type == "timm_backbone" or _has_maps(backbone)):
+        if extra or not _has_maps(backbone):
             raise UserError(
                 f"--head {head} is not possible on this {config.model_type}: transformers has no backbone class with "
                 "its settings. Choose --head fpn or linear"
@@ -158,10 +157,10 @@ def dense_config(config: PreTrainedConfig, all_scales: bool = False) -> tuple[Pr
         reductions = _timm_reductions(config)
         is_plain = len(set(reductions)) == 1
         indices = [len(reductions) - 1] if is_plain else list(range(len(reductions)))[-STAGES:]
-        of_timm = TimmBackboneConfig(backbone=config.architecture)
-        of_timm.out_indices = indices
-        of_timm.use_pretrained_backbone = False
-        return of_timm, options or None
+        wrapped = TimmBackboneConfig(backbone=config.architecture)
+        wrapped.out_indices = indices
+        wrapped.use_pretrained_backbone = False
+        return wrapped, options or None
     backbone = copy.deepcopy(config)
     if _has_maps(backbone):
         names = backbone.stage_names
@@ -178,16 +177,22 @@ def dense_config(config: PreTrainedConfig, all_scales: bool = False) -> tuple[Pr
 
 def timm_options(config: TimmWrapperConfig) -> dict:
     """Return the arguments of `timm.create_model` with which a model accepts inputs of any size."""
-    options = dict(config.model_args or {})
+    options = _recorded_options(config)
     if len(set(_timm_reductions(config))) == 1:  # a plain vision transformer
         options |= {"dynamic_img_size": True, "dynamic_img_pad": True}
     return options
 
 
+def _recorded_options(config: TimmWrapperConfig) -> dict:
+    """Return the recorded arguments of `timm.create_model`, without those that depend on the head."""
+    options = config.model_args or {}
+    return {name: value for name, value in options.items() if name not in ("num_classes", "global_pool")}
+
+
 def _timm_reductions(config: TimmWrapperConfig) -> list[int]:
     """Return the strides of the feature maps of a timm model, in pixels."""
     with torch.device("meta"):
-        model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **(config.model_args or {}))
+        model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **_recorded_options(config))
     stages: Any = model.feature_info
     return [stage["reduction"] for stage in stages]
 
@@ -207,7 +212,26 @@ def _load_with_head(auto_class, config: PreTrainedConfig, source, options: dict)
         config.update(options)
         return auto_class.from_config(config, dtype=torch.float32)
     # A head with another number of classes does not match in size and is replaced by a new one.
-    return load_model(auto_class, source, **options, dtype=torch.float32, ignore_mismatched_sizes=True)
+    options |= {"dtype": torch.float32, "ignore_mismatched_sizes": True}
+    return load_model(auto_class, source, required=backbone_parameters, **options)
+
+
+def backbone_parameters(model) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model's backbone by their names in the model.
+
+    The norm of SurgeNet's pooled embedding is part of the backbone. Of an EoMT, these are all transformer layers.
+    """
+    head: Any = ()
+    if model.config.model_type.startswith("eomt"):
+        backbone = [model.embeddings, model.layers, model.layernorm]
+    elif hasattr(model, "timm_model"):  # transformers counts its head as part of the backbone
+        backbone, head = [model.timm_model], model.timm_model.get_classifier().parameters()
+    elif hasattr(model.base_model, "pixel_level_module"):  # of MaskFormer and Mask2Former
+        backbone = [model.base_model.pixel_level_module.encoder]
+    else:  # base_model of UPerNet is the whole model
+        backbone = [getattr(model, "backbone", model.base_model)]
+    found = {id(parameter) for part in backbone for parameter in part.parameters()} - set(map(id, head))
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in found}
 
 
 def _load(auto_class, source: str, **options) -> PreTrainedModel:
@@ -216,15 +240,11 @@ def _load(auto_class, source: str, **options) -> PreTrainedModel:
     Raises:
         UserError: parameters are missing or have other shapes.
     """
-    model, info = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
-    missing = [key for key in info["missing_keys"] if _NEW_NORMS not in key and not key.startswith("pooler.")]
-    wrong = missing + [key for key, *_ in info["mismatched_keys"]]
-    if wrong:
-        raise UserError(
-            f"the weights of {source} are not complete: {len(wrong)} parameters of its {type(model).__name__} are "
-            f"missing or have another shape ({', '.join(sorted(wrong)[:3])}, ...). Give the weights of this network"
-        )
-    return model
+
+    def required(model):
+        return [name for name in model.state_dict() if _NEW_NORMS not in name and not name.startswith("pooler.")]
+
+    return load_model(auto_class, source, required, dtype=torch.float32, **options)
 
 
 def load_base(source: str, config: PreTrainedConfig) -> PreTrainedModel:
@@ -250,12 +270,10 @@ def load_base(source: str, config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _load_dense(source: str, config: PreTrainedConfig, backbone: PreTrainedConfig) -> PreTrainedModel:
-    if config.model_type == "timm_wrapper":
-        return _load(TimmWrapperModel, source)
-    if _has_maps(backbone):
+    if _has_maps(config):
         # AutoBackbone asks the Hub for local folders
         return _load(MODEL_FOR_BACKBONE_MAPPING[type(backbone)], source, config=backbone)
-    return _load(AutoModel, source)
+    return load_base(source, config)
 
 
 def copy_weights(loaded: PreTrainedModel, target: nn.Module, source: str) -> None:

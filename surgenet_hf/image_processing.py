@@ -1,6 +1,7 @@
 """Image processors of SurgeNet models."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, SegformerImageProcessor
@@ -45,7 +46,10 @@ def build_image_processor(normalization: str = "surgenet", image_size: int = IMA
         normalization: "surgenet" or "imagenet".
         image_size: height and width, in pixels, of resized frames.
     """
-    mean, std = NORMALIZATIONS[normalization]
+    return _square_processor(*NORMALIZATIONS[normalization], image_size)
+
+
+def _square_processor(mean: Sequence[float], std: Sequence[float], image_size: int) -> SegformerImageProcessor:
     return SegformerImageProcessor(
         do_convert_rgb=True,
         size={"height": image_size, "width": image_size},
@@ -76,12 +80,7 @@ def common_image_processor(processor, image_size: int | None = None) -> Segforme
         image_size = settings.get("input_size", [None])[-1] or size.get("height") or size.get("shortest_edge")
         if image_size is None:
             raise UserError("the image processor of the model has no size; give --image_size")
-    return SegformerImageProcessor(
-        do_convert_rgb=True,
-        size={"height": image_size, "width": image_size},
-        image_mean=list(mean),
-        image_std=list(std),
-    )
+    return _square_processor(mean, std, image_size)
 
 
 def load_image_processor(source: str | Path, image_size: int | None = None):
@@ -105,7 +104,10 @@ def load_image_processor(source: str | Path, image_size: int | None = None):
         if isinstance(processor, SegformerImageProcessor):
             return AutoImageProcessor.from_pretrained(source, **size)
         return common_image_processor(processor, image_size)
-    processor = image_processor_for(AutoConfig.from_pretrained(source), image_size or IMAGE_SIZE)
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type == "timm_wrapper":  # timm records the preprocessing in config.json
+        return common_image_processor(AutoImageProcessor.from_pretrained(source), image_size)
+    processor = image_processor_for(config, image_size or IMAGE_SIZE)
     logger.warning(
         f"{folder} has no image processor. Rebuilt it from config.json: mean {processor.image_mean}, standard "
         f"deviation {processor.image_std}, frames resized to {processor.size['height']} pixels"

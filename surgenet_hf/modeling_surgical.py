@@ -173,7 +173,6 @@ class FPNHead(nn.Module):
             )
             for _ in channels
         )
-        self.dropout = nn.Dropout2d(config.head_dropout)
         self.classifier = nn.Conv2d(width, config.num_labels or 0, 1)
 
     def forward(self, maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -184,7 +183,7 @@ class FPNHead(nn.Module):
             F.interpolate(block(level), size, mode="bilinear", align_corners=False)
             for block, level in zip(self.levels, levels, strict=True)
         ]
-        return self.classifier(self.dropout(sum(refined)))
+        return self.classifier(sum(refined))
 
 
 class LinearHead(nn.Module):
@@ -192,11 +191,10 @@ class LinearHead(nn.Module):
 
     def __init__(self, channels: list[int], config: SurgicalConfig):
         super().__init__()
-        self.dropout = nn.Dropout2d(config.head_dropout)
         self.classifier = nn.Conv2d(channels[-1], config.num_labels or 0, 1)
 
     def forward(self, maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return self.classifier(self.dropout(maps[-1]))
+        return self.classifier(maps[-1])
 
 
 class SurgicalPreTrainedModel(PreTrainedModel):
@@ -279,7 +277,7 @@ class SurgicalForSemanticSegmentation(SurgicalPreTrainedModel):
     def __init__(self, config: SurgicalConfig):
         super().__init__(config)
         backbone: Any = config.backbone_config
-        has_maps = backbone.model_type == "timm_backbone" or type(backbone) in MODEL_FOR_BACKBONE_MAPPING
+        has_maps = type(backbone) in MODEL_FOR_BACKBONE_MAPPING
         self.backbone = MapBackbone(backbone, config.timm_options) if has_maps else TokenBackbone(backbone)
         self.head = {"fpn": FPNHead, "linear": LinearHead}[config.head](self.backbone.channels, config)
         self.post_init()

@@ -1,6 +1,7 @@
 """Loading of models by the name of a published checkpoint, folder, Hub repository, or configuration."""
 
 import logging
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, overload
 
@@ -182,16 +183,23 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         ) from error
 
 
-def load_model(model_class, source: str | Path, **options):
+def is_surgenet(config: PreTrainedConfig) -> bool:
+    """Return whether a config is that of a SurgeNet model, including phase models, and not of another family."""
+    return config.model_type in ("surgenet", "surgenet_phase")
+
+
+def load_model(model_class, source: str | Path, required: Callable[..., Collection[str]] | None = None, **options):
     """Load a model with `from_pretrained`, and report a new head in one line instead of transformers' load report.
 
     Args:
         model_class: SurgeNet model class or Auto class.
         source: folder, or repository on the Hub.
+        required: function that returns the names of the parameters of a model that the weights must contain.
         options: arguments of `from_pretrained`.
 
     Raises:
         UnavailableError: the weights are missing or cannot be read.
+        UserError: the weights lack a required parameter, or it has another shape.
     """
     report = logging.getLogger("transformers.modeling_utils")
     # The report would list a new head as a problem. A filter hides it, because with an explicit level of WARNING or
@@ -206,8 +214,15 @@ def load_model(model_class, source: str | Path, **options):
     finally:
         report.removeFilter(_is_error)
     new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    if required is not None and (lost := sorted(new & set(required(model)))):
+        raise UserError(
+            f"the weights of {source} are not complete: {len(lost)} parameters of its {type(model).__name__} are "
+            f"missing or have another shape ({', '.join(lost[:3])}{', ...' * (len(lost) > 3)}). Copy or download the "
+            "model again"
+        )
     if new:
-        parts = ", ".join(sorted({name.split(".")[0] for name in new}))
+        depth = 2 if hasattr(model, "timm_model") else 1  # timm_model contains backbone and head
+        parts = ", ".join(sorted({".".join(name.split(".")[:depth]) for name in new}))
         logger.warning(
             f"Initialized with random weights: {parts}. Train the model before use. All other weights are from "
             f"{source}"

@@ -1,10 +1,13 @@
 """Tests of heads on backbones of transformers and timm: outputs, weights, and what is refused."""
 
 import re
+from functools import partial
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -23,6 +26,7 @@ from transformers import (
 
 from surgenet_hf.errors import UserError
 from surgenet_hf.heads import build_classifier, build_segmenter
+from surgenet_hf.image_processing import load_image_processor
 from surgenet_hf.inference.embeddings import ANY, load_backbone
 from surgenet_hf.modeling_surgical import split_tokens
 from tests.checkpoints.files import tiny
@@ -137,8 +141,30 @@ def test_incomplete_weights_are_refused(name, folders, tmp_path):
     lost = next(key for key in sorted(tensors) if "conv" in key or "dense" in key or "q_proj" in key or "query" in key)
     del tensors[lost]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
-        build_segmenter(str(tmp_path), "fpn", **OPTIONS)
+    for build in (partial(build_segmenter, head="fpn"), build_classifier):
+        with pytest.raises(UserError, match=f"{re.escape(str(tmp_path))} are not complete: 1 parameters"):
+            build(str(tmp_path), **OPTIONS)
+
+
+@pytest.mark.parametrize("architecture", ["resnet10t", "vit_tiny_patch16_224"])
+def test_repository_of_timm(architecture, hub, client, tmp_path):
+    """Test the layout that timm publishes: its own config.json, no image processor, and names of its own."""
+    torch.manual_seed(0)
+    network = timm.create_model(architecture, pretrained=False, num_classes=7).eval()
+    save_for_hf(network, tmp_path, safe_serialization=True)
+    hub.add_files("timm/mine", {name: tmp_path / name for name in ("config.json", "model.safetensors")})
+    inputs = torch.rand(1, 3, 224, 224)
+    segmenter, classifier = build_segmenter("timm/mine", **OPTIONS).eval(), build_classifier("timm/mine", **OPTIONS)
+    with torch.no_grad():
+        expected = network.forward_intermediates(inputs, indices=1, intermediates_only=True)[0]
+        torch.testing.assert_close(segmenter.backbone(inputs)[-1], expected)
+        found = classifier.eval().timm_model.forward_features(inputs)
+        torch.testing.assert_close(found, network.forward_features(inputs))
+    assert (classifier.config.num_labels, segmenter.config.num_labels) == (3, 3)
+    for source in ("timm/mine", tmp_path):
+        processor = load_image_processor(source)
+        assert tuple(processor.image_mean) == network.pretrained_cfg["mean"]
+        assert processor.size["height"] == network.pretrained_cfg["input_size"][-1]
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "topk"])

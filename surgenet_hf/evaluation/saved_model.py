@@ -71,7 +71,8 @@ def evaluate_model(
             logger.info(f"{data.name} has no test split: evaluating on {split}.")
     if output_dir is not None:
         check_output_dir(output_dir)  # fail before the evaluation, which can take hours
-    model = load_model(auto_class, source, dtype=torch.float32).to(process_state().device)
+    model = load_model(auto_class, source, lambda model: model.state_dict(), dtype=torch.float32)
+    model.to(process_state().device)
     processor = load_image_processor(source)
     evaluation = evaluate(model, processor, data, split, batch_size, recorded_seed(source), command=command)
     if output_dir is not None and is_main_process():

@@ -11,6 +11,7 @@ from transformers import EvalPrediction, TrainingArguments, set_seed
 from ..data import SurgicalData
 from ..heads import build_classifier
 from ..metrics import MultiLabelMetric, PhaseMetric
+from ..models import is_surgenet
 from .arguments import ClassificationArguments, DataArguments, ModelArguments, SurgeNetTrainingArguments
 from .frames import train_on_frames
 from .run import evaluate_and_save, finished_results, load_training_data, output_folder, prepare, run_record
@@ -86,7 +87,7 @@ def finetune(
     Returns:
         The Trainer after training.
     """
-    if loss is None and not model.config.model_type.startswith("surgenet"):
+    if loss is None and not is_surgenet(model.config):
         loss = F.cross_entropy if data.is_single_label else F.binary_cross_entropy_with_logits
     is_phases = data.is_single_label and data.frames_per_second is not None
     return train_on_frames(

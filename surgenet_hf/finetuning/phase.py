@@ -27,7 +27,7 @@ from ..inference.prediction import predict, video_ranges
 from ..metrics import PhaseMetric
 from ..modeling_surgenet import SurgeNetModel
 from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition, phase_loss
-from ..models import load_config, load_model, resolve_model
+from ..models import is_surgenet, load_config, load_model, resolve_model
 from . import classification
 from .arguments import DataArguments, ModelArguments, PhaseArguments, PhaseTrainingArguments
 from .run import (
@@ -193,7 +193,7 @@ class VideoFeatures(torch.utils.data.Dataset):
 def load_frame_model(source: str):
     """Load the backbone of a frame classifier of any family, with the record of its training in its config."""
     config = load_config(source)
-    if config.model_type.startswith("surgenet"):
+    if is_surgenet(config):
         return load_model(SurgeNetModel, source)
     backbone = load_base(source, config)
     backbone.config.pretraining = getattr(config, "pretraining", None)

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..evaluation.evaluate import evaluate, write_results
 from ..evaluation.reporting import write_figures
 from ..evaluation.results import read_results_file
-from ..models import resolve_model
+from ..models import is_surgenet, resolve_model
 from ..tasks import TASKS
 from .arguments import DataArguments, ModelArguments, recorded_options
 from .trainer import NEW, freeze_backbone, trained_model
@@ -97,7 +97,7 @@ def prepare(build_model: Callable, model_args: ModelArguments, data: SurgicalDat
     """
     model, processor = build_model(start_model(model_args), data, model_args.image_size)
     model_args.image_size = processor.size["height"]
-    if model_args.layer_decay < 1 and not model.config.model_type.startswith("surgenet"):
+    if model_args.layer_decay < 1 and not is_surgenet(model.config):
         raise UserError(f"--layer_decay is for SurgeNet backbones, not for {model.config.model_type}; omit it")
     if model_args.freeze_backbone:
         freeze_backbone(model)

@@ -15,7 +15,7 @@ from ..image_processing import IMAGE_SIZE, build_image_processor, load_image_pro
 from ..inference.prediction import resize_logits
 from ..leakage import start_record
 from ..metrics import SegmentationMetric
-from ..models import load_config
+from ..models import is_surgenet, load_config
 from .arguments import LOSSES, DataArguments, ModelArguments, SegmentationArguments, SurgeNetTrainingArguments
 from .frames import train_on_frames
 from .run import evaluate_and_save, finished_results, load_training_data, output_folder, prepare, run_record
@@ -114,14 +114,13 @@ def build_with_processor(build: Callable, source: str | PreTrainedConfig, data, 
     labels = {"id2label": dict(enumerate(data.labels)), "label2id": {label: i for i, label in enumerate(data.labels)}}
     try:
         config = source if isinstance(source, PreTrainedConfig) else load_config(source)
-        is_surgenet = config.model_type.startswith("surgenet")
-        if image_size is None and is_surgenet:
+        if image_size is None and is_surgenet(config):
             image_size = DEFAULT_IMAGE_SIZE
         model = build(source, **labels)
         if model.config.model_type.startswith("eomt"):  # its grid of patches is fixed
             image_size = model.config.image_size
         if isinstance(source, PreTrainedConfig):
-            normalization = "surgenet" if is_surgenet else "imagenet"
+            normalization = "surgenet" if is_surgenet(config) else "imagenet"
             model.config.pretraining = {"name": RANDOM_WEIGHTS, "normalization": normalization}
             model.config.finetuning = []
             own_size = getattr(config, "image_size", None)

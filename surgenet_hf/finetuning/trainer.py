@@ -31,6 +31,7 @@ from ..checkpointing import (
 from ..checkpoints.reading import check_finite
 from ..distributed import any_process, process_state, wait_for_everyone
 from ..errors import UserError
+from ..heads import backbone_parameters
 from ..leakage import record_finetuning
 from .arguments import TASK_METRIC
 
@@ -308,24 +309,15 @@ def layer_groups(model: nn.Module, layer_decay: float, learning_rate: float, wei
 
 
 def freeze_backbone(model) -> None:
-    """Freeze the backbone, so that only the head is trained.
-
-    The norm of the pooled embedding is part of the backbone.
+    """Freeze the backbone (`heads.backbone_parameters`), so that only the head is trained.
 
     Raises:
         UserError: the model has no separate head.
     """
     if model.config.model_type.startswith("eomt"):
         raise UserError("EoMT has no separate head: omit --freeze_backbone, or choose another --head")
-    if hasattr(model, "timm_model"):  # transformers counts the head of a timm model as part of the backbone
-        model.requires_grad_(False)
-        model.timm_model.get_classifier().requires_grad_(True)
-    elif hasattr(model.base_model, "pixel_level_module"):  # of Mask2Former
-        model.base_model.pixel_level_module.encoder.requires_grad_(False)
-    elif hasattr(model, "backbone"):  # base_model of UPerNet is the whole model
-        model.backbone.requires_grad_(False)
-    else:
-        model.base_model.requires_grad_(False)
+    for parameter in backbone_parameters(model).values():
+        parameter.requires_grad_(False)
 
 
 def balanced_weights(counts: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from ..heads import load_base
 from ..image_processing import load_image_processor
 from ..modeling_surgenet import SurgeNetForSemanticSegmentation, SurgeNetModel
 from ..modeling_surgical import PooledBackbone
-from ..models import load_config, load_model, resolve_model
+from ..models import is_surgenet, load_config, load_model, resolve_model
 from .prediction import predict
 
 MAPS_DRAWN = 4  # frames with dense features
@@ -71,7 +71,7 @@ def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[Surg
     """
     config = load_config(source)
     architecture = config.architectures[0] if config.architectures else None
-    if not config.model_type.startswith("surgenet"):
+    if not is_surgenet(config):
         return PooledBackbone(load_base(source, config).to(dtype)), ANY
     if architecture == SurgeNetForSemanticSegmentation.__name__:
         return load_model(SurgeNetForSemanticSegmentation, source, dtype=dtype).surgenet, SPATIAL_MEAN

@@ -1,7 +1,7 @@
-"""Run transformers' common model tests on the SurgeNet classes.
+"""Run transformers' common model tests on the model classes of this package.
 
 The tests download the source distribution of the installed transformers version from PyPI into `.cache/`. It contains
-the common tests, but not everything that they import. `standins/` adds the missing files and the SurgeNet classes.
+the common tests, but not everything that they import. `standins/` adds the missing files and these classes.
 """
 
 import os

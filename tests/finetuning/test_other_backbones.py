@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -172,6 +172,19 @@ def test_fast_gradients_change_only_the_rounding(masks, tmp_path):
     assert any(not torch.equal(slow[name], fast[name]) for name in slow)
     for name in slow:
         torch.testing.assert_close(fast[name], slow[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_model_without_a_part_of_its_weights_is_not_evaluated(configs, masks, tmp_path):
+    surgenet_hf.finetune_segmentation(
+        backbone=configs["timm"], dataset="folder", data_dir=masks, output_dir=tmp_path, **OPTIONS
+    )
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["head.classifier.bias"]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UserError, match=r"are not complete: 1 parameters .*head\.classifier\.bias"):
+        surgenet_hf.evaluate(str(tmp_path), dataset="folder", data_dir=masks)
 
 
 def test_frozen_backbone(masks, tmp_path):
