@@ -1,5 +1,6 @@
 """Shared setup of all tests: no network, few threads, and tiny variants of the three backbones."""
 
+import csv
 import os
 from collections import Counter
 
@@ -7,10 +8,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # must precede the import of trans
 # one thread, also in subprocesses: small networks gain nothing from more and slow down on a busy machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from surgenet_hf import SurgeNetConfig, configuration_surgenet
+from surgenet_hf.data import load_data
 from tests.hub.fixtures import client, hub  # noqa: F401
 
 torch.set_num_threads(1)
@@ -63,3 +67,26 @@ def tiny_backbones(monkeypatch):
     """Replace the sizes of the published backbones with tiny ones."""
     for name, widths in TINY_WIDTHS.items():
         monkeypatch.setitem(configuration_surgenet.BACKBONES, name, {"depths": [1, 1, 2, 1], "hidden_sizes": widths})
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    """Return a folder of synthetic frames and masks, three of each of three videos."""
+    root = tmp_path_factory.mktemp("masks")
+    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
+    return next(root.iterdir())
+
+
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory):
+    """Return a folder of frames with soft labels for two criteria, three frames per video."""
+    root = tmp_path_factory.mktemp("labeled")
+    rng = np.random.default_rng(0)
+    with open(root / "labels.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "video", "C1", "C2"])
+        for video in "abcde":
+            for i in range(3):
+                Image.fromarray(rng.integers(0, 255, (32, 48, 3), np.uint8)).save(root / f"{video}_{i}.png")
+                table.writerow([f"{video}_{i}.png", video, [0, 0.33, 1][i], [1, 0.67, 0][i]])
+    return root

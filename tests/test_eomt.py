@@ -75,6 +75,10 @@ def test_class_maps_are_those_of_transformers(folder):
     model = build(folder).eval()
     with torch.no_grad():
         outputs = model(torch.rand(2, 3, 56, 56))
+    outputs.masks_queries_logits = 9 * torch.randn_like(
+        outputs.masks_queries_logits
+    )  # of an untrained model: all alike
+    outputs.class_queries_logits = 3 * torch.randn_like(outputs.class_queries_logits)
     processor = EomtImageProcessor(size={"shortest_edge": 56, "longest_edge": 56}, do_split_image=False)
     expected = processor.post_process_semantic_segmentation(outputs, target_sizes=[(40, 60), (30, 30)])
     logits = semantic_logits(outputs, (56, 56))

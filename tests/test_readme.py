@@ -129,6 +129,14 @@ def test_every_link_leads_to_a_file():
     assert not [link for link in links if not (ROOT / link).is_file()]
 
 
+def test_ci_runs_the_checks_of_the_contributors():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Style")[1]
+    checks = re.search(r"```sh\n(.*?)```", text, re.DOTALL)[1].splitlines()
+    commands = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert len(checks) == 5
+    assert not [check for check in checks if check not in commands and f"{check} --check" not in commands]
+
+
 def test_ci_runs_the_commands_of_the_readme():
     ((install, test),) = re.findall(r'^(pip install .*"\.\[test\]") && (.+)$', README, re.MULTILINE)
     commands = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()

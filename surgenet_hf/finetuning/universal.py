@@ -52,14 +52,18 @@ def universal_options(model, ignore_index: int) -> dict:
 
 
 class AnnealMasks(TrainerCallback):
-    """Callback that reduces the probability of masked attention of an EoMT, see `eomt.mask_probabilities`."""
+    """Callback that reduces the probability of masked attention of an EoMT, see `eomt.mask_probabilities`.
+
+    At the end, which may be a checkpoint from the middle of the annealing, probabilities are rounded to 0 or 1.
+    Otherwise, predictions would be random.
+    """
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         probabilities = mask_probabilities(state.global_step, state.max_steps, model.config.num_blocks)
         set_mask_probabilities(model, probabilities)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
-        set_mask_probabilities(model, mask_probabilities(state.max_steps, state.max_steps, model.config.num_blocks))
+        model.attn_mask_probs.round_()
 
 
 def own_loss(loss: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Tests of the three fine-tuning commands and evaluate_model on datasets of a few frames."""
 
-import csv
 import json
 import re
 import shutil
@@ -25,34 +24,12 @@ from surgenet_hf.cli.evaluate import main as evaluate_model
 from surgenet_hf.cli.finetune_classification import main as finetune_classification
 from surgenet_hf.cli.finetune_phase import main as finetune_phase
 from surgenet_hf.cli.finetune_segmentation import main as finetune_segmentation
-from surgenet_hf.data import dataset_names, load_data
+from surgenet_hf.data import dataset_names
 from surgenet_hf.data.sets.cholec80 import PHASES
 from surgenet_hf.image_processing import build_image_processor
 from tests.checkpoints.files import tiny
 
 COMMON = "--backbone tiny --image_size 32 --per_device_train_batch_size 2 --max_steps 2 --disable_tqdm true".split()
-
-
-@pytest.fixture(scope="module")
-def masks(tmp_path_factory):
-    root = tmp_path_factory.mktemp("masks")
-    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
-    return next(root.iterdir())
-
-
-@pytest.fixture(scope="module")
-def labeled(tmp_path_factory):
-    """Return a folder of frames with soft labels for two criteria, three frames per video."""
-    root = tmp_path_factory.mktemp("labeled")
-    rng = np.random.default_rng(0)
-    with open(root / "labels.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["image", "video", "C1", "C2"])
-        for video in "abcde":
-            for i in range(3):
-                Image.fromarray(rng.integers(0, 255, (32, 48, 3), np.uint8)).save(root / f"{video}_{i}.png")
-                table.writerow([f"{video}_{i}.png", video, [0, 0.33, 1][i], [1, 0.67, 0][i]])
-    return root
 
 
 @pytest.fixture(scope="module")

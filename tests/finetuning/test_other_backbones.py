@@ -1,6 +1,5 @@
 """Tests of training, saving, and evaluating models on backbones of other families."""
 
-import csv
 import json
 
 import numpy as np
@@ -13,22 +12,28 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
     SegformerConfig,
+    TrainerState,
     ViTConfig,
 )
 
 import surgenet_hf
-from surgenet_hf.data import load_data
 from surgenet_hf.errors import UserError
-from surgenet_hf.finetuning.universal import mask_targets
+from surgenet_hf.finetuning.universal import AnnealMasks, mask_targets
+from surgenet_hf.heads import build_segmenter, load_base
 from surgenet_hf.image_processing import common_image_processor
 from surgenet_hf.inference.prediction import query_logits
+from surgenet_hf.models import load_config
 
 STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
 CONFIGS = {
     "segformer": SegformerConfig(num_attention_heads=[1, 1, 1, 2], decoder_hidden_size=16, **STAGES),
     "dinov2": Dinov2WithRegistersConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=16
+    ),
+    "dinov3": DINOv3ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64
     ),
     "vit": ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64),
 }
@@ -51,27 +56,6 @@ def configs(tmp_path_factory):
     for name, config in CONFIGS.items():
         config.save_pretrained(root / name)
     return {name: str(root / name) for name in CONFIGS} | {"timm": "timm/resnet10t"}
-
-
-@pytest.fixture(scope="module")
-def masks(tmp_path_factory):
-    root = tmp_path_factory.mktemp("masks")
-    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
-    return next(root.iterdir())
-
-
-@pytest.fixture(scope="module")
-def labels(tmp_path_factory):
-    root = tmp_path_factory.mktemp("labels")
-    rng = np.random.default_rng(0)
-    with open(root / "labels.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["image", "video", "C1", "C2"])
-        for video in "abcde":
-            for i in range(2):
-                Image.fromarray(rng.integers(0, 255, (32, 48, 3), np.uint8)).save(root / f"{video}_{i}.png")
-                table.writerow([f"{video}_{i}.png", video, i, 1 - i])
-    return root
 
 
 @pytest.mark.slow
@@ -105,16 +89,16 @@ def test_segmentation(name, head, configs, masks, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "pooling"), [("timm", None), ("vit", None), ("dinov2", "topk")])
-def test_classification(name, pooling, configs, labels, tmp_path):
+def test_classification(name, pooling, configs, labeled, tmp_path):
     found = surgenet_hf.finetune_classification(
-        backbone=configs[name], dataset="csv", data_dir=labels, output_dir=tmp_path, pooling=pooling, **OPTIONS
+        backbone=configs[name], dataset="csv", data_dir=labeled, output_dir=tmp_path, pooling=pooling, **OPTIONS
     )
-    again = surgenet_hf.evaluate(str(tmp_path), dataset="csv", data_dir=labels, split=found["data"]["split"])
+    again = surgenet_hf.evaluate(str(tmp_path), dataset="csv", data_dir=labeled, split=found["data"]["split"])
     assert again["metrics"] == found["metrics"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["timm", "dinov2"])
+@pytest.mark.parametrize("name", ["timm", "dinov3"])
 def test_phases(name, configs, tmp_path):
     """Test that both stages train, that the saved model has the same metrics, and that a stream equals the video."""
     rng = np.random.default_rng(0)
@@ -148,9 +132,13 @@ def test_phases(name, configs, tmp_path):
         streamed.append(logits[0])
     torch.testing.assert_close(torch.stack(streamed), whole, rtol=1e-4, atol=1e-5)
     assert len(model.config.finetuning) == 1  # recorded once for both stages
+    stage1 = str(tmp_path / "out" / "stage1" / "model")
+    trained = load_base(stage1, load_config(stage1)).state_dict()
+    for key, tensor in model.surgenet.model.state_dict().items():
+        assert torch.equal(tensor, trained[key]), key
 
 
-def test_what_is_refused(configs, masks, labels, tmp_path):
+def test_what_is_refused(masks, tmp_path):
     common = {"dataset": "folder", "data_dir": masks, "output_dir": tmp_path}
     with pytest.raises(UserError, match="--layer_decay is for SurgeNet backbones, not for surgical"):
         surgenet_hf.finetune_segmentation(backbone="timm/resnet10t", layer_decay=0.9, **common, **OPTIONS)
@@ -220,6 +208,19 @@ def test_image_processors_of_other_models():
 
     assert dict(common_image_processor(Cropped()).size) == {"height": 224, "width": 224}
     assert dict(common_image_processor(Cropped(), 96).size) == {"height": 96, "width": 96}
+
+
+def test_masks_are_annealed_and_in_the_end_not_random():
+    options = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    config = Dinov2WithRegistersConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=64, patch_size=16
+    )
+    model = build_segmenter(config, "eomt", **options)
+    callback, state = AnnealMasks(), TrainerState(global_step=150, max_steps=600)
+    callback.on_step_begin(None, state, None, model=model)
+    assert model.attn_mask_probs.tolist() == pytest.approx([0.5**0.9, 1, 1])
+    callback.on_train_end(None, state, None, model=model)
+    assert model.attn_mask_probs.tolist() == [1, 1, 1]
 
 
 def test_targets_of_universal_models():

@@ -14,19 +14,11 @@ from safetensors.torch import load_file
 
 from surgenet_hf.checkpointing import lock_run
 from surgenet_hf.cli.finetune_segmentation import main
-from surgenet_hf.data import load_data
 from surgenet_hf.finetuning.trainer import SurgeNetTrainer
 
 EPOCHS, STEPS = 3, 3  # each step has two frames
 COMMON = f"--backbone tiny --image_size 32 --per_device_train_batch_size 2 --num_train_epochs {EPOCHS}"
 COMMON += " --learning_rate 3e-3 --disable_tqdm true --dataset folder"
-
-
-@pytest.fixture(scope="module")
-def masks(tmp_path_factory):
-    root = tmp_path_factory.mktemp("masks")
-    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
-    return next(root.iterdir())
 
 
 @pytest.fixture(scope="module")
