@@ -199,6 +199,9 @@ class Benchmark:
             steps["ours, bf16, channels last"] = self._our_step(bf16=True, channels_last=True)
         if self.args.torch_compile:
             steps["ours, bf16, compiled"] = self._our_step(bf16=True, torch_compile=True)
+        if self.args.channels_last and self.args.torch_compile:
+            both = {"channels_last": True, "torch_compile": True}
+            steps["ours, bf16, channels last, compiled"] = self._our_step(bf16=True, **both)
         return steps
 
     def _our_step(self, **options) -> Callable[[list[torch.Tensor]], None]:

@@ -20,6 +20,15 @@ from tests.hub.fixtures import client, hub  # noqa: F401
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    """Hide GPUs, also from subprocesses, unless `-m gpu` asks for the tests that need one.
+
+    Many tests compare two runs bit for bit, which PyTorch does not guarantee on a GPU.
+    """
+    if "gpu" not in (config.option.markexpr or ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items):
     """Mark tests that use a browser or start the demo, and move the files with the most slow tests to the front.
 

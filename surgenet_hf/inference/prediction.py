@@ -1,6 +1,7 @@
 """Prediction loops for rows of a dataset and frames of a video."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import groupby
 from typing import Any
 
@@ -62,13 +63,14 @@ def predict_segmentation(
         The row, and its class map uint8 (H, W) at the size of the mask, or of the image if the row has no mask.
     """
     indices = range(len(dataset)) if indices is None else indices
-    for rows, outputs in predict(model, processor, dataset, indices, batch_size):
-        sizes = [row["mask"].shape if "mask" in row else row["image"].size[::-1] for row in rows]
-        with torch.inference_mode():
-            logits = semantic_logits(outputs, (processor.size["height"], processor.size["width"]))
-            class_maps = [resize_logits(logits[i : i + 1], size).argmax(1)[0] for i, size in enumerate(sizes)]
-        for row, class_map in zip(rows, class_maps, strict=True):
-            yield row, class_map.to("cpu", torch.uint8).numpy()
+    with closing(predict(model, processor, dataset, indices, batch_size)) as batches:
+        for rows, outputs in batches:
+            sizes = [row["mask"].shape if "mask" in row else row["image"].size[::-1] for row in rows]
+            with torch.inference_mode():
+                logits = semantic_logits(outputs, (processor.size["height"], processor.size["width"]))
+                class_maps = [resize_logits(logits[i : i + 1], size).argmax(1)[0] for i, size in enumerate(sizes)]
+            for row, class_map in zip(rows, class_maps, strict=True):
+                yield row, class_map.to("cpu", torch.uint8).numpy()
 
 
 def semantic_logits(outputs, input_size) -> torch.Tensor:
@@ -120,10 +122,11 @@ def predict_scores(
     """
     one_of_many = model.config.problem_type == "single_label_classification"
     indices = range(len(dataset)) if indices is None else indices
-    for rows, outputs in predict(model, processor, dataset, indices, batch_size):
-        logits = outputs.logits.float()
-        scores = logits.softmax(-1) if one_of_many else logits.sigmoid()
-        yield from zip(rows, scores.cpu().numpy(), strict=True)
+    with closing(predict(model, processor, dataset, indices, batch_size)) as batches:
+        for rows, outputs in batches:
+            logits = outputs.logits.float()
+            scores = logits.softmax(-1) if one_of_many else logits.sigmoid()
+            yield from zip(rows, scores.cpu().numpy(), strict=True)
 
 
 def predict_phases(model, processor, dataset, indices: Iterable[int], batch_size: int = 32) -> tuple[np.ndarray, ...]:

@@ -1,4 +1,4 @@
-"""Pretraining loop on Accelerate, in one process or several. A resumed run gives exactly the same results.
+"""Pretraining loop on Accelerate, in one process or several. On a CPU, a resumed run gives exactly the same results.
 
 A run writes to its `output_dir`
 

@@ -60,15 +60,19 @@ def _resize_all(images: Sequence[torch.Tensor], crops: torch.Tensor, size: int) 
     by_shape: dict[torch.Size, list[int]] = {}
     for i, image in enumerate(images):
         by_shape.setdefault(image.shape, []).append(i)
-    resized: list[torch.Tensor] = [None] * len(images)
+    parts, order = [], []
     for (_, height, width), indices in by_shape.items():
         step = max(1, PIXELS_AT_ONCE // (height * width))
         for part in (indices[k : k + step] for k in range(0, len(indices), step)):
             frames = torch.stack([images[i] for i in part]).to(_product_dtype(images[0].device))
-            drawn = torch.stack([crops[:, i] for i in part], dim=1)
-            cut = torch.stack([_resize(frames, Crops.from_array(crop), size) for crop in drawn])
-            for j, i in enumerate(part):
-                resized[i] = cut[:, j]
+            drawn = crops if len(part) == len(images) else torch.stack([crops[:, i] for i in part], dim=1)
+            parts.append(_resize(frames, Crops.from_array(drawn), size))
+            order += part
+    if len(parts) == 1:
+        return parts[0]
+    resized: list[torch.Tensor] = [None] * len(images)
+    for i, crop in zip(order, torch.cat(parts, dim=1).unbind(1), strict=True):
+        resized[i] = crop
     return torch.stack(resized, dim=1)
 
 
@@ -81,12 +85,18 @@ def _product_dtype(device: torch.device) -> torch.dtype:
 
 
 def _resize(frames: torch.Tensor, crops: Crops, size: int) -> torch.Tensor:
-    """Resize one crop of each frame (B, 3, H, W) and return float32 (B, 3, size, size)."""
-    height, width = frames.shape[2:]
-    left, top, right, bottom = crops.boxes.unbind(-1)
-    columns = bicubic_rows(left, right, size, width, crops.flip)
-    rows = bicubic_rows(top, bottom, size, height, torch.zeros_like(crops.flip))
-    return _along_columns(_along_rows(frames, columns), rows).float()
+    """Resize n crops of each frame (B, 3, H, W) and return float32 (n, B, 3, size, size).
+
+    All crops are resized by the same few operations, because a GPU would otherwise wait for the host to start them.
+    """
+    number, (height, width) = len(crops.flip), frames.shape[2:]
+    left, top, right, bottom = crops.boxes.flatten(0, 1).unbind(-1)
+    flip = crops.flip.flatten()
+    columns = bicubic_rows(left, right, size, width, flip).unflatten(0, (number, -1))  # (n, B, size, W)
+    rows = bicubic_rows(top, bottom, size, height, torch.zeros_like(flip)).unflatten(0, (number, -1))
+    narrow = _along_rows(frames, columns.transpose(0, 1).flatten(1, 2))  # (B, 3, H, n * size)
+    narrow = narrow.unflatten(-1, (number, size)).permute(3, 0, 1, 2, 4)
+    return _along_columns(narrow, rows).float()
 
 
 def _along_rows(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -96,8 +106,8 @@ def _along_rows(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def _along_columns(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Resample the columns of images (B, 3, H, W) by weights (B, h, H), in the precision of the images."""
-    return (weights.to(images.dtype)[:, None] @ images).round_().clamp_(0, 255)
+    """Resample the columns of images (..., B, 3, H, W) by weights (..., B, h, H), in the precision of the images."""
+    return (weights.to(images.dtype).unsqueeze(-3) @ images).round_().clamp_(0, 255)
 
 
 def bicubic_rows(start: torch.Tensor, stop: torch.Tensor, size: int, length: int, flip: torch.Tensor) -> torch.Tensor:

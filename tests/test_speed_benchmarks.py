@@ -1,4 +1,4 @@
-"""Tests that the pretraining benchmark runs every part, without checking its speed."""
+"""Tests that the benchmarks of pretraining and of the forward pass run, without checking speed."""
 
 import importlib
 import re
@@ -85,3 +85,15 @@ def test_every_part_is_measured_against_the_original(dino_repo, capsys, monkeypa
     assert rows(said, "decode") == ["full size (original)", "reduced, with draws"]
     assert rows(said, "crops")[:2] == ["original", "workers"]
     assert rows(said, "step") == rows(said, "end to end") == steps
+
+
+@pytest.mark.slow
+def test_forward_passes_are_measured_against_timm(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    importlib.import_module("forward").main("--batch_sizes 1 --image_size 32 --rounds 1".split())
+    said = capsys.readouterr().out
+    found = re.findall(r"^ +(float32|bf16) +1  (timm|ours) +[\d.]+ +[\d.]+ +[\d.]+$", said, re.M)
+    assert found == [(p, n) for p in ("float32", "bf16") for n in ("timm", "ours")] + [
+        ("float32", "ours"),
+        ("bf16", "ours"),
+    ]
