@@ -21,6 +21,7 @@ COMMANDS = {
     "show-data": "Show the size, classes, and samples of a dataset.",
     "convert": "Convert a weight file to a model folder.",
     "inspect": "Print what a weight file contains.",
+    "export": "Export a model to ONNX or torch.export, compared with the original.",
     "publish": "Upload converted checkpoints or a fine-tuned model to the Hub.",
     "prepare-frames": "Extract frames of videos and pack them into shards for pretraining.",
     "pretrain": "Pretrain a backbone with DINO.",

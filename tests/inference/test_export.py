@@ -1,0 +1,115 @@
+"""Exported files: what they compute, what is in the graph, and what is refused."""
+
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from transformers import Dinov2Config
+
+from surgenet_hf import SurgeNetForImageClassification, SurgeNetForPhaseRecognition, SurgeNetForSemanticSegmentation
+from surgenet_hf.cli.export import main
+from surgenet_hf.configuration_surgenet_phase import SurgeNetPhaseConfig
+from surgenet_hf.data.sets import synthetic
+from surgenet_hf.errors import UserError
+from surgenet_hf.heads import build_segmenter
+from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.inference.export import Deployed, ExportSettings, compare, export_model
+
+onnxruntime = pytest.importorskip("onnxruntime")
+PROCESSOR = build_image_processor("surgenet", 64)
+FRAMES = [Image.fromarray(synthetic.draw(0, i, 0, (96, 160))[0]) for i in range(2)]
+
+
+def session(folder):
+    return onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.slow
+def test_a_segmentation_model_from_the_command_line(tiny_config, tmp_path, capsys):
+    """Test that the graph takes raw frames, and gives the class ids of `predict_segmentation` at their size."""
+    model = SurgeNetForSemanticSegmentation(tiny_config()).eval()
+    model.save_pretrained(tmp_path / "run" / "model")
+    PROCESSOR.save_pretrained(tmp_path / "run" / "model")
+    main(
+        f"--model_name_or_path {tmp_path}/run --source_size 96 160 --input_layout nhwc --postprocess --fp16 "
+        f"--output_dir {tmp_path}/out".split()
+    )
+    assert float(re.search(r"([\d.]+)% equal classes", capsys.readouterr().out)[1]) >= 99.5
+    weights = onnx.load(tmp_path / "out" / "model.onnx").graph.initializer
+    assert sum(weight.data_type == onnx.TensorProto.FLOAT16 for weight in weights) > 20
+    pixels = np.asarray(FRAMES[0])[None]
+    (mask,) = session(tmp_path / "out").run(None, {"frames": pixels})
+    with torch.no_grad():
+        logits = model(**PROCESSOR(FRAMES[0], return_tensors="pt")).logits
+    expected = torch.nn.functional.interpolate(logits, (96, 160), mode="bilinear", align_corners=False).argmax(1)
+    assert mask.shape == (1, 96, 160)
+    assert (mask == expected.numpy()).mean() > 0.99
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert (metadata["inputs"], metadata["outputs"]) == (["frames"], ["mask"])
+    stored = session(tmp_path / "out").get_modelmeta().custom_metadata_map
+    assert stored["notice"] == "For research only. Not a medical device."
+    assert json.loads(stored["image_mean"]) == list(PROCESSOR.image_mean)
+
+
+@pytest.mark.slow
+def test_phases_stream_with_their_state_outside(tmp_path):
+    """Test that an exported frame-by-frame model gives what the model gives for the whole video."""
+    config = SurgeNetPhaseConfig(num_labels=3, num_stages=2, num_layers=2, num_feature_maps=8)
+    config.backbone_config.depths, config.backbone_config.hidden_sizes = [1, 1, 1, 1], [16, 24, 32, 64]
+    model = SurgeNetForPhaseRecognition(config).eval()
+    export_model(model, PROCESSOR, "phases", tmp_path, "onnx", ExportSettings((64, 64)), FRAMES)
+    run = session(tmp_path)
+    video = torch.rand(1, 5, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(video).logits[0]
+    names = [given.name for given in run.get_inputs()]
+    state = [np.zeros(given.shape, np.float32) for given in run.get_inputs()[1:]]
+    for frame, logits in zip(video[0], expected, strict=True):
+        found, *state = run.run(None, dict(zip(names, [frame[None].numpy(), *state], strict=True)))
+        np.testing.assert_allclose(found[0], logits, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_dynamic_sizes_and_queries(tiny_config, tmp_path):
+    model = SurgeNetForImageClassification(tiny_config(problem_type="multi_label_classification")).eval()
+    export_model(
+        model, PROCESSOR, "classification", tmp_path / "a", "onnx", ExportSettings((64, 64), dynamic=True), FRAMES
+    )
+    pixels = torch.rand(3, 3, 96, 64)
+    with torch.no_grad():
+        expected = model(pixels).logits
+    (found,) = session(tmp_path / "a").run(None, {"pixel_values": pixels.numpy()})
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    dinov2 = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=16, image_size=64)
+    eomt = build_segmenter(dinov2, head="eomt", image_size=64, id2label={0: "a"}, label2id={"a": 0})
+    export_model(eomt, PROCESSOR, "segmentation", tmp_path / "c", "torch", ExportSettings((64, 64)), FRAMES)
+    assert (tmp_path / "c" / "model.pt2").is_file()
+
+
+def test_preprocessing_in_the_graph_is_that_of_the_image_processor(tiny_config):
+    settings = ExportSettings((64, 64), (96, 160), "nhwc")
+    deployed = Deployed(SurgeNetForSemanticSegmentation(tiny_config()), PROCESSOR, "segmentation", settings)
+    for frame in FRAMES:
+        found = deployed.preprocess(torch.from_numpy(np.asarray(frame).copy())[None])
+        expected = PROCESSOR(frame, return_tensors="pt").pixel_values
+        levels = (found - expected).abs() * deployed.std * 255
+        assert levels.max() < 1.01  # gray levels
+        assert (levels > 0.5).float().mean() < 0.02
+
+
+def test_what_is_refused(tiny_config, tmp_path):
+    model = SurgeNetForSemanticSegmentation(tiny_config())
+    settings = ExportSettings((64, 64), (96, 160), dynamic=True)
+    with pytest.raises(UserError, match="--dynamic needs the output of the image processor"):
+        export_model(model, PROCESSOR, "segmentation", tmp_path, "onnx", settings, FRAMES)
+    with pytest.raises(UserError, match="--fp16 is for --format onnx"):
+        export_model(model, PROCESSOR, "segmentation", tmp_path, "torch", ExportSettings((64, 64), half=True), FRAMES)
+    exact = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
+    for changed in (exact + 1e-3, exact.flip(1), exact * float("nan")):
+        with pytest.raises(UserError, match="the exported model differs from the original"):
+            compare([changed.numpy()], [exact], "segmentation", ExportSettings((1, 2)))
+    assert not list(tmp_path.iterdir())
