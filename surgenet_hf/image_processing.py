@@ -16,13 +16,14 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def image_processor_for(
-    model: PreTrainedModel | PreTrainedConfig, image_size: int = IMAGE_SIZE
+    model: PreTrainedModel | PreTrainedConfig, image_size: int | None = None
 ) -> SegformerImageProcessor:
     """Build the image processor of a model, with the normalization recorded in its config.
 
     Args:
-        model: SurgeNet model or its config. `config.pretraining["normalization"]` names the normalization.
-        image_size: height and width, in pixels, of resized frames.
+        model: converted model or its config. `config.pretraining["normalization"]` names the normalization.
+        image_size: height and width, in pixels, of resized frames. Default: that of a vision transformer's config,
+            otherwise 224.
 
     Raises:
         UserError: the config does not name a known normalization.
@@ -36,7 +37,7 @@ def image_processor_for(
             'build the image processor with build_image_processor("surgenet") or ("imagenet") of '
             "surgenet_hf.image_processing, and save it in the folder of the model"
         )
-    return build_image_processor(found, image_size)
+    return build_image_processor(found, image_size or getattr(config, "image_size", None) or IMAGE_SIZE)
 
 
 def build_image_processor(normalization: str = "surgenet", image_size: int = IMAGE_SIZE) -> SegformerImageProcessor:
@@ -90,8 +91,8 @@ def load_image_processor(source: str | Path, image_size: int | None = None):
 
     Args:
         source: folder, or repository on the Hub.
-        image_size: height and width, in pixels, of resized frames. Default: the saved size, or 224 for a rebuilt image
-            processor.
+        image_size: height and width, in pixels, of resized frames. Default: the saved size, or that of
+            `image_processor_for` for a rebuilt image processor.
 
     Raises:
         UserError: the folder has no image processor, and its config does not record the normalization.
@@ -107,7 +108,7 @@ def load_image_processor(source: str | Path, image_size: int | None = None):
     config = AutoConfig.from_pretrained(source)
     if config.model_type == "timm_wrapper":  # timm records the preprocessing in config.json
         return common_image_processor(AutoImageProcessor.from_pretrained(source), image_size)
-    processor = image_processor_for(config, image_size or IMAGE_SIZE)
+    processor = image_processor_for(config, image_size)
     logger.warning(
         f"{folder} has no image processor. Rebuilt it from config.json: mean {processor.image_mean}, standard "
         f"deviation {processor.image_std}, frames resized to {processor.size['height']} pixels"

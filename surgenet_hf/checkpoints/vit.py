@@ -39,7 +39,7 @@ _BLOCK = [("norm1", "norm1"), ("norm2", "norm2"), ("attn.proj", "attention.o_pro
 _MLP = {"dinov2": [("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2")]}
 _MLP |= {"dinov1": _MLP["dinov2"], "dinov3": [("mlp.fc1", "mlp.up_proj"), ("mlp.fc2", "mlp.down_proj")]}
 # names in memory of earlier versions of transformers
-_RENAMED = [
+_RENAMED: list[tuple[str, Any]] = [
     (r"\.attention\.attention\.(query|key|value)\.", lambda match: f".attention.{match[1][0]}_proj."),
     (r"\.attention\.output\.dense\.", ".attention.o_proj."),
 ]
@@ -114,11 +114,9 @@ def vit_config(
         "layer_norm_eps": 1e-6,
     }
     if family == "dinov3":
-        biases = {f"{name}_bias": True for name in ("query", "key", "value", "proj", "mlp")}
-        positions = {f"pos_embed_{name}": None for name in ("shift", "jitter", "rescale")}
-        return DINOv3ViTConfig(
-            **common, **biases, **positions, intermediate_size=4 * width, rope_theta=ROPE_THETA, use_gated_mlp=False
-        )
+        common |= {f"{name}_bias": True for name in ("query", "key", "value", "proj", "mlp")}
+        common |= {f"pos_embed_{name}": None for name in ("shift", "jitter", "rescale")}
+        return DINOv3ViTConfig(**common, intermediate_size=4 * width, rope_theta=ROPE_THETA, use_gated_mlp=False)
     return Dinov2WithRegistersConfig(**common, mlp_ratio=4, qkv_bias=True, use_swiglu_ffn=False)
 
 
@@ -239,7 +237,7 @@ def build_vit(
     filled = {}
     for ours, shape in _shapes(model).items():
         original, part = _original_name(_canonical(ours), family, scale)
-        if original in tensors:
+        if original is not None and original in tensors:
             tensor = tensors[original].chunk(3)[part] if part is not None else tensors[original]
             filled[ours] = tensor.reshape(shape).to(dtype, copy=True, memory_format=torch.contiguous_format)
         else:  # DINOv1 has no LayerScale and no mask token; models without register tokens have an empty tensor
@@ -331,7 +329,7 @@ def _original_items(config: PreTrainedConfig, family: str, scale: str) -> Iterat
         yield PERIODS, _exact_periods(config).shape
 
 
-def _empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+def _empty_model(config: Any) -> PreTrainedModel:
     """Return a model whose parameters have no memory. Its buffer, which no file contains, has its values."""
     with torch.device("meta"):
         model = DINOv3ViTModel(config) if isinstance(config, DINOv3ViTConfig) else Dinov2WithRegistersModel(config)

@@ -24,6 +24,7 @@ from ..evaluation.results import SCHEMA, find_results, headlines, interval_bound
 from ..evaluation.statistics import MIN_VIDEOS, interval_warning
 from ..leakage import describe_finetuning
 from ..tasks import TASKS
+from . import vit_cards
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 INSTALL = 'pip install torch torchvision "transformers>=5.4,<6" "timm>=1.0.21"'  # as in setup.cfg
@@ -54,8 +55,10 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
         provenance: rows of the provenance table, set by publishing.
     """
     repo_id = repo_id or entry.repo_id
+    if entry.is_vit:
+        return _render(**vit_cards.card_context(entry, repo_id, provenance), template=vit_cards.TEMPLATE)
     config = SurgeNetConfig(backbone=entry.backbone, activation=entry.activation)
-    surgical = entry.normalization == "surgenet"
+    surgical = entry.is_surgical
     upstream = f"[{entry.upstream_repo}](https://huggingface.co/{entry.upstream_repo})"
     return _render(
         ModelCardData(
@@ -192,8 +195,9 @@ def _own_context(
     }
 
 
-def _render(card_data: ModelCardData, **context) -> str:
-    text = str(ModelCard.from_template(card_data, template_path=str(TEMPLATE), install=INSTALL, **context))
+def _render(card_data: ModelCardData, template: Path = TEMPLATE, **context) -> str:
+    context = {"install": INSTALL, **context}
+    text = str(ModelCard.from_template(card_data, template_path=str(template), **context))
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
