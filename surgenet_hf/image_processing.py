@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, SegformerImageProcessor
 
@@ -12,6 +13,7 @@ from .errors import UserError
 logger = logging.getLogger(__name__)
 
 IMAGE_SIZE = 224  # pixels, the default height and width
+WHOLE_PATCHES = ("dinov2", "dinov2_with_registers", "dinov3_vit")  # model types
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -38,6 +40,29 @@ def image_processor_for(
             "surgenet_hf.image_processing, and save it in the folder of the model"
         )
     return build_image_processor(found, image_size or getattr(config, "image_size", None) or IMAGE_SIZE)
+
+
+def check_image_size(config: PreTrainedConfig, image_size: int) -> None:
+    """Check that the patches of a DINO vision transformer divide its input, of which it would ignore a part otherwise.
+
+    Args:
+        config: config of any model, possibly with a `backbone_config`.
+        image_size: height and width of its input in pixels.
+
+    Raises:
+        UserError: the image size is not a multiple of the patch size.
+    """
+    backbone: Any = getattr(config, "backbone_config", None) or config
+    if backbone.model_type not in WHOLE_PATCHES:
+        return
+    patch = backbone.patch_size
+    if image_size % patch:
+        lower = image_size // patch * patch
+        near = f"{lower} or {lower + patch}" if lower else f"{patch}"
+        raise UserError(
+            f"the image size (--image_size) must be a multiple of the patch size {patch} of this "
+            f"{backbone.model_type} model, got {image_size}; use {near}"
+        )
 
 
 def build_image_processor(normalization: str = "surgenet", image_size: int = IMAGE_SIZE) -> SegformerImageProcessor:

@@ -21,7 +21,7 @@ from transformers import (
 
 from ..configuration_surgenet import SurgeNetConfig
 from ..errors import UnavailableError, UserError
-from ..image_processing import image_processor_for
+from ..image_processing import check_image_size, image_processor_for
 from ..modeling_surgenet import (
     SurgeNetForImageClassification,
     SurgeNetForSemanticSegmentation,
@@ -142,7 +142,8 @@ def convert_checkpoint(
     Raises:
         MissingFileError: the file does not exist.
         UserError: `output_dir` exists and is not an empty folder, or the file is rejected. The message gives the
-            reason, or all tensors that are missing, unexpected, or of the wrong shape.
+            reason, or all tensors that are missing, unexpected, or of the wrong shape. Also raised if `image_size` is
+            not a multiple of the patch size.
         UnavailableError: `output_dir` cannot be written.
     """
     checkpoint = read_checkpoint(path, network)
@@ -164,7 +165,9 @@ def convert_checkpoint(
     }
     model.eval()
     if output_dir is not None:
-        save_converted(model, image_processor_for(model, image_size), output_dir)
+        processor = image_processor_for(model, image_size)
+        check_image_size(model.config, processor.size["height"])
+        save_converted(model, processor, output_dir)
     return model
 
 
