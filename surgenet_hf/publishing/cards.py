@@ -191,6 +191,7 @@ def _own_context(
         "seen": _own_data(pretraining),
         "provenance": provenance,
         "license": license,
+        "both_licenses": entry is not None and entry.license == "other",
         "citations": [CITATIONS[key] for key in ("surgenetxl", "demi2024")],
     }
 

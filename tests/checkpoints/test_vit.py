@@ -1,25 +1,17 @@
 """Tests of vision transformers: numbers of the original code, both directions, and files that are refused."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from surgenet_hf.checkpoints.catalog import CATALOG
 from surgenet_hf.checkpoints.vit import build_vit, describe_vit, to_original_vit, vit_config
 from surgenet_hf.errors import UserError
 from tests.checkpoints.files import GOLDENS, rope_periods, small_vit, vit_manifest
 from tests.goldens import fill
 
-# numbers of tensors and elements in the published files
-COUNTS = {
-    "dinov1_vits16": (150, 21_665_664),
-    "dinov1_vitb16": (150, 85_798_656),
-    "dinov2_vits14": (176, 21_753_600),
-    "dinov2_vitb14": (175, 85_971_456),
-    "dinov2_vitl14": (344, 303_560_704),
-    "dinov3_vits16": (175, 21_599_632),
-    "dinov3_vitb16": (175, 85_666_576),
-    "dinov3_vitl16": (343, 303_150_096),
-}
 SMALL = ("dinov1_vits16", "dinov2_vits14", "dinov2_vitb14", "dinov3_vits16")
 
 
@@ -30,17 +22,26 @@ def config_of(architecture: str, layers=2, width=64):
     return vit_config(family, layers, width, image_size=4 * patch, registers=registers)
 
 
+def test_counts_of_the_catalog():
+    """Test that the catalog has the numbers of tensors and elements of the original networks."""
+    counted = {
+        name: (len(shapes), sum(math.prod(shape) for shape in shapes.values()))
+        for name, shapes in vit_manifest().items()
+    }
+    assert {entry.backbone: (entry.tensors, entry.elements) for entry in CATALOG if entry.tensors} == counted
+    assert counted["dinov3_vitl16"] == (343, 303_150_096)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", vit_manifest())
 def test_goldens(name):
-    """Test counts, the numbers of the original code, and the way back, at full size."""
+    """Test the numbers of the original code and the way back, at full size."""
     shapes = vit_manifest()[name]
     tensors = {
         key: torch.from_numpy(fill.parameter(f"surgenet_vit/{name}/{key}", shape)) for key, shape in shapes.items()
     }
     if "rope_embed.periods" in tensors:
         tensors["rope_embed.periods"] = rope_periods()
-    assert (len(tensors), sum(tensor.numel() for tensor in tensors.values())) == COUNTS[name]
     assert describe_vit(tensors, "file")["backbone"] == name
     model = build_vit(tensors)
     back = to_original_vit(model)

@@ -247,6 +247,13 @@ OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "normaliz
             ["Cholec80", "no surgical dataset"],
         ),
         (
+            {**OWN, "name": "SurgeNetXL-DINOv3-ViT-S, continued on mine", "base": {"name": "SurgeNetXL-DINOv3-ViT-S"}},
+            "other",
+            "surgenet/surgenetxl-dinov3-vit-s",
+            ["Two licenses apply to the weights", "DINOv3 License"],
+            ["states no license"],
+        ),
+        (
             {**OWN, "name": "unknown, continued on mine", "base": {"name": "unknown"}},
             "cc-by-nc-sa-4.0",
             None,
