@@ -86,7 +86,8 @@ def copy_transformer(base: PreTrainedModel, model: PreTrainedModel, source: str)
     Raises:
         UserError: a tensor of the EoMT's transformer has no counterpart of the same shape.
     """
-    tensors = dict(base.state_dict())
+    # without register tokens, their tensor is empty
+    tensors = {name: tensor for name, tensor in base.state_dict().items() if tensor.numel()}
     tensors.pop("embeddings.mask_token", None)
     positions = tensors.pop("embeddings.position_embeddings", None)
     if positions is not None:  # DINOv3 has rotary embeddings instead

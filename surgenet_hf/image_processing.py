@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, SegformerImageProcessor
 
@@ -12,17 +13,19 @@ from .errors import UserError
 logger = logging.getLogger(__name__)
 
 IMAGE_SIZE = 224  # pixels, the default height and width
+WHOLE_PATCHES = ("dinov2", "dinov2_with_registers", "dinov3_vit")  # model types
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def image_processor_for(
-    model: PreTrainedModel | PreTrainedConfig, image_size: int = IMAGE_SIZE
+    model: PreTrainedModel | PreTrainedConfig, image_size: int | None = None
 ) -> SegformerImageProcessor:
     """Build the image processor of a model, with the normalization recorded in its config.
 
     Args:
-        model: SurgeNet model or its config. `config.pretraining["normalization"]` names the normalization.
-        image_size: height and width, in pixels, of resized frames.
+        model: converted model or its config. `config.pretraining["normalization"]` names the normalization.
+        image_size: height and width, in pixels, of resized frames. Default: that of a vision transformer's config,
+            otherwise 224.
 
     Raises:
         UserError: the config does not name a known normalization.
@@ -36,7 +39,30 @@ def image_processor_for(
             'build the image processor with build_image_processor("surgenet") or ("imagenet") of '
             "surgenet_hf.image_processing, and save it in the folder of the model"
         )
-    return build_image_processor(found, image_size)
+    return build_image_processor(found, image_size or getattr(config, "image_size", None) or IMAGE_SIZE)
+
+
+def check_image_size(config: PreTrainedConfig, image_size: int) -> None:
+    """Check that the patches of a DINO vision transformer divide its input, of which it would ignore a part otherwise.
+
+    Args:
+        config: config of any model, possibly with a `backbone_config`.
+        image_size: height and width of its input in pixels.
+
+    Raises:
+        UserError: the image size is not a multiple of the patch size.
+    """
+    backbone: Any = getattr(config, "backbone_config", None) or config
+    if backbone.model_type not in WHOLE_PATCHES:
+        return
+    patch = backbone.patch_size
+    if image_size % patch:
+        lower = image_size // patch * patch
+        near = f"{lower} or {lower + patch}" if lower else f"{patch}"
+        raise UserError(
+            f"the image size (--image_size) must be a multiple of the patch size {patch} of this "
+            f"{backbone.model_type} model, got {image_size}; use {near}"
+        )
 
 
 def build_image_processor(normalization: str = "surgenet", image_size: int = IMAGE_SIZE) -> SegformerImageProcessor:
@@ -90,8 +116,8 @@ def load_image_processor(source: str | Path, image_size: int | None = None):
 
     Args:
         source: folder, or repository on the Hub.
-        image_size: height and width, in pixels, of resized frames. Default: the saved size, or 224 for a rebuilt image
-            processor.
+        image_size: height and width, in pixels, of resized frames. Default: the saved size, or that of
+            `image_processor_for` for a rebuilt image processor.
 
     Raises:
         UserError: the folder has no image processor, and its config does not record the normalization.
@@ -107,7 +133,7 @@ def load_image_processor(source: str | Path, image_size: int | None = None):
     config = AutoConfig.from_pretrained(source)
     if config.model_type == "timm_wrapper":  # timm records the preprocessing in config.json
         return common_image_processor(AutoImageProcessor.from_pretrained(source), image_size)
-    processor = image_processor_for(config, image_size or IMAGE_SIZE)
+    processor = image_processor_for(config, image_size)
     logger.warning(
         f"{folder} has no image processor. Rebuilt it from config.json: mean {processor.image_mean}, standard "
         f"deviation {processor.image_std}, frames resized to {processor.size['height']} pixels"

@@ -8,16 +8,16 @@ from typing import Any, overload
 from huggingface_hub import cached_assets_path, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, TimmWrapperConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
 
 from ._version import __version__
 from .checkpoints.catalog import CatalogEntry, find_entry
-from .checkpoints.conversion import convert_checkpoint, save_converted
+from .checkpoints.conversion import convert_checkpoint, save_converted, to_original_state_dict
 from .checkpoints.reading import file_sha256
+from .checkpoints.vit import architecture
 from .configuration_surgenet import BACKBONES, SurgeNetConfig
 from .errors import MissingFileError, UnavailableError, UserError
 from .image_processing import build_image_processor
-from .modeling_surgenet import SurgeNetModel
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
 }
 
 
-def load_checkpoint(name: str, model_class=SurgeNetModel, **kwargs):
+def load_checkpoint(name: str, model_class=AutoModel, **kwargs):
     """Load a published checkpoint from the authors' repository on the Hub.
 
     Example:
@@ -40,11 +40,11 @@ def load_checkpoint(name: str, model_class=SurgeNetModel, **kwargs):
 
     Args:
         name: name of a checkpoint in the catalog, in any spelling.
-        model_class: SurgeNet model class or Auto class. Heads have new weights.
+        model_class: Auto class, or class of the model. Heads have new weights.
         kwargs: arguments of `from_pretrained`.
 
     Returns:
-        The model.
+        The model: a SurgeNet model, or for vision transformers a model of transformers.
 
     Raises:
         UserError: `name` is unknown or the path of a weight file, or the file is not the published one.
@@ -273,7 +273,7 @@ def download_teacher(entry: CatalogEntry, local_files_only: bool = False) -> Pat
     return path
 
 
-def convert_entry(entry: CatalogEntry, path: Path) -> SurgeNetModel:
+def convert_entry(entry: CatalogEntry, path: Path) -> PreTrainedModel:
     """Convert the teacher file of a catalog entry, and record the name and normalization of the entry.
 
     Args:
@@ -281,21 +281,34 @@ def convert_entry(entry: CatalogEntry, path: Path) -> SurgeNetModel:
         path: teacher file.
 
     Raises:
-        UserError: the file has another backbone or activation than the entry.
+        UserError: the file has another backbone, activation, or number of elements than the entry.
     """
     model = convert_checkpoint(path, task="backbone", normalization=entry.normalization)
-    assert isinstance(model, SurgeNetModel)  # the class of this task
-    found = (model.config.backbone, model.config.activation)
+    config: Any = model.config
+    found: tuple[str | None, str | None]
+    if isinstance(config, SurgeNetConfig):
+        found = (config.backbone, config.activation)
+    else:
+        found = (architecture(config, config.pretraining["family"]), None)
     if found != (entry.backbone, entry.activation):
         raise UserError(
             f"{path} contains {found}, expected {(entry.backbone, entry.activation)} for {entry.name}. Delete the "
             "file, and try again"
         )
-    model.config.pretraining = {
-        **(model.config.pretraining or {}),
+    if entry.is_vit:
+        tensors = to_original_state_dict(model)
+        counts = (len(tensors), sum(tensor.numel() for tensor in tensors.values()))
+        if entry.tensors and counts != (entry.tensors, entry.elements):
+            raise UserError(
+                f"{path} contains {counts[0]} tensors of {counts[1]:,} elements, expected {entry.tensors} of "
+                f"{entry.elements:,} for {entry.name}. Delete the file, and try again"
+            )
+        config.image_size = entry.image_size  # DINOv3 files do not contain it
+    config.pretraining = {
+        **(config.pretraining or {}),
         "name": entry.name,
         "source": f"{entry.upstream_repo}/{entry.teacher_file}",
         "epoch": entry.epochs,
-        "normalization_reason": f"catalog entry of {entry.name}",
+        "normalization_reason": entry.normalization_reason or f"catalog entry of {entry.name}",
     }
     return model

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from surgenet_hf import SurgeNetConfig, configuration_surgenet
+from surgenet_hf.checkpoints import vit
 from surgenet_hf.data import load_data
 from tests.hub.fixtures import client, hub  # noqa: F401
 
@@ -71,9 +72,13 @@ def tiny_config():
     return build
 
 
+TINY_VITS = {"s": (1, 64), "b": (2, 64), "l": (1, 128)}
+
+
 @pytest.fixture
 def tiny_backbones(monkeypatch):
-    """Replace the sizes of the published backbones with tiny ones."""
+    """Replace the sizes of the published backbones, also of vision transformers, with tiny ones."""
+    monkeypatch.setattr(vit, "SIZES", TINY_VITS)
     for name, widths in TINY_WIDTHS.items():
         monkeypatch.setitem(configuration_surgenet.BACKBONES, name, {"depths": [1, 1, 2, 1], "hidden_sizes": widths})
 

@@ -11,15 +11,19 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from surgenet_hf import SurgeNetForImageClassification, SurgeNetModel, load_checkpoint
 from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG, UPSTREAM_REPO, find_entry
 from surgenet_hf.checkpoints.conversion import to_original_state_dict
 from surgenet_hf.errors import UnavailableError, UserError
-from surgenet_hf.models import fetch_checkpoint, load_config, load_model, resolve_model
-from tests.checkpoints.files import original, save_dino, tiny
+from surgenet_hf.models import convert_entry, fetch_checkpoint, load_config, load_model, resolve_model
+from tests.checkpoints.files import original, save_dino, tiny, tiny_vit
+
+# of the published vision transformers, one per layout
+VITS = ("SurgeNetXL-DINOv1-ViT-S", "SurgeNetXL-DINOv2-ViT-B", "SurgeNetXL-DINOv3-ViT-L", "SurgeNet2M-DINOv3-ViT-S")
+ENTRIES = [entry for entry in CATALOG if not entry.is_vit or entry.name in VITS]
 
 
 def pth(tensors) -> bytes:
@@ -32,8 +36,10 @@ def pth(tensors) -> bytes:
 def teachers():
     """Return tiny weights of every published checkpoint, by name."""
     return {
-        entry.name: original(SurgeNetModel, tiny(entry.backbone, activation=entry.activation), seed=i)
-        for i, entry in enumerate(CATALOG)
+        entry.name: tiny_vit(entry.backbone, seed=i)
+        if entry.is_vit
+        else original(SurgeNetModel, tiny(entry.backbone, activation=entry.activation), seed=i)
+        for i, entry in enumerate(ENTRIES)
     }
 
 
@@ -41,21 +47,24 @@ def teachers():
 def upstream(hub, client, teachers, tiny_backbones, monkeypatch, tmp_path):
     """Return a stand-in Hub of the authors' repositories with tiny weights.
 
-    The catalog gets the checksums of these files wherever it has those of the real files.
+    The catalog gets the checksums and counts of these files wherever it has those of the real files.
     """
     entries = []
-    for entry in CATALOG:
+    for entry in ENTRIES:
         content = pth(teachers[entry.name])
         hub.add_files(entry.upstream_repo, {entry.teacher_file: content})
-        known = hashlib.sha256(content).hexdigest() if entry.teacher_sha256 else None
-        entries.append(dataclasses.replace(entry, teacher_sha256=known))
+        changes = {"teacher_sha256": hashlib.sha256(content).hexdigest()} if entry.teacher_sha256 else {}
+        if entry.tensors:
+            changes["elements"] = sum(tensor.numel() for tensor in teachers[entry.name].values())
+            changes["tensors"] = len(teachers[entry.name])
+        entries.append(dataclasses.replace(entry, **changes))
     save_dino(tmp_path / "full.pth", teachers["SurgeNet"], teachers["SurgeNet"], {})
     hub.add_files(UPSTREAM_REPO, {find_entry("SurgeNet-Public").full_file: tmp_path / "full.pth"})
     monkeypatch.setattr(catalog, "CATALOG", tuple(entries))
     return hub
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in CATALOG])
+@pytest.mark.parametrize("name", [entry.name for entry in ENTRIES])
 def test_every_checkpoint(name, upstream, teachers):
     model = load_checkpoint(name.lower())
     back = to_original_state_dict(model)
@@ -64,7 +73,23 @@ def test_every_checkpoint(name, upstream, teachers):
     entry = find_entry(name)
     assert model.config.pretraining["name"] == name
     assert model.config.pretraining["normalization"] == entry.normalization
-    assert model.config.activation == entry.activation
+    assert getattr(model.config, "activation", None) == entry.activation
+
+
+def test_vision_transformers_by_name(upstream, teachers, tmp_path):
+    """Test what a name adds to a file: the size of the images, and a comparison of its counts with the catalog."""
+    folder = fetch_checkpoint("SurgeNet2M-DINOv3-ViT-S")
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.model_type, config.image_size) == ("dinov3_vit", 256)
+    assert AutoImageProcessor.from_pretrained(folder).size == {"height": 256, "width": 256}
+    assert "not published" in config.pretraining["normalization_reason"]
+    entry = find_entry("SurgeNetXL-DINOv2-ViT-B")
+    larger = teachers[entry.name] | {"pos_embed": torch.ones(1, 37**2 + 1, 64)}  # as in Meta's own file
+    torch.save(larger, tmp_path / "file.pth")
+    with pytest.raises(
+        UserError, match=r"contains 35 tensors of [\d,]+ elements, expected 35 of [\d,]+ for SurgeNetXL"
+    ):
+        convert_entry(entry, tmp_path / "file.pth")
 
 
 def test_public_is_the_teacher_file(upstream):
@@ -79,8 +104,6 @@ def test_heads_and_processor(upstream):
     assert model.config.num_labels == 7
     assert model.dtype == torch.bfloat16
     assert model.config.pretraining["name"] == "SurgeNetXL"
-    from transformers import AutoImageProcessor
-
     processor = AutoImageProcessor.from_pretrained(fetch_checkpoint("SurgeNetXL"))
     assert list(processor.image_mean) == list(catalog.NORMALIZATIONS["surgenet"][0])
 

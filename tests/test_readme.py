@@ -14,7 +14,7 @@ from PIL import Image
 import surgenet_hf
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.checkpoints import catalog
-from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS, find_entry
+from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS, UPSTREAM_REPO, find_entry
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.publishing import prepare
 from surgenet_hf.publishing.upload import publish_checkpoints
@@ -50,7 +50,7 @@ def originals(tmp_path, monkeypatch, tiny_backbones):
     monkeypatch.chdir(tmp_path)
     originals = {name: original(SurgeNetModel, tiny(name)) for name in set(CONSTRUCTORS.values())}
     for entry in CATALOG:
-        if entry.upstream_repo != "sail/dl":
+        if entry.upstream_repo == UPSTREAM_REPO:
             torch.save(originals[entry.backbone], entry.teacher_file)
     return originals
 

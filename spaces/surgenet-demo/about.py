@@ -24,7 +24,9 @@ trained on synthetic scenes only, so their predictions on real frames are meanin
 ADDRESS = "http://127.0.0.1:7860/"  # placeholder in the example; the page inserts its own address
 KEPT_SECONDS = 1800  # maximum age of uploads and results
 _ROWS = "\n".join(
-    f"| {entry.name} | {entry.backbone} | {entry.pretraining_frames:,} | {entry.license} |" for entry in CATALOG
+    f"| {entry.name} | {entry.backbone} | {entry.pretraining_frames:,} | {entry.license} |"
+    for entry in CATALOG
+    if not entry.is_vit
 )
 ABOUT = f"""
 ## About this demo

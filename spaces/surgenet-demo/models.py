@@ -17,6 +17,8 @@ from surgenet_hf.checkpoints.catalog import CATALOG, find_entry
 from surgenet_hf.models import model_folder
 from surgenet_hf.privacy import mask_tokens
 
+PUBLISHED = tuple(entry for entry in CATALOG if not entry.is_vit)  # the demo has no vision transformers
+
 
 class ModelStore:
     """Cache that loads models and keeps the most recently used ones in memory.
@@ -68,7 +70,7 @@ class ModelStore:
         """
         given = [(name, name) for name, (_, can, _) in self._given.items() if set(tasks) & set(can)]
         demo = [(text, name) for name, (text, can, _) in DEMO.items() if set(tasks) & set(can)]
-        published = [(entry.name, entry.name) for entry in CATALOG] if "features" in tasks else []
+        published = [(entry.name, entry.name) for entry in PUBLISHED] if "features" in tasks else []
         return given + (demo + published if not wait or self.hub_problem() else published + demo)
 
     def get(self, name: str, tasks: tuple[str, ...], report: Callable[[float, str], None]) -> Loaded:
@@ -233,7 +235,7 @@ class HubProbe:
 
 def published(name: str):
     """Return the catalog entry with exactly this name, or None."""
-    return find_entry(name) if name in {entry.name for entry in CATALOG} else None
+    return find_entry(name) if name in {entry.name for entry in PUBLISHED} else None
 
 
 def folder_name(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Catalog of the published checkpoints, their pretraining data, and their citations.
 
-Sources: the authors' repositories github.com/TimJaspers0801/SurgeNet and huggingface.co/TimJaspersTue/SurgeNetModels,
-and the papers in `CITATIONS`. We computed the sums of frames over the datasets of a subset.
+Sources: the authors' repositories github.com/TimJaspers0801/SurgeNet, github.com/rlpddejong/SurgeNetDINO,
+huggingface.co/TimJaspersTue/SurgeNetModels, and huggingface.co/rlpddejong, and the papers in `CITATIONS`. We computed
+the sums of frames over the datasets of a subset.
 """
 
 import difflib
@@ -17,8 +18,15 @@ NORMALIZATIONS = {
     "surgenet": ((0.46888983, 0.29536288, 0.28712815), (0.24689102, 0.21034359, 0.21188641)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+# reason for ImageNet's normalization of the vision transformers
+UNKNOWN_STATISTICS = (
+    "the statistics of pretraining are not published, and the authors fine-tune their vision transformers with "
+    "ImageNet's"
+)
 NAMESPACE = "surgenet"
 UPSTREAM_REPO = "TimJaspersTue/SurgeNetModels"
+VIT_REPO = "rlpddejong/SurgeNetXL_DINOv1-v3"
+ATLAS_REPO = "rlpddejong/ATLAS-pretraining-weights"
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,10 @@ _YOUTUBE = (
         "https://huggingface.co/datasets/TimJaspersTue/SurgeNetYoutube",
     ),
 )
+# The datasets of these frames, and their exact number, are not known.
+_TWO_MILLION = (
+    PretrainingSet("not published (about 2 million frames)", "not published", None, 2_000_000, public=False),
+)
 _SURGENET = _CHOLEC + _RAMIE + _RARP + _OTHERS
 
 CITATIONS = {
@@ -102,6 +114,15 @@ CITATIONS = {
   year      = {2024},
   doi       = {10.1007/978-3-031-73748-0_5}
 }""",
+    "surgenetdino": """@inproceedings{dejong2026towards,
+  title     = {Towards Effective Surgical Representation Learning with {DINO} Models},
+  author    = {de Jong, Ronald L. P. D. and Li, Yiping and Jaspers, Tim J. M. and van Jaarsveld, Romy C. and
+               Kuiper, Gino M. and Badaloni, Franco and van Hillegersberg, Richard and Ruurda, Jelle P. and
+               van der Sommen, Fons and Pluim, Josien P. W. and Breeuwer, Marcel},
+  booktitle = {Medical Imaging with Deep Learning},
+  year      = {2026},
+  url       = {https://openreview.net/forum?id=6FoIDPKzRV}
+}""",
     "metaformer": """@article{yu2022metaformer,
   title   = {MetaFormer Baselines for Vision},
   author  = {Yu, Weihao and Si, Chenyang and Zhou, Pan and Luo, Mi and Zhou, Yichen and Feng, Jiashi and
@@ -121,14 +142,18 @@ class CatalogEntry:
         repo_name: name of our repository in `NAMESPACE`.
         teacher_file, full_file: the weights, and the full DINO checkpoint (None: not published), in `upstream_repo`.
         teacher_sha256, full_sha256: SHA-256 of these files, or None if unknown.
-        backbone, activation: as in `SurgeNetConfig`.
-        normalization: key of `NORMALIZATIONS` for the images in pretraining.
+        backbone, activation: as in `SurgeNetConfig`. The backbone of a vision transformer is its architecture, see
+            `checkpoints.vit.architecture`.
+        normalization: key of `NORMALIZATIONS` for the images.
+        normalization_reason: reason for it if it is not known to be that of pretraining.
         image_size: side of the global crops in pretraining, in pixels.
         epochs: number of epochs of pretraining.
         pretraining_sets: datasets of pretraining.
         pretraining_share: fraction of their frames that was used.
-        license: license of the weights, as the Hub writes it.
+        license: license of the weights, as the Hub writes it. "other" means two licenses: CC BY-NC-SA 4.0 and Meta's
+            DINOv3 License.
         citations: keys of `CITATIONS`.
+        tensors, elements: numbers of tensors and of their elements in the teacher file, or None if unknown.
     """
 
     name: str
@@ -140,6 +165,7 @@ class CatalogEntry:
     backbone: str = "caformer_s18"
     activation: str | None = "relu"
     normalization: str = "surgenet"
+    normalization_reason: str | None = None
     teacher_sha256: str | None = None
     full_sha256: str | None = None
     upstream_repo: str = UPSTREAM_REPO
@@ -147,6 +173,17 @@ class CatalogEntry:
     epochs: int | None = 50
     license: str = "cc-by-nc-sa-4.0"
     citations: tuple[str, ...] = ("surgenetxl", "demi2024")
+    tensors: int | None = None
+    elements: int | None = None
+
+    @property
+    def is_vit(self) -> bool:
+        return self.backbone.startswith("dinov")
+
+    @property
+    def is_surgical(self) -> bool:
+        """Whether the weights were pretrained on surgical frames, and not on photographs only."""
+        return all(data.name != "ImageNet-1k" for data in self.pretraining_sets)
 
     @property
     def repo_id(self) -> str:
@@ -168,6 +205,44 @@ def _dino(name: str, file_prefix: str, sets: tuple[PretrainingSet, ...], **other
         pretraining_sets=sets,
         **others,
     )
+
+
+def _vit(
+    family: int, letter: str, name: str, file: str, image_size: int, epochs: int | None = None, **others
+) -> CatalogEntry:
+    """Return the entry of a vision transformer, pretrained with DINOv1, v2, or v3."""
+    patch = 14 if family == 2 else 16
+    full_name = f"{name}-DINOv{family}-ViT-{letter.upper()}"
+    return CatalogEntry(
+        name=full_name,
+        repo_name=full_name.lower(),
+        teacher_file=file,
+        full_file=None,
+        backbone=f"dinov{family}_vit{letter}{patch}",
+        activation=None,
+        normalization="imagenet",
+        normalization_reason=UNKNOWN_STATISTICS,
+        image_size=image_size,
+        epochs=epochs,
+        license="other" if family == 3 else "cc-by-nc-sa-4.0",
+        citations=("surgenetdino", "surgenetxl"),
+        **others,
+    )
+
+
+def _xl(family: int, letter: str, epochs: int, tensors: int, elements: int, sha256: str | None = None) -> CatalogEntry:
+    """Return the entry of a vision transformer that was pretrained on SurgeNetXL."""
+    size = 224 if family == 1 else 336
+    file = f"DINOv{family}_ViT{letter}{14 if family == 2 else 16}_size{size}_SurgeNetXL.pth"
+    counts = {"tensors": tensors, "elements": elements}
+    sets = {"pretraining_sets": _SURGENET + _YOUTUBE, "upstream_repo": VIT_REPO, "teacher_sha256": sha256}
+    return _vit(family, letter, "SurgeNetXL", file, size, epochs, **counts, **sets)
+
+
+def _two_million(family: int, letter: str, size: int) -> CatalogEntry:
+    """Return the entry of a vision transformer that was pretrained on 2 million frames."""
+    file = f"DINOv{family}-vit{letter}-{size}-surgenet2M.pth"
+    return _vit(family, letter, "SurgeNet2M", file, size, pretraining_sets=_TWO_MILLION, upstream_repo=ATLAS_REPO)
 
 
 CATALOG = (
@@ -216,6 +291,21 @@ CATALOG = (
             PretrainingSet("ImageNet-1k", "none (photographs)", None, 1_281_167, "https://image-net.org"),
         ),
     ),
+    # The numbers of epochs are from the file names of a third party.
+    _xl(1, "s", 50, 150, 21_665_664),
+    _xl(1, "b", 50, 150, 85_798_656),
+    _xl(2, "s", 50, 176, 21_753_600),
+    _xl(2, "b", 50, 175, 85_971_456, "cd6e73e692074f1d58d2e4125998818121acc61748ff941849784616b03c2def"),
+    _xl(2, "l", 30, 344, 303_560_704),
+    _xl(3, "s", 15, 175, 21_599_632),
+    _xl(3, "b", 15, 175, 85_666_576),
+    _xl(3, "l", 15, 343, 303_150_096),
+    # The tensors of these files are not known. They are converted if they match one of the layouts above.
+    _two_million(1, "b", 224),
+    _two_million(2, "b", 336),
+    _two_million(3, "s", 256),
+    _two_million(3, "b", 256),
+    _two_million(3, "l", 256),
 )
 
 
@@ -350,10 +440,10 @@ def _leakage_of_published(name: str, data_name: str, num_videos: int | None) -> 
         return f"it is unknown whether {name} was pretrained on these videos"
     if entry is None:
         return "the origin of the backbone's weights is unknown (not recorded)"
-    if entry.normalization == "imagenet":
+    if not entry.is_surgical:
         return None
     name = data_name.split("-")[0]
-    if name not in _LEAKAGE_TITLES:
+    if name not in _LEAKAGE_TITLES or entry.pretraining_sets == _TWO_MILLION:
         return f"it is unknown whether {entry.name} was pretrained on these videos"
     used = {data.name for data in entry.pretraining_sets}
     if name == "autolaparo":

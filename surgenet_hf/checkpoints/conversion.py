@@ -9,22 +9,30 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import SegformerImageProcessor
+from transformers import (
+    Dinov2WithRegistersModel,
+    DINOv3ViTModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SegformerImageProcessor,
+)
 
 from ..configuration_surgenet import SurgeNetConfig
 from ..errors import UnavailableError, UserError
-from ..image_processing import IMAGE_SIZE, image_processor_for
+from ..image_processing import check_image_size, image_processor_for
 from ..modeling_surgenet import (
     SurgeNetForImageClassification,
     SurgeNetForSemanticSegmentation,
     SurgeNetModel,
     SurgeNetPreTrainedModel,
 )
-from .catalog import NORMALIZATIONS, find_by_sha256
-from .reading import CheckpointFile, check_finite, plain, read_checkpoint
+from .catalog import find_by_sha256
+from .matching import check_tensors
+from .normalization import choose_normalization
+from .reading import CheckpointFile, check_finite, read_checkpoint
+from .vit import build_vit, describe_vit, is_vit, to_original_vit
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +111,14 @@ def convert_checkpoint(
     network: str = "teacher",
     normalization: str = "auto",
     labels: Sequence[str] | None = None,
-    config: SurgeNetConfig | None = None,
+    config: PreTrainedConfig | None = None,
     output_dir: str | os.PathLike | None = None,
-    image_size: int = IMAGE_SIZE,
-) -> SurgeNetPreTrainedModel:
-    """Convert a weight file of the authors, of their code, or of timm to one of our models.
+    image_size: int | None = None,
+) -> PreTrainedModel:
+    """Convert a weight file of the authors, of their code, or of timm to a model of this package or of transformers.
+
+    The content of the file decides, not its name. The vision transformers of DINOv1 and v2 become
+    `Dinov2WithRegistersModel`, those of DINOv3 `DINOv3ViTModel`, and all other networks SurgeNet models.
 
     Every tensor is checked. The model keeps the dtype of the weights. If they have several, it gets the smallest dtype
     that represents all of them exactly, e.g. float32 for float16 and float32.
@@ -121,7 +132,8 @@ def convert_checkpoint(
         config: configuration of a network whose sizes differ from the published ones.
         output_dir: new folder for the model and its image processor. By default nothing is written. `save_pretrained`
             of the model alone would write no image processor.
-        image_size: height and width in pixels that the written image processor resizes to.
+        image_size: height and width in pixels that the written image processor resizes to. Default: 224, or the size
+            in the pretraining of a vision transformer.
 
     Returns:
         The model in evaluation mode. `config.pretraining` has the source and the normalization of the weights.
@@ -130,28 +142,19 @@ def convert_checkpoint(
     Raises:
         MissingFileError: the file does not exist.
         UserError: `output_dir` exists and is not an empty folder, or the file is rejected. The message gives the
-            reason, or all tensors that are missing, unexpected, or of the wrong shape.
+            reason, or all tensors that are missing, unexpected, or of the wrong shape. Also raised if `image_size` is
+            not a multiple of the patch size.
         UnavailableError: `output_dir` cannot be written.
     """
     checkpoint = read_checkpoint(path, network)
-    backbone, naming = _identify(checkpoint)
-    task = _choose_task(checkpoint, task)
-    if config is None:
-        config = SurgeNetConfig(backbone=backbone, activation=_activation(checkpoint, backbone))
-    elif config.backbone != backbone:
-        raise UserError(
-            f"{path} contains a {backbone}, but the config is for a {config.backbone}; give the config of this network"
-        )
-    config = copy.deepcopy(config)
-    # Check the file first, because `_set_labels` trusts the size of its head.
-    check_fit(checkpoint, config, task, naming)
-    _set_labels(config, checkpoint, task, naming, labels)
-    with torch.device("meta"):
-        model = TASKS[task](config)
-    model.load_state_dict(_rename(checkpoint, model, naming), strict=True, assign=True)
-    normalization, reason = choose_normalization(checkpoint, config, normalization)
+    if is_vit(checkpoint.tensors):
+        model = _convert_vit(checkpoint, task, labels, config)
+    else:
+        model = _convert_surgenet(checkpoint, task, labels, config)
+    normalization, reason = choose_normalization(checkpoint, model.config, normalization)
     entry = find_by_sha256(checkpoint.sha256)
-    config.pretraining = {
+    model.config.pretraining = {
+        **(getattr(model.config, "pretraining", None) or {}),
         "name": entry.name if entry else "unknown",
         "source": checkpoint.path.name,
         "source_sha256": checkpoint.sha256,
@@ -162,17 +165,59 @@ def convert_checkpoint(
     }
     model.eval()
     if output_dir is not None:
-        save_converted(model, image_processor_for(model, image_size), output_dir)
+        processor = image_processor_for(model, image_size)
+        check_image_size(model.config, processor.size["height"])
+        save_converted(model, processor, output_dir)
     return model
 
 
-def to_original_state_dict(model: SurgeNetPreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return the weights of one of our models with the names and shapes of the original code.
+def _convert_surgenet(
+    checkpoint: CheckpointFile, task: str, labels: Sequence[str] | None, config: PreTrainedConfig | None
+) -> SurgeNetPreTrainedModel:
+    backbone, naming = _identify(checkpoint)
+    task = _choose_task(checkpoint, task)
+    if config is None:
+        config = SurgeNetConfig(backbone=backbone, activation=_activation(checkpoint, backbone))
+    elif not isinstance(config, SurgeNetConfig) or config.backbone != backbone:
+        raise UserError(
+            f"{checkpoint.path} contains a {backbone}, but the config is for a "
+            f"{getattr(config, 'backbone', config.model_type)}; give the config of this network"
+        )
+    config = copy.deepcopy(config)
+    # Check the file first, because `_set_labels` trusts the size of its head.
+    check_fit(checkpoint, config, task, naming)
+    _set_labels(config, checkpoint, task, naming, labels)
+    with torch.device("meta"):
+        model = TASKS[task](config)
+    model.load_state_dict(_rename(checkpoint, model, naming), strict=True, assign=True)
+    config.pretraining = None
+    return model
+
+
+def _convert_vit(
+    checkpoint: CheckpointFile, task: str, labels: Sequence[str] | None, config: PreTrainedConfig | None
+) -> PreTrainedModel:
+    if task not in ("auto", "backbone") or labels is not None:
+        raise UserError(
+            f"{checkpoint.path} contains a vision transformer without a head for a task; omit task and labels. To "
+            "add a head, give the converted folder to a command that fine-tunes"
+        )
+    model = build_vit(checkpoint.tensors, config, str(checkpoint.path))
+    if checkpoint.heads:
+        heads = ", ".join(f"{name} ({count} tensors)" for name, count in checkpoint.heads.items())
+        logger.warning(f"Omitted heads of the pretraining: {heads}")
+    return model
+
+
+def to_original_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the weights of a converted model with the names and shapes of the original code.
 
     The original networks load them with `strict=True`. The exception is a classification norm and head that the
     original segmentation networks have and never use.
     """
-    if not isinstance(model, tuple(TASKS.values())):
+    if isinstance(model, Dinov2WithRegistersModel | DINOv3ViTModel):
+        return to_original_vit(model)
+    if not isinstance(model, SurgeNetPreTrainedModel) or not isinstance(model, tuple(TASKS.values())):
         raise ValueError(f"expected one of {[cls.__name__ for cls in TASKS.values()]}, got {type(model).__name__}")
     segmentation = isinstance(model, SurgeNetForSemanticSegmentation)
     wrapper = SEGMENTATION_WRAPPERS[model.config.backbone] if segmentation else ""
@@ -211,64 +256,27 @@ def _original_shape(name: str, shape: torch.Size) -> torch.Size:
     return shape
 
 
-def choose_normalization(checkpoint: CheckpointFile, config: SurgeNetConfig, choice: str = "auto") -> tuple[str, str]:
-    """Return the normalization that the weights expect, "surgenet" or "imagenet", and the reason.
-
-    With "auto", it comes from the `args` of a full DINO checkpoint, or else from the checksum of a published file.
-    Without either, StarReLU implies ImageNet's normalization. In all other cases it is SurgeNet's own, with a warning.
-    """
-    if choice != "auto":
-        if choice not in NORMALIZATIONS:
-            raise UserError(f"normalization must be 'auto' or one of {sorted(NORMALIZATIONS)}, got {choice!r}")
-        return choice, "requested"
-    if "data_mean" in checkpoint.args and "data_std" in checkpoint.args:
-        found = [plain(checkpoint.args["data_mean"]), plain(checkpoint.args["data_std"])]
-        for name, known in NORMALIZATIONS.items():
-            if _is_close(found, known):
-                return name, "data_mean and data_std in the checkpoint's args"
-        raise UserError(
-            f"{checkpoint.path} was trained with mean {found[0]} and std {found[1]}, expected SurgeNet's or "
-            "ImageNet's. Convert with normalization 'surgenet', and then set image_mean and image_std of the saved "
-            "image processor"
-        )
-    if entry := find_by_sha256(checkpoint.sha256):
-        return entry.normalization, f"checksum of the published {entry.name}"
-    if config.activation == "star_relu":
-        return "imagenet", "StarReLU, as in the ImageNet CAFormer"
-    logger.warning(
-        f"{checkpoint.path.name} does not record the normalization that it was trained with. Using SurgeNet's. "
-        "If it was trained with ImageNet's, convert it again with normalization (--normalization) imagenet."
-    )
-    return "surgenet", "assumed: the file does not record it"
-
-
-def _is_close(found: list, known: tuple) -> bool:
-    try:
-        return np.shape(found) == np.shape(known) and np.allclose(np.asarray(found, dtype=float), known, atol=1e-4)
-    except (TypeError, ValueError):  # not numbers, or different numbers of means and standard deviations
-        return False
-
-
 def _identify(checkpoint: CheckpointFile) -> tuple[str, str]:
     """Return the backbone family and the naming of the tensors."""
-    if {"cls_token", "pos_embed"} & checkpoint.tensors.keys():
-        raise UserError(
-            f"{checkpoint.path} contains a vision transformer, expected CAFormer-S18, ConvNeXtV2-Tiny, or PVTv2-B2. "
-            "Give a file of one of these"
-        )
     for signature, family in _SIGNATURES.items():
         if signature in checkpoint.tensors:
             return family
     raise UserError(
         f"{checkpoint.path} contains none of the backbones CAFormer-S18, ConvNeXtV2-Tiny, and PVTv2-B2 in the "
-        f"original or timm naming; its {len(checkpoint.tensors)} parameters begin with "
-        f"{sorted(checkpoint.tensors)[:5]}. Give a file of one of these"
+        f"original or timm naming, and no vision transformer of DINO; its {len(checkpoint.tensors)} parameters begin "
+        f"with {sorted(checkpoint.tensors)[:5]}. Give a file of one of these"
     )
 
 
 def describe_network(checkpoint: CheckpointFile) -> dict:
-    """Return backbone, activation, naming, head, and its number of outputs, or the `problem` of an unknown network."""
+    """Return backbone, activation, naming, head, and its number of outputs, or the `problem` of an unknown network.
+
+    For a vision transformer, the result also has its sizes, see `describe_vit`.
+    """
     try:
+        if is_vit(checkpoint.tensors):
+            sizes = describe_vit(checkpoint.tensors, str(checkpoint.path))
+            return {**sizes, "activation": None, "naming": "original", "head": None, "num_labels": None}
         backbone, naming = _identify(checkpoint)
     except UserError as error:
         return {"backbone": None, "problem": str(error)}
@@ -358,27 +366,15 @@ def check_fit(checkpoint: CheckpointFile, config: SurgeNetConfig, task: str, nam
         weight = bias.removesuffix("bias") + "weight"
         num_labels = found[bias].numel()
         wanted |= {weight: torch.Size((num_labels, *wanted[weight][1:])), bias: torch.Size((num_labels,))}
-    faults = {
-        "missing": sorted(name for name in wanted if name not in found),
-        "unexpected": sorted(name for name in found if name not in wanted and not _KNOWN_HEADS.fullmatch(name)),
-        "of another shape": [
-            f"{name}: found {tuple(found[name].shape)}, expected {tuple(shape)}"
-            for name, shape in wanted.items()
-            if name in found and found[name].shape != shape
-        ],
-        "with an integer dtype": [name for name in wanted if name in found and not found[name].is_floating_point()],
-    }
-    if any(faults.values()):
-        activation = f" with {config.activation}" if config.activation else ""
-        raise UserError(
-            f"{checkpoint.path} does not match {config.backbone}{activation} ({naming} naming, task {task}):\n"
-            + "".join(
-                f"- {len(names)} {fault}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}\n"
-                for fault, names in faults.items()
-                if names
-            )
-            + "Nothing was converted. Give a complete file of this network, or its config if its sizes differ."
-        )
+    activation = f" with {config.activation}" if config.activation else ""
+    check_tensors(
+        found,
+        wanted,
+        str(checkpoint.path),
+        f"{config.backbone}{activation} ({naming} naming, task {task})",
+        "Give a complete file of this network, or its config if its sizes differ.",
+        _KNOWN_HEADS,
+    )
     check_finite({name: found[name] for name in wanted}, str(checkpoint.path))
 
 
@@ -394,7 +390,7 @@ def _rename(checkpoint: CheckpointFile, model: SurgeNetPreTrainedModel, naming: 
     return {ours: found[name].reshape(shapes[ours]).to(dtype, copy=True) for ours, (name, _) in mapping.items()}
 
 
-def save_converted(model: SurgeNetPreTrainedModel, processor: SegformerImageProcessor, output_dir: str | os.PathLike):
+def save_converted(model: PreTrainedModel, processor: SegformerImageProcessor, output_dir: str | os.PathLike):
     """Write model and image processor to a new folder. After an error, the folder does not exist.
 
     Raises:

@@ -33,6 +33,8 @@ def inspect_checkpoint(path: str | os.PathLike, network: str = "teacher") -> dic
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.tensors.values()}),
         **describe_network(checkpoint),
     }
+    if checkpoint.heads:
+        description["heads_of_pretraining"] = checkpoint.heads
     if checkpoint.layout == "dino":
         description |= {"network": checkpoint.network, "epoch": checkpoint.epoch, "dino_head": _head(checkpoint)}
         if checkpoint.center is not None and checkpoint.center.numel():

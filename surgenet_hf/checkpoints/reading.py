@@ -8,7 +8,7 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +70,8 @@ _MAX_ITEMS = 100_000
 _NESTINGS = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel, torch.compile, Lightning
 _SEGMENTATION_WRAPPERS = ("metaformer.", "convnext.", "pvtv2.")
-_DINO_HEAD = re.compile(r"head\.(mlp\.(\d+\.)?|last_layer\.)")
+# heads of DINOv1, and of DINOv2 and v3, which have a second one for iBOT
+_DINO_HEAD = re.compile(r"(head\.)(mlp\.(\d+\.)?|last_layer\.)|((dino_|ibot_)head\.)")
 
 
 @dataclass
@@ -85,7 +86,9 @@ class CheckpointFile:
         layout: "dino" for a full DINO checkpoint, else "weights".
         network: the network that was read from a DINO checkpoint, "teacher" or "student".
         prefix: the removed prefix, e.g. "module.backbone.".
-        dino_head: weights of the projection head of a DINO checkpoint. Their names lack the prefix `head.`.
+        dino_head: weights of the projection head of a DINO checkpoint. Their names lack the prefix `head.` or
+            `dino_head.`.
+        heads: number of tensors of each head that was separated from the network, e.g. {"dino_head": 8}.
         center: center of the DINO loss, shape (1, out_dim).
         args: training arguments of a DINO checkpoint.
         epoch: number of completed epochs of a DINO checkpoint.
@@ -98,6 +101,7 @@ class CheckpointFile:
     network: str | None = None
     prefix: str = ""
     dino_head: dict[str, torch.Tensor] = field(default_factory=dict)
+    heads: dict[str, int] = field(default_factory=dict)
     center: torch.Tensor | None = None
     args: dict = field(default_factory=dict)
     epoch: int | None = None
@@ -416,9 +420,12 @@ def _is_wrapped(tensors: dict[str, torch.Tensor], wrapper: str, others: tuple[st
 
 
 def _unwrap(checkpoint: CheckpointFile, tensors: dict[str, torch.Tensor]) -> None:
-    """Remove the prefixes of wrappers, and separate the DINO head."""
+    """Remove the prefixes of wrappers, and separate the heads of DINO."""
     tensors, outer = strip_wrappers(tensors)
-    checkpoint.dino_head = {name.removeprefix("head."): t for name, t in tensors.items() if _DINO_HEAD.match(name)}
-    tensors, inner = strip_wrappers({n: t for n, t in tensors.items() if not _DINO_HEAD.match(n)}, ("backbone.",))
+    in_heads = {name: tensor for name, tensor in tensors.items() if _DINO_HEAD.match(name)}
+    checkpoint.heads = dict(Counter(name.split(".")[0] for name in in_heads))
+    prefix = "dino_head." if "dino_head" in checkpoint.heads else "head."
+    checkpoint.dino_head = {n.removeprefix(prefix): t for n, t in in_heads.items() if n.startswith(prefix)}
+    tensors, inner = strip_wrappers({n: t for n, t in tensors.items() if n not in in_heads}, ("backbone.",))
     checkpoint.tensors, innermost = strip_wrappers(tensors, _SEGMENTATION_WRAPPERS, others=("FPN.",))
     checkpoint.prefix = outer + inner + innermost

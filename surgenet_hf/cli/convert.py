@@ -2,6 +2,7 @@
 
 surgenet convert --checkpoint SurgeNetXL_checkpoint_epoch0050_teacher.pth --output_dir surgenetxl
 surgenet convert --checkpoint SurgeNetXL_checkpoint0050.pth --network student --output_dir student
+surgenet convert --checkpoint DINOv3_ViTs16_size336_SurgeNetXL.pth --output_dir surgenetxl-dinov3
 surgenet convert --checkpoint my_MetaFormerFPN.pth --labels classes.txt --output_dir my_model
 """
 
@@ -32,13 +33,17 @@ class ConvertArguments:
     normalization: str = option(
         "auto",
         "Normalization (mean and standard deviation of each channel) that the weights expect. auto: inferred from the "
-        "recorded arguments, the checksum, or the activation of the file, otherwise that of SurgeNet.",
+        "recorded arguments, the checksum, or the network in the file, otherwise that of SurgeNet.",
         choices=["auto", "surgenet", "imagenet"],
     )
     labels: str | None = option(
         None, "Text file with one class name per line, in the order of the ids. Default: LABEL_0, LABEL_1, ..."
     )
-    image_size: int = option(224, "Height and width of input frames in pixels. 224 is the size in pretraining.")
+    image_size: int | None = option(
+        None,
+        "Height and width of input frames in pixels. Default: the size in pretraining, 224 or that of a vision "
+        "transformer.",
+    )
 
 
 @command
@@ -48,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parser.parse_args_into_dataclasses(argv)
     from ..checkpointing import check_output_dir
     from ..checkpoints.conversion import convert_checkpoint
+    from ..checkpoints.vit import architecture
+    from ..models import is_surgenet
 
     check_output_dir(Path(args.output_dir).parent)  # the folder itself must be new
     labels = None
@@ -67,12 +74,19 @@ def main(argv: list[str] | None = None) -> None:
         image_size=args.image_size,
     )
     pretraining = model.config.pretraining
-    print(f"{args.checkpoint}: {model.config.backbone}, activation {model.config.activation}")
+    if is_surgenet(model.config):
+        print(f"{args.checkpoint}: {model.config.backbone}, activation {model.config.activation}")
+    else:
+        print(
+            f"{args.checkpoint}: {architecture(model.config, pretraining['family'])}, "
+            f"{model.config.num_register_tokens} register tokens"
+        )
     print(f"pretraining: {pretraining['name']}")
     print(f"normalization: {pretraining['normalization']} ({pretraining['normalization_reason']})")
     print(f"wrote {type(model).__name__}, {model.num_parameters():,} parameters, to {args.output_dir}")
     name = type(model).__name__
-    print(f'load it with: from surgenet_hf import {name}; {name}.from_pretrained("{args.output_dir}")')
+    package = "surgenet_hf" if is_surgenet(model.config) else "transformers"
+    print(f'load it with: from {package} import {name}; {name}.from_pretrained("{args.output_dir}")')
 
 
 if __name__ == "__main__":

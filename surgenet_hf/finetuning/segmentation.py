@@ -12,7 +12,7 @@ from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..data import SurgicalData
 from ..errors import UserError
 from ..heads import build_segmenter
-from ..image_processing import IMAGE_SIZE, build_image_processor, load_image_processor
+from ..image_processing import IMAGE_SIZE, build_image_processor, check_image_size, load_image_processor
 from ..inference.prediction import resize_logits
 from ..leakage import start_record
 from ..metrics import SegmentationMetric
@@ -110,7 +110,7 @@ def build_with_processor(build: Callable, source: str | PreTrainedConfig, data, 
 
     Raises:
         UserError: the model does not exist; or its folder has no image processor, and its config does not record the
-            normalization.
+            normalization; or its patches do not divide the image size.
     """
     labels = {"id2label": dict(enumerate(data.labels)), "label2id": {label: i for i, label in enumerate(data.labels)}}
     try:
@@ -133,6 +133,7 @@ def build_with_processor(build: Callable, source: str | PreTrainedConfig, data, 
                 model.config.pretraining = {"name": source}
             model.config.finetuning = getattr(config, "finetuning", None)
             processor = load_image_processor(source, image_size)
+        check_image_size(config, processor.size["height"])
     except UserError:
         raise
     except OSError as error:  # its message does not always name the model

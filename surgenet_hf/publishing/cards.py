@@ -25,6 +25,7 @@ from ..evaluation.statistics import MIN_VIDEOS, interval_warning
 from ..leakage import describe_finetuning
 from ..models import is_surgenet
 from ..tasks import TASKS, find_task
+from . import vit_cards
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 INSTALL = 'pip install torch torchvision "transformers>=5.4,<6" "timm>=1.0.21"'  # as in setup.cfg
@@ -56,8 +57,10 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
         provenance: rows of the provenance table, set by publishing.
     """
     repo_id = repo_id or entry.repo_id
+    if entry.is_vit:
+        return _render(**vit_cards.card_context(entry, repo_id, provenance), template=vit_cards.TEMPLATE)
     config = SurgeNetConfig(backbone=entry.backbone, activation=entry.activation)
-    surgical = entry.normalization == "surgenet"
+    surgical = entry.is_surgical
     upstream = f"[{entry.upstream_repo}](https://huggingface.co/{entry.upstream_repo})"
     return _render(
         ModelCardData(
@@ -206,12 +209,14 @@ def _own_context(
         "license": license,
         "surgenet": surgenet,
         "scratch": is_from_scratch(pretraining["name"]),
+        "both_licenses": entry is not None and entry.license == "other",
         "citations": [CITATIONS[key] for key in ("surgenetxl", "demi2024")] if surgenet else [],
     }
 
 
-def _render(card_data: ModelCardData, **context) -> str:
-    text = str(ModelCard.from_template(card_data, template_path=str(TEMPLATE), install=INSTALL, **context))
+def _render(card_data: ModelCardData, template: Path = TEMPLATE, **context) -> str:
+    context = {"install": INSTALL, **context}
+    text = str(ModelCard.from_template(card_data, template_path=str(template), **context))
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 

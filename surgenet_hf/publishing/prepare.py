@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .. import (
     configuration_surgenet,
@@ -24,6 +24,7 @@ from .. import (
 )
 from .._version import __version__
 from ..checkpoints.catalog import CatalogEntry
+from ..checkpoints.conversion import to_original_state_dict
 from ..checkpoints.reading import check_finite, file_sha256, read_checkpoint
 from ..errors import MissingFileError, UserError
 from ..evaluation.results import find_results, read_results_file
@@ -33,6 +34,7 @@ from ..models import convert_entry, download_teacher, is_surgenet, load_config, 
 from ..privacy import Sanitizer, neutral_names, sanitize_results
 from ..tasks import find_task
 from .cards import checkpoint_card, finetuned_card, pretrained_card
+from .vit_cards import LICENSE_FILE, LICENSE_TEXT
 
 # modules in a repository, so that trust_remote_code works without this package
 REMOTE_CODE = {
@@ -83,9 +85,17 @@ def prepare_checkpoint(entry: CatalogEntry, repo_id: str, folder: Path) -> None:
     """
     source = download_teacher(entry)
     model = convert_entry(entry, source)
-    _write_model(model, folder, str(source))
+    if entry.is_vit:
+        model.save_pretrained(folder)
+        if entry.license == "other":
+            shutil.copyfile(LICENSE_TEXT, folder / LICENSE_FILE)
+    else:
+        _write_model(model, folder, str(source))
     build_image_processor(entry.normalization, entry.image_size).save_pretrained(folder)
-    compare_with_source(entry, source, folder)
+    if entry.is_vit:
+        compare_with_tensors(source, folder)
+    else:
+        compare_with_source(entry, source, folder)
     provenance = {
         "upstream file": f"{entry.upstream_repo}/{entry.teacher_file}",
         "SHA-256 of the upstream file": file_sha256(source),
@@ -208,6 +218,26 @@ def compare_with_source(entry: CatalogEntry, source: Path, folder: Path) -> None
                 f"{entry.name}: {name} of the saved model differs from the source by {error:.1e}, relative to the "
                 f"largest value, expected at most {TOLERANCE}. Try another version of timm"
             )
+
+
+def compare_with_tensors(source: Path, folder: Path) -> None:
+    """Compare the weights of a saved vision transformer, converted back, with those of the source file.
+
+    Args:
+        source: original weight file.
+        folder: folder of the saved model.
+
+    Raises:
+        UserError: a tensor differs in any bit.
+    """
+    found = to_original_state_dict(AutoModel.from_pretrained(folder))
+    expected = read_checkpoint(source).tensors
+    wrong = [name for name in expected if name not in found or not torch.equal(found[name], expected[name])]
+    if wrong or found.keys() - expected.keys():
+        raise UserError(
+            f"{len(wrong)} of {len(expected)} tensors of the saved model differ from {source}: {wrong[:3]}. "
+            "Try another version of transformers"
+        )
 
 
 def timm_reference(entry: CatalogEntry, source: Path) -> nn.Module:

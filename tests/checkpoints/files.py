@@ -14,7 +14,7 @@ from torch import nn
 
 from surgenet_hf import SurgeNetConfig, SurgeNetModel
 from surgenet_hf.checkpoints.conversion import to_original_state_dict
-from tests.conftest import TINY_WIDTHS
+from tests.conftest import TINY_VITS, TINY_WIDTHS
 
 
 def tiny(backbone="caformer_s18", num_labels=5, **kwargs) -> SurgeNetConfig:
@@ -172,3 +172,45 @@ class OriginalTraining:
             "args": argparse.Namespace(**args),
             "dino_loss": OrderedDict(center=torch.linspace(-1, 1, out_dim)[None]),
         }
+
+
+def vit_manifest() -> dict[str, dict[str, list[int]]]:
+    """Return {architecture: {original name: shape}} of the published vision transformers."""
+    return json.loads((GOLDENS / "vit_manifest.json").read_text())
+
+
+def rope_periods() -> torch.Tensor:
+    """Return the periods of DINOv3's rotary embeddings, rounded to bfloat16 as in the published files."""
+    return (100 ** (torch.arange(16) / 16)).bfloat16().float()
+
+
+def small_vit(architecture: str, layers=2, width=64, grid=4, seed=0) -> dict[str, torch.Tensor]:
+    """Return random weights in the layout of a published vision transformer, with fewer layers and channels.
+
+    Args:
+        architecture: name such as "dinov2_vits14".
+        layers: number of blocks.
+        width: number of channels, a multiple of 64.
+        grid: number of rows and columns of patches that the position embeddings are for.
+        seed: seed of the weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shapes = vit_manifest()[architecture]
+    original = shapes["cls_token"][-1]
+    tensors = {}
+    for name, shape in shapes.items():
+        if name.startswith("blocks.") and int(name.split(".")[1]) >= layers:
+            continue
+        sizes = [side * width // original if side % original == 0 else side for side in shape]
+        if name == "pos_embed":
+            sizes[1] = grid**2 + 1
+        tensors[name] = 0.2 * torch.randn(sizes, generator=generator)
+    if "rope_embed.periods" in tensors:
+        tensors["rope_embed.periods"] = rope_periods()
+    return tensors
+
+
+def tiny_vit(architecture: str, seed=0) -> dict[str, torch.Tensor]:
+    """Return random weights in the layout of a published vision transformer, with the sizes of `TINY_VITS`."""
+    layers, width = TINY_VITS[architecture[10]]
+    return small_vit(architecture, layers, width, grid=14 if architecture.startswith("dinov1") else 24, seed=seed)

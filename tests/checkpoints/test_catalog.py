@@ -29,6 +29,8 @@ from surgenet_hf.configuration_surgenet import SurgeNetConfig
         ("SurgeNet-ConvNextv2", "SurgeNet-ConvNeXtV2"),
         ("PVTv2", "SurgeNet-PVTv2"),
         ("ImageNet1k", "ImageNet1k"),
+        ("surgenetxl_dinov3_vit_l", "SurgeNetXL-DINOv3-ViT-L"),
+        ("SurgeNet2M-DINOv1-ViT-B", "SurgeNet2M-DINOv1-ViT-B"),
     ],
 )
 def test_spellings(spelling, name):
@@ -53,11 +55,12 @@ def test_public_means_public():
 
 
 def test_records_are_consistent():
-    assert len(CATALOG) == 10
+    assert len(CATALOG) == 10 + 8 + 5
     for attribute in ("name", "repo_name", "teacher_file"):
         assert len({getattr(entry, attribute) for entry in CATALOG}) == len(CATALOG)
     for entry in CATALOG:
-        SurgeNetConfig(backbone=entry.backbone, activation=entry.activation)
+        if not entry.is_vit:
+            SurgeNetConfig(backbone=entry.backbone, activation=entry.activation)
         assert entry.normalization in NORMALIZATIONS
         # a full file must never be mistaken for a teacher file
         assert "teacher" in entry.teacher_file or entry.full_file is None
@@ -84,6 +87,8 @@ def test_records_are_consistent():
         ("SurgeNet", "cholecseg8k-9", "at least 13 of the 17.*at least one of EndoViT's validation and test videos"),
         ("SurgeNetXL", "folder", "unknown"),
         ("ImageNet1k", "cholec80-phase", None),
+        ("SurgeNetXL-DINOv3-ViT-L", "cholec80-phase", "76 of the 80"),
+        ("SurgeNet2M-DINOv3-ViT-L", "dsad", "^it is unknown whether SurgeNet2M-DINOv3-ViT-L was pretrained on these"),
         ("none (random initialization)", "cholec80-phase", None),
         ("unknown", "cholec80-phase", "unknown"),
         (None, "endoscapes", "unknown"),

@@ -149,7 +149,7 @@ def test_unpublished_sizes_need_a_config(tmp_path):
 
 
 def test_other_networks_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="vision transformer"):
+    with pytest.raises(ValueError, match="vision transformer with 0 blocks"):
         convert_checkpoint(save(tmp_path, {"cls_token": torch.ones(1), "patch_embed.proj.weight": torch.ones(1)}))
     with pytest.raises(ValueError, match=r"none of the backbones.*conv1"):
         convert_checkpoint(save(tmp_path, {"conv1.weight": torch.ones(1)}))

@@ -17,6 +17,7 @@ from surgenet_hf.publishing.cards import (
     finetuned_card,
     pretrained_card,
 )
+from surgenet_hf.publishing.vit_cards import LICENSE_FILE, LICENSE_TEXT
 from tests.checkpoints.files import tiny
 from tests.cli import load_script
 from tests.hub.fixtures import validate
@@ -71,6 +72,31 @@ def test_card(entry, client):
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(code, entry.name, "exec")
         assert entry.repo_id in code
+
+
+def test_cards_of_vision_transformers():
+    """Test what these cards add: licenses, precision, origin of the normalization, and what is not known."""
+    large = ModelCard(checkpoint_card(find_entry("SurgeNetXL-DINOv3-ViT-L")))
+    assert (large.data.license, large.data.license_link) == ("other", LICENSE_FILE)
+    assert "# DINOv3 License" in LICENSE_TEXT.read_text()
+    for expected in (
+        "https://creativecommons.org/licenses/by-nc-sa/4.0/",
+        "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
+        "**Precision of RoPE.**",
+        "the statistics of pretraining are not published",
+        "four random register tokens",
+        "| register tokens | 0 |",
+        "| tensors and numbers in the original file | 343, 303,150,096 |",
+        "out_indices=[6, 12, 18, 24]",
+    ):
+        assert expected in large.text
+    small = ModelCard(checkpoint_card(find_entry("SurgeNetXL-DINOv2-ViT-S")))
+    assert (small.data.license, small.data.license_link) == ("cc-by-nc-sa-4.0", None)
+    assert "| register tokens | 4 |" in small.text
+    assert "Meta" not in small.text
+    unknown = checkpoint_card(find_entry("SurgeNet2M-DINOv3-ViT-B"))
+    assert "The tensors of the original file were not known" in unknown
+    assert "it is unknown whether SurgeNet2M-DINOv3-ViT-B was pretrained on these videos" in unknown
 
 
 @pytest.mark.slow
@@ -219,6 +245,13 @@ OWN = {"method": "DINO", "data": ["mine"], "epoch": 3, "frames": 4321, "normaliz
             "surgenet/caformer-s18-imagenet1k",
             ["the frames of mine", "No metrics were available"],
             ["Cholec80", "no surgical dataset"],
+        ),
+        (
+            {**OWN, "name": "SurgeNetXL-DINOv3-ViT-S, continued on mine", "base": {"name": "SurgeNetXL-DINOv3-ViT-S"}},
+            "other",
+            "surgenet/surgenetxl-dinov3-vit-s",
+            ["Two licenses apply to the weights", "DINOv3 License"],
+            ["states no license"],
         ),
         (
             {**OWN, "name": "unknown, continued on mine", "base": {"name": "unknown"}},

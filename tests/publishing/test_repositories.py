@@ -1,5 +1,6 @@
 """Tests of publishing to a stand-in Hub and loading from it, with and without the package."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -15,14 +16,15 @@ from transformers import AutoModel
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel, configuration_surgenet
 from surgenet_hf.checkpoints.catalog import UPSTREAM_REPO, find_entry
 from surgenet_hf.checkpoints.conversion import save_converted, to_original_state_dict
+from surgenet_hf.checkpoints.vit import build_vit
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.models import convert_entry
 from surgenet_hf.pretraining.export import export_teacher
 from surgenet_hf.pretraining.plan import describe_pretraining
 from surgenet_hf.publishing import prepare
-from surgenet_hf.publishing.prepare import compare_with_source
+from surgenet_hf.publishing.prepare import compare_with_source, compare_with_tensors
 from surgenet_hf.publishing.upload import publish_checkpoints, publish_finetuned, push_model
-from tests.checkpoints.files import original, tiny
+from tests.checkpoints.files import original, tiny, tiny_vit
 from tests.checkpoints.test_parity import original_state_dict
 from tests.conftest import TINY_WIDTHS
 from tests.test_models import pth
@@ -152,6 +154,52 @@ def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path):
     model = SurgeNetModel.from_pretrained("surgenet/surgenet-pvtv2")
     back = to_original_state_dict(model)
     assert all(torch.equal(back[key], tensor) for key, tensor in teacher.items())
+
+
+LOAD_VIT = """
+import sys
+sys.modules["surgenet_hf"] = None
+import torch
+from transformers import AutoImageProcessor, AutoModel, DINOv3ViTBackbone
+model = AutoModel.from_pretrained(sys.argv[1]).eval()
+backbone = DINOv3ViTBackbone.from_pretrained(sys.argv[1], out_indices=[1]).eval()
+pixel_values = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    outputs = model(pixel_values).last_hidden_state, backbone(pixel_values).feature_maps[0]
+torch.save((*outputs, AutoImageProcessor.from_pretrained(sys.argv[1]).size["height"]), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_vision_transformer_from_the_authors_file_to_the_user(hub, client, tiny_backbones, tmp_path):
+    """Test that a repository needs only transformers, and that the outputs are those of the converted file."""
+    entry = dataclasses.replace(find_entry("SurgeNetXL-DINOv3-ViT-L"), tensors=None)
+    tensors = tiny_vit(entry.backbone)
+    hub.add_files(entry.upstream_repo, {entry.teacher_file: pth(tensors)})
+    (outcome,) = publish_checkpoints([entry], "surgenet", tmp_path / "out", push=True)
+    assert outcome.error is None
+    files = hub.repos[entry.repo_id].files()
+    assert files.keys() == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} | {
+        ".gitattributes",
+        "LICENSE_DINOV3.md",
+    }
+    provenance = json.loads(files["config.json"])["pretraining"]
+    assert (provenance["name"], provenance["family"], provenance["epoch"]) == (entry.name, "dinov3", 15)
+    command = [sys.executable, "-c", LOAD_VIT, entry.repo_id, str(tmp_path / "found.pt")]
+    subprocess.run(command, env=hub.environment(tmp_path / "home", token=False), check=True)
+    hidden, maps, size = torch.load(tmp_path / "found.pt")
+    model = build_vit(tensors)
+    with torch.no_grad():
+        expected = model(torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))).last_hidden_state
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(maps.flatten(2).transpose(1, 2), expected[:, 1:], rtol=0, atol=1e-5)
+    assert size == 336
+    with torch.no_grad():
+        model.norm.weight[0] += 1
+    model.save_pretrained(tmp_path / "bad")
+    torch.save(tensors, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"1 of 21 tensors of the saved model differ .*norm\.weight"):
+        compare_with_tensors(tmp_path / "file.pth", tmp_path / "bad")
 
 
 @pytest.mark.slow

@@ -25,6 +25,11 @@ def backbone_sizes(checkpoint: DinoCheckpoint) -> dict:
         UserError: the network is none of the three backbones in the original naming.
     """
     network = describe_network(checkpoint.backbone)
+    if "layers" in network:
+        raise UserError(
+            f"{checkpoint.path} contains a vision transformer ({network['backbone']}), from which training cannot be "
+            "resumed. Convert it with `surgenet convert`"
+        )
     widths, blocks = {}, defaultdict(set)
     for name, tensor in checkpoint.teacher.items():
         if (match := _DOWNSAMPLING.fullmatch(name)) and tensor.dim() == 4 and tensor.numel():
