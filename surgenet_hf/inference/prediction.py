@@ -1,22 +1,24 @@
 """Prediction loops for rows of a dataset and frames of a video."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..distributed import process_state
+from .loop import read_ahead
 
 
 def predict(
-    model, processor, dataset, indices: Iterable[int], batch_size: int = 8
-) -> Iterator[tuple[list[dict], Any]]:
-    """Run a model on rows of a dataset, batch by batch.
+    model, processor, dataset, indices: Iterable[int], batch_size: int = 8, num_workers: int | None = None
+) -> Generator[tuple[list[dict], Any], None, None]:
+    """Run a model on rows of a dataset, batch by batch, while threads read and preprocess the next batches.
 
     The model's mode (train or eval) is restored afterwards.
 
@@ -26,23 +28,59 @@ def predict(
         dataset: rows with "image".
         indices: indices of the rows.
         batch_size: number of frames per forward pass.
+        num_workers: number of threads, see `read_ahead`. Default: none for a single batch.
 
     Yields:
         The rows of a batch, and the model's outputs.
     """
     indices = list(indices)
+    batches = (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
+    if len(indices) <= batch_size and num_workers is None:
+        num_workers = 0
+    read, load = _reader(dataset, processor, model.dtype)
+    quiet = not process_state().is_local_main_process
+    with (
+        evaluating(model),
+        closing(read_ahead(map(read, batches), load, num_workers)) as loaded,
+        tqdm(total=len(indices), desc="Predicting", unit="frame", leave=False, disable=quiet) as progress,
+    ):
+        for rows, inputs in loaded:
+            yield rows, run_model(model, inputs)
+            progress.update(len(rows))
+
+
+def _reader(dataset, processor, dtype: torch.dtype) -> tuple[Callable, Callable]:
+    """Return the functions that one thread calls for the indices of a batch, and several threads for its result."""
+
+    def rows_of(batch: list[int]) -> list[dict]:
+        return [dataset[i] for i in batch]
+
+    def preprocess(rows: list[dict]):
+        return rows, prepare(processor, [row["image"] for row in rows], dtype)
+
+    if isinstance(dataset, Dataset):  # can be read in several threads; the user's own datasets need not allow it
+        return list, lambda batch: preprocess(rows_of(batch))
+    return rows_of, preprocess
+
+
+def prepare(processor, images: list, dtype: torch.dtype):
+    """Preprocess a batch of images to the inputs of a model, on the CPU."""
+    return processor(images, return_tensors="pt").to(dtype)
+
+
+def run_model(model, inputs):
+    """Run a model on the result of `prepare`, and return its outputs."""
+    with torch.inference_mode():
+        return model(**inputs.to(model.device))
+
+
+@contextmanager
+def evaluating(model) -> Iterator[None]:
+    """Set a model to evaluation mode in the block, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:
-        quiet = not process_state().is_local_main_process
-        with tqdm(total=len(indices), desc="Predicting", unit="frame", leave=False, disable=quiet) as progress:
-            for start in range(0, len(indices), batch_size):
-                rows = [dataset[i] for i in indices[start : start + batch_size]]
-                inputs = processor([row["image"] for row in rows], return_tensors="pt").to(model.device, model.dtype)
-                with torch.inference_mode():  # must not include the yield, as it would then apply to the caller
-                    outputs = model(**inputs)
-                yield rows, outputs
-                progress.update(len(rows))
+        yield
     finally:
         model.train(training)
 
