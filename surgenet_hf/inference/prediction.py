@@ -1,6 +1,7 @@
 """Prediction loops for rows of a dataset and frames of a video."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import groupby
 from typing import Any
@@ -11,6 +12,7 @@ from datasets import Dataset
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..data.base import SINGLE
 from ..distributed import process_state
 from .loop import read_ahead
 
@@ -104,11 +106,21 @@ def predict_segmentation(
     with closing(predict(model, processor, dataset, indices, batch_size)) as batches:
         for rows, outputs in batches:
             sizes = [row["mask"].shape if "mask" in row else row["image"].size[::-1] for row in rows]
-            with torch.inference_mode():
-                logits = semantic_logits(outputs, (processor.size["height"], processor.size["width"]))
-                class_maps = [resize_logits(logits[i : i + 1], size).argmax(1)[0] for i, size in enumerate(sizes)]
-            for row, class_map in zip(rows, class_maps, strict=True):
-                yield row, class_map.to("cpu", torch.uint8).numpy()
+            yield from zip(rows, class_maps(outputs, processor, sizes), strict=True)
+
+
+def class_maps(outputs, processor, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Return the class map uint8 (H, W) of each frame of a batch.
+
+    Args:
+        outputs: outputs of a segmentation model.
+        processor: image processor of the model.
+        sizes: (H, W) of each class map.
+    """
+    with torch.inference_mode():
+        logits = semantic_logits(outputs, (processor.size["height"], processor.size["width"]))
+        found = [resize_logits(logits[i : i + 1], size).argmax(1)[0] for i, size in enumerate(sizes)]
+    return [class_map.to("cpu", torch.uint8).numpy() for class_map in found]
 
 
 def semantic_logits(outputs, input_size) -> torch.Tensor:
@@ -158,13 +170,17 @@ def predict_scores(
     Yields:
         The row, and its scores float32 (num_labels,).
     """
-    one_of_many = model.config.problem_type == "single_label_classification"
     indices = range(len(dataset)) if indices is None else indices
     with closing(predict(model, processor, dataset, indices, batch_size)) as batches:
         for rows, outputs in batches:
-            logits = outputs.logits.float()
-            scores = logits.softmax(-1) if one_of_many else logits.sigmoid()
-            yield from zip(rows, scores.cpu().numpy(), strict=True)
+            yield from zip(rows, label_scores(model, outputs), strict=True)
+
+
+def label_scores(model, outputs) -> np.ndarray:
+    """Return the scores float32 (B, num_labels) of a frame classifier as `predict_scores` defines them."""
+    logits = outputs.logits.float()
+    one_of_many = model.config.problem_type == SINGLE
+    return (logits.softmax(-1) if one_of_many else logits.sigmoid()).cpu().numpy()
 
 
 def predict_phases(model, processor, dataset, indices: Iterable[int], batch_size: int = 32) -> tuple[np.ndarray, ...]:
@@ -215,6 +231,14 @@ def stream_phases(model, processor, images: Iterable) -> Iterator[np.ndarray]:
         else:
             ((_, scores),) = predict_scores(model, processor, [{"image": image}])
             yield scores
+
+
+def fingerprint(model: torch.nn.Module, processor) -> str:
+    """Return a fingerprint of weights and preprocessing with 16 hexadecimal digits."""
+    digest = hashlib.sha256(processor.to_json_string().encode())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def video_ranges(split) -> dict[str, range]:
