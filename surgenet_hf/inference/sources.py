@@ -39,7 +39,7 @@ class Source:
     """Image, video, or row of a dataset.
 
     Attributes:
-        name: path relative to the input, with "/". It is unique.
+        name: path relative to the input, or to the common folder of several inputs, with "/". It is unique.
         content: path, or (dataset, number of the row).
         frames: number of frames, estimated from the header of a video.
         stamp: size in bytes and time of the last change in nanoseconds, or zeros.
@@ -138,8 +138,12 @@ def find_sources(source, frames_per_second: float | None = 1.0, exclude: Path | 
         rows = source.select_columns(["image"]).cast_column("image", ImageColumn(decode=False))
         return [Source(f"{i:08d}", (rows, i)) for i in range(len(rows))]
     items = [source] if isinstance(source, str | os.PathLike) else list(source)
+    paths = [Path(item).expanduser() for item in items]
+    if not paths:
+        raise UserError("the input is empty; give at least one image, video, or folder")
+    root = Path(os.path.commonpath([_root(path).absolute() for path in paths]))
     found: dict[str, Source] = {}
-    for root, path in chain.from_iterable(_files(Path(item).expanduser(), exclude) for item in items):
+    for path in dict.fromkeys(chain.from_iterable(_files(path.absolute(), exclude) for path in paths)):
         status = require_unicode(path).stat()
         is_video = path.suffix.lower() in VIDEO_SUFFIXES
         frames = expected_frames(path, frames_per_second) if is_video else 1
@@ -154,8 +158,17 @@ def find_sources(source, frames_per_second: float | None = 1.0, exclude: Path | 
     return sorted(found.values(), key=lambda each: each.name)
 
 
-def _files(path: Path, exclude: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Yield (root of the names, path) of the images and videos of one item of the input."""
+def _root(path: Path) -> Path:
+    """Return the folder of an item of the input: the item itself, or the folder of a file or pattern."""
+    if path.is_dir():
+        return path
+    if path.exists() or not glob.has_magic(str(path)):
+        return path.parent
+    return Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
+
+
+def _files(path: Path, exclude: Path | None) -> Iterator[Path]:
+    """Yield the images and videos of one item of the input."""
     known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     if path.is_dir():
         count = 0
@@ -169,21 +182,19 @@ def _files(path: Path, exclude: Path | None) -> Iterator[tuple[Path, Path]]:
             for name in names:
                 if name.lower().endswith(known) and not name.startswith("."):
                     count += 1
-                    yield path, Path(folder, name)
+                    yield Path(folder, name)
         if not count:
             raise MissingFileError(f"{path} contains no images or videos ({', '.join(known)}); check the path")
     elif path.exists():
         if path.suffix.lower() not in known:
             raise UserError(f"{path} is neither an image nor a video; expected {', '.join(known)}")
-        yield path.parent, path
+        yield path
     elif glob.has_magic(str(path)):
-        parts = path.parts
-        root = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         matches = [match for match in matches if match.is_file() and match.suffix.lower() in known]
         if not matches:
             raise MissingFileError(f"{path} matches no images or videos ({', '.join(known)}); check the pattern")
-        yield from ((root, match) for match in matches)
+        yield from matches
     else:
         raise MissingFileError(f"there is no file or folder {path}; check the path")
 

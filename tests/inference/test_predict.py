@@ -167,6 +167,19 @@ def test_unsuitable_inputs_are_refused(models, frames, tmp_path):
         find_sources(tmp_path)
 
 
+def test_names_of_several_inputs_are_relative_to_their_common_folder(frames, monkeypatch):
+    names = lambda *items: [source.name for source in find_sources(list(items))]  # noqa: E731
+    assert names(frames / "a" / "frame_0.png", frames / "b" / "c") == [
+        "a/frame_0.png",
+        *(f"b/c/frame_{i}.png" for i in range(3, 7)),
+    ]
+    expected = ["a/frame_0.png", "a/frame_1.png", "a/frame_2.png", "b/c/frame_3.png"]
+    assert names(f"{frames}/**/frame_[0-3].png") == expected
+    assert names(frames / "a", frames / "a" / "frame_1.png") == ["frame_0.png", "frame_1.png", "frame_2.png"]
+    monkeypatch.chdir(frames / "a")
+    assert names("frame_1.png", ".") == names(".") == ["frame_0.png", "frame_1.png", "frame_2.png"]
+
+
 def write_videos(root: Path) -> None:
     write_video(root / "a_constant.mp4", 75)
     write_video(root / "b_variable.mkv", 75, times=[*range(25), *range(50, 100)])
