@@ -45,7 +45,6 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(PredictionArguments, prog="surgenet predict", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
 
-    from ..distributed import is_main_process
     from ..inference.job import predict_to_folder
     from ..tasks import load_predictor
 
@@ -59,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         args.dataloader_num_workers,
         args.overlays,
     )
-    if not is_main_process():
+    if report is None:  # not the first process
         return
     parser.save_resolved(args.output_dir)
     print("{task}: {frames} frames of {files} files".format(**report))

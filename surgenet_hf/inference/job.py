@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .sources import Source, divide, find_sources, share_jobs
 
 logger = logging.getLogger(__name__)
 
+POLL_SECONDS = 1.0
 PHASES_NEED_VIDEOS = (
     "a phase model needs videos, because it uses the order and the rate of the frames; {name} is an image. Give "
     "videos, or use --task embeddings"
@@ -77,7 +79,7 @@ def predict_to_folder(
     batch_size: int = 8,
     num_workers: int | None = None,
     overlays: bool = False,
-) -> dict:
+) -> dict | None:
     """Predict images and videos and write the results. All processes must call it, and share the files.
 
     A run that was killed resumes with the same call. Its files are then the same as those of a run without a break.
@@ -92,7 +94,7 @@ def predict_to_folder(
         overlays: whether to write frames with painted classes.
 
     Returns:
-        The content of report.json.
+        The content of report.json. None in other processes than the first, which waits for them.
 
     Raises:
         UserError: the input does not exist or does not fit the model, or the folder contains other predictions.
@@ -141,7 +143,11 @@ def predict_to_folder(
                     )
                 if each.is_last:
                     writer.finish(each.part)
-        wait_for_everyone()
+        if not is_main_process():
+            return None
+        # No barrier: it would time out if the other processes still need more than a few minutes.
+        while not all(writer.marker(part).exists() for part in parts):
+            time.sleep(POLL_SECONDS)
         return write_report(folder, parts, len(sources), writer)
 
 

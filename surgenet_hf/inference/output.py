@@ -56,12 +56,12 @@ def check_record(folder: Path, record: dict) -> None:
     except ValueError as error:
         raise UserError(f"{path} cannot be read ({error}); choose another --output_dir") from error
     differing = [key for key in record if before.get(key) != record[key]]
-    if differing:
-        found = ", ".join(f"{key}={before.get(key)!r}" for key in differing)
-        wanted = ", ".join(f"{key}={record[key]!r}" for key in differing)
-        raise UserError(
-            f"{folder} contains predictions with {found}, but this run has {wanted}; choose another --output_dir"
-        )
+    if not differing:
+        return
+    names = {"model": "weights or image processor", "input": "names, sizes, or times of the input files"}
+    found = [f"{key} is {before.get(key)!r}, now {record[key]!r}" for key in differing if key not in names]
+    found += [f"the {names[key]} have changed" for key in differing if key in names]
+    raise UserError(f"{folder} contains predictions of another run: {'; '.join(found)}. Choose another --output_dir")
 
 
 def write_json(path: Path, content: dict) -> None:
