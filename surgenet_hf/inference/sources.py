@@ -135,7 +135,7 @@ def find_sources(source, frames_per_second: float | None = 1.0, exclude: Path | 
     if isinstance(source, Dataset):
         if "image" not in source.column_names:
             raise UserError(f"the dataset has no column 'image'; it has {', '.join(source.column_names)}. Rename one")
-        rows = source.select_columns(["image"]).cast_column("image", ImageColumn(decode=False))
+        rows = source.with_format(None).select_columns(["image"]).cast_column("image", ImageColumn(decode=False))
         return [Source(f"{i:08d}", (rows, i)) for i in range(len(rows))]
     items = [source] if isinstance(source, str | os.PathLike) else list(source)
     paths = [Path(item).expanduser() for item in items]

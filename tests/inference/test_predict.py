@@ -27,6 +27,7 @@ from surgenet_hf import (
 )
 from surgenet_hf.cli.predict import main
 from surgenet_hf.data.annotations import read_label_file
+from surgenet_hf.data.images import DecodeFrames
 from surgenet_hf.data.video import iter_frames
 from surgenet_hf.errors import MissingFileError, UserError
 from surgenet_hf.image_processing import build_image_processor
@@ -146,7 +147,7 @@ def test_rows_in_python(models, frames):
     assert row["label"] == max(row["score"], key=row["score"].get)
     assert sum(row["score"].values()) == pytest.approx(1)
     files = {"image": [str(frames / "a" / f"frame_{i}.png") for i in range(3)]}
-    data = Dataset.from_dict(files).cast_column("image", Image())
+    data = Dataset.from_dict(files).cast_column("image", Image()).with_transform(DecodeFrames())  # as in `load_data`
     rows = list(surgenet_hf.predict(str(models / "backbone"), data, batch_size=2))
     assert [row["frame"] for row in rows] == [0, 1, 2]
     single = [next(surgenet_hf.predict(str(models / "backbone"), path))["embedding"] for path in files["image"]]
