@@ -31,7 +31,7 @@ from .modeling_surgenet_phase import SurgeNetForPhaseRecognition
 from .modeling_surgical import SurgicalForImageClassification, SurgicalForSemanticSegmentation
 
 if TYPE_CHECKING:
-    from .api import evaluate, finetune_classification, finetune_phase, finetune_segmentation, pretrain
+    from .api import evaluate, finetune_classification, finetune_phase, finetune_segmentation, predict, pretrain
     from .checkpoints.conversion import convert_checkpoint
     from .data import load_data
     from .errors import UserError
@@ -64,6 +64,7 @@ _LAZY = {
     "image_processor_for": ".image_processing",
     "load_checkpoint": ".models",
     "load_data": ".data",
+    "predict": ".api",
     "pretrain": ".api",
 }
 
@@ -89,6 +90,7 @@ __all__ = [
     "image_processor_for",
     "load_checkpoint",
     "load_data",
+    "predict",
     "pretrain",
 ]
 

@@ -5,11 +5,16 @@ available as `surgenet_hf.NAME`. Options without a parameter of their own are pa
 `transformers.TrainingArguments` and those that `surgenet COMMAND --help` lists.
 """
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import closing
 
 from .data import SurgicalData, load_data
 from .errors import UserError
 from .options import OptionParser
+
+logger = logging.getLogger(__name__)
 
 NO_PUSH = "push_to_hub is not an option of the Python API: run `surgenet publish` on the output folder afterwards"
 
@@ -120,6 +125,69 @@ def evaluate(
     else:
         data = _own_data(dataset, task, labels=labels, data_dir=data_dir, **options)
     return evaluate_model(model, data, split, batch_size, output_dir)
+
+
+def predict(
+    model: str,
+    source,
+    task: str | None = None,
+    fps: float | None = None,
+    batch_size: int = 8,
+    bf16: bool = False,
+    num_workers: int | None = None,
+) -> Iterator[dict]:
+    """Predict on images and videos, like `surgenet predict`, without writing files.
+
+    The model is loaded and the input is checked at once. Frames are read and predicted while the iterator is used.
+    Files that cannot be read are skipped with a warning in the log.
+
+    Example:
+        >>> for row in surgenet_hf.predict("outputs/endoscapes", "video.mp4", fps=5):
+        ...     print(row["seconds"], row["pixels"]["gallbladder"])
+
+    Args:
+        model: folder of the model, output folder of its training, Hub repository, or published checkpoint.
+        source: image, video, folder, or glob pattern, a list of these, or a `datasets.Dataset` with the column
+            "image". Files are sorted by name.
+        task: "embeddings", or None for the task of the model.
+        fps: frames per second of video, 0 for every frame. Default: the rate at which a phase model was trained,
+            otherwise 1.
+        batch_size: number of frames per forward pass.
+        bf16: whether to compute in bfloat16.
+        num_workers: number of threads that read and preprocess frames. Default: 2 to 8.
+
+    Returns:
+        An iterator of rows. Each has "file", "video", "frame" (number of the picture in the video, or number at the
+        end of an image's name, or None), "seconds" (None for images), and "image" (PIL RGB). In addition:
+
+        - segmentation: "mask" with class ids uint8 (H, W), and "pixels" {class: number of pixels}
+        - classification: "score" {label: score from 0 to 1}, and "label" if each frame has exactly one
+        - phase recognition: "phase", and "score" {phase: score from 0 to 1}
+        - embeddings: "embedding" float32 (C,)
+
+    Raises:
+        UserError: the model or the input does not exist, or the input does not fit the model.
+    """
+    from .inference.job import check_batch_size, check_sources, choose_rate
+    from .inference.sources import divide, find_sources
+    from .tasks import load_predictor
+
+    check_batch_size(batch_size, num_workers)
+    predictor = load_predictor(model, task, bf16)
+    rate = choose_rate(predictor, fps)
+    sources = find_sources(source, rate)
+    check_sources(predictor, sources)
+    return _rows(predictor, divide(sources), rate, batch_size, num_workers)
+
+
+def _rows(predictor, jobs, rate: float | None, batch_size: int, num_workers: int | None) -> Iterator[dict]:
+    from .inference.predictors import predict_parts
+
+    with closing(predict_parts(predictor, jobs, rate, batch_size, num_workers)) as found:
+        for each in found:
+            for report in each.reports:
+                logger.log(logging.WARNING if report.is_error else logging.INFO, f"{report.file}: {report.message}")
+            yield from each.rows
 
 
 def pretrain(

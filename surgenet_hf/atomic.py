@@ -1,6 +1,7 @@
 """Atomic file writes."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ def atomic_write(
 ) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` when the block ends without an error.
 
-    After an error, the temporary file is deleted and `path` is unchanged. The temporary name contains the process id,
-    so parallel runs do not collide. The suffix `.partial` marks a file that a killed run left behind.
+    After an error, the temporary file is deleted and `path` is unchanged. The temporary name contains the ids of the
+    process and the thread, so parallel runs and threads do not collide. The suffix `.partial` marks a file that a
+    killed run left behind.
 
     Args:
         path: final path. Its parent folder is created.
@@ -26,7 +28,8 @@ def atomic_write(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(folder or path.parent) / f".{path.name[:40]}.{os.getpid()}.partial"
+    name = f".{path.name[:40]}.{os.getpid()}-{threading.get_native_id()}.partial"
+    temporary = Path(folder or path.parent) / name
     try:
         yield temporary
         if durable:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -13,10 +14,16 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from .checkpoints.reading import check_finite
 from .data import SurgicalData
 from .distributed import gather, process_state
+from .errors import UserError
+from .image_processing import load_image_processor
+from .inference.embeddings import load_backbone, model_label
 from .inference.prediction import predict_phases, predict_scores, predict_segmentation, video_ranges
+from .inference.predictors import EMBEDDINGS, Predictor
 from .metrics import CHOLEC80_TRANSITIONS, MultiLabelMetric, PhaseMetric, SegmentationMetric
+from .models import load_config, load_model, resolve_model
 
 
 @dataclass
@@ -147,3 +154,29 @@ def find_task(config: PreTrainedConfig) -> tuple[str, type] | None:
                 if architecture in {cls.__name__ for cls in (found if isinstance(found, tuple) else (found,))}:
                     return name, auto_class
     return None
+
+
+def load_predictor(model_name_or_path: str, task: str | None = None, bf16: bool = False) -> Predictor:
+    """Load a model for predictions on the device of this process.
+
+    Args:
+        model_name_or_path: folder, output folder of a training, Hub repository, or name of a published checkpoint.
+        task: "embeddings", or None for the task of the model. A model without a trained head gives embeddings.
+        bf16: whether to compute in bfloat16.
+
+    Raises:
+        UserError: the model does not exist or is not complete, its weights are not finite, or the task is unknown.
+    """
+    if task not in (None, EMBEDDINGS):
+        raise UserError(f"task is {task!r}; expected {EMBEDDINGS!r}, or nothing for the task of the model")
+    source = resolve_model(model_name_or_path)
+    found = None if task == EMBEDDINGS else find_task(load_config(source))
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    if found is None:
+        name, (model, _) = EMBEDDINGS, load_backbone(source, dtype)
+    else:
+        name, auto_class = found
+        model = load_model(auto_class, source, lambda model: model.state_dict(), dtype=dtype)
+    check_finite(model.state_dict(), "The model")
+    model.to(process_state().device)
+    return Predictor(name, model, load_image_processor(source), model_label(model_name_or_path))

@@ -5,8 +5,11 @@ at that time. Frame k therefore belongs to time k/f, even if the frame rate of t
 repeats a picture and does not shift the labels after it.
 """
 
+import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -93,13 +96,67 @@ def iter_listed_frames(
 
 def sample_video(
     path: Path, frames_per_second: float, threads: int = 0, max_decoded_side: int | None = None
-) -> Iterator[tuple[int, object]]:
+) -> Iterator[tuple[int, Any]]:
     """Yield (index, PyAV frame) for the pictures of `iter_frames`, with the same arguments and errors."""
     if not frames_per_second > 0:
         raise UserError(f"frames_per_second must be above 0, got {frames_per_second}")
+    for shown in sample_pictures(path, frames_per_second, threads, max_decoded_side):
+        yield shown.index, shown.frame
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Picture of a video at one time.
+
+    Attributes:
+        index: number of the sample, from 0.
+        seconds: time of the sample after the first picture.
+        number: number of the picture in the video, from 0 in decoding order.
+        frame: picture as a PyAV frame, see `to_picture`.
+    """
+
+    index: int
+    seconds: float
+    number: int
+    frame: Any
+
+
+@dataclass
+class VideoFacts:
+    """What decoding a video has found so far.
+
+    Attributes:
+        rotation: rotation of the pictures by the file's metadata, in degrees counterclockwise.
+        shortest, longest: shortest and longest time between two pictures, in seconds.
+    """
+
+    rotation: int = 0
+    shortest: float = math.inf
+    longest: float = 0.0
+
+    def notes(self) -> list[str]:
+        """Describe what is unusual, one phrase each."""
+        found = [f"rotated by {self.rotation} degrees"] if self.rotation else []
+        if self.longest > 1.5 * self.shortest + _TOLERANCE:
+            found.append(f"variable frame rate, {self.shortest:.3f} to {self.longest:.3f} s between pictures")
+        return found
+
+
+def sample_pictures(
+    path: Path,
+    frames_per_second: float | None,
+    threads: int = 0,
+    max_decoded_side: int | None = None,
+    facts: VideoFacts | None = None,
+) -> Iterator[Sampled]:
+    """Yield the pictures of `iter_frames`, or every picture with its own time if `frames_per_second` is None.
+
+    The other arguments and the errors are those of `iter_frames`. `facts` is updated before each picture.
+    """
     require_video(path)
     av = _av()
-    index, start, time, shown = 0, None, 0.0, None
+    facts = VideoFacts() if facts is None else facts
+    index, number, start, time, shown = 0, -1, None, 0.0, None
     repair = "replace it, or try to repair it (ffmpeg -i broken.mp4 -c copy repaired.mp4)"
     too_large, options = "", {}
     if max_decoded_side is not None:
@@ -120,16 +177,25 @@ def sample_video(
                 before, time = time, frame.time - start
                 if not -_JITTER < time - before <= _LONGEST_GAP:
                     raise UserError(f"{path}: its timestamps jump from {before:.2f} s to {time:.2f} s; {repair}")
+                if time > before:
+                    facts.shortest, facts.longest = (
+                        min(facts.shortest, time - before),
+                        max(facts.longest, time - before),
+                    )
+                facts.rotation = facts.rotation or frame.rotation % 360
                 time = max(before, time)
-                while shown is not None and index / frames_per_second < time - _TOLERANCE:
-                    yield index, shown
-                    index += 1
-                shown = frame
+                if frames_per_second is not None:
+                    while shown is not None and index / frames_per_second < time - _TOLERANCE:
+                        yield Sampled(index, index / frames_per_second, number, shown)
+                        index += 1
+                number, shown = number + 1, frame
+                if frames_per_second is None:
+                    yield Sampled(number, time, number, frame)
             if shown is None:
                 raise UserError(f"{path} contains no frames; {repair}")
             end = time + float((shown.duration or 0) * shown.time_base or 1 / (stream.average_rate or 25))
-            while index / frames_per_second < end - _TOLERANCE:
-                yield index, shown
+            while frames_per_second is not None and index / frames_per_second < end - _TOLERANCE:
+                yield Sampled(index, index / frames_per_second, number, shown)
                 index += 1
             declared = float((stream.duration or 0) * stream.time_base)
             if not declared and len(container.streams) == 1:  # the container may count its audio
@@ -139,6 +205,14 @@ def sample_video(
     except av.FFmpegError as error:
         reason = f"{error}, or {too_large}" if too_large else error
         raise UserError(f"{path} cannot be read beyond {time:.1f} s ({reason}); {repair}") from error
+
+
+def expected_frames(path: Path, frames_per_second: float | None) -> int:
+    """Return the number of pictures that `sample_pictures` will yield by the file header, or 0 if it is unknown."""
+    try:
+        return round(video_seconds(path) * (frame_rate(path) if frames_per_second is None else frames_per_second))
+    except UserError:  # reading the video will report the error
+        return 0
 
 
 def to_picture(frame, max_side: int | None) -> Image.Image:

@@ -14,7 +14,7 @@ ROW = 0.42  # height of the row of a video in inches
 
 
 def phase_figure(
-    truths: Mapping[str, np.ndarray],
+    truths: Mapping[str, np.ndarray] | None,
     predictions: Mapping[str, np.ndarray],
     labels: Sequence[str],
     seconds_per_frame: float = 1.0,
@@ -26,38 +26,45 @@ def phase_figure(
     share of correct frames, among those with an annotated phase, is to the right of each row.
 
     Args:
-        truths: annotated phase ids (T,) by video. An id below 0 marks a frame without a phase.
+        truths: annotated phase ids (T,) by video. An id below 0 marks a frame without a phase. None draws only the
+            predicted phases.
         predictions: predicted phase ids (T,) by video.
         labels: names of the phases, in the order of their ids.
         seconds_per_frame: time between consecutive frames in seconds.
         title: title of the figure.
     """
     minutes = seconds_per_frame / 60
-    longest = max(map(len, truths.values())) * minutes
+    longest = max(map(len, predictions.values())) * minutes
     columns = 2 if max(map(len, labels)) > 22 else 3
     legend_rows = -(-(len(labels) + 1) // columns)
-    figure = new_figure(WIDTH, 0.85 + ROW * len(truths) + 0.24 * legend_rows, title)
+    figure = new_figure(WIDTH, 0.85 + ROW * len(predictions) + 0.24 * legend_rows, title)
     axes = figure.add_subplot()
     present, unlabeled = set(), False
-    for row, video in enumerate(truths):
-        truth, prediction = np.asarray(truths[video]), np.asarray(predictions[video])
-        for phases, top in ((truth, row - 0.4), (prediction, row + 0.02)):
+    for row, video in enumerate(predictions):
+        prediction = np.asarray(predictions[video])
+        ribbons = [(prediction, row + 0.02 if truths else row - 0.19)]
+        if truths:
+            truth = np.asarray(truths[video])
+            ribbons.insert(0, (truth, row - 0.4))
+        for phases, top in ribbons:
             for phase, start, end in zip(*segments(phases), strict=True):
                 if phase < 0:
                     unlabeled = True
                 else:
                     present.add(phase)
                 _draw(axes, phase, start * minutes, end * minutes, top, longest)
-        known = truth >= 0
-        right = f"{np.mean(truth[known] == prediction[known]):.0%}" if known.any() else "-"
-        axes.annotate(right, (1.01, row), xycoords=("axes fraction", "data"), fontsize=SMALL, va="center")
-    axes.annotate(
-        "correct\nframes", (1.01, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=SMALL
-    )
-    axes.set_title("each video: labels above, prediction below", fontsize=SMALL, color="0.3", loc="left")
+        if truths:
+            known = truth >= 0
+            right = f"{np.mean(truth[known] == prediction[known]):.0%}" if known.any() else "-"
+            axes.annotate(right, (1.01, row), xycoords=("axes fraction", "data"), fontsize=SMALL, va="center")
+    if truths:
+        axes.annotate(
+            "correct\nframes", (1.01, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=SMALL
+        )
+        axes.set_title("each video: labels above, prediction below", fontsize=SMALL, color="0.3", loc="left")
     axes.set_xlim(0, longest)
-    axes.set_ylim(len(truths) - 0.45, -0.55)
-    axes.set_yticks(range(len(truths)), truths)
+    axes.set_ylim(len(predictions) - 0.45, -0.55)
+    axes.set_yticks(range(len(predictions)), predictions)
     axes.set_xlabel("time (min)", fontsize=NORMAL)
     plain(axes)
     axes.spines["left"].set_visible(False)

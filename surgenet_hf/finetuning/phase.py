@@ -5,7 +5,6 @@
 temporal model on whole videos.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..distributed import process_state, wait_for_everyone
 from ..errors import UserError
 from ..heads import load_base
 from ..image_processing import load_image_processor
-from ..inference.prediction import predict, video_ranges
+from ..inference.prediction import fingerprint, predict, video_ranges
 from ..metrics import PhaseMetric
 from ..modeling_surgenet import SurgeNetModel
 from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition, phase_loss
@@ -199,14 +198,6 @@ def load_frame_model(source: str):
     backbone.config.pretraining = getattr(config, "pretraining", None)
     backbone.config.finetuning = getattr(config, "finetuning", None)
     return backbone
-
-
-def fingerprint(model: torch.nn.Module, processor) -> str:
-    """Return a fingerprint of weights and preprocessing with 16 hexadecimal digits."""
-    digest = hashlib.sha256(processor.to_json_string().encode())
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def compute_features(model, processor, split, rows: range, batch_size: int = 32) -> np.ndarray:

@@ -50,10 +50,15 @@ def predict_embeddings(
     """
     indices = range(len(dataset)) if indices is None else indices
     for rows, outputs in predict(model, processor, dataset, indices, batch_size):
-        pooled = outputs.pooler_output
-        if pooled is None:
-            pooled = outputs.last_hidden_state.float().mean((-2, -1))
-        yield from zip(rows, pooled.float().cpu().numpy(), strict=True)
+        yield from zip(rows, pooled_features(outputs), strict=True)
+
+
+def pooled_features(outputs) -> np.ndarray:
+    """Return the embeddings float32 (B, C) of a batch (see the module docstring)."""
+    pooled = outputs.pooler_output
+    if pooled is None:
+        pooled = outputs.last_hidden_state.float().mean((-2, -1))
+    return pooled.float().cpu().numpy()
 
 
 def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> tuple[SurgeNetModel | PooledBackbone, str]:

@@ -1,22 +1,26 @@
 """Prediction loops for rows of a dataset and frames of a video."""
 
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..data.base import SINGLE
 from ..distributed import process_state
+from .loop import read_ahead
 
 
 def predict(
-    model, processor, dataset, indices: Iterable[int], batch_size: int = 8
+    model, processor, dataset, indices: Iterable[int], batch_size: int = 8, num_workers: int | None = None
 ) -> Generator[tuple[list[dict], Any], None, None]:
-    """Run a model on rows of a dataset, batch by batch.
+    """Run a model on rows of a dataset, batch by batch, while threads read and preprocess the next batches.
 
     The model's mode (train or eval) is restored afterwards.
 
@@ -26,23 +30,59 @@ def predict(
         dataset: rows with "image".
         indices: indices of the rows.
         batch_size: number of frames per forward pass.
+        num_workers: number of threads, see `read_ahead`. Default: none for a single batch.
 
     Yields:
         The rows of a batch, and the model's outputs.
     """
     indices = list(indices)
+    batches = (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
+    if len(indices) <= batch_size and num_workers is None:
+        num_workers = 0
+    read, load = _reader(dataset, processor, model.dtype)
+    quiet = not process_state().is_local_main_process
+    with (
+        evaluating(model),
+        closing(read_ahead(map(read, batches), load, num_workers)) as loaded,
+        tqdm(total=len(indices), desc="Predicting", unit="frame", leave=False, disable=quiet) as progress,
+    ):
+        for rows, inputs in loaded:
+            yield rows, run_model(model, inputs)
+            progress.update(len(rows))
+
+
+def _reader(dataset, processor, dtype: torch.dtype) -> tuple[Callable, Callable]:
+    """Return the functions that one thread calls for the indices of a batch, and several threads for its result."""
+
+    def rows_of(batch: list[int]) -> list[dict]:
+        return [dataset[i] for i in batch]
+
+    def preprocess(rows: list[dict]):
+        return rows, prepare(processor, [row["image"] for row in rows], dtype)
+
+    if isinstance(dataset, Dataset):  # can be read in several threads; the user's own datasets need not allow it
+        return list, lambda batch: preprocess(rows_of(batch))
+    return rows_of, preprocess
+
+
+def prepare(processor, images: list, dtype: torch.dtype):
+    """Preprocess a batch of images to the inputs of a model, on the CPU."""
+    return processor(images, return_tensors="pt").to(dtype)
+
+
+def run_model(model, inputs):
+    """Run a model on the result of `prepare`, and return its outputs."""
+    with torch.inference_mode():
+        return model(**inputs.to(model.device))
+
+
+@contextmanager
+def evaluating(model) -> Iterator[None]:
+    """Set a model to evaluation mode in the block, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:
-        quiet = not process_state().is_local_main_process
-        with tqdm(total=len(indices), desc="Predicting", unit="frame", leave=False, disable=quiet) as progress:
-            for start in range(0, len(indices), batch_size):
-                rows = [dataset[i] for i in indices[start : start + batch_size]]
-                inputs = processor([row["image"] for row in rows], return_tensors="pt").to(model.device, model.dtype)
-                with torch.inference_mode():  # must not include the yield, as it would then apply to the caller
-                    outputs = model(**inputs)
-                yield rows, outputs
-                progress.update(len(rows))
+        yield
     finally:
         model.train(training)
 
@@ -66,11 +106,21 @@ def predict_segmentation(
     with closing(predict(model, processor, dataset, indices, batch_size)) as batches:
         for rows, outputs in batches:
             sizes = [row["mask"].shape if "mask" in row else row["image"].size[::-1] for row in rows]
-            with torch.inference_mode():
-                logits = semantic_logits(outputs, (processor.size["height"], processor.size["width"]))
-                class_maps = [resize_logits(logits[i : i + 1], size).argmax(1)[0] for i, size in enumerate(sizes)]
-            for row, class_map in zip(rows, class_maps, strict=True):
-                yield row, class_map.to("cpu", torch.uint8).numpy()
+            yield from zip(rows, class_maps(outputs, processor, sizes), strict=True)
+
+
+def class_maps(outputs, processor, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Return the class map uint8 (H, W) of each frame of a batch.
+
+    Args:
+        outputs: outputs of a segmentation model.
+        processor: image processor of the model.
+        sizes: (H, W) of each class map.
+    """
+    with torch.inference_mode():
+        logits = semantic_logits(outputs, (processor.size["height"], processor.size["width"]))
+        found = [resize_logits(logits[i : i + 1], size).argmax(1)[0] for i, size in enumerate(sizes)]
+    return [class_map.to("cpu", torch.uint8).numpy() for class_map in found]
 
 
 def semantic_logits(outputs, input_size) -> torch.Tensor:
@@ -120,13 +170,17 @@ def predict_scores(
     Yields:
         The row, and its scores float32 (num_labels,).
     """
-    one_of_many = model.config.problem_type == "single_label_classification"
     indices = range(len(dataset)) if indices is None else indices
     with closing(predict(model, processor, dataset, indices, batch_size)) as batches:
         for rows, outputs in batches:
-            logits = outputs.logits.float()
-            scores = logits.softmax(-1) if one_of_many else logits.sigmoid()
-            yield from zip(rows, scores.cpu().numpy(), strict=True)
+            yield from zip(rows, label_scores(model, outputs), strict=True)
+
+
+def label_scores(model, outputs) -> np.ndarray:
+    """Return the scores float32 (B, num_labels) of a frame classifier as `predict_scores` defines them."""
+    logits = outputs.logits.float()
+    one_of_many = model.config.problem_type == SINGLE
+    return (logits.softmax(-1) if one_of_many else logits.sigmoid()).cpu().numpy()
 
 
 def predict_phases(model, processor, dataset, indices: Iterable[int], batch_size: int = 32) -> tuple[np.ndarray, ...]:
@@ -177,6 +231,14 @@ def stream_phases(model, processor, images: Iterable) -> Iterator[np.ndarray]:
         else:
             ((_, scores),) = predict_scores(model, processor, [{"image": image}])
             yield scores
+
+
+def fingerprint(model: torch.nn.Module, processor) -> str:
+    """Return a fingerprint of weights and preprocessing with 16 hexadecimal digits."""
+    digest = hashlib.sha256(processor.to_json_string().encode())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def video_ranges(split) -> dict[str, range]:

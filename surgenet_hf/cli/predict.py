@@ -1,0 +1,72 @@
+"""Predict on images and videos: masks, scores of frames, phases, or embeddings, as files.
+
+  surgenet predict --model_name_or_path outputs/endoscapes --input frames --output_dir outputs/masks --overlays
+  surgenet predict --model_name_or_path outputs/phases --input videos --output_dir outputs/phases_of_videos
+  surgenet predict --model_name_or_path SurgeNetXL --input "videos/**/*.mp4" --output_dir outputs/embeddings
+  torchrun --nproc_per_node 2 -m surgenet_hf.cli.predict ...
+
+The model determines the task. Models without a trained head give embeddings, as all models do with --task embeddings.
+Files that cannot be read are skipped and listed at the end, and the exit status is then 1. To resume a run that was
+killed, repeat the command. With several processes, each predicts a part of the files, and the rows are the same.
+"""
+
+import sys
+from dataclasses import MISSING, dataclass
+
+from ..options import option
+from .arguments import ArgumentParser, command
+
+
+@dataclass
+class PredictionArguments:
+    """Which model is applied to which files, and where the results go."""
+
+    model_name_or_path: str = option(
+        MISSING, "Model: its folder, the output folder of its training, a Hub repository, or a published checkpoint."
+    )
+    input: list[str] = option(MISSING, "Images, videos, folders, or glob patterns. Folders are searched at any depth.")
+    output_dir: str = option(MISSING, "Folder for the results.")
+    task: str | None = option(None, "Task. Default: that of the model.", choices=["embeddings"])
+    fps: float | None = option(
+        None,
+        "Number of frames per second of video, by timestamp; 0 for every frame. Default: the rate at which a phase "
+        "model was trained, otherwise 1.",
+    )
+    overlays: bool = option(False, "Whether to write the frames with painted classes, for segmentation.")
+    per_device_eval_batch_size: int = option(8, "Number of frames per forward pass.")
+    bf16: bool = option(False, "Whether to compute in bfloat16.")
+    dataloader_num_workers: int | None = option(
+        None, "Number of threads that read and preprocess frames. Default: 2 to 8, a quarter of the processor cores."
+    )
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(PredictionArguments, prog="surgenet predict", description=__doc__)
+    (args,) = parser.parse_args_into_dataclasses(argv)
+
+    from ..inference.job import predict_to_folder
+    from ..tasks import load_predictor
+
+    predictor = load_predictor(args.model_name_or_path, args.task, args.bf16)
+    report = predict_to_folder(
+        predictor,
+        args.input,
+        args.output_dir,
+        args.fps,
+        args.per_device_eval_batch_size,
+        args.dataloader_num_workers,
+        args.overlays,
+    )
+    if report is None:  # not the first process
+        return
+    parser.save_resolved(args.output_dir)
+    print("{task}: {frames} frames of {files} files".format(**report))
+    print(f"Written to {args.output_dir}: predictions/*.parquet, report.json, run.yaml")
+    if errors := report["errors"]:
+        lines = [f"{each['file']}: {each['message']}" for each in errors]
+        sys.exit("\n".join([f"error: {len(errors)} files were not read, or not completely:", *lines]))
+
+
+if __name__ == "__main__":
+    main()

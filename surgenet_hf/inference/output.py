@@ -1,0 +1,239 @@
+"""Output folder of `surgenet predict`.
+
+    predict.json             model, options, and inputs. A run with others is refused
+    predictions/00000.parquet    rows of part 0; all parts have the same columns
+    masks/, overlays/        class ids of segmentation models as PNG (8-bit gray), frames with painted classes as JPEG
+    phases/                  per video: segments (.csv), phase of each frame (.txt), ribbon (.png)
+    parts/00000.json         marks part 0 as done, with its reports
+    parts/00000.safetensors  state of a phase model after part 0, until its video is done
+    report.json              at the end: totals, and files with errors or notes
+
+A part is written completely or not at all: its marker comes last.
+"""
+
+import csv
+import io
+import json
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ..atomic import atomic_write
+from ..data.colors import palette
+from ..data.frame_folders import writing
+from ..data.video import JPEG_QUALITY
+from ..errors import UserError
+from ..figures import phase_figure, save_figure
+from ..figures.overlays import paint
+from .predictors import EMBEDDINGS, Predictor
+from .sources import Part, Report, Source
+
+RECORD, REPORT = "predict.json", "report.json"
+WRITERS = 2  # threads that compress pictures
+WAITING = 16  # maximum number of pictures that wait for them
+
+
+def check_record(folder: Path, record: dict) -> None:
+    """Check that an output folder is new, or of a run with the same record.
+
+    Raises:
+        UserError: the folder contains predictions of another model, of other options, or of other inputs.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error}); choose another --output_dir") from error
+    differing = [key for key in record if before.get(key) != record[key]]
+    if not differing:
+        return
+    names = {"model": "weights or image processor", "input": "names, sizes, or times of the input files"}
+    found = [f"{key} is {before.get(key)!r}, now {record[key]!r}" for key in differing if key not in names]
+    found += [f"the {names[key]} have changed" for key in differing if key in names]
+    raise UserError(f"{folder} contains predictions of another run: {'; '.join(found)}. Choose another --output_dir")
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON atomically."""
+    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+class PredictionWriter:
+    """Writer of the predictions of parts, as a context manager.
+
+    Args:
+        folder: output folder.
+        predictor: model.
+        jobs: all jobs, also those of other processes.
+        overlays: whether to write frames with painted classes.
+    """
+
+    def __init__(self, folder: Path, predictor: Predictor, jobs: list[list[Part]], overlays: bool = False):
+        self.folder, self.predictor, self.overlays = folder, predictor, overlays
+        self.rows: list[dict] = []
+        self.reports: list[Report] = []
+        self.parts_of: dict[str, list[Part]] = {}
+        for part in (part for job in jobs for part in job):
+            for source, *_ in part.sections:
+                self.parts_of.setdefault(source.name, []).append(part)
+        self.colors = palette(len(predictor.labels))
+
+    def __enter__(self):
+        self.pool = ThreadPoolExecutor(WRITERS, "surgenet-writer")
+        self.pending: deque[Future] = deque()
+        return self
+
+    def __exit__(self, *error):
+        self.pool.shutdown(cancel_futures=True)
+
+    def marker(self, part: Part) -> Path:
+        return self.folder / "parts" / f"{part.index:05d}.json"
+
+    def table(self, part: Part) -> Path:
+        return self.folder / "predictions" / f"{part.index:05d}.parquet"
+
+    def remaining(self, job: list[Part]) -> list[Part]:
+        """Return the parts of a job that are not done, and restore the state of a phase model before them."""
+        done = next((i for i, part in enumerate(job) if not self.marker(part).exists()), len(job))
+        if 0 < done < len(job) and self.predictor.task == "phase-recognition":
+            tensors = load_file(self._state(job[done - 1]), device=str(self.predictor.model.device))
+            if tensors:  # none if the video ended earlier than its header says
+                (source, *_) = job[done].sections[0]
+                self.predictor.states[source.name] = tuple(tensors[name] for name in sorted(tensors))
+        return job[done:]
+
+    def add(self, rows: list[dict], reports: list[Report]) -> None:
+        """Add rows of a part and start to write their pictures."""
+        self.reports += reports
+        for row in rows:
+            image, mask = row.pop("image"), row.pop("mask", None)
+            flat: dict[str, Any] = {}
+            for name, value in row.items():
+                flat |= (
+                    {f"{name}_{key}": each for key, each in value.items()}
+                    if isinstance(value, dict)
+                    else {name: value}
+                )
+            if mask is not None:
+                stem = _stem(row)
+                flat |= {"mask": f"masks/{stem}.png", "height": mask.shape[0], "width": mask.shape[1]}
+                self._start(_write_picture, Image.fromarray(mask), self.folder / flat["mask"])
+                if self.overlays:
+                    self._start(self._write_overlay, image, mask, self.folder / "overlays" / f"{stem}.jpg")
+            self.rows.append(flat)
+
+    def finish(self, part: Part) -> None:
+        """Write the table of a part and what its videos need, and mark it as done."""
+        while self.pending:
+            self.pending.popleft().result()
+        if self.rows:
+            path = self.table(part)
+            with writing(path), atomic_write(path, durable=True) as temporary:
+                pq.write_table(pa.Table.from_pylist(self.rows, self._schema()), temporary)
+        if self.predictor.task == "phase-recognition":
+            self._finish_phases(part)
+        reports = [vars(report) for report in self.reports]
+        write_json(self.marker(part), {"rows": len(self.rows), "reports": reports})
+        self.rows, self.reports = [], []
+
+    def _start(self, function, *arguments) -> None:
+        self.pending.append(self.pool.submit(function, *arguments))
+        if len(self.pending) > WAITING:
+            self.pending.popleft().result()
+
+    def _write_overlay(self, image: Image.Image, mask: np.ndarray, path: Path) -> None:
+        painted = paint(np.asarray(image), mask, self.predictor.labels, self.colors)
+        _write_picture(Image.fromarray(painted), path, quality=JPEG_QUALITY)
+
+    def _schema(self) -> pa.Schema:
+        columns = [("file", pa.string()), ("video", pa.string()), ("frame", pa.int64()), ("seconds", pa.float64())]
+        task, labels = self.predictor.task, self.predictor.labels
+        if task == EMBEDDINGS:
+            columns.append(("embedding", pa.list_(pa.float32(), len(self.rows[0]["embedding"]))))
+        elif task == "semantic-segmentation":
+            columns += [(f"pixels_{label}", pa.int64()) for label in labels]
+            columns += [("mask", pa.string()), ("height", pa.int32()), ("width", pa.int32())]
+        else:
+            columns += [(name, pa.string()) for name in ("label", "phase") if name in self.rows[0]]
+            columns += [(f"score_{label}", pa.float32()) for label in labels]
+        return pa.schema(columns)
+
+    def _state(self, part: Part) -> Path:
+        return self.folder / "parts" / f"{part.index:05d}.safetensors"
+
+    def _finish_phases(self, part: Part) -> None:
+        for source, _, end in part.sections:
+            if end is None:
+                self._write_phases(source)
+                for earlier in self.parts_of[source.name]:
+                    self._state(earlier).unlink(missing_ok=True)
+            else:
+                state = self.predictor.states.get(source.name, ())
+                path = self._state(part)
+                with writing(path), atomic_write(path, durable=True) as temporary:
+                    save_file({f"{i:03d}": tensor.contiguous() for i, tensor in enumerate(state)}, temporary)
+
+    def _write_phases(self, source: Source) -> None:
+        tables = [pq.read_table(path) for part in self.parts_of[source.name] if (path := self.table(part)).exists()]
+        rows = [row for table in tables for row in table.to_pylist() if row["file"] == source.name]
+        if not rows:  # the video cannot be read
+            return
+        step = rows[1]["seconds"] - rows[0]["seconds"] if len(rows) > 1 else 1 / self.predictor.frames_per_second
+        base = self.folder / "phases" / source.video
+        # sample k belongs to k / frames_per_second; numbers of pictures are uneven at most rates, which readers refuse
+        frames = "".join(f"{k}\t{row['phase']}\n" for k, row in enumerate(rows))
+        _write_text(base.with_name(f"{base.name}.txt"), f"Frame\tPhase\n{frames}")
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(["start", "end", "phase"])
+        groups = [list(group) for _, group in groupby(rows, lambda row: row["phase"])]
+        starts = [group[0]["seconds"] for group in groups] + [rows[-1]["seconds"] + step]
+        for group, start, end in zip(groups, starts, starts[1:], strict=False):
+            table.writerow([f"{start:.3f}", f"{end:.3f}", group[0]["phase"]])
+        _write_text(base.with_name(f"{base.name}.csv"), text.getvalue())
+        ids = np.array([self.predictor.labels.index(row["phase"]) for row in rows])
+        figure = phase_figure(None, {source.video: ids}, self.predictor.labels, step, self.predictor.name)
+        save_figure(figure, base.with_name(f"{base.name}.png"))
+
+
+def write_report(folder: Path, parts: list[Part], files: int, writer: PredictionWriter) -> dict:
+    """Combine the markers of all parts to report.json, and return its content."""
+    rows, found = 0, {}
+    for part in parts:
+        content = json.loads(writer.marker(part).read_text(encoding="utf-8"))
+        rows += content["rows"]
+        for report in content["reports"]:
+            found[report["file"], report["message"]] = report  # a video that was resumed may report twice
+    entries = [{"file": each["file"], "message": each["message"]} for each in found.values() if each["is_error"]]
+    notes = [{"file": each["file"], "message": each["message"]} for each in found.values() if not each["is_error"]]
+    report = {"task": writer.predictor.task, "files": files, "frames": rows, "errors": entries, "notes": notes}
+    write_json(folder / REPORT, report)
+    return report
+
+
+def _stem(row: dict) -> str:
+    """Return the path of the pictures of a row without suffix."""
+    if row["seconds"] is None:
+        return os.path.splitext(row["file"])[0]
+    return f"{row['video']}/{row['frame']:06d}"
+
+
+def _write_text(path: Path, text: str) -> None:
+    with writing(path), atomic_write(path, durable=True) as temporary:
+        temporary.write_bytes(text.encode())
+
+
+def _write_picture(image: Image.Image, path: Path, **options) -> None:
+    with writing(path), atomic_write(path) as temporary:
+        image.save(temporary, "JPEG" if path.suffix == ".jpg" else "PNG", **options)
