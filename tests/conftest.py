@@ -5,7 +5,7 @@ import gc
 import os
 from collections import Counter
 
-gc.disable()  # until the tests are collected: the imports make many objects and no garbage, so collections only cost time
+gc.disable()  # until the tests are collected: imports make many objects but little garbage
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # must precede the import of transformers
 # one thread, also in subprocesses: small networks gain nothing from more and slow down on a busy machine

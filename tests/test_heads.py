@@ -52,8 +52,9 @@ OPTIONS = {"id2label": LABELS, "label2id": {name: i for i, name in LABELS.items(
 SMALL_HEADS = {
     "upernet": {"hidden_size": 16},
     "mask2former": {
-        **dict.fromkeys(["hidden_dim", "feature_size", "mask_feature_size", "encoder_feedforward_dim"], 32),
-        **{"dim_feedforward": 32, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 5},
+        **dict.fromkeys(["hidden_dim", "feature_size", "mask_feature_size"], 32),
+        **dict.fromkeys(["encoder_feedforward_dim", "dim_feedforward"], 32),
+        **{"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 5},
     },
 }
 WITHOUT_MAPS = ("timm vit", "vit", "segformer")
