@@ -13,6 +13,7 @@ from timm.layers.grn import GlobalResponseNorm
 from timm.models import convnext, metaformer, pvt_v2
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
@@ -36,6 +37,18 @@ class ConvNeXtBlock(GradientCheckpointingLayer, convnext.ConvNeXtBlock): ...
 
 
 class PvtV2Block(GradientCheckpointingLayer, pvt_v2.Block): ...
+
+
+class _NoClampOnMeta(TorchFunctionMode):
+    """Context in which `clamp_` skips tensors of the meta device, which have no values.
+
+    timm initializes each weight with it, and on this device it takes most of the time of `from_pretrained`.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.clamp_ and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _build_timm_backbone(config: SurgeNetConfig) -> nn.Module:
@@ -71,7 +84,8 @@ class SurgeNetEncoder(nn.Module):
 
     def __init__(self, config: SurgeNetConfig):
         super().__init__()
-        backbone = _build_timm_backbone(config)
+        with _NoClampOnMeta():
+            backbone = _build_timm_backbone(config)
         self.channels_last_stem = config.backbone == "pvt_v2_b2"
         self.stem = backbone.patch_embed if self.channels_last_stem else backbone.stem
         self.stages = backbone.stages

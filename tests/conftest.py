@@ -1,8 +1,11 @@
 """Shared setup of all tests: no network, few threads, and tiny variants of the three backbones."""
 
 import csv
+import gc
 import os
 from collections import Counter
+
+gc.disable()  # until the tests are collected: imports make many objects but little garbage
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # must precede the import of transformers
 # one thread, also in subprocesses: small networks gain nothing from more and slow down on a busy machine
@@ -42,6 +45,17 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow") or "browser" in item.fixturenames)
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    """Enable the garbage collector, without the imported modules: it would check their objects again and again."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    """Let the interpreter collect the imported modules at its end."""
+    gc.unfreeze()
 
 
 TINY_WIDTHS = {

@@ -34,11 +34,9 @@ from tests.checkpoints.files import tiny
 VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
 STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
 CONFIGS = {
-    "timm resnet": TimmWrapperConfig(architecture="resnet10t"),
-    "timm convnext": TimmWrapperConfig(architecture="convnext_atto"),
-    "timm vit": TimmWrapperConfig(
-        architecture="vit_tiny_patch16_224", model_args={"depth": 2, "embed_dim": 48, "num_heads": 3}
-    ),
+    "timm resnet": TimmWrapperConfig(architecture="test_resnet"),
+    "timm convnext": TimmWrapperConfig(architecture="test_convnext"),
+    "timm vit": TimmWrapperConfig(architecture="test_vit", model_args={"depth": 2, "embed_dim": 48, "num_heads": 3}),
     "convnext": ConvNextConfig(**STAGES),
     "resnet": ResNetConfig(embedding_size=8, **STAGES),
     "swin": SwinConfig(depths=[1, 1, 1, 1], embed_dim=12, num_heads=[1, 1, 2, 2], image_size=64, window_size=2),
@@ -51,6 +49,14 @@ CONFIGS = {
 }
 LABELS = {i: f"class {i}" for i in range(3)}
 OPTIONS = {"id2label": LABELS, "label2id": {name: i for i, name in LABELS.items()}}
+SMALL_HEADS = {
+    "upernet": {"hidden_size": 16},
+    "mask2former": {
+        **dict.fromkeys(["hidden_dim", "feature_size", "mask_feature_size"], 32),
+        **dict.fromkeys(["encoder_feedforward_dim", "dim_feedforward"], 32),
+        **{"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 5},
+    },
+}
 WITHOUT_MAPS = ("timm vit", "vit", "segformer")
 
 
@@ -101,7 +107,7 @@ def test_segmentation(name, head, folders, tmp_path):
 @pytest.mark.parametrize("name", ["timm resnet", "convnext", "dinov2 registers", "dinov3", "surgenet"])
 @pytest.mark.parametrize("head", ["upernet", "mask2former"])
 def test_heads_of_transformers(name, head, folders, tmp_path):
-    model = build_segmenter(folders[name], head, semantic_loss_ignore_index=9, **OPTIONS)
+    model = build_segmenter(folders[name], head, semantic_loss_ignore_index=9, **OPTIONS, **SMALL_HEADS[head])
     classes = {"upernet": AutoModelForSemanticSegmentation, "mask2former": AutoModelForUniversalSegmentation}
     check_saved(model, classes[head], pixels(name), tmp_path)
 
@@ -121,7 +127,7 @@ def test_feature_maps_are_those_of_the_loaded_weights(name, folders):
     """Test that the backbone of a segmentation model computes what the base model computes."""
     base = AutoModel.from_pretrained(folders[name]).eval()
     model = build_segmenter(folders[name], "linear", **OPTIONS).eval()
-    inputs = torch.rand(1, 3, 224, 224) if name == "timm vit" else pixels(name)
+    inputs = torch.rand(1, 3, 160, 160) if name == "timm vit" else pixels(name)
     with torch.no_grad():
         maps = model.backbone(inputs)
         hidden = base(inputs).last_hidden_state
@@ -146,14 +152,14 @@ def test_incomplete_weights_are_refused(name, folders, tmp_path):
             build(str(tmp_path), **OPTIONS)
 
 
-@pytest.mark.parametrize("architecture", ["resnet10t", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit"])
 def test_repository_of_timm(architecture, hub, client, tmp_path):
     """Test the layout that timm publishes: its own config.json, no image processor, and names of its own."""
     torch.manual_seed(0)
     network = timm.create_model(architecture, pretrained=False, num_classes=7).eval()
     save_for_hf(network, tmp_path, safe_serialization=True)
     hub.add_files("timm/mine", {name: tmp_path / name for name in ("config.json", "model.safetensors")})
-    inputs = torch.rand(1, 3, 224, 224)
+    inputs = torch.rand(1, 3, 160, 160)
     segmenter, classifier = build_segmenter("timm/mine", **OPTIONS).eval(), build_classifier("timm/mine", **OPTIONS)
     with torch.no_grad():
         expected = network.forward_intermediates(inputs, indices=1, intermediates_only=True)[0]

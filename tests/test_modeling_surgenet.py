@@ -1,9 +1,6 @@
 import copy
 import json
 import logging
-import os
-import subprocess
-import sys
 from unittest import mock
 
 import numpy as np
@@ -506,7 +503,10 @@ def test_inductor(tiny_config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model_class", "backbone"), [*ALL_BACKBONES_AND_ALL_CLASSES[:3], (HEADS[0], "caformer_s18")])
+@pytest.mark.parametrize(
+    ("model_class", "backbone"),
+    [(HEADS[1], "caformer_s18"), (HEADS[0], "convnextv2_tiny"), (HEADS[0], "pvt_v2_b2")],
+)
 def test_export_and_onnx_with_dynamic_batch_and_size(model_class, backbone, tiny_config, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -627,19 +627,3 @@ def test_the_image_processor_takes_every_kind_of_image(mode, frame, tiny_config,
     pixel_values = processor(image, return_tensors="pt").pixel_values
     assert_same(pixel_values, processor(image.convert("RGB"), return_tensors="pt").pixel_values)
     assert SurgeNetForImageClassification(tiny_config())(pixel_values).logits.shape == (1, 3)
-
-
-@pytest.mark.slow
-def test_importing_the_package_costs_nothing_beyond_transformers_and_timm():
-    code = """
-import sys
-import timm, torch, torchvision, transformers
-from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedModel, modeling_outputs
-from transformers.models.auto import modeling_auto
-before = {name.partition(".")[0] for name in sys.modules}
-import surgenet_hf
-after = {name.partition(".")[0] for name in sys.modules}
-print(*sorted(after - before))
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    assert set(result.stdout.split()) - {"tokenizers"} == {"surgenet_hf"}

@@ -6,8 +6,7 @@ import io
 import logging
 import math
 import resource
-import subprocess
-import sys
+import signal
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from surgenet_hf.checkpoints.conversion import to_original_state_dict
 from surgenet_hf.errors import UnavailableError, UserError
 from surgenet_hf.models import convert_entry, fetch_checkpoint, load_config, load_model, resolve_model
 from tests.checkpoints.files import original, save_dino, tiny, tiny_vit
+from tests.processes import exit_code
 
 # of the published vision transformers, one per layout
 VITS = ("SurgeNetXL-DINOv1-ViT-S", "SurgeNetXL-DINOv2-ViT-B", "SurgeNetXL-DINOv3-ViT-L", "SurgeNet2M-DINOv3-ViT-S")
@@ -239,32 +239,18 @@ def test_a_config_that_cannot_be_loaded(upstream, tmp_path):
         load_config("org/missing")
 
 
-@pytest.mark.slow
-def test_no_room_on_disk(upstream, tmp_path):
+def test_no_room_on_disk(upstream, teachers, capfd):
     """Test that a full disk raises an error and leaves no partial file that could pass for a model.
 
-    A limit of the file size simulates the full disk.
+    A limit of the file size in another process simulates the full disk.
     """
-    code = f"""
-import sys; sys.path.insert(0, {sys.path[0]!r})
-import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from surgenet_hf import configuration_surgenet, load_checkpoint
-from tests.checkpoints.files import tiny
-config = tiny()
-configuration_surgenet.BACKBONES["caformer_s18"] = {{"depths": config.depths, "hidden_sizes": config.hidden_sizes}}
-print(load_checkpoint("SurgeNet-RAMIE").num_parameters())
-"""
-    environment = upstream.environment(tmp_path / "home")
-    limit = 300_000  # smaller than the weights
 
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    def load_with_limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))  # smaller than the weights
+        load_checkpoint("SurgeNet-RAMIE")
 
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, preexec_fn=limited
-    )
-    assert run.returncode != 0
-    assert "File too large" in run.stderr
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) > 0
+    assert exit_code(load_with_limit) == 1
+    assert "File too large" in capfd.readouterr().err
+    back = to_original_state_dict(load_checkpoint("SurgeNet-RAMIE"))
+    assert all(torch.equal(back[key], tensor) for key, tensor in teachers["SurgeNet-RAMIE"].items())

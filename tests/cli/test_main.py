@@ -39,22 +39,33 @@ def test_every_command_has_help(name, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["finetune-phase", "pretrain"])
-def test_the_help_of_a_command_imports_no_training_code(name):
-    """Test that --help imports no training code beyond TrainingArguments.
+def test_imports_of_the_package_and_of_the_help():
+    """Test what a new process imports.
 
-    TrainingArguments itself imports torch, transformers, and accelerate.
+    The package imports nothing beyond transformers and timm. --help imports no training code beyond TrainingArguments,
+    which itself imports torch, transformers, and accelerate.
     """
-    code = f"""
-import sys, surgenet_cli
-try:
-    surgenet_cli.main([{name!r}, "--help"])
-except SystemExit:
-    pass
-heavy = {{"datasets", "matplotlib", "sklearn", "av", "gradio", "transformers.trainer"}}
-assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+    code = """
+import sys
+import timm, torch, torchvision, transformers
+from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedModel, modeling_outputs
+from transformers.models.auto import modeling_auto
+before = {name.partition(".")[0] for name in sys.modules}
+import surgenet_hf
+more = {name.partition(".")[0] for name in sys.modules} - before - {"tokenizers"}
+assert more == {"surgenet_hf"}, more
+import surgenet_cli
+for name in ("finetune-phase", "pretrain"):
+    try:
+        surgenet_cli.main([name, "--help"])
+    except SystemExit:
+        pass
+    heavy = {"datasets", "matplotlib", "sklearn", "av", "gradio", "transformers.trainer"} & sys.modules.keys()
+    assert not heavy, (name, heavy)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("usage: ") == 2
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def configs(tmp_path_factory):
     root = tmp_path_factory.mktemp("configs")
     for name, config in CONFIGS.items():
         config.save_pretrained(root / name)
-    return {name: str(root / name) for name in CONFIGS} | {"timm": "timm/resnet10t"}
+    return {name: str(root / name) for name in CONFIGS} | {"timm": "timm/test_resnet"}
 
 
 @pytest.mark.slow
@@ -141,13 +141,13 @@ def test_phases(name, configs, tmp_path):
 def test_what_is_refused(masks, tmp_path):
     common = {"dataset": "folder", "data_dir": masks, "output_dir": tmp_path}
     with pytest.raises(UserError, match="--layer_decay is for SurgeNet backbones, not for surgical"):
-        surgenet_hf.finetune_segmentation(backbone="timm/resnet10t", layer_decay=0.9, **common, **OPTIONS)
+        surgenet_hf.finetune_segmentation(backbone="timm/test_resnet", layer_decay=0.9, **common, **OPTIONS)
     with pytest.raises(UserError, match="has its own loss"):
         surgenet_hf.finetune_segmentation(
-            backbone="timm/resnet10t", head="mask2former", class_weights="balanced", **common, **OPTIONS
+            backbone="timm/test_resnet", head="mask2former", class_weights="balanced", **common, **OPTIONS
         )
-    with pytest.raises(UserError, match="--backbone resnet10t is unknown"):
-        surgenet_hf.finetune_segmentation(backbone="resnet10t", **common, **OPTIONS)
+    with pytest.raises(UserError, match="--backbone test_resnet is unknown"):
+        surgenet_hf.finetune_segmentation(backbone="test_resnet", **common, **OPTIONS)
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def test_frozen_backbone(masks, tmp_path):
     from surgenet_hf.models import resolve_model
 
     labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
-    config = resolve_model(None, "timm/resnet10t")
+    config = resolve_model(None, "timm/test_resnet")
     for model, head in (
         (build_classifier(config, **labels), ("timm_model.fc.",)),
         (build_classifier(config, "mean", **labels), ("classifier.",)),

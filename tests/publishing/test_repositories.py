@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-from subprocess import PIPE
 
 import pytest
 import torch
@@ -70,7 +69,10 @@ if package:
 else:
     sys.modules["surgenet_hf"] = None
 import torch
-from transformers import *
+from transformers import (
+    AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
 options = {} if package else {"trust_remote_code": True, "revision": sys.argv[3]}
 torch.manual_seed(0)
 found = {}
@@ -92,8 +94,8 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path):
-    """Test that checkpoints can be published twice and load in new processes, with and without the package."""
+def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path, capsys):
+    """Test that checkpoints can be published twice, and load with the package, and in a new process without it."""
     # a non-default backbone, so that config.json records the tiny sizes for the new processes
     sizes = {"depths": [1, 1, 2, 1], "hidden_sizes": TINY_WIDTHS["pvt_v2_b2"]}
     monkeypatch.setitem(configuration_surgenet.BACKBONES, "pvt_v2_b2", sizes)
@@ -123,18 +125,24 @@ def test_from_the_authors_file_to_the_user(hub, client, monkeypatch, tmp_path):
     assert len(repo.commits) == 2
     assert len(hub.matching("POST .*/commit/")) == 1
 
-    processes = {}
-    for how in ("package", "remote"):  # both at the same time
-        folder = tmp_path / how
-        folder.mkdir()
-        command = [sys.executable, "-c", LOAD, how, "surgenet/surgenet-pvtv2", "v0.1.0", str(folder)]
-        environment = hub.environment(tmp_path / f"home-{how}", token=False)
-        processes[how] = subprocess.Popen(command, env=environment, stdout=PIPE, stderr=PIPE, text=True)
+    arguments = {how: [how, "surgenet/surgenet-pvtv2", "v0.1.0", str(tmp_path / how)] for how in ("package", "remote")}
+    for how in arguments:
+        (tmp_path / how).mkdir()
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["-c", *arguments["package"]])
+    exec(LOAD, {})
+    printed = {"package": capsys.readouterr().out}
+    hub.requests.clear()
+    environment = hub.environment(tmp_path / "home", token=False)
+    command = [sys.executable, "-c", LOAD, *arguments["remote"]]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    printed["remote"] = process.stdout
+    assert hub.matching("GET /lfs/")
+    assert not any(request.authorization for request in hub.requests)
     outputs = {}
-    for how, process in processes.items():
-        printed, errors = process.communicate()
-        assert process.returncode == 0, errors
-        found = json.loads(printed.splitlines()[-1])
+    for how in arguments:
+        found = json.loads(printed[how].splitlines()[-1])
         assert found["AutoBackbone"] == "SurgeNetBackbone"
         assert found["AutoModelForSemanticSegmentation"] == "SurgeNetForSemanticSegmentation"
         assert found["normalization"][0] == 0.46888983

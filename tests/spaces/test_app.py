@@ -441,10 +441,13 @@ def test_many_users(server, models, tmp_path):
         masks.append(expected_mask(models.segmentation, image))
     assert len({mask.tobytes() for mask in masks}) == USERS
 
+    clients = [
+        Client(server.url, verbose=False, download_files=str(tmp_path / f"downloads{user}")) for user in range(USERS)
+    ]
+
     def work(user: int, requests: int) -> None:
-        client = Client(server.url, verbose=False, download_files=str(tmp_path / f"downloads{user}"))
         for _ in range(requests):
-            _, _, mask, _ = client.predict(handle_file(str(pictures[user])), "organs", api_name="/segment")
+            _, _, mask, _ = clients[user].predict(handle_file(str(pictures[user])), "organs", api_name="/segment")
             np.testing.assert_array_equal(np.asarray(Image.open(mask)), masks[user])
 
     with ThreadPoolExecutor(USERS) as pool:

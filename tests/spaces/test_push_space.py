@@ -222,12 +222,11 @@ def page(address: str, server: subprocess.Popen, seconds: float = 120) -> str:
 
 
 @pytest.mark.slow
-def test_pushed_as_a_user_would(hub, client, folder, tmp_path, capsys):
-    command = [sys.executable, SCRIPT, "--repo_id", "surgenet/demo", "--push", "--private"]
-    finished = subprocess.run(command, env=hub.environment(tmp_path / "home"), capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    assert "commit" in finished.stdout
-    assert hub.token not in finished.stdout + finished.stderr
+def test_pushed_as_a_user_would(hub, client, folder, capsys):
+    code, printed = run(["--repo_id", "surgenet/demo", "--push", "--private"], capsys)
+    assert code == 0
+    assert "commit" in printed
+    assert hub.token not in printed
     space = hub.repos[SPACE]
     assert (space.sdk, space.private, len(space.commits)) == ("gradio", True, 2)
     assert space.files() == contents(folder) | {".gitattributes": space.files()[".gitattributes"]}

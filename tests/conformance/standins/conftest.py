@@ -1,5 +1,7 @@
 """Stand-in for the conftest of transformers: its markers; our classes in the tables that its tests consult by name."""
 
+import gc
+
 from transformers.models.auto import modeling_auto
 
 import surgenet_hf  # noqa: F401
@@ -20,3 +22,12 @@ def pytest_configure(config):
     modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES["surgenet"] = "SurgeNetBackbone"
     modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["surgical"] = "SurgicalForImageClassification"
     modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["surgical"] = "SurgicalForSemanticSegmentation"
+
+
+def pytest_collection_finish():
+    """Leave the imported modules out of garbage collections, as in tests/conftest.py."""
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
