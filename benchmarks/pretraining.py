@@ -206,7 +206,7 @@ class Benchmark:
 
     def _our_step(self, **options) -> Callable[[list[torch.Tensor]], None]:
         args = PretrainingArguments("unused", backbone=self.args.backbone, **options)
-        model = build_model(args, DinoConfig(out_dim=self.args.out_dim), self.device)
+        model = build_model(args, DinoConfig(out_dim=self.args.out_dim), self.crop_config, self.device)
         optimizer = build_optimizer(model.student)
         schedules = build_schedules(model.config, 1000, self.args.batch_size)
         layout = torch.channels_last if args.channels_last else torch.preserve_format

@@ -1,4 +1,4 @@
-"""Pretrain a SurgeNet backbone with DINO on your own frames, from random or published weights.
+"""Pretrain a backbone with DINO on your own frames, from random or published weights.
 
   surgenet pretrain --model_name_or_path SurgeNetXL --dataset shards --data_dir frames --output_dir outputs/dino \\
       --epochs 20 --warmup_epochs 2 --bf16 --dataloader_num_workers 12

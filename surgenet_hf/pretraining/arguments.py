@@ -6,6 +6,7 @@ The command line imports this module for `--help`, so it imports neither trainin
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ..checkpointing import read_record, resume_point
 from ..checkpoints.facebook_dino import (
@@ -19,6 +20,11 @@ from ..configuration_surgenet import BACKBONES
 from ..errors import UserError
 from ..options import option
 
+# widths, depths, and heads of the vision transformers of facebookresearch/dino
+VITS: dict[str, dict[str, Any]] = {
+    "vit_small_patch16": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "vit_base_patch16": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+}
 NUM_GLOBAL_CROPS = 2  # the first crops of each sample; the teacher sees only these, the student sees all
 IN_FOLDERS = ("folder", "shards", "parquet")  # kinds of datasets that need a data_dir
 # For a few thousand frames: fewer prototypes, a faster teacher, a longer warm-up, and a sharper teacher. With a
@@ -68,7 +74,7 @@ class PretrainingArguments:
     backbone: str | None = option(
         None,
         "Backbone with random initial weights. Cannot be combined with --model_name_or_path. Default: caformer_s18.",
-        choices=[*BACKBONES, "tiny"],
+        choices=[*BACKBONES, *VITS, "tiny"],
     )  # fmt: skip
     resume_from_checkpoint: str | None = option(
         None,
@@ -106,7 +112,9 @@ class PretrainingArguments:
         False, "Whether to recompute activations in the backward pass, which saves memory but takes longer."
     )
     torch_compile: bool = option(False, "Whether to compile the backbones.")
-    channels_last: bool = option(False, "Whether weights and crops use the channels-last memory format.")
+    channels_last: bool = option(
+        False, "Whether weights and crops use the channels-last memory format. Not for vision transformers."
+    )
     crop_on: str = option(
         "auto", "Place where crops are made. auto: in the data loading workers on a CPU, otherwise on the device.",
         choices=["auto", "workers", "device"],
@@ -123,7 +131,9 @@ class PretrainingArguments:
     )
     save_total_limit: int = option(2, "Number of most recent checkpoints to keep.")
     export_dino_checkpoint: bool = option(
-        False, "Whether to also write a full DINO checkpoint (.pth) in the original format at the end."
+        False,
+        "Whether to also write a full DINO checkpoint (.pth) in the original format at the end. Not for vision "
+        "transformers.",
     )
     knn_dataset: str | None = option(None, "Labeled dataset for k-NN metrics after each epoch.")
     knn_data_dir: str | None = option(None, "Folder of the labeled dataset.")

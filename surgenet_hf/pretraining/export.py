@@ -12,13 +12,13 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from ..atomic import sync_folder
 from ..checkpoints.reading import check_finite
 from ..errors import UnavailableError
-from ..modeling_surgenet import SurgeNetModel
+from .dino.method import Backbone
 
 WEIGHTS = "model.safetensors"
 
 
 def export_teacher(
-    backbone: SurgeNetModel,
+    backbone: Backbone,
     folder: str | os.PathLike,
     pretraining: dict,
     processor: SegformerImageProcessor,

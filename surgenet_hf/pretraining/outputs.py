@@ -7,7 +7,7 @@ from ..evaluation.probes import knn_accuracy
 from ..figures import save_figure
 from ..figures.pretraining import pretraining_figure
 from ..image_processing import build_image_processor
-from ..modeling_surgenet import SurgeNetModel
+from .dino.method import Backbone
 from .export import export_teacher
 from .history import History
 from .plan import Plan
@@ -45,7 +45,7 @@ class Outputs:
         self.write, self.write_card = write, write_card
         self.history = History(output_dir, start.step, write)
 
-    def finish_epoch(self, teacher: SurgeNetModel, step: int) -> dict[str, float]:
+    def finish_epoch(self, teacher: Backbone, step: int) -> dict[str, float]:
         """Measure k-NN metrics, write the teacher as a model folder, and draw the curves.
 
         All processes must call this function. `best_model` is the teacher with the best k-NN metric so far. It can be
@@ -74,7 +74,7 @@ class Outputs:
         """Return `config.pretraining` of the teacher after a number of steps."""
         return self.plan.describe_pretraining(self.start.pretraining, step, self.start.normalization)
 
-    def _export(self, teacher: SurgeNetModel, folder: Path, step: int, metrics: dict[str, float]) -> None:
+    def _export(self, teacher: Backbone, folder: Path, step: int, metrics: dict[str, float]) -> None:
         recipe = {"total_batch_size": self.plan.total_batch_size, **self.plan.options}
         knn = {"dataset": self.knn_dataset, **metrics} if metrics else None
         export_teacher(teacher, folder, self.pretraining(step), self.processor, recipe, knn, self.write_card)

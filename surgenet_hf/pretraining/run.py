@@ -164,7 +164,7 @@ class Pretraining:
     def _build(self) -> None:
         """Build model and optimizer, prepare them with Accelerate, and load their start."""
         args = self.args
-        self.model = build_model(args, self.dino, self.device, self.resume)
+        self.model = build_model(args, self.dino, self.crop_config, self.device, self.resume)
         torch.backends.cudnn.benchmark = True  # input shapes do not change
         self.student, self.optimizer = self.accelerator.prepare(
             self.model.student, build_optimizer(self.model.student)

@@ -4,21 +4,25 @@ import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, PreTrainedConfig
 
 from ..checkpointing import compare_records, read_record
-from ..checkpoints.catalog import RANDOM_WEIGHTS, recorded_normalization
+from ..checkpoints.catalog import NORMALIZATIONS, RANDOM_WEIGHTS, recorded_normalization
 from ..checkpoints.conversion import choose_normalization
 from ..checkpoints.facebook_dino import DinoCheckpoint, DinoTraining, backbone_config, load_dino_checkpoint
 from ..configuration_surgenet import SurgeNetConfig
 from ..errors import UnavailableError, UserError
 from ..fast_gradients import speed_up
+from ..image_processing import load_image_processor
 from ..modeling_surgenet import SurgeNetModel
-from ..models import resolve_model
-from .arguments import DinoConfig, PretrainingArguments
-from .dino.method import DinoModel
+from ..models import is_surgenet, load_config, resolve_model
+from .arguments import VITS, CropConfig, DinoConfig, PretrainingArguments
+from .dino.method import Backbone, DinoModel
+from .dino.vit import build_vit, check_crops, load_vit
 from .plan import Plan, count
 
 DEFAULT_BACKBONE = "caformer_s18"
@@ -43,52 +47,103 @@ class Start:
     notes: list[str] = field(default_factory=list)
 
 
-def build_backbone(args: PretrainingArguments, resume: Path | DinoCheckpoint | None) -> SurgeNetModel:
+def build_backbone(args: PretrainingArguments, crops: CropConfig, resume: Path | DinoCheckpoint | None) -> Backbone:
     """Build the student's backbone with its start weights, or with the sizes of a checkpoint that is loaded later.
 
     Args:
         args: arguments of the run.
+        crops: sizes of the crops.
         resume: see `arguments.implied_defaults`.
 
     Raises:
-        UserError: the start weights have no embedding, or the backbone differs from that of the checkpoint.
+        UserError: the start weights have no embedding, the backbone is not supported or differs from that of the
+            checkpoint, or the sizes of the crops do not fit it.
         UnavailableError: the start weights are damaged.
     """
+    if resume is not None:
+        backbone = _build(_checkpoint_config(args, resume), args.drop_path_rate)
+    elif args.model_name_or_path:
+        backbone = _load(resolve_model(args.model_name_or_path), args.drop_path_rate)
+    elif args.backbone in VITS:
+        backbone = build_vit(args.backbone, crops.global_crops_size, args.drop_path_rate)
+    else:
+        backbone = _build(resolve_model(None, args.backbone or DEFAULT_BACKBONE), args.drop_path_rate)
+    check_crops(backbone, crops)
+    return backbone
+
+
+def _checkpoint_config(args: PretrainingArguments, resume: Path | DinoCheckpoint) -> PreTrainedConfig:
+    config: PreTrainedConfig
     if isinstance(resume, DinoCheckpoint):
         config = backbone_config(resume)
-    elif resume is not None:
-        config = SurgeNetConfig.from_dict(read_record(resume)["backbone"])
     else:
-        name = args.backbone or (None if args.model_name_or_path else DEFAULT_BACKBONE)
-        config = resolve_model(args.model_name_or_path, name)
-    if resume is not None and args.backbone:
-        _compare_backbones(resolve_model(None, args.backbone), config)
-    if isinstance(config, str):
-        try:
-            return SurgeNetModel.from_pretrained(config, drop_path_rate=args.drop_path_rate)
-        except SafetensorError as error:
-            raise UnavailableError(
-                f"the weights in {config} cannot be read ({error}): copy or download them again"
-            ) from error
-        except ValueError as error:
+        recorded = read_record(resume)["backbone"]
+        is_vit = recorded.get("model_type") == Dinov2WithRegistersConfig.model_type
+        config = (Dinov2WithRegistersConfig if is_vit else SurgeNetConfig).from_dict(recorded)
+    if args.backbone:
+        vit = VITS.get(args.backbone)
+        asked = Dinov2WithRegistersConfig(**vit) if vit else resolve_model(None, args.backbone)
+        kinds = [_describe_backbone(one) for one in (config, asked)]
+        if kinds[0] != kinds[1]:
             raise UserError(
-                f"{error} A model that was fine-tuned for segmentation has no trained embedding: start from the "
-                "backbone that it was fine-tuned from"
-            ) from error
+                f"--resume_from_checkpoint contains a {kinds[0]}, but --backbone is a {kinds[1]}: omit one of the two"
+            )
+    return config
+
+
+def _describe_backbone(config: PreTrainedConfig) -> str:
+    if isinstance(config, SurgeNetConfig):
+        depths, widths = (list(sizes or ()) for sizes in (config.depths, config.hidden_sizes))
+        return f"{config.backbone} with depths {depths} and widths {widths}"
+    return f"vision transformer with {config.num_hidden_layers} layers and width {config.hidden_size}"
+
+
+def _build(config: PreTrainedConfig, drop_path_rate: float) -> Backbone:
     config = copy.deepcopy(config)
-    config.drop_path_rate = args.drop_path_rate
-    return SurgeNetModel(config)
+    config.drop_path_rate = drop_path_rate
+    if isinstance(config, SurgeNetConfig):
+        return SurgeNetModel(config)
+    assert isinstance(config, Dinov2WithRegistersConfig)
+    return Dinov2WithRegistersModel(config)
+
+
+def _load(source: str, drop_path_rate: float) -> Backbone:
+    config = load_config(source)
+    if not is_surgenet(config):
+        return load_vit(source, config, drop_path_rate)
+    try:
+        return SurgeNetModel.from_pretrained(source, drop_path_rate=drop_path_rate)
+    except SafetensorError as error:
+        raise UnavailableError(
+            f"the weights in {source} cannot be read ({error}): copy or download them again"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{error} A model that was fine-tuned for segmentation has no trained embedding: start from the "
+            "backbone that it was fine-tuned from"
+        ) from error
 
 
 def build_model(
     args: PretrainingArguments,
     dino: DinoConfig,
+    crops: CropConfig,
     device: torch.device,
     resume: Path | DinoCheckpoint | None = None,
 ) -> DinoModel:
-    """Build student and teacher on the device, with the memory format and compilation of the arguments."""
+    """Build student and teacher on the device, with the memory format and compilation of the arguments.
+
+    Raises:
+        UserError: see `build_backbone`, or the backbone does not support an option.
+        UnavailableError: see `build_backbone`.
+    """
     torch.manual_seed(args.seed)  # all processes start with the same weights
-    model = DinoModel(build_backbone(args, resume), dino).to(device)
+    backbone = build_backbone(args, crops, resume)
+    if isinstance(backbone, Dinov2WithRegistersModel):
+        for name in ("channels_last", "export_dino_checkpoint"):
+            if getattr(args, name):
+                raise UserError(f"--{name} is not possible with a vision transformer: omit it")
+    model = DinoModel(backbone, dino).to(device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     if args.gradient_checkpointing:
@@ -99,14 +154,6 @@ def build_model(
     if device.type == "cpu":
         speed_up(model, half=args.bf16)
     return model
-
-
-def _compare_backbones(asked: SurgeNetConfig, found: SurgeNetConfig) -> None:
-    if any(getattr(asked, name) != getattr(found, name) for name in ("backbone", "depths", "hidden_sizes")):
-        raise UserError(
-            f"--resume_from_checkpoint contains a {found.backbone} with widths {list(found.hidden_sizes)}, but "
-            f"--backbone is a {asked.backbone} with widths {list(asked.hidden_sizes)}: omit one of the two"
-        )
 
 
 def load_start(
@@ -137,17 +184,36 @@ def load_start(
     else:
         config = model.student.backbone.config
         name = args.model_name_or_path
-        start = Start(pretraining=config.pretraining if name else {"name": RANDOM_WEIGHTS})
+        start = Start(pretraining=getattr(config, "pretraining", None) if name else {"name": RANDOM_WEIGHTS})
         start.notes.append(
-            f"Student and teacher start from {name or f'random weights ({args.backbone or config.backbone})'}."
+            f"Student and teacher start from {name or f'random weights ({args.backbone or DEFAULT_BACKBONE})'}."
         )
-        start.normalization = recorded_normalization(start.pretraining) or "surgenet"
+        found = recorded_normalization(start.pretraining)
+        if found is None and name and not is_surgenet(config) and args.normalization == "auto":
+            found = _processor_normalization(resolve_model(name))
+        start.normalization = found or "surgenet"
         if (args.resume_from_checkpoint or "").lower() == "true":
             start.notes.append(f"There is no checkpoint in {args.output_dir} yet.")
     _align_moments(optimizer)
     if args.normalization != "auto":
         start.normalization = args.normalization
     return start
+
+
+def _processor_normalization(source: str) -> str:
+    """Return the normalization of the image processor of a model whose config does not record one.
+
+    Raises:
+        UserError: the model has no image processor, or it has another mean or standard deviation.
+    """
+    processor = load_image_processor(source)
+    for name, normalization in NORMALIZATIONS.items():
+        if np.allclose([processor.image_mean, processor.image_std], normalization, atol=1e-4):
+            return name
+    raise UserError(
+        f"the image processor of {source} has mean {processor.image_mean} and std {processor.image_std}, which are "
+        f"not those of {' or '.join(NORMALIZATIONS)}: choose one of these with --normalization"
+    )
 
 
 def as_dino_training(model: DinoModel, optimizer: torch.optim.Optimizer | None = None) -> DinoTraining:

@@ -32,6 +32,7 @@ INSTALL = 'pip install torch torchvision "transformers>=5.4,<6" "timm>=1.0.21"' 
 REVISION = f"v{__version__}"  # tag that publishing sets and the remote code examples pin
 SURGICAL_TAGS = ["surgery", "endoscopy", "medical"]
 TAGS = ["surgenet", *SURGICAL_TAGS, "timm"]
+VITS = {384: "ViT-S", 768: "ViT-B"}  # by width
 BACKBONE_NAMES = {"caformer_s18": "CAFormer-S18", "convnextv2_tiny": "ConvNeXtV2-Tiny", "pvt_v2_b2": "PVTv2-B2"}
 # numbers for the full-size backbones; with StarReLU, each of CAFormer's 24 activations has an extra scale and bias
 PARAMETERS = {"caformer_s18": 23_237_888, "convnextv2_tiny": 27_866_496, "pvt_v2_b2": 24_849_856}
@@ -162,14 +163,21 @@ def pretrained_card(
     )
     own = context.pop("pretraining")
     entry = base_entry(own["name"])
+    surgenet, name = context["surgenet"], repo_id or Path(model_dir).name
+    if surgenet:
+        examples = _backbone_examples(name, repo_id is None)
+    else:
+        example = _example(name, "AutoModel", ".pooler_output  # the embedding: the class token after the last norm")
+        examples = [example.removeprefix("import surgenet_hf\n")]
     return _render(
-        **context,
+        **context | {"needs_package": surgenet},
         title=repo_id.split("/")[-1] if repo_id else own["name"],
         summary=f"A {context['backbone_name']} backbone for surgical computer vision. Pretraining: "
         f"{_link(own['name'])}.",
         own=own,
-        examples=_backbone_examples(repo_id or Path(model_dir).name, repo_id is None),
-        remote_example=_remote_example(repo_id, "AutoModel", "COMMIT") if repo_id else None,
+        examples=examples,
+        remote_example=_remote_example(repo_id, "AutoModel", "COMMIT") if repo_id and surgenet else None,
+        architecture=config.architectures[0],
         base=_link(own["base"]["name"]) if own.get("base") else "random weights",
         published=_link(entry.name) if entry else None,
     )
@@ -283,7 +291,9 @@ def _article(word: str) -> str:
 
 
 def _backbone_name(config: PreTrainedConfig) -> str:
-    """Return the architecture of timm, or the model type of transformers."""
+    """Return the architecture of timm, the name of a vision transformer of DINO, or the model type of transformers."""
+    if config.model_type == "dinov2_with_registers" and not config.num_register_tokens:
+        return f"{VITS.get(config.hidden_size, 'ViT')}/{config.patch_size}"
     return getattr(config, "architecture", None) or getattr(config, "backbone", None) or config.model_type
 
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, Dinov2WithRegistersModel, PreTrainedModel
 
 from .. import (
     configuration_surgenet,
@@ -49,6 +49,8 @@ REMOTE_CODE = {
     ),
     "surgical": (configuration_surgical, modeling_surgical),
 }
+# classes of the backbones that pretraining writes
+PRETRAINED = (SurgeNetModel, Dinov2WithRegistersModel)
 AUTO_MAP = {
     "surgenet": {
         "AutoConfig": "configuration_surgenet.SurgeNetConfig",
@@ -109,7 +111,7 @@ def prepare_finetuned(
     model_dir: str | Path, repo_id: str, folder: Path, publish_video_names: bool = False
 ) -> dict[str, list[str]]:
     """Write the files of the repository of a user's own model: a fine-tuned model of any family that `tasks` knows, or
-    a pretrained SurgeNet backbone.
+    a pretrained backbone.
 
     Only the last component of each path is published. The user's own videos get neutral names by default; see
     `surgenet_hf.privacy`.
@@ -125,9 +127,9 @@ def prepare_finetuned(
 
     Raises:
         MissingFileError: `model_dir` has no model.
-        UserError: the model has no head for a task and is not a SurgeNet backbone, its weights are not finite, or its
-            results.json is damaged. Also raised if there is no image processor and the config does not record the
-            normalization.
+        UserError: the model has no head for a task and is not a backbone that pretraining supports, its weights are
+            not finite, or its results.json is damaged. Also raised if there is no image processor and the config does
+            not record the normalization.
     """
     model_dir = model_folder(Path(model_dir))
     for name in ("config.json", "model.safetensors"):
@@ -148,7 +150,7 @@ def prepare_finetuned(
         text = json.dumps(results, indent=2, ensure_ascii=False)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     _sanitize_settings(folder, names)
-    card = pretrained_card if type(model) is SurgeNetModel else finetuned_card
+    card = pretrained_card if isinstance(model, PRETRAINED) else finetuned_card
     (folder / "README.md").write_text(card(folder, repo_id, provenance), encoding="utf-8")
     return published_names(folder, results)
 
@@ -258,7 +260,8 @@ def _load_model(model_dir: Path) -> PreTrainedModel:
         architecture = (config.architectures or [None])[0]
         modules = REMOTE_CODE.get(config.model_type, ())
         classes = {name: cls for module in modules for name, cls in vars(module).items() if isinstance(cls, type)}
-        if architecture not in classes and find_task(config) is None:
+        pretrained = [cls.__name__ for cls in PRETRAINED]
+        if architecture not in (*classes, *pretrained) and find_task(config) is None:
             raise UserError(
                 f"{model_dir} contains a {config.model_type} ({architecture}), expected a model that was trained with "
                 "this package. Publish other models with push_to_hub of transformers"

@@ -12,10 +12,11 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.cli.pretrain import main
+from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.pretraining import outputs
 from surgenet_hf.pretraining import run as training
 from surgenet_hf.pretraining.frames import loader
@@ -25,6 +26,7 @@ from tests.pretraining.running import (
     SCRIPT,
     accuracies,
     arguments,
+    assert_same_run,
     history,
     losses,
     pretrain,
@@ -203,6 +205,38 @@ def test_backbone_by_name_or_folder(frames, tmp_path, whole_run):
     # the learning rate of the first step is 0, so student and teacher still have the start weights
     for name, tensor in start.state_dict().items():
         torch.testing.assert_close(weights(tmp_path, 1)[f"student.backbone.{name}"], tensor)
+
+
+@pytest.mark.slow
+def test_vision_transformer_from_a_folder(frames, tmp_path):
+    """Test a whole run and an interrupted one of a vision transformer whose folder records its normalization only in
+    the image processor.
+    """
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 48}
+    config = Dinov2WithRegistersConfig(**sizes, num_register_tokens=0)
+    Dinov2WithRegistersModel(config).save_pretrained(tmp_path / "start")
+    build_image_processor("imagenet", 48).save_pretrained(tmp_path / "start")
+
+    def run(name, more=""):
+        words = arguments(frames, tmp_path / name, f"--model_name_or_path {tmp_path / 'start'} {more}")
+        main([word for word in words if word not in ("--backbone", "tiny")])
+
+    run("whole", f"--knn_dataset csv --knn_data_dir {frames}")
+    run("parts", "--max_steps 7")
+    run("parts", "--resume_from_checkpoint true")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert [entry["epoch"] for entry in accuracies(tmp_path / "whole")] == [0, 1, 2, 3]
+    assert "teacher_entropy" in history(tmp_path / "whole")[-1]
+
+    model, saved = AutoModel.from_pretrained(tmp_path / "whole" / "model"), weights(tmp_path / "whole")
+    assert type(model) is Dinov2WithRegistersModel
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, saved[f"teacher.backbone.{name}"])
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "whole" / "model")
+    assert processor.image_mean == pytest.approx([0.485, 0.456, 0.406])
+    card = (tmp_path / "whole" / "model" / "README.md").read_text()
+    assert "A ViT/16 backbone" in card
+    assert "SurgeNetBackbone" not in card
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import sys
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import Dinov2Config, SegformerConfig
+from transformers import Dinov2Config, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, SegformerConfig
 
+from surgenet_hf.checkpoints.catalog import RANDOM_WEIGHTS
 from surgenet_hf.errors import UserError
 from surgenet_hf.heads import build_classifier, build_segmenter
 from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.pretraining.plan import describe_pretraining
 from surgenet_hf.publishing.prepare import prepare_finetuned
 
 DINOV2 = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=16, image_size=64)
@@ -70,6 +72,25 @@ def test_models_of_transformers_need_no_code(tmp_path):
     for absent in ("surgenet_hf`. Install", "import surgenet_hf", "trust_remote_code"):
         assert absent not in card.text
     assert "| class | `SegformerForSemanticSegmentation` |" in card.text
+
+
+def test_pretrained_vision_transformer(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64}
+    model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes, num_register_tokens=0))
+    pretraining = describe_pretraining({"name": RANDOM_WEIGHTS}, ["mine"], 2, 100, "imagenet")
+    config, card = publish(model, tmp_path / "run", tmp_path / "repo", pretraining)
+    assert config["pretraining"]["name"] == "DINO on mine"
+    assert not list((tmp_path / "repo").glob("*.py"))
+    assert (card.data.license, card.data.pipeline_tag) == ("other", "image-feature-extraction")
+    for expected in (
+        "A ViT/16 backbone",
+        "2 epochs on 100 frames of mine",
+        "AutoModel.from_pretrained",
+        "the class token",
+    ):
+        assert expected in card.text
+    for absent in ("surgenet_hf`. Install", "import surgenet_hf", "trust_remote_code", "AutoBackbone", "Jaspers"):
+        assert absent not in card.text
 
 
 @pytest.mark.slow

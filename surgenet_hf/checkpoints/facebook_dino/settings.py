@@ -24,6 +24,11 @@ def backbone_sizes(checkpoint: DinoCheckpoint) -> dict:
     Raises:
         UserError: the network is none of the three backbones in the original naming.
     """
+    if "backbone.cls_token" in checkpoint.teacher:
+        raise UserError(
+            f"{checkpoint.path} is a full DINO checkpoint of a vision transformer, from which a training cannot be "
+            "resumed. Convert its teacher with `surgenet convert`, and start from the folder with --model_name_or_path"
+        )
     network = describe_network(checkpoint.backbone)
     if "layers" in network:
         raise UserError(

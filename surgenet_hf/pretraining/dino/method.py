@@ -1,4 +1,4 @@
-"""DINO, self-distillation with no labels (Caron et al., ICCV 2021), for a SurgeNet backbone.
+"""DINO, self-distillation with no labels (Caron et al., ICCV 2021), for a SurgeNet backbone or a vision transformer.
 
 `training_step` is one step of the original training loop. It never waits for the device.
 """
@@ -6,11 +6,12 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import Dinov2WithRegistersModel
 
 from ...checkpoints.conversion import parameter_map
 from ...modeling_surgenet import SurgeNetModel
@@ -18,12 +19,15 @@ from ..arguments import NUM_GLOBAL_CROPS, DinoConfig
 from .head import DinoHead
 from .loss import DinoLoss
 from .schedules import Schedules, StepValues, cosine_schedule, scaled_learning_rate, teacher_temperatures
+from .vit import fused_parameters, prepare_vit
+
+Backbone = SurgeNetModel | Dinov2WithRegistersModel
 
 
 class DinoNetwork(nn.Module):
     """Backbone and head of the student or the teacher."""
 
-    def __init__(self, backbone: SurgeNetModel, head: DinoHead):
+    def __init__(self, backbone: Backbone, head: DinoHead):
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -47,7 +51,13 @@ class DinoNetwork(nn.Module):
         return self.head(torch.cat(embeddings)).unflatten(0, (len(crops), -1))
 
     def original_names(self) -> dict[str, tuple[str, torch.Size]]:
-        """Map our parameter names to (name, shape) in the original checkpoints: `backbone.*`, `head.*`."""
+        """Map our parameter names to (name, shape) in the original checkpoints: `backbone.*`, `head.*`.
+
+        Raises:
+            TypeError: the backbone is a vision transformer, whose checkpoints this package does not write.
+        """
+        if not isinstance(self.backbone, SurgeNetModel):
+            raise TypeError(f"expected a SurgeNetModel, got {type(self.backbone).__name__}")
         names = {
             f"backbone.{ours}": (f"backbone.{name}", shape)
             for ours, (name, shape) in parameter_map(self.backbone, "original").items()
@@ -64,15 +74,16 @@ class DinoModel(nn.Module):
 
     Args:
         backbone: start weights of student and teacher. It becomes the student's backbone, and its
-            `config.drop_path_rate` is the student's.
+            `config.drop_path_rate` is the student's. A vision transformer is changed by `vit.prepare_vit`.
         config: hyperparameters of the method.
     """
 
-    def __init__(self, backbone: SurgeNetModel, config: DinoConfig):
+    def __init__(self, backbone: Backbone, config: DinoConfig):
         super().__init__()
         self.config = config
+        sizes: Any = backbone.config
         head = DinoHead(
-            backbone.config.hidden_sizes[-1],
+            sizes.hidden_size if isinstance(backbone, Dinov2WithRegistersModel) else sizes.hidden_sizes[-1],
             config.out_dim,
             config.hidden_dim,
             config.bottleneck_dim,
@@ -80,10 +91,13 @@ class DinoModel(nn.Module):
             config.use_bn_in_head,
             config.norm_last_layer,
         )
-        teacher_config = copy.deepcopy(backbone.config)
+        teacher_config: Any = copy.deepcopy(backbone.config)
         teacher_config.drop_path_rate = 0.0
         self.student = DinoNetwork(backbone, head)
-        self.teacher = DinoNetwork(SurgeNetModel(teacher_config), copy.deepcopy(head))
+        self.teacher = DinoNetwork(type(backbone)(teacher_config), copy.deepcopy(head))
+        for network in (self.student, self.teacher):
+            if isinstance(network.backbone, Dinov2WithRegistersModel):
+                prepare_vit(network.backbone)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.loss = DinoLoss(config.out_dim, config.student_temp, config.center_momentum)
@@ -132,11 +146,12 @@ def parameter_groups(student: DinoNetwork) -> list[dict]:
     in neither. A parameter is a vector if it is one in the original code. The original code therefore decays the
     (1, 1, 1, C) parameters of ConvNeXtV2's response normalization.
     """
-    names = student.original_names()
+    is_vit = isinstance(student.backbone, Dinov2WithRegistersModel)
+    names = {} if is_vit else student.original_names()  # a vision transformer has vectors where the original has them
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for ours, parameter in student.named_parameters():
-        name, shape = names[ours]
+        name, shape = names.get(ours, (ours, parameter.shape))
         if parameter.requires_grad:
             (others if name.endswith(".bias") or len(shape) == 1 else decayed).append(parameter)
     return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
@@ -151,18 +166,29 @@ def build_optimizer(student: DinoNetwork) -> torch.optim.AdamW:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], max_norm: float, fused: Sequence[Sequence[nn.Parameter]] = ()
+) -> torch.Tensor:
     """Scale the gradient of each parameter separately, to an L2 norm of at most `max_norm`.
 
     Args:
         parameters: parameters, with or without a gradient.
         max_norm: largest norm. 0: no clipping.
+        fused: groups of equally many of these parameters, all with a gradient. The parameters of a group have one
+            norm, as if they were one tensor.
 
     Returns:
-        Norms (n,) before scaling of the n parameters that have a gradient.
+        Norms (n,) before scaling of the n parameters that have a gradient, those of `fused` first.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    together = [parameter for group in fused for parameter in group]
+    members = set(map(id, together))
+    ordered = [*together, *(parameter for parameter in parameters if id(parameter) not in members)]
+    gradients = [parameter.grad for parameter in ordered if parameter.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
+    if fused:
+        joint = norms[: len(together)].view(len(fused), -1)
+        joint = joint.norm(dim=1, keepdim=True).expand_as(joint)
+        norms = torch.cat([joint.flatten(), norms[len(together) :]])
     if max_norm:
         torch._foreach_mul_(gradients, (max_norm / (norms + 1e-6)).clamp(max=1.0).unbind())
     return norms
@@ -218,7 +244,9 @@ def apply_gradients(
     inner, scaler = getattr(optimizer, "optimizer", optimizer), getattr(optimizer, "scaler", None)
     if scaler is not None:  # with fp16, unscale gradients before they are clipped
         scaler.unscale_(inner)
-    finite = clip_gradients(model.student.parameters(), model.config.clip_grad).isfinite().all()
+    backbone = model.student.backbone
+    fused = fused_parameters(backbone) if isinstance(backbone, Dinov2WithRegistersModel) else ()
+    finite = clip_gradients(model.student.parameters(), model.config.clip_grad, fused).isfinite().all()
     if values.freeze_last_layer:  # without gradients, there is neither weight decay nor a change of moments
         for parameter in model.student.head.last_layer.parameters():
             parameter.grad = None
