@@ -17,6 +17,7 @@ from ..errors import UserError
 NORMALIZATIONS = {
     "surgenet": ((0.46888983, 0.29536288, 0.28712815), (0.24689102, 0.21034359, 0.21188641)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "endovit": ((0.3464, 0.2280, 0.2228), (0.2520, 0.2128, 0.2093)),  # endovit_demo.py of DominikBatic/EndoViT
 }
 # reason for ImageNet's normalization of the vision transformers
 UNKNOWN_STATISTICS = (
@@ -358,6 +359,16 @@ _LEAKAGE_TITLES = {
 CHOLEC80_LEFT_OUT = 4  # number of its 80 videos; which ones is not published
 
 
+# Value of `config.pretraining["name"]` for EndoViT (Batić et al., 2024), and the datasets of its Endo700k that
+# `surgenet_hf.data` also has. Source: the README of github.com/DominikBatic/EndoViT.
+ENDOVIT = "EndoViT"
+_ENDOVIT_DATA = {
+    "cholec80": "Cholec80",
+    "cholecseg8k": "Cholec80",
+    "endoscapes": "Cholec80, with which Endoscapes shares videos",
+    "dsad": "DSAD",
+}
+
 # Value of `config.pretraining["name"]` for random weights.
 RANDOM_WEIGHTS = "none (random initialization)"
 _FROM_SCRATCH = "DINO on "
@@ -436,6 +447,13 @@ def known_leakage(entry: CatalogEntry) -> dict[str, str]:
 
 def _leakage_of_published(name: str, data_name: str, num_videos: int | None) -> str | None:
     entry = base_entry(name)
+    if name == ENDOVIT:
+        if (data := _ENDOVIT_DATA.get(data_name.split("-")[0])) is None:
+            return None
+        return (
+            f"EndoViT was pretrained without labels on frames of {data}. Each of its published files omits the "
+            "validation and test frames of one task on Cholec80, or none"
+        )
     if entry is None and name not in ("", "unknown"):
         return f"it is unknown whether {name} was pretrained on these videos"
     if entry is None:

@@ -28,7 +28,7 @@ from ..modeling_surgenet import (
     SurgeNetModel,
     SurgeNetPreTrainedModel,
 )
-from .catalog import find_by_sha256
+from .catalog import ENDOVIT, find_by_sha256
 from .matching import check_tensors
 from .normalization import choose_normalization
 from .reading import CheckpointFile, check_finite, read_checkpoint
@@ -118,7 +118,8 @@ def convert_checkpoint(
     """Convert a weight file of the authors, of their code, or of timm to a model of this package or of transformers.
 
     The content of the file decides, not its name. The vision transformers of DINOv1 and v2 become
-    `Dinov2WithRegistersModel`, those of DINOv3 `DINOv3ViTModel`, and all other networks SurgeNet models.
+    `Dinov2WithRegistersModel`, those of DINOv3 `DINOv3ViTModel`, and all other networks SurgeNet models. The encoder
+    of a masked autoencoder, such as EndoViT, has the layout of DINOv1.
 
     Every tensor is checked. The model keeps the dtype of the weights. If they have several, it gets the smallest dtype
     that represents all of them exactly, e.g. float32 for float16 and float32.
@@ -127,7 +128,7 @@ def convert_checkpoint(
         path: a teacher file, a full DINO checkpoint, or a classification or segmentation checkpoint.
         task: "backbone", "image-classification", "semantic-segmentation", or "auto" for the head in the file.
         network: network of a full DINO checkpoint, "teacher" or "student".
-        normalization: "surgenet", "imagenet", or "auto". See `choose_normalization`.
+        normalization: "surgenet", "imagenet", "endovit", or "auto". See `choose_normalization`.
         labels: names of the classes in the order of the head's outputs.
         config: configuration of a network whose sizes differ from the published ones.
         output_dir: new folder for the model and its image processor. By default nothing is written. `save_pretrained`
@@ -155,7 +156,7 @@ def convert_checkpoint(
     entry = find_by_sha256(checkpoint.sha256)
     model.config.pretraining = {
         **(getattr(model.config, "pretraining", None) or {}),
-        "name": entry.name if entry else "unknown",
+        "name": entry.name if entry else ENDOVIT if normalization == "endovit" else "unknown",
         "source": checkpoint.path.name,
         "source_sha256": checkpoint.sha256,
         "network": checkpoint.network,

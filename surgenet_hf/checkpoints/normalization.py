@@ -15,11 +15,15 @@ logger = logging.getLogger(__name__)
 def choose_normalization(
     checkpoint: CheckpointFile, config: PreTrainedConfig, choice: str = "auto"
 ) -> tuple[str, str]:
-    """Return the normalization that the weights expect, "surgenet" or "imagenet", and the reason.
+    """Return the normalization that the weights expect, a key of `NORMALIZATIONS`, and the reason.
 
     With "auto", it comes from the `args` of a full DINO checkpoint, or else from the checksum of a published file.
     Without either, StarReLU and vision transformers imply ImageNet's normalization. In all other cases it is
     SurgeNet's own, with a warning.
+
+    Raises:
+        UserError: `choice` is unknown, the file records another normalization, or the file is a masked autoencoder,
+            which records none.
     """
     if choice != "auto":
         if choice not in NORMALIZATIONS:
@@ -34,6 +38,12 @@ def choose_normalization(
             f"{checkpoint.path} was trained with mean {found[0]} and std {found[1]}, expected SurgeNet's or "
             "ImageNet's. Convert with normalization 'surgenet', and then set image_mean and image_std of the saved "
             "image processor"
+        )
+    if "decoder" in checkpoint.heads:
+        raise UserError(
+            f"{checkpoint.path} contains a masked autoencoder, which does not record its normalization. Give "
+            "normalization (--normalization) endovit for EndoViT, or imagenet for weights that were pretrained on "
+            "ImageNet"
         )
     if entry := find_by_sha256(checkpoint.sha256):
         return entry.normalization, entry.normalization_reason or f"checksum of the published {entry.name}"

@@ -70,6 +70,10 @@ _MAX_ITEMS = 100_000
 _NESTINGS = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel, torch.compile, Lightning
 _SEGMENTATION_WRAPPERS = ("metaformer.", "convnext.", "pvtv2.")
+# decoder of masked autoencoders (He et al., CVPR 2022), which only pretraining needs
+_MAE_DECODER = re.compile(
+    r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred)\.(weight|bias)|decoder_blocks\.\d+\..+"
+)
 # heads of DINOv1, and of DINOv2 and v3, which have a second one for iBOT
 _DINO_HEAD = re.compile(r"(head\.)(mlp\.(\d+\.)?|last_layer\.)|((dino_|ibot_)head\.)")
 
@@ -422,8 +426,15 @@ def _is_wrapped(tensors: dict[str, torch.Tensor], wrapper: str, others: tuple[st
 def _unwrap(checkpoint: CheckpointFile, tensors: dict[str, torch.Tensor]) -> None:
     """Remove the prefixes of wrappers, and separate the heads of DINO."""
     tensors, outer = strip_wrappers(tensors)
-    in_heads = {name: tensor for name, tensor in tensors.items() if _DINO_HEAD.match(name)}
-    checkpoint.heads = dict(Counter(name.split(".")[0] for name in in_heads))
+    is_mae = "decoder_embed.weight" in tensors
+    in_heads = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if _DINO_HEAD.match(name) or (is_mae and _MAE_DECODER.fullmatch(name))
+    }
+    checkpoint.heads = dict(
+        Counter("decoder" if _MAE_DECODER.fullmatch(name) else name.split(".")[0] for name in in_heads)
+    )
     prefix = "dino_head." if "dino_head" in checkpoint.heads else "head."
     checkpoint.dino_head = {n.removeprefix(prefix): t for n, t in in_heads.items() if n.startswith(prefix)}
     tensors, inner = strip_wrappers({n: t for n, t in tensors.items() if n not in in_heads}, ("backbone.",))

@@ -3,6 +3,7 @@
 surgenet convert --checkpoint SurgeNetXL_checkpoint_epoch0050_teacher.pth --output_dir surgenetxl
 surgenet convert --checkpoint SurgeNetXL_checkpoint0050.pth --network student --output_dir student
 surgenet convert --checkpoint DINOv3_ViTs16_size336_SurgeNetXL.pth --output_dir surgenetxl-dinov3
+surgenet convert --checkpoint endovit.pth --normalization endovit --output_dir endovit
 surgenet convert --checkpoint my_MetaFormerFPN.pth --labels classes.txt --output_dir my_model
 """
 
@@ -34,7 +35,7 @@ class ConvertArguments:
         "auto",
         "Normalization (mean and standard deviation of each channel) that the weights expect. auto: inferred from the "
         "recorded arguments, the checksum, or the network in the file, otherwise that of SurgeNet.",
-        choices=["auto", "surgenet", "imagenet"],
+        choices=["auto", "surgenet", "imagenet", "endovit"],
     )
     labels: str | None = option(
         None, "Text file with one class name per line, in the order of the ids. Default: LABEL_0, LABEL_1, ..."

@@ -1,13 +1,16 @@
 """Tests of weight files of vision transformers: how they are wrapped, what is recorded, and what is refused."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
 from surgenet_hf import convert_checkpoint
-from surgenet_hf.checkpoints.catalog import NORMALIZATIONS
+from surgenet_hf.checkpoints.catalog import NORMALIZATIONS, leakage_note
 from surgenet_hf.checkpoints.conversion import to_original_state_dict
 from surgenet_hf.checkpoints.reading import file_sha256
 from surgenet_hf.cli import convert, inspect
@@ -112,3 +115,39 @@ def test_what_is_refused(tmp_path, capsys):
         assert not (tmp_path / "out").exists()
         inspect.main([str(path), "--json"])
         assert json.loads(capsys.readouterr().out)["problem"]
+
+
+# names of models_mae.py in github.com/DominikBatic/EndoViT, with one decoder block of 16 channels
+DECODER = {
+    "mask_token": (1, 1, 16),
+    "decoder_pos_embed": (1, 197, 16),
+    "decoder_embed.weight": (16, 64),
+    "decoder_embed.bias": (16,),
+    "decoder_blocks.0.norm1.weight": (16,),
+    "decoder_blocks.0.attn.qkv.weight": (48, 16),
+    "decoder_norm.bias": (16,),
+    "decoder_pred.weight": (768, 16),
+}
+
+
+def test_endovit(tmp_path, caplog):
+    """Test that EndoViT's encoder gives what timm's VisionTransformer, which its demo uses, gives."""
+    tensors = tiny_vit("dinov1_vits16")
+    path = save(tmp_path, {"model": tensors | {name: torch.ones(shape) for name, shape in DECODER.items()}})
+    with pytest.raises(UserError, match=r"contains a masked autoencoder.*\(--normalization\) endovit for EndoViT"):
+        convert_checkpoint(path)
+    model = convert_checkpoint(path, normalization="endovit", output_dir=tmp_path / "out")
+    assert "Omitted heads of the pretraining: decoder (8 tensors)" in caplog.text
+    assert model.config.pretraining["name"] == "EndoViT"
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").image_mean == (0.3464, 0.228, 0.2228)
+    blocks, width = model.config.num_hidden_layers, model.config.hidden_size
+    options = {"depth": blocks, "num_heads": model.config.num_attention_heads, "num_classes": 0}
+    reference = VisionTransformer(embed_dim=width, norm_layer=partial(nn.LayerNorm, eps=1e-6), **options).eval()
+    reference.load_state_dict(tensors, strict=True)
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        found, expected = model(pixels).last_hidden_state, reference.forward_features(pixels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert "frames of DSAD" in leakage_note("EndoViT", "dsad")
+    assert "Cholec80" in leakage_note("EndoViT", "endoscapes-cvs")
+    assert leakage_note("EndoViT", "autolaparo") is None
