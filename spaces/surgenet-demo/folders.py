@@ -1,7 +1,8 @@
 """Validation and loading of models from local folders and the Hub.
 
-Only SurgeNet classes in the safetensors format and within the limits below are loaded. The checks run before weights
-are downloaded or models are built. Only the settings that SurgeNet needs are read from the configuration files.
+Of visitors' models, only SurgeNet classes in the safetensors format and within the limits below are loaded. The checks
+run before weights are downloaded or models are built. Only the settings that SurgeNet needs are read from the
+configuration files. The owner's models can be of any family that has a head for a task.
 """
 
 import dataclasses
@@ -32,6 +33,10 @@ from surgenet_hf import (
 from surgenet_hf.checkpoints.reading import check_finite
 from surgenet_hf.configuration_surgenet_phase import SurgeNetPhaseConfig
 from surgenet_hf.data import class_colors
+from surgenet_hf.errors import UserError
+from surgenet_hf.image_processing import load_image_processor
+from surgenet_hf.models import is_surgenet, load_config, load_model
+from surgenet_hf.tasks import find_task
 
 # {task: model class}
 CLASSES = {
@@ -39,6 +44,12 @@ CLASSES = {
     "classification": SurgeNetForImageClassification,
     "phases": SurgeNetForPhaseRecognition,
     "features": SurgeNetModel,
+}
+# {task of `surgenet_hf.tasks`: task of the demo}
+TASKS = {
+    "semantic-segmentation": "segmentation",
+    "image-classification": "classification",
+    "phase-recognition": "phases",
 }
 MAX_BYTES, MAX_PARAMETERS, MAX_LABELS, MAX_IMAGE_SIZE = 10**9, 200_000_000, 64, 1024
 MAX_CONFIG_BYTES = 2**20  # also for the index and headers of weight files; SurgeNet's have less than 100 kB
@@ -303,6 +314,39 @@ def load_folder(folder: Path, name: str, note: str | None = None) -> Loaded:
     return Loaded(name, tasks_of(task), model, processor, note or summary(name, task, config)["note"])
 
 
+def load_given(folder: Path, name: str) -> Loaded:
+    """Load a model of the owner, of any family.
+
+    Args:
+        folder: folder of the model.
+        name: name of the model in messages.
+
+    Raises:
+        Refused: the model has no head for a task, or is damaged.
+    """
+    try:
+        config = load_config(folder)
+        if is_surgenet(config) and is_surgenet(getattr(config, "backbone_config", config)):
+            return load_folder(folder, name)
+        found = find_task(config)
+        if found is None:
+            raise Refused(f"{name} is of type {config.model_type}, without a head for a task: fine-tune it first.")
+        task, auto_class = TASKS[found[0]], found[1]
+        model = load_model(auto_class, folder, lambda model: dict(model.named_parameters()), dtype=torch.float32)
+        processor = load_image_processor(folder)
+    except UserError as error:
+        raise Refused(f"{error}.") from error
+    model.register_forward_hook(
+        lambda _module, _inputs, outputs: check_answer(
+            name, outputs["masks_queries_logits" if "masks_queries_logits" in outputs else "logits"]
+        )
+    )
+    if task == "classification" and model.config.problem_type is None:
+        model.config.problem_type = "single_label_classification"  # Trainer's default for class ids
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return Loaded(name, (task,), model, processor, summary(name, task, config)["note"])
+
+
 def read_processor(folder: Path, name: str) -> SegformerImageProcessor:
     """Read the image processor of a model folder.
 
@@ -438,14 +482,16 @@ def check_answer(name: str, values) -> None:
 
 def summary(name: str, task: str, config) -> dict:
     """Summarize the configuration of a model."""
-    source = shorten(str((config.pretraining or {}).get("name") or "unknown"))
+    source = shorten(str((getattr(config, "pretraining", None) or {}).get("name") or "unknown"))
+    backbone = getattr(config, "backbone_config", None) or config
+    backbone = getattr(backbone, "backbone", None) or getattr(backbone, "architecture", None) or backbone.model_type
     labels = [] if task == "features" else class_names(config)
     what = "a backbone" if task == "features" else f"a model for {task}, {len(labels)} classes"
     return {
         "name": name,
         "tasks": list(tasks_of(task)),
-        "backbone": config.backbone,
+        "backbone": backbone,
         "pretraining": source,
         "labels": labels,
-        "note": f"{name}: {what} ({config.backbone}); backbone pretraining: {source}.",
+        "note": f"{name}: {what} ({backbone}); backbone pretraining: {source}.",
     }

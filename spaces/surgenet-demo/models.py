@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from demo import DEMO, TRAINED, DemoTraining, demo_folder, untrained
-from folders import CONFIG_FILES, HUB_ID, Loaded, download, load_folder, read_config, summary
+from folders import CONFIG_FILES, HUB_ID, Loaded, download, load_folder, load_given, read_config, summary
 from huggingface_hub import HfApi
 from media import Refused, full_disk
 
 from surgenet_hf import fetch_checkpoint
 from surgenet_hf.checkpoints.catalog import CATALOG, find_entry
+from surgenet_hf.models import model_folder
 from surgenet_hf.privacy import mask_tokens
 
 PUBLISHED = tuple(entry for entry in CATALOG if not entry.is_vit)  # the demo has no vision transformers
@@ -36,13 +37,15 @@ class ModelStore:
         self._ready: OrderedDict[str, Loaded] = OrderedDict()
         self._lock, self._loading, self._starting = threading.Lock(), threading.Lock(), threading.Lock()
         self._training: DemoTraining | None = None
-        self._given: dict[str, tuple[Path, tuple[str, ...]]] = {}
+        self._given: dict[str, tuple[Path, tuple[str, ...], dict]] = {}
         for source in given:
             folder = find_given(source)
             name = folder_name(Path(source))
             while name in self._given or name in DEMO:
                 name += "*"
-            self._given[name] = folder, load_folder(folder, name).tasks
+            loaded = load_given(folder, name)
+            about = summary(name, loaded.tasks[0], loaded.model.config) | {"tasks": list(loaded.tasks)}
+            self._given[name] = folder, loaded.tasks, about
         self._hub = HubProbe()
 
     @property
@@ -65,7 +68,7 @@ class ModelStore:
             wait: whether to wait for the result of the Hub check. Without waiting, the small local models come before
                 the published ones.
         """
-        given = [(name, name) for name, (_, can) in self._given.items() if set(tasks) & set(can)]
+        given = [(name, name) for name, (_, can, _) in self._given.items() if set(tasks) & set(can)]
         demo = [(text, name) for name, (text, can, _) in DEMO.items() if set(tasks) & set(can)]
         published = [(entry.name, entry.name) for entry in PUBLISHED] if "features" in tasks else []
         return given + (demo + published if not wait or self.hub_problem() else published + demo)
@@ -107,8 +110,7 @@ class ModelStore:
             text, tasks, note = DEMO[name]
             return {"name": text, "tasks": list(tasks), "pretraining": None, "labels": [], "note": note}
         if name in self._given:
-            folder, _ = self._given[name]
-            return summary(name, *read_config(folder, name))
+            return self._given[name][2]
         if entry := published(name):
             frames, backbone = f"{entry.pretraining_frames:,}", entry.backbone
             note = f"{entry.name}: a backbone ({backbone}), pretrained without labels on {frames} frames."
@@ -180,7 +182,7 @@ class ModelStore:
         if name in DEMO:
             return untrained(name)
         if name in self._given:
-            return load_folder(self._given[name][0], name)
+            return load_given(self._given[name][0], name)
         if entry := published(name):
             report(0, f"Downloading {entry.name} from the Hub (about 100 MB, only the first time)")
             try:
@@ -252,7 +254,7 @@ def find_given(source: str) -> Path:
         Refused: the model does not exist or cannot be downloaded.
     """
     if Path(source).is_dir():
-        return Path(source)
+        return model_folder(Path(source))
     try:
         if published(source):
             return fetch_checkpoint(source)

@@ -436,6 +436,8 @@ def known_leakage(entry: CatalogEntry) -> dict[str, str]:
 
 def _leakage_of_published(name: str, data_name: str, num_videos: int | None) -> str | None:
     entry = base_entry(name)
+    if entry is None and name not in ("", "unknown"):
+        return f"it is unknown whether {name} was pretrained on these videos"
     if entry is None:
         return "the origin of the backbone's weights is unknown (not recorded)"
     if not entry.is_surgical:

@@ -52,7 +52,8 @@ def radar_figure(ranks: np.ndarray, models: Sequence[str], axes: Sequence[str], 
         line = np.append(radii[i], radii[i, 0])
         chart.plot(closed, line, linestyle=dash(i), linewidth=1.8, label=model, clip_on=False, **style)
     _legend_below(figure, handlelength=3)
-    figure.draw_without_rendering()  # updates the label positions, so that the next layout reserves space for them
+    for _ in range(3):  # each updates the label positions, so that the next layout reserves space for them
+        figure.draw_without_rendering()
     return figure
 
 

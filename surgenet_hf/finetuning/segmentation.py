@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -128,6 +129,8 @@ def build_with_processor(build: Callable, source: str | PreTrainedConfig, data, 
         else:
             start_record(config)
             model.config.pretraining = getattr(config, "pretraining", None)
+            if model.config.pretraining is None and not Path(source).is_dir():
+                model.config.pretraining = {"name": source}
             model.config.finetuning = getattr(config, "finetuning", None)
             processor = load_image_processor(source, image_size)
         check_image_size(config, processor.size["height"])

@@ -1,6 +1,6 @@
 """Prediction loops for rows of a dataset and frames of a video."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import groupby
 from typing import Any
@@ -15,7 +15,7 @@ from ..distributed import process_state
 
 def predict(
     model, processor, dataset, indices: Iterable[int], batch_size: int = 8
-) -> Iterator[tuple[list[dict], Any]]:
+) -> Generator[tuple[list[dict], Any], None, None]:
     """Run a model on rows of a dataset, batch by batch.
 
     The model's mode (train or eval) is restored afterwards.

@@ -23,13 +23,15 @@ from ..configuration_surgenet import SurgeNetConfig
 from ..evaluation.results import SCHEMA, find_results, headlines, interval_bounds, metric_title, read_results_file
 from ..evaluation.statistics import MIN_VIDEOS, interval_warning
 from ..leakage import describe_finetuning
-from ..tasks import TASKS
+from ..models import is_surgenet
+from ..tasks import TASKS, find_task
 from . import vit_cards
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 INSTALL = 'pip install torch torchvision "transformers>=5.4,<6" "timm>=1.0.21"'  # as in setup.cfg
 REVISION = f"v{__version__}"  # tag that publishing sets and the remote code examples pin
-TAGS = ["surgenet", "surgery", "endoscopy", "medical", "timm"]
+SURGICAL_TAGS = ["surgery", "endoscopy", "medical"]
+TAGS = ["surgenet", *SURGICAL_TAGS, "timm"]
 BACKBONE_NAMES = {"caformer_s18": "CAFormer-S18", "convnextv2_tiny": "ConvNeXtV2-Tiny", "pvt_v2_b2": "PVTv2-B2"}
 # numbers for the full-size backbones; with StarReLU, each of CAFormer's 24 activations has an extra scale and bias
 PARAMETERS = {"caformer_s18": 23_237_888, "convnextv2_tiny": 27_866_496, "pvt_v2_b2": 24_849_856}
@@ -89,6 +91,9 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
         std=NORMALIZATIONS[entry.normalization][1],
         normalization=entry.normalization,
         config=config,
+        surgenet=True,
+        needs_package=True,
+        scratch=False,
         parameters=PARAMETERS[entry.backbone] + (STAR_RELU_PARAMETERS if config.activation == "star_relu" else 0),
         dice=DICE if entry.name in IN_DICE_TABLE else None,
         leakage=_known_leakage(entry),
@@ -99,7 +104,7 @@ def checkpoint_card(entry: CatalogEntry, repo_id: str | None = None, provenance:
 
 
 def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, str] | None = None) -> str:
-    """Render the card of a fine-tuned SurgeNet model.
+    """Render the card of a fine-tuned model of any family.
 
     Args:
         model_dir: folder with the config, image processor, and weights. The `results.json` of
@@ -113,18 +118,25 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
     config = AutoConfig.from_pretrained(model_dir)
     path = find_results(model_dir)
     results = read_results_file(path) if path else None
-    (found,) = (task for task in TASKS.values() if task.architecture == config.architectures[0])
-    task, auto_class = found.pipeline_tag, found.auto_classes[0].__name__
-    is_phase = config.model_type == "surgenet_phase"
+    found = find_task(config)
+    assert found is not None  # publishing accepts only models with a task, and pretrained backbones
+    task, auto_class = TASKS[found[0]].pipeline_tag, found[1].__name__
     context = _own_context(model_dir, config, task, [], provenance)
+    own_code = config.model_type in ("surgenet", "surgenet_phase", "surgical")
+    needs_package = own_code or is_surgenet(context["config"])
+    output = ".masks_queries_logits  # with .class_queries_logits" if "Universal" in auto_class else ".logits"
+    is_phase = found[0] == "phase-recognition"
+    example = _phase_example(repo_id) if is_phase else _example(repo_id, auto_class, output)
     return _render(
         **context
         | {
             "title": repo_id.split("/")[-1],
-            "summary": f"A {BACKBONE_NAMES[config.backbone]} model with {'an' if task[0] in 'aeiou' else 'a'} {task} "
-            f"head for {len(config.id2label)} classes: {', '.join(config.id2label.values())}.",
-            "examples": [_phase_example(repo_id) if is_phase else _example(repo_id, auto_class, ".logits")],
-            "remote_example": _remote_example(repo_id, auto_class, "COMMIT"),
+            "summary": f"{_article(context['backbone_name']).title()} {context['backbone_name']} model with "
+            f"{_article(task)} {task} head for {len(config.id2label)} classes: {', '.join(config.id2label.values())}.",
+            "examples": [example if needs_package else example.removeprefix("import surgenet_hf\n")],
+            "needs_package": needs_package,
+            "remote_example": _remote_example(repo_id, auto_class, "COMMIT") if own_code else None,
+            "architecture": config.architectures[0],
             "base": _link(context["pretraining"]["name"]),
             "results": results,
             "metrics": _headline_metrics(results) if results else None,
@@ -153,7 +165,7 @@ def pretrained_card(
     return _render(
         **context,
         title=repo_id.split("/")[-1] if repo_id else own["name"],
-        summary=f"A {BACKBONE_NAMES[config.backbone]} backbone for surgical computer vision. Pretraining: "
+        summary=f"A {context['backbone_name']} backbone for surgical computer vision. Pretraining: "
         f"{_link(own['name'])}.",
         own=own,
         examples=_backbone_examples(repo_id or Path(model_dir).name, repo_id is None),
@@ -168,15 +180,18 @@ def _own_context(
 ) -> dict:
     """Return the arguments of `_render` that all cards of a user's own models share."""
     processor = AutoImageProcessor.from_pretrained(model_dir)
-    pretraining = {"name": "unknown"} | (config.pretraining or {})
+    pretraining = {"name": "unknown"} | (getattr(config, "pretraining", None) or {})
     entry = base_entry(pretraining["name"])
-    license = _license(pretraining["name"])
+    backbone = getattr(config, "backbone_config", None) or config
+    surgenet = is_surgenet(backbone)
+    license = _license(pretraining["name"], surgenet)
+    cited = entry.citations if entry and entry.is_vit else ("surgenetxl", "demi2024") if surgenet else ()
     return {
         "card_data": ModelCardData(
             license=license,
             library_name="transformers",
             pipeline_tag=task,
-            tags=[*TAGS, *tags],
+            tags=[*(TAGS if surgenet else SURGICAL_TAGS), *tags],
             base_model=entry.repo_id if entry else None,
         ),
         "entry": None,
@@ -184,7 +199,9 @@ def _own_context(
         "mean": processor.image_mean,
         "std": processor.image_std,
         "normalization": recorded_normalization(pretraining),
-        "config": getattr(config, "backbone_config", config),
+        "config": backbone,
+        "backbone_name": BACKBONE_NAMES[backbone.backbone] if surgenet else _backbone_name(backbone),
+        "needs_package": True,
         "parameters": _count_parameters(Path(model_dir, "model.safetensors")),
         "pretraining": pretraining,
         "leakage": _known_leakage(entry),
@@ -192,7 +209,9 @@ def _own_context(
         "provenance": provenance,
         "license": license,
         "both_licenses": entry is not None and entry.license == "other",
-        "citations": [CITATIONS[key] for key in ("surgenetxl", "demi2024")],
+        "surgenet": surgenet,
+        "scratch": is_from_scratch(pretraining["name"]),
+        "citations": [CITATIONS[key] for key in cited],
     }
 
 
@@ -260,16 +279,26 @@ def _own_data(pretraining: dict) -> list[str]:
     return [*(_own_data(base) if base else []), *pretraining.get("data", [])]
 
 
-def _license(pretraining_name: str) -> str:
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def _backbone_name(config: PreTrainedConfig) -> str:
+    """Return the architecture of timm, or the model type of transformers."""
+    return getattr(config, "architecture", None) or getattr(config, "backbone", None) or config.model_type
+
+
+def _license(pretraining_name: str, surgenet: bool) -> str:
     """Return the license of weights that were trained from other weights.
 
-    It is the license of the initial weights. Unknown initial weights could be SurgeNet's, so SurgeNet's license
-    applies. Weights that were trained from scratch have the license "other".
+    It is the license of the initial weights. Unknown initial weights of a SurgeNet model could be SurgeNet's, so
+    SurgeNet's license applies. Weights that were trained from scratch, and those of other families, have the license
+    "other".
     """
     entry = base_entry(pretraining_name)
     if entry:
         return entry.license
-    return "other" if is_from_scratch(pretraining_name) else "cc-by-nc-sa-4.0"
+    return "cc-by-nc-sa-4.0" if surgenet and not is_from_scratch(pretraining_name) else "other"
 
 
 def _link(pretraining_name: str) -> str:

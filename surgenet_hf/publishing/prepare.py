@@ -9,9 +9,10 @@ from typing import Any
 
 import timm
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .. import (
     configuration_surgenet,
@@ -22,16 +23,16 @@ from .. import (
     modeling_surgical,
 )
 from .._version import __version__
-from ..checkpoints.catalog import CatalogEntry
+from ..checkpoints.catalog import CatalogEntry, base_entry
 from ..checkpoints.conversion import to_original_state_dict
 from ..checkpoints.reading import check_finite, file_sha256, read_checkpoint
 from ..errors import MissingFileError, UserError
 from ..evaluation.results import find_results, read_results_file
 from ..image_processing import build_image_processor, load_image_processor
-from ..modeling_surgenet import SurgeNetBackbone, SurgeNetModel, SurgeNetPreTrainedModel
-from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition
-from ..models import convert_entry, download_teacher, load_config, model_folder
+from ..modeling_surgenet import SurgeNetBackbone, SurgeNetModel
+from ..models import convert_entry, download_teacher, is_surgenet, load_config, model_folder
 from ..privacy import Sanitizer, neutral_names, sanitize_results
+from ..tasks import find_task
 from .cards import checkpoint_card, finetuned_card, pretrained_card
 from .vit_cards import LICENSE_FILE, LICENSE_TEXT
 
@@ -46,6 +47,7 @@ REMOTE_CODE = {
         configuration_surgical,
         modeling_surgical,
     ),
+    "surgical": (configuration_surgical, modeling_surgical),
 }
 AUTO_MAP = {
     "surgenet": {
@@ -58,6 +60,11 @@ AUTO_MAP = {
     "surgenet_phase": {
         "AutoConfig": "configuration_surgenet_phase.SurgeNetPhaseConfig",
         "AutoModel": "modeling_surgenet_phase.SurgeNetForPhaseRecognition",
+    },
+    "surgical": {
+        "AutoConfig": "configuration_surgical.SurgicalConfig",
+        "AutoModelForImageClassification": "modeling_surgical.SurgicalForImageClassification",
+        "AutoModelForSemanticSegmentation": "modeling_surgical.SurgicalForSemanticSegmentation",
     },
 }
 # maximum difference between the features of source and saved weights, relative to the largest value
@@ -101,7 +108,8 @@ def prepare_checkpoint(entry: CatalogEntry, repo_id: str, folder: Path) -> None:
 def prepare_finetuned(
     model_dir: str | Path, repo_id: str, folder: Path, publish_video_names: bool = False
 ) -> dict[str, list[str]]:
-    """Write the files of the repository of a user's own SurgeNet model, fine-tuned or pretrained.
+    """Write the files of the repository of a user's own model: a fine-tuned model of any family that `tasks` knows, or
+    a pretrained SurgeNet backbone.
 
     Only the last component of each path is published. The user's own videos get neutral names by default; see
     `surgenet_hf.privacy`.
@@ -117,8 +125,9 @@ def prepare_finetuned(
 
     Raises:
         MissingFileError: `model_dir` has no model.
-        UserError: the model is not a SurgeNet model, its weights are not finite, or its results.json is damaged. Also
-            raised if there is no image processor and the config does not record the normalization.
+        UserError: the model has no head for a task and is not a SurgeNet backbone, its weights are not finite, or its
+            results.json is damaged. Also raised if there is no image processor and the config does not record the
+            normalization.
     """
     model_dir = model_folder(Path(model_dir))
     for name in ("config.json", "model.safetensors"):
@@ -126,6 +135,9 @@ def prepare_finetuned(
             raise MissingFileError(f"{model_dir} contains no {name}; save the model and its image processor there")
     model = _load_model(model_dir)
     _write_model(model, folder, str(model_dir))
+    base = base_entry((getattr(model.config, "pretraining", None) or {}).get("name"))
+    if base is not None and base.license == "other":
+        shutil.copyfile(LICENSE_TEXT, folder / LICENSE_FILE)
     load_image_processor(model_dir).save_pretrained(folder)
     provenance = {
         "published by": f"surgenet_hf {__version__}",
@@ -146,7 +158,7 @@ def prepare_finetuned(
 
 def published_names(folder: Path, results: dict | None) -> dict[str, list[str]]:
     """List the names of videos, datasets, and folders in a prepared model and its results, for review by the user."""
-    pretraining = AutoConfig.from_pretrained(folder).pretraining or {}
+    pretraining = getattr(AutoConfig.from_pretrained(folder), "pretraining", None) or {}
     names = {"pretraining": [pretraining.get("name", "unknown")]}
     if results is not None:
         data = results["data"]
@@ -243,19 +255,24 @@ def timm_reference(entry: CatalogEntry, source: Path) -> nn.Module:
     return network.eval()
 
 
-def _load_model(model_dir: Path) -> SurgeNetPreTrainedModel | SurgeNetForPhaseRecognition:
+def _load_model(model_dir: Path) -> PreTrainedModel:
     try:
         config = load_config(model_dir)
+        architecture = (config.architectures or [None])[0]
         modules = REMOTE_CODE.get(config.model_type, ())
         classes = {name: cls for module in modules for name, cls in vars(module).items() if isinstance(cls, type)}
-        architecture = (config.architectures or [None])[0]
-        family = getattr(config, "backbone_config", config).model_type
-        if architecture not in classes or family != "surgenet":
+        if architecture not in classes and find_task(config) is None:
             raise UserError(
-                f"{model_dir} contains a {config.model_type} ({architecture}) on a {family} backbone, expected a "
-                "SurgeNet model. Publish other models with push_to_hub of transformers"
+                f"{model_dir} contains a {config.model_type} ({architecture}), expected a model that was trained with "
+                "this package. Publish other models with push_to_hub of transformers"
             )
-        return classes[architecture].from_pretrained(model_dir)
+        if config.model_type == "surgical" and is_surgenet(config.backbone_config):
+            raise UserError(
+                f"{model_dir} contains a {architecture} on a SurgeNet backbone, whose code a repository cannot load. "
+                "Train with SurgeNet's own head, without --head and --pooling, to publish the model"
+            )
+        model_class = classes.get(architecture) or getattr(transformers, architecture)
+        return model_class.from_pretrained(model_dir)
     except UserError:
         raise
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # errors of transformers for damaged files
@@ -263,7 +280,7 @@ def _load_model(model_dir: Path) -> SurgeNetPreTrainedModel | SurgeNetForPhaseRe
 
 
 def _write_model(model, folder: Path, source: str) -> None:
-    """Write the config with `auto_map`, the weights, and the code that `auto_map` names.
+    """Write config and weights, and for our own classes `auto_map` and the code that it names.
 
     Args:
         model: model to save.
@@ -272,7 +289,8 @@ def _write_model(model, folder: Path, source: str) -> None:
     """
     check_finite(model.state_dict(), source)
     model_type = model.config.model_type
-    model.config.auto_map = dict(AUTO_MAP[model_type])
+    if model_type in AUTO_MAP:
+        model.config.auto_map = dict(AUTO_MAP[model_type])
     model.save_pretrained(folder)
-    for module in REMOTE_CODE[model_type]:
+    for module in REMOTE_CODE.get(model_type, ()):
         shutil.copyfile(module.__file__, folder / Path(module.__file__).name)

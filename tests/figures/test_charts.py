@@ -68,6 +68,7 @@ FIGURES = {
     "two blobs": lambda: blob_figure(dict.fromkeys(NAMES[:2], np.ones(3)), LONG),
     "eight blobs": lambda: blob_figure({f"{NAMES[i % 3]}-{i}": np.full(3, i + 1.0) for i in range(8)}, LONG),
     "radar": lambda: radar_figure(np.ones((3, 4)), NAMES, ["endoscapes-cvs, validation\nbalanced accuracy"] * 4, LONG),
+    "small radar": lambda: radar_figure(np.ones((3, 4)), "abc", ["endoscapes, validation\nmetric"] * 4, "Ranks"),
     "bars": lambda: bar_figure({NAMES[0]: [1.0]}, ["cystic artery"], {NAMES[0]: [(0.9, 1)]}, "video dice", title=LONG),
     "curve": lambda: precision_recall_figure(
         np.array([[1], [0]]), np.array([[0.3], [0.2]]), ["C1"], title="endoscapes-cvs, validation, one criterion"

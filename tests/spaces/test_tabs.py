@@ -5,7 +5,10 @@ import shutil
 
 import pytest
 import torch
+from transformers import Dinov2Config, TimmWrapperConfig
 
+from surgenet_hf.heads import build_classifier, build_segmenter
+from surgenet_hf.image_processing import build_image_processor
 from tests.spaces.running import DEMO
 
 import models as store_module  # isort: skip
@@ -70,3 +73,28 @@ def test_progress(given, text):
     html = tabs_module.progress_html(*given)
     assert f">{text}<" in html
     assert f'<progress value="{given[0]}" max="{given[1]}"' in html
+
+
+def test_the_owners_models_of_other_families(tmp_path, monkeypatch):
+    """Test that the demo shows the predictions of an EoMT and of a classifier of timm, and their descriptions."""
+    labels = {"id2label": {0: "other", 1: "liver"}, "label2id": {"other": 0, "liver": 1}}
+    dinov2 = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=16, image_size=64)
+    networks = {
+        "eomt": build_segmenter(dinov2, head="eomt", image_size=64, **labels),
+        "timm": build_classifier(TimmWrapperConfig(architecture="test_resnet"), **labels),
+    }
+    for name, model in networks.items():
+        model.save_pretrained(tmp_path / name / "model")
+        build_image_processor("imagenet", 64).save_pretrained(tmp_path / name / "model")
+    tabs = tabs_module.Tabs(store_module.ModelStore([str(tmp_path / name) for name in networks]))
+    assert tabs.store.choices("segmentation")[0] == ("eomt", "eomt")
+    assert tabs.model_info("timm")["tasks"] == ["classification"]
+    assert "test_resnet" in tabs.model_info("timm")["note"]
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    picture = {"path": shutil.copy(DEMO / "examples" / "frame_1.jpg", tmp_path)}
+    _, areas, _, _ = tabs.segment(picture, "eomt", silent)
+    assert sum(area["percent"] for area in areas) == pytest.approx(100, abs=0.01)
+    scores, _ = tabs.classify(picture, "timm", silent)
+    assert scores.keys() == {"other", "liver"}
+    with pytest.raises(Refused, match="eomt is a model for segmentation, not for classification"):
+        tabs.classify(picture, "eomt", silent)

@@ -5,7 +5,7 @@ Both use the same draws.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,13 +40,13 @@ class Crops(NamedTuple):
     Fields are arrays, or tensors with leading batch dimensions.
     """
 
-    boxes: np.ndarray  # (N, 4): left, top, right, bottom in pixels of the frame
-    flip: np.ndarray  # (N,) bool
-    order: np.ndarray  # (N, 4) int: permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE
-    factors: np.ndarray  # (N, 4): factors indexed by these operations; NO_JITTER leaves colors unchanged
-    gray: np.ndarray  # (N,) bool
-    sigma: np.ndarray  # (N,): standard deviation of the blur in pixels of the crop; 0 for no blur
-    solarize: np.ndarray  # (N,) bool
+    boxes: Any  # (N, 4): left, top, right, bottom in pixels of the frame
+    flip: Any  # (N,) bool
+    order: Any  # (N, 4) int: permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE
+    factors: Any  # (N, 4): factors indexed by these operations; NO_JITTER leaves colors unchanged
+    gray: Any  # (N,) bool
+    sigma: Any  # (N,): standard deviation of the blur in pixels of the crop; 0 for no blur
+    solarize: Any  # (N,) bool
 
     def to_array(self) -> np.ndarray:
         """Pack all fields into one float32 array (N, 16) for transport. `np.stack` combines arrays to a batch."""

@@ -70,10 +70,8 @@ def _resize_all(images: Sequence[torch.Tensor], crops: torch.Tensor, size: int) 
             order += part
     if len(parts) == 1:
         return parts[0]
-    resized: list[torch.Tensor] = [None] * len(images)
-    for i, crop in zip(order, torch.cat(parts, dim=1).unbind(1), strict=True):
-        resized[i] = crop
-    return torch.stack(resized, dim=1)
+    resized = torch.cat(parts, dim=1).unbind(1)
+    return torch.stack([resized[order.index(i)] for i in range(len(images))], dim=1)
 
 
 def _product_dtype(device: torch.device) -> torch.dtype:
