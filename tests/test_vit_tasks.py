@@ -16,9 +16,12 @@ from surgenet_hf.data import load_data
 from surgenet_hf.errors import UserError
 from surgenet_hf.finetuning import classification, segmentation
 from surgenet_hf.heads import build_classifier, build_segmenter, load_base
+from surgenet_hf.image_processing import load_image_processor
 from surgenet_hf.inference.embeddings import load_backbone
 from surgenet_hf.modeling_surgenet_phase import SurgeNetForPhaseRecognition
 from surgenet_hf.models import load_config
+from surgenet_hf.publishing.prepare import prepare_finetuned
+from surgenet_hf.publishing.vit_cards import LICENSE_FILE
 from tests.checkpoints.files import small_vit
 
 NAMES = {"dinov1": "dinov1_vits16", "dinov2": "dinov2_vits14", "dinov3": "dinov3_vits16"}
@@ -147,3 +150,22 @@ def test_training_from_a_converted_folder(folders, masks, tmp_path):
     for name, family in (("masks", "dinov3"), ("phases", "dinov2")):
         pretraining = load_config(tmp_path / name / "model").pretraining
         assert (pretraining["family"], pretraining["normalization"]) == (family, "imagenet")
+
+
+def test_publishing_a_model_on_dinov3(folders, tmp_path):
+    """Test that both licenses, with a copy of Meta's, and the paper remain in the repository of a fine-tuned model."""
+    model = build_segmenter(folders["dinov3"], "eomt", **OPTIONS)
+    pretraining = load_config(folders["dinov3"]).pretraining
+    model.config.pretraining = pretraining | {"name": "SurgeNetXL-DINOv3-ViT-S"}
+    model.save_pretrained(tmp_path / "model")
+    load_image_processor(folders["dinov3"]).save_pretrained(tmp_path / "model")
+    prepare_finetuned(tmp_path / "model", "me/mine", tmp_path / "repository")
+    card = (tmp_path / "repository" / "README.md").read_text()
+    for expected in (
+        "license: other",
+        "Two licenses apply to the weights",
+        "76 of the 80 videos",
+        "dejong2026towards",
+    ):
+        assert expected in card
+    assert "DINOv3 License" in (tmp_path / "repository" / LICENSE_FILE).read_text()

@@ -193,6 +193,7 @@ def _own_context(
     backbone = getattr(config, "backbone_config", None) or config
     surgenet = is_surgenet(backbone)
     license = _license(pretraining["name"], surgenet)
+    cited = entry.citations if entry and entry.is_vit else ("surgenetxl", "demi2024") if surgenet else ()
     return {
         "card_data": ModelCardData(
             license=license,
@@ -215,10 +216,10 @@ def _own_context(
         "seen": _own_data(pretraining),
         "provenance": provenance,
         "license": license,
+        "both_licenses": entry is not None and entry.license == "other",
         "surgenet": surgenet,
         "scratch": is_from_scratch(pretraining["name"]),
-        "both_licenses": entry is not None and entry.license == "other",
-        "citations": [CITATIONS[key] for key in ("surgenetxl", "demi2024")] if surgenet else [],
+        "citations": [CITATIONS[key] for key in cited],
     }
 
 

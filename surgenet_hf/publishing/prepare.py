@@ -23,7 +23,7 @@ from .. import (
     modeling_surgical,
 )
 from .._version import __version__
-from ..checkpoints.catalog import CatalogEntry
+from ..checkpoints.catalog import CatalogEntry, base_entry
 from ..checkpoints.conversion import to_original_state_dict
 from ..checkpoints.reading import check_finite, file_sha256, read_checkpoint
 from ..errors import MissingFileError, UserError
@@ -137,6 +137,9 @@ def prepare_finetuned(
             raise MissingFileError(f"{model_dir} contains no {name}; save the model and its image processor there")
     model = _load_model(model_dir)
     _write_model(model, folder, str(model_dir))
+    base = base_entry((getattr(model.config, "pretraining", None) or {}).get("name"))
+    if base is not None and base.license == "other":
+        shutil.copyfile(LICENSE_TEXT, folder / LICENSE_FILE)
     load_image_processor(model_dir).save_pretrained(folder)
     provenance = {
         "published by": f"surgenet_hf {__version__}",

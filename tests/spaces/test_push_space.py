@@ -115,8 +115,9 @@ def test_it_holds_the_app_and_the_package(folder):
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
     data = [
-        Path(*package.split("."), pattern).as_posix()
-        for package, pattern in settings["options.package_data"].items()
+        Path(*package.split("."), pattern.strip()).as_posix()
+        for package, patterns in settings["options.package_data"].items()
+        for pattern in patterns.split(",")
         if package != "surgenet_hf.demo"
     ]
     package = {name for name in contents(folder) if name.startswith("surgenet_hf/")}
