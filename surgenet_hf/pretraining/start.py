@@ -94,7 +94,7 @@ def _checkpoint_config(args: PretrainingArguments, resume: Path | DinoCheckpoint
 def _describe_backbone(config: PreTrainedConfig) -> str:
     if isinstance(config, SurgeNetConfig):
         depths, widths = (list(sizes or ()) for sizes in (config.depths, config.hidden_sizes))
-        return f"{config.backbone} with depths {depths} and widths {widths}"
+        return f"{config.backbone} with widths {widths} and depths {depths}"
     return f"vision transformer with {config.num_hidden_layers} layers and width {config.hidden_size}"
 
 
