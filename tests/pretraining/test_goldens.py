@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed
-from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from surgenet_hf import SurgeNetConfig, SurgeNetModel
@@ -86,7 +85,7 @@ def test_nine_steps(world_size, tmp_path):
         nine_steps(0, *arguments)
         torch.set_num_threads(threads)
     else:
-        start_processes(nine_steps, arguments, nprocs=world_size, start_method="fork")
+        torch.multiprocessing.spawn(nine_steps, arguments, nprocs=world_size)
     ranks = [dict(np.load(tmp_path / f"rank{rank}.npz")) for rank in range(world_size)]
     with np.load(GOLDENS / "dino.npz") as goldens:
         assert len(goldens["losses"]) == 9
