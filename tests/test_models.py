@@ -7,6 +7,7 @@ import logging
 import math
 import resource
 import signal
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -250,7 +251,7 @@ def test_no_room_on_disk(upstream, teachers, capfd):
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))  # smaller than the weights
         load_checkpoint("SurgeNet-RAMIE")
 
-    assert exit_code(load_with_limit) == 1
+    assert exit_code(load_with_limit, context=get_context("fork")) == 1
     assert "File too large" in capfd.readouterr().err
     back = to_original_state_dict(load_checkpoint("SurgeNet-RAMIE"))
     assert all(torch.equal(back[key], tensor) for key, tensor in teachers["SurgeNet-RAMIE"].items())

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed
+from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from surgenet_hf import SurgeNetConfig, SurgeNetModel
 from surgenet_hf.pretraining.arguments import DinoConfig
 from surgenet_hf.pretraining.dino.method import DinoModel, build_optimizer, build_schedules, training_step
+from tests import processes  # noqa: F401  (sets what the server imports)
 from tests.goldens import fill
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -85,7 +87,7 @@ def test_nine_steps(world_size, tmp_path):
         nine_steps(0, *arguments)
         torch.set_num_threads(threads)
     else:
-        torch.multiprocessing.spawn(nine_steps, arguments, nprocs=world_size)
+        start_processes(nine_steps, arguments, nprocs=world_size, start_method="forkserver")
     ranks = [dict(np.load(tmp_path / f"rank{rank}.npz")) for rank in range(world_size)]
     with np.load(GOLDENS / "dino.npz") as goldens:
         assert len(goldens["losses"]) == 9

@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from surgenet_hf.pretraining import state
 from surgenet_hf.pretraining.history import History
 from tests.checkpoints.files import OriginalTraining, save_content, tiny
 from tests.pretraining.running import (
-    SCRIPT,
     STEPS_PER_EPOCH,
     arguments,
     assert_same_run,
@@ -31,6 +28,7 @@ from tests.pretraining.running import (
     pretrain,
     weights,
 )
+from tests.processes import exit_code
 
 
 @pytest.mark.slow
@@ -43,30 +41,23 @@ def test_finished_run_asked_again_writes_its_model_again(frames, whole_run, tmp_
     assert (output_dir / "checkpoint0003.pth").is_file()
 
 
-KILLED = """
-import os, runpy, signal, sys
-from surgenet_hf.pretraining.history import History
+def pretrain_and_die(*args) -> None:
+    add = History.add
 
-add = History.add
+    def die(history, entry):
+        if entry["step"] == 7:  # in the middle of the second epoch
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(history, entry)
 
-def die(history, entry):
-    if entry["step"] == 7:  # in the middle of the second epoch
-        os.kill(os.getpid(), signal.SIGKILL)
-    add(history, entry)
-
-History.add = die
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+    History.add = die
+    pretrain(*args)
 
 
 @pytest.mark.slow
 def test_killed_run_goes_on_bit_for_bit(frames, whole_run, tmp_path):
     output_dir = tmp_path / "killed"
     more = "--save_steps 2 --dataloader_num_workers 2"
-    command = [sys.executable, "-c", KILLED, SCRIPT, *arguments(frames, output_dir, more)]
-    killed = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert exit_code(pretrain_and_die, frames, output_dir, more) == -signal.SIGKILL
     assert (output_dir / "checkpoint-6").is_dir()
     with pytest.raises(SystemExit, match="is from an earlier run: resume it with --resume_from_checkpoint true"):
         pretrain(frames, output_dir)

@@ -32,6 +32,7 @@ from tests.pretraining.running import (
     pretrain,
     weights,
 )
+from tests.processes import run_group
 
 
 def test_what_a_run_leaves(whole_run):
@@ -65,9 +66,10 @@ def test_two_processes_do_what_one_does(frames, tmp_path, capfd):
     more = f"--drop_path_rate 0 --max_steps 6 --knn_dataset csv --knn_data_dir {frames}"
     pretrain(frames, one, more)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    halves = arguments(frames, two, f"{more} --per_device_train_batch_size 2")
-    for part in (["--max_steps", "5"], ["--resume_from_checkpoint", "true"]):  # the first part ends in mid-epoch
-        subprocess.run([*torchrun, SCRIPT, *halves, *part], check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    more += " --per_device_train_batch_size 2"
+    part = arguments(frames, two, f"{more} --max_steps 5")  # it ends in mid-epoch
+    subprocess.run([*torchrun, SCRIPT, *part], check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    run_group(2, pretrain, frames, two, f"{more} --resume_from_checkpoint true")
     found = {entry["step"]: entry for entry in accuracies(two)}
     assert [entry["epoch"] for entry in found.values()] == [0, 1, 1.25, 1.5]
     for expected in accuracies(one):
