@@ -74,9 +74,26 @@ def build_classifier(source: str | PreTrainedConfig, pooling: str | None = None,
         backbone.model_args = timm_options(backbone) or None
     surgical = SurgicalConfig(backbone_config=backbone, pooling=pooling, **options)
     model = SurgicalForImageClassification(surgical).float()
+    if pooling == "cls":
+        _require_class_token(model)
     if not isinstance(source, PreTrainedConfig):
         copy_weights(load_base(source, config), model.backbone, source)
     return model
+
+
+def _require_class_token(model: SurgicalForImageClassification) -> None:
+    """Check with one image of zeros that the backbone of a classifier has a class token.
+
+    Raises:
+        UserError: it has none.
+    """
+    model.eval()  # otherwise batch normalization would use the zeros
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, 224, 224))
+    except ValueError as error:
+        raise UserError(f"--pooling cls is not possible: {error}") from error
+    model.train()
 
 
 def build_segmenter(
@@ -263,7 +280,7 @@ def load_base(source: str, config: PreTrainedConfig) -> PreTrainedModel:
             raise UserError(f"{source} is a segmentation model; give the backbone that it was trained from")
         return SurgicalForImageClassification.from_pretrained(source, dtype=torch.float32).backbone
     if type(config) not in MODEL_MAPPING:
-        raise UserError(f"{source} is a {config.model_type}, which has no base model; give its backbone")
+        raise UserError(f"{source} is of type {config.model_type}, which has no base model; give its backbone")
     if isinstance(config, TimmWrapperConfig):
         return _load(TimmWrapperModel, source, model_args=timm_options(config) or None)
     return _load(AutoModel, source)

@@ -1,10 +1,12 @@
 """Loading of models by the name of a published checkpoint, folder, Hub repository, or configuration."""
 
+import difflib
 import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, overload
 
+import timm
 from huggingface_hub import cached_assets_path, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
@@ -124,7 +126,13 @@ def resolve_model(model_name_or_path: str | None, config_name: str | None = None
     if config_name in BACKBONES:
         return SurgeNetConfig(backbone=config_name)
     if config_name and config_name.startswith("timm/"):
-        return TimmWrapperConfig(architecture=config_name.removeprefix("timm/"))
+        name = config_name.removeprefix("timm/")
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models(), 3)
+            raise UserError(
+                f"timm has no model {name}; " + (f"did you mean {', '.join(near)}?" if near else "check its name")
+            )
+        return TimmWrapperConfig(architecture=name)
     if config_name and Path(config_name).is_dir():
         return load_config(config_name)
     if config_name:

@@ -20,7 +20,7 @@ from .distributed import gather, process_state
 from .errors import UserError
 from .image_processing import load_image_processor
 from .inference.embeddings import load_backbone, model_label
-from .inference.prediction import predict_phases, predict_scores, predict_segmentation, video_ranges
+from .inference.prediction import check_classes, predict_phases, predict_scores, predict_segmentation, video_ranges
 from .inference.predictors import EMBEDDINGS, Predictor
 from .metrics import CHOLEC80_TRANSITIONS, MultiLabelMetric, PhaseMetric, SegmentationMetric
 from .models import load_config, load_model, resolve_model
@@ -177,6 +177,8 @@ def load_predictor(model_name_or_path: str, task: str | None = None, bf16: bool 
     else:
         name, auto_class = found
         model = load_model(auto_class, source, lambda model: model.state_dict(), dtype=dtype)
+        if name == "semantic-segmentation":
+            check_classes(model.config)
     check_finite(model.state_dict(), "The model")
     model.to(process_state().device)
     return Predictor(name, model, load_image_processor(source), model_label(model_name_or_path))

@@ -29,6 +29,7 @@ from surgenet_hf.heads import build_classifier, build_segmenter
 from surgenet_hf.image_processing import load_image_processor
 from surgenet_hf.inference.embeddings import ANY, load_backbone
 from surgenet_hf.modeling_surgical import split_tokens
+from surgenet_hf.models import resolve_model
 from tests.checkpoints.files import tiny
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
@@ -188,9 +189,8 @@ def test_poolings(pooling, folders):
 
 
 def test_no_class_token(folders):
-    model = build_classifier(folders["resnet"], "cls", **OPTIONS)
-    with pytest.raises(ValueError, match="has no class token for pooling 'cls'"):
-        model(pixels("resnet"))
+    with pytest.raises(UserError, match="--pooling cls is not possible: ResNetModel has no class token"):
+        build_classifier(folders["resnet"], "cls", **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -237,3 +237,8 @@ def test_embeddings(name, folders):
     if name in expected:
         torch.testing.assert_close(outputs.pooler_output, expected[name]())
     assert outputs.pooler_output.shape == outputs.last_hidden_state.shape[:2]
+
+
+def test_unknown_name_of_timm():
+    with pytest.raises(UserError, match="timm has no model resnet181; did you mean resnet18"):
+        resolve_model(None, "timm/resnet181")

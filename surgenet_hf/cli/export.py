@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     from PIL import Image
 
+    from ..checkpointing import check_output_dir
     from ..data.frame_folders import FRAME_SUFFIXES
     from ..data.images import read_frame
     from ..data.sets import synthetic
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..models import load_config, load_model, resolve_model
     from ..tasks import find_task
 
+    check_output_dir(args.output_dir)
     source = resolve_model(args.model_name_or_path)
     config = load_config(source)
     found = find_task(config)
@@ -93,7 +95,10 @@ def main(argv: list[str] | None = None) -> None:
         paths = (path for path in sorted(Path(args.frames).rglob("*")) if path.suffix.lower() in FRAME_SUFFIXES)
         frames = [read_frame(path) for path in islice(paths, FRAMES)]
         if not frames:
-            raise UserError(f"--frames {args.frames} contains no images ({', '.join(sorted(FRAME_SUFFIXES))})")
+            raise UserError(
+                f"--frames {args.frames} is not a folder with images ({', '.join(sorted(FRAME_SUFFIXES))}); choose "
+                "another"
+            )
     else:
         frames = [Image.fromarray(synthetic.draw(0, i, 0, (480, 854))[0]) for i in range(FRAMES)]
     size = (processor.size["height"], processor.size["width"])

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
             for name, item in value.items():
                 print(f"  {name:<26}{item}")
         else:
-            print(f"{key:<14}{'-' if value in (None, '') else f'{value:,}' if isinstance(value, int) else value}")
+            print(f"{key:<16}{'-' if value in (None, '') else f'{value:,}' if isinstance(value, int) else value}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from .._version import __version__
 from ..atomic import atomic_write
 from ..checkpoints.catalog import recorded_normalization
 from ..errors import UserError
-from .prediction import resize_logits, semantic_logits
+from .prediction import check_classes, is_single_label, resize_logits, semantic_logits
 
 OPSET = 18
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
@@ -115,8 +115,7 @@ class Deployed(nn.Module):
     def _scores(self, logits: torch.Tensor) -> torch.Tensor:
         if not self.settings.postprocess:
             return logits
-        one_of_many = self.model.config.problem_type != "multi_label_classification"
-        return logits.softmax(-1) if one_of_many else logits.sigmoid()
+        return logits.softmax(-1) if is_single_label(self.model.config) else logits.sigmoid()
 
     def example(self, batch: int) -> tuple[torch.Tensor, ...]:
         """Return inputs: random frames, and for phases the state at the start of a video."""
@@ -168,6 +167,12 @@ def export_model(
     """
     if settings.dynamic and (settings.source_size or task == "phases" or model.config.model_type.startswith("eomt")):
         raise UserError("--dynamic needs the output of the image processor as input, and is not for phases and EoMT")
+    if task == "segmentation" and settings.postprocess:
+        check_classes(model.config)
+    if model.config.model_type.startswith("eomt") and settings.image_size != (model.config.image_size,) * 2:
+        raise UserError(
+            f"EoMT takes images of {model.config.image_size} pixels only, got {settings.image_size}; omit --image_size"
+        )
     if settings.half and format == "torch":
         raise UserError("--fp16 is for --format onnx; load a torch program and convert it instead")
     model = model.eval().requires_grad_(False)
@@ -286,6 +291,8 @@ def _write_onnx(deployed: Deployed, path: Path):
     )
     assert exported is not None
     proto = exported.model_proto
+    for part in (proto.graph, *proto.graph.node, *proto.functions, *(n for f in proto.functions for n in f.node)):
+        del part.metadata_props[:]  # stack traces, with the paths of this machine
     if found := {node.op_type for node in proto.graph.node} & {"Loop", "If", "Scan", "GridSample"}:
         raise UserError(
             f"the graph contains {', '.join(sorted(found))}, which runtimes on devices cannot run. Use another head"
@@ -301,7 +308,10 @@ def _write_onnx(deployed: Deployed, path: Path):
 def _write_program(deployed: Deployed, path: Path):
     """Write a program of torch.export, and return a function that runs it."""
     with open(path, "wb") as file:
-        torch.export.save(_program(deployed), file)
+        program = _program(deployed)
+        for node in program.graph.nodes:  # the paths of this machine
+            node.meta.pop("stack_trace", None)
+        torch.export.save(program, file)
     with open(path, "rb") as file:
         module = torch.export.load(file).module()
     return lambda *given: module(*given)

@@ -38,8 +38,8 @@ def choose_rate(predictor: Predictor, fps: float | None) -> float | None:
     """
     if fps is None:
         return predictor.frames_per_second
-    if not fps >= 0:
-        raise UserError(f"--fps must be at least 0, got {fps}; 0 means every frame")
+    if not 0 <= fps < float("inf"):
+        raise UserError(f"--fps must be finite and at least 0, got {fps}; 0 means every frame")
     if predictor.task == "phase-recognition" and fps != predictor.frames_per_second:
         raise UserError(
             f"the phase model was trained at {predictor.frames_per_second:g} frames per second and needs this rate, "
@@ -111,6 +111,7 @@ def predict_to_folder(
     record = {
         "task": predictor.task,
         "model": fingerprint(predictor.model, predictor.processor),
+        "labels": predictor.labels,
         "dtype": str(predictor.model.dtype).removeprefix("torch."),
         "batch_size": batch_size,
         "frames_per_second": rate,

@@ -38,6 +38,7 @@ from .predictors import EMBEDDINGS, Predictor
 from .sources import Part, Report, Source
 
 RECORD, REPORT = "predict.json", "report.json"
+OTHERS = ("run.yaml", "config.json", "results.json")  # files of other commands, some of which would be replaced
 WRITERS = 2  # threads that compress pictures
 WAITING = 16  # maximum number of pictures that wait for them
 
@@ -46,10 +47,13 @@ def check_record(folder: Path, record: dict) -> None:
     """Check that an output folder is new, or of a run with the same record.
 
     Raises:
-        UserError: the folder contains predictions of another model, of other options, or of other inputs.
+        UserError: the folder contains predictions of another model, of other options, or of other inputs, or the
+            output of another command.
     """
     path = folder / RECORD
     if not path.exists():
+        if other := next((name for name in OTHERS if (folder / name).exists()), None):
+            raise UserError(f"{folder} contains {other} of another command; choose another --output_dir")
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -145,6 +149,9 @@ class PredictionWriter:
             self._finish_phases(part)
         reports = [vars(report) for report in self.reports]
         write_json(self.marker(part), {"rows": len(self.rows), "reports": reports})
+        for source, _, end in part.sections if self.predictor.task == "phase-recognition" else ():
+            for earlier in self.parts_of[source.name] if end is None else ():
+                self._state(earlier).unlink(missing_ok=True)  # not before the marker: a resumed run needs them
         self.rows, self.reports = [], []
 
     def _start(self, function, *arguments) -> None:
@@ -176,8 +183,6 @@ class PredictionWriter:
         for source, _, end in part.sections:
             if end is None:
                 self._write_phases(source)
-                for earlier in self.parts_of[source.name]:
-                    self._state(earlier).unlink(missing_ok=True)
             else:
                 state = self.predictor.states.get(source.name, ())
                 path = self._state(part)

@@ -14,7 +14,10 @@ from tqdm.auto import tqdm
 
 from ..data.base import SINGLE
 from ..distributed import process_state
+from ..errors import UserError
 from .loop import read_ahead
+
+MAX_CLASSES = 256  # of masks with 8 bits
 
 
 def predict(
@@ -176,10 +179,25 @@ def predict_scores(
             yield from zip(rows, label_scores(model, outputs), strict=True)
 
 
+def check_classes(config) -> None:
+    """Check that class maps of 8 bits can hold the ids of all classes.
+
+    Raises:
+        UserError: there are more than 256 classes.
+    """
+    if config.num_labels > MAX_CLASSES:
+        raise UserError(f"masks have at most {MAX_CLASSES} classes, the model has {config.num_labels}; use another")
+
+
+def is_single_label(config) -> bool:
+    """Return whether a frame classifier predicts one class per frame. For several classes, this is the default."""
+    return config.problem_type == SINGLE or (config.problem_type is None and config.num_labels > 1)
+
+
 def label_scores(model, outputs) -> np.ndarray:
     """Return the scores float32 (B, num_labels) of a frame classifier as `predict_scores` defines them."""
     logits = outputs.logits.float()
-    one_of_many = model.config.problem_type == SINGLE
+    one_of_many = is_single_label(model.config)
     return (logits.softmax(-1) if one_of_many else logits.sigmoid()).cpu().numpy()
 
 

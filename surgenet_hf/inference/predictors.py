@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.base import SINGLE
 from ..errors import UserError
 from .embeddings import pooled_features
 from .loop import read_ahead
-from .prediction import class_maps, evaluating, label_scores, prepare, run_model
+from .prediction import class_maps, evaluating, is_single_label, label_scores, prepare, run_model
 from .sources import Batch, Frame, Part, Report, read_batches
 
 EMBEDDINGS = "embeddings"
@@ -83,7 +82,7 @@ class Predictor:
 
     def _classification(self, frames, images, inputs):
         for scores in label_scores(self.model, run_model(self.model, inputs)):
-            best = {"label": self.labels[scores.argmax()]} if self.model.config.problem_type == SINGLE else {}
+            best = {"label": self.labels[scores.argmax()]} if is_single_label(self.model.config) else {}
             yield best | {"score": dict(zip(self.labels, scores.tolist(), strict=True))}
 
     def _embeddings(self, frames, images, inputs):

@@ -7,8 +7,9 @@ a restart, or on the number of processes.
 
 import glob
 import os
+import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,14 @@ class Frame:
         number: number of the picture in the video, or the number at the end of an image's name.
         seconds: time in the video. None for images.
         picture: PyAV frame of a video.
+        lock: lock of this PyAV frame, which is in several batches if `--fps` exceeds the rate of the video.
     """
 
     source: Source
     number: int | None
     seconds: float | None = None
     picture: Any = None
+    lock: Any = field(default_factory=threading.Lock, compare=False, repr=False)
 
     def read(self) -> Image.Image:
         """Return the upright RGB image.
@@ -83,7 +86,8 @@ class Frame:
             UserError: it cannot be read or used as a frame.
         """
         if self.picture is not None:
-            return to_picture(self.picture, None)
+            with self.lock:
+                return to_picture(self.picture, None)
         content: Content
         if isinstance(self.source.content, Path):
             content = self.source.content
@@ -155,6 +159,13 @@ def find_sources(source, frames_per_second: float | None = 1.0, exclude: Path | 
                 "same name; rename one, or predict them separately"
             )
         found[stem] = Source(name, path, frames, (status.st_size, status.st_mtime_ns))
+    videos = {stem: each for stem, each in found.items() if each.is_video}
+    for each in found.values():
+        if not each.is_video and (video := videos.get(os.path.dirname(each.name))):
+            raise UserError(
+                f"results of {video.content} would have the names of those of {each.content}, which is in a folder of "
+                "the same name; rename one, or predict them separately"
+            )
     return sorted(found.values(), key=lambda each: each.name)
 
 
@@ -296,6 +307,7 @@ class _Video:
         self.source, self.facts = source, VideoFacts()
         self.pictures = sample_pictures(source.content, frames_per_second, threads, facts=self.facts)
         self.waiting: Sampled | None = None
+        self.last: Frame | None = None
 
     def section(self, start: int, end: int | None) -> Iterator[Frame | Report]:
         """Yield the frames of the samples from `start` to before `end`, and reports at the end of the video."""
@@ -314,4 +326,7 @@ class _Video:
                 self.waiting = picture
                 return
             if picture.index >= start:
-                yield Frame(self.source, picture.number, picture.seconds, picture.frame)
+                same = self.last is not None and self.last.picture is picture.frame
+                lock = self.last.lock if same and self.last else threading.Lock()
+                self.last = Frame(self.source, picture.number, picture.seconds, picture.frame, lock)
+                yield self.last

@@ -16,6 +16,7 @@ import pytest
 import torch
 from datasets import Dataset, Image, load_dataset
 from PIL import Image as PILImage
+from transformers import ResNetConfig
 
 import surgenet_hf
 from surgenet_hf import (
@@ -33,7 +34,7 @@ from surgenet_hf.errors import MissingFileError, UserError
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.inference import output, sources
 from surgenet_hf.inference.job import predict_to_folder
-from surgenet_hf.inference.prediction import predict_segmentation
+from surgenet_hf.inference.prediction import check_classes, is_single_label, predict_segmentation
 from surgenet_hf.inference.sources import divide, find_sources, share_jobs
 from surgenet_hf.tasks import load_predictor
 from tests.data.videos import av, write_video
@@ -166,6 +167,13 @@ def test_unsuitable_inputs_are_refused(models, frames, tmp_path):
     (tmp_path / "a.mkv").touch()
     with pytest.raises(UserError, match=r"a\.\w+ and .*a\.\w+ have the same name without suffix"):
         find_sources(tmp_path)
+    (tmp_path / "a.mkv").unlink()
+    (tmp_path / "a").mkdir()
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "a" / "000003.png")  # masks/a/000003.png is also that of the video
+    with pytest.raises(UserError, match=r"a\.mp4 would have the names of those of .*000003\.png"):
+        find_sources(tmp_path)
+    with pytest.raises(UserError, match="--fps must be finite"):
+        surgenet_hf.predict(str(models / "masks"), frames, fps=float("inf"))
 
 
 def test_names_of_several_inputs_are_relative_to_their_common_folder(frames, monkeypatch):
@@ -312,6 +320,10 @@ def test_a_folder_of_another_run_is_refused(models, frames, tmp_path):
     ):
         with pytest.raises(UserError, match=rf"predictions of another run: .*{reason}.* Choose another --output_dir"):
             predict_to_folder(load_predictor(str(models / model)), frames / "a", tmp_path, **changes)
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "run.yaml").touch()
+    with pytest.raises(UserError, match=r"training contains run\.yaml of another command"):
+        predict_to_folder(load_predictor(str(models / "backbone")), frames / "a", tmp_path / "training")
     with pytest.raises(UserError, match="files is 3, now 4; the names, sizes, or times of the input files"):
         predict_to_folder(load_predictor(str(models / "backbone")), frames / "b", tmp_path)
 
@@ -381,3 +393,30 @@ def test_a_killed_run_resumes_and_two_processes_give_the_same_rows(models, tmp_p
     assert found == contents(tmp_path / "two")
     rows = rows_of(tmp_path / "killed")
     assert [(row["video"], row["frame"]) for row in rows] == [(name, 5 * i) for name in "ab" for i in range(100)]
+
+
+def test_states_of_phases_are_kept_until_the_last_part_is_done(models, tmp_path, small_parts, monkeypatch):
+    video, write = write_video(tmp_path / "a.mp4", 150), output.write_json
+    predict_to_folder(load_predictor(str(models / "phases")), video, tmp_path / "whole")
+    last = sorted((tmp_path / "whole" / "parts").glob("*.json"))[-1].name
+
+    def fail(path, content):
+        if path.name == last:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(output, "write_json", fail)
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_folder(load_predictor(str(models / "phases")), video, tmp_path / "broken")
+    monkeypatch.setattr(output, "write_json", write)
+    predict_to_folder(load_predictor(str(models / "phases")), video, tmp_path / "broken")
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_classes_of_scores_and_masks():
+    config = ResNetConfig(num_labels=3)
+    assert is_single_label(config)  # the default of Trainer
+    config.problem_type = "multi_label_classification"
+    assert not is_single_label(config)
+    with pytest.raises(UserError, match="masks have at most 256 classes, the model has 300"):
+        check_classes(ResNetConfig(num_labels=300))
