@@ -505,7 +505,7 @@ def test_inductor(tiny_config):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_class", "backbone"),
-    [(HEADS[1], "caformer_s18"), (HEADS[0], "convnextv2_tiny"), (HEADS[0], "pvt_v2_b2")],
+    [(HEADS[1], "caformer_s18"), (HEADS[0], "pvt_v2_b2")],
 )
 def test_export_and_onnx_with_dynamic_batch_and_size(model_class, backbone, tiny_config, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
