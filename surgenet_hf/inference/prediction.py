@@ -176,7 +176,7 @@ def predict_scores(
     indices = range(len(dataset)) if indices is None else indices
     with closing(predict(model, processor, dataset, indices, batch_size)) as batches:
         for rows, outputs in batches:
-            yield from zip(rows, label_scores(model, outputs), strict=True)
+            yield from zip(rows, label_scores(outputs, model.config.problem_type == SINGLE), strict=True)
 
 
 def check_classes(config) -> None:
@@ -194,10 +194,9 @@ def is_single_label(config) -> bool:
     return config.problem_type == SINGLE or (config.problem_type is None and config.num_labels > 1)
 
 
-def label_scores(model, outputs) -> np.ndarray:
-    """Return the scores float32 (B, num_labels) of a frame classifier as `predict_scores` defines them."""
+def label_scores(outputs, one_of_many: bool) -> np.ndarray:
+    """Return the scores float32 (B, num_labels) of a frame classifier: the softmax of its logits, or their sigmoid."""
     logits = outputs.logits.float()
-    one_of_many = is_single_label(model.config)
     return (logits.softmax(-1) if one_of_many else logits.sigmoid()).cpu().numpy()
 
 

@@ -81,8 +81,9 @@ class Predictor:
             yield {"mask": mask, "pixels": dict(zip(self.labels, pixels, strict=True))}
 
     def _classification(self, frames, images, inputs):
-        for scores in label_scores(self.model, run_model(self.model, inputs)):
-            best = {"label": self.labels[scores.argmax()]} if is_single_label(self.model.config) else {}
+        one_of_many = is_single_label(self.model.config)
+        for scores in label_scores(run_model(self.model, inputs), one_of_many):
+            best = {"label": self.labels[scores.argmax()]} if one_of_many else {}
             yield best | {"score": dict(zip(self.labels, scores.tolist(), strict=True))}
 
     def _embeddings(self, frames, images, inputs):
