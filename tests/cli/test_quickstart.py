@@ -25,24 +25,16 @@ TINY = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--image_size"
 
 
 @pytest.fixture(scope="module")
-def frames(tmp_path_factory):
-    """Return a folder of frames and masks in the layout of user data."""
-    root = tmp_path_factory.mktemp("frames")
-    load_data("synthetic", root, num_videos=3, frames_per_video=3, size=(32, 48))
-    return next(root.iterdir())
-
-
-@pytest.fixture(scope="module")
-def run(frames, tmp_path_factory):
+def run(masks, tmp_path_factory):
     """Return the output folder of one run on the frames."""
     output_dir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        quickstart.main(["--dataset", "folder", "--data_dir", str(frames), "--output_dir", str(output_dir), *TINY])
+        quickstart.main(["--dataset", "folder", "--data_dir", str(masks), "--output_dir", str(output_dir), *TINY])
     return output_dir
 
 
-def test_model_results_and_picture(run, frames):
+def test_model_results_and_picture(run, masks):
     assert sorted(path.name for path in run.glob("[!.]*")) == ["model", "results.json", "run.yaml", "segmentation.png"]
     picture = Image.open(run / "segmentation.png")
     assert min(picture.size) > 500
@@ -52,14 +44,14 @@ def test_model_results_and_picture(run, frames):
 
     model = AutoModelForSemanticSegmentation.from_pretrained(run / "model")
     processor = AutoImageProcessor.from_pretrained(run / "model")
-    again = evaluate(model, processor, load_data("folder", frames)).results
+    again = evaluate(model, processor, load_data("folder", masks)).results
     assert again["metrics"]["video_dice"] == pytest.approx(results["metrics"]["video_dice"], abs=1e-3)
     assert again["data"]["frames"] == results["data"]["frames"] == 3
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_and_the_report_says_what_to_do_next(run, frames, tmp_path, capsys):
-    quickstart.main(["--dataset", "folder", "--data_dir", str(frames), "--output_dir", str(tmp_path), *TINY])
+def test_the_same_seed_gives_the_same_and_the_report_says_what_to_do_next(run, masks, tmp_path, capsys):
+    quickstart.main(["--dataset", "folder", "--data_dir", str(masks), "--output_dir", str(tmp_path), *TINY])
     results = [json.loads((folder / "results.json").read_text())["metrics"] for folder in (run, tmp_path)]
     assert results[0] == results[1]
 
@@ -76,8 +68,8 @@ def test_the_same_seed_gives_the_same_and_the_report_says_what_to_do_next(run, f
 
 
 @pytest.mark.slow
-def test_goes_on_from_its_own_model(run, frames, tmp_path, capsys):
-    arguments = ["--dataset", "folder", "--data_dir", str(frames), "--output_dir", str(tmp_path), *TINY]
+def test_goes_on_from_its_own_model(run, masks, tmp_path, capsys):
+    arguments = ["--dataset", "folder", "--data_dir", str(masks), "--output_dir", str(tmp_path), *TINY]
     quickstart.main([*arguments, "--model_name_or_path", str(run / "model"), "--learning_rate", "1e-5"])
     before = json.loads((tmp_path / "results.json").read_text())["comparisons"]["before_training"]
     assert before == json.loads((run / "results.json").read_text())["metrics"]
@@ -93,8 +85,8 @@ def test_goes_on_from_its_own_model(run, frames, tmp_path, capsys):
         (["--dataset", "folder", "--data_dir", "FRAMES", "--model_name_or_path", "/no/model"], "/no/model"),
     ],
 )
-def test_what_the_user_can_mend_is_said_without_traceback(arguments, message, frames, tmp_path, capsys):
-    arguments = [str(frames) if argument == "FRAMES" else argument for argument in arguments]
+def test_what_the_user_can_mend_is_said_without_traceback(arguments, message, masks, tmp_path, capsys):
+    arguments = [str(masks) if argument == "FRAMES" else argument for argument in arguments]
     with pytest.raises(SystemExit) as exit_info:
         quickstart.main([*arguments, "--output_dir", str(tmp_path)])
     assert message in str(exit_info.value.code)
