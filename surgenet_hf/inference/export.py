@@ -96,7 +96,8 @@ class Deployed(nn.Module):
             return (output, *(part.float() for part in following))
         outputs = self.model(pixels)
         if self.task == "embeddings":
-            return outputs.pooler_output.float()
+            pooled = outputs.pooler_output
+            return (outputs.last_hidden_state.mean((-2, -1)) if pooled is None else pooled).float()
         if self.task == "classification":
             return self._scores(outputs.logits.float())
         logits = semantic_logits(outputs, pixels.shape[-2:]).float()

@@ -19,6 +19,7 @@ from surgenet_hf.data.sets import synthetic
 from surgenet_hf.errors import UserError
 from surgenet_hf.heads import build_segmenter
 from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.inference.embeddings import predict_embeddings
 from surgenet_hf.inference.export import Deployed, ExportSettings, compare, export_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -123,3 +124,12 @@ def test_what_is_refused(tiny_config, tmp_path):
         with pytest.raises(UserError, match="the exported model differs from the original"):
             compare([changed.numpy()], [exact], "segmentation", ExportSettings((1, 2)))
     assert not list(tmp_path.iterdir())
+
+
+def test_embeddings_of_a_segmentation_model_are_those_of_predict(tiny_config):
+    backbone = SurgeNetForSemanticSegmentation(tiny_config()).eval().surgenet
+    deployed = Deployed(backbone, PROCESSOR, "embeddings", ExportSettings((64, 64)))
+    with torch.no_grad():
+        found = deployed(PROCESSOR(FRAMES[0], return_tensors="pt").pixel_values)
+    ((_, expected),) = predict_embeddings(backbone, PROCESSOR, [{"image": FRAMES[0]}])
+    np.testing.assert_allclose(found[0], expected, atol=1e-6)
