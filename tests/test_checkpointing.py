@@ -116,7 +116,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_reported(tmp_path, capl
         resume_point(tmp_path, "true")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_damaged_byte_is_noticed(tmp_path_factory, data):
     folder = make(tmp_path_factory.mktemp("run"), 7) / "checkpoint-7"
@@ -131,7 +131,7 @@ def test_any_damaged_byte_is_noticed(tmp_path_factory, data):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     record=st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
 )

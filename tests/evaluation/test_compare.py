@@ -571,7 +571,7 @@ def test_impossible_values_are_named(field, value, message, write):
         write(content)
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.data())
 def test_whatever_a_results_file_holds_the_error_names_it(data):
     """Test that a results file with any changed value is accepted, or refused with a ValueError that names it."""
@@ -596,7 +596,7 @@ def test_whatever_a_results_file_holds_the_error_names_it(data):
         refused = str(error)
     if refused is None:
         value = content["metrics"].get("video_dice")  # the range of other metrics is unknown
-        assert value is None or 0 <= value <= 1 + 1e-6
+        assert value is None or -1e-6 <= value <= 1 + 1e-6  # as `check_results` allows for rounding
     else:
         assert refused.startswith("results.json")
 
