@@ -22,9 +22,9 @@ from .._version import __version__
 from ..atomic import atomic_write
 from ..checkpoints.catalog import recorded_normalization
 from ..errors import UserError
+from .graphs import freeze, write_onnx
 from .prediction import check_classes, is_single_label, resize_logits, semantic_logits
 
-OPSET = 18
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 LAYOUTS = ("nchw", "nhwc")
 # largest difference of the outputs from the model's, relative to its largest output, by data type of the weights
@@ -176,12 +176,7 @@ def export_model(
         )
     if settings.half and format == "torch":
         raise UserError("--fp16 is for --format onnx; load a torch program and convert it instead")
-    model = model.eval().requires_grad_(False)
-    for module in model.modules():  # ONNX cannot compare a tensor with 0 to skip the masks of EoMT
-        if isinstance(getattr(module, "attn_mask_probs", None), torch.Tensor):
-            probabilities = module.attn_mask_probs.tolist()
-            del module.attn_mask_probs
-            module.attn_mask_probs = probabilities
+    model = freeze(model)
     reference = Deployed(model, processor, task, settings)
     inputs = [frame_input(frame, processor, settings) for frame in frames]
     with torch.inference_mode():
@@ -282,26 +277,10 @@ def describe(deployed: Deployed) -> dict:
 
 def _write_onnx(deployed: Deployed, path: Path):
     """Write an ONNX file, and return a function that runs it."""
-    import onnx
     import onnxruntime
 
-    program = _program(deployed)
     inputs, outputs = deployed.names()
-    exported = torch.onnx.export(
-        program, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False, dynamo=True
-    )
-    assert exported is not None
-    proto = exported.model_proto
-    for part in (proto.graph, *proto.graph.node, *proto.functions, *(n for f in proto.functions for n in f.node)):
-        del part.metadata_props[:]  # stack traces, with the paths of this machine
-    if found := {node.op_type for node in proto.graph.node} & {"Loop", "If", "Scan", "GridSample"}:
-        raise UserError(
-            f"the graph contains {', '.join(sorted(found))}, which runtimes on devices cannot run. Use another head"
-        )
-    for name, value in describe(deployed).items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
-    onnx.save(proto, path)
+    write_onnx(_program(deployed), path, inputs, outputs, metadata=describe(deployed))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda *given: session.run(None, dict(zip(inputs, (x.numpy() for x in given), strict=True)))
 

@@ -1,0 +1,77 @@
+"""ONNX files of networks, which ONNX Runtime and OpenVINO run.
+
+Graphs contain no loops and no conditions, and no paths of the machine that wrote them.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+
+OPSET = 18
+FORBIDDEN = {"Loop", "If", "Scan", "GridSample"}  # runtimes on devices cannot run them
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Set a model to evaluation mode without gradients, and remove what ONNX cannot express. Returns the model."""
+    model = model.eval().requires_grad_(False)
+    for module in model.modules():  # ONNX cannot compare a tensor with 0 to skip the masks of EoMT
+        if isinstance(getattr(module, "attn_mask_probs", None), torch.Tensor):
+            probabilities = module.attn_mask_probs.tolist()
+            del module.attn_mask_probs
+            module.attn_mask_probs = probabilities
+    return model
+
+
+def write_onnx(
+    network: nn.Module | torch.export.ExportedProgram,
+    path: Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    example: tuple[torch.Tensor, ...] = (),
+    dynamic_shapes: Any = None,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Write a network to an ONNX file.
+
+    Args:
+        network: network whose `forward` takes and returns tensors, or its exported program.
+        path: file to write.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
+        example: inputs of a network. With a dynamic batch, they need a batch of at least 2.
+        dynamic_shapes: dimensions that can change, as in `torch.export.export`.
+        metadata: entries of the file's metadata. Other values than strings are written as JSON.
+
+    Raises:
+        UserError: the graph contains operations that runtimes on devices cannot run.
+    """
+    import onnx
+
+    exported = torch.onnx.export(
+        network,
+        example,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        opset_version=OPSET,
+        dynamic_shapes=dynamic_shapes,
+        verbose=False,
+        dynamo=True,
+    )
+    assert exported is not None
+    proto = exported.model_proto
+    for part in (proto.graph, *proto.graph.node, *proto.functions, *(n for f in proto.functions for n in f.node)):
+        del part.metadata_props[:]  # stack traces, with the paths of this machine
+    if found := {node.op_type for node in proto.graph.node} & FORBIDDEN:
+        raise UserError(
+            f"the graph contains {', '.join(sorted(found))}, which runtimes on devices cannot run. Use another head"
+        )
+    for name, value in (metadata or {}).items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
+    onnx.save(proto, path)
