@@ -21,10 +21,10 @@ def freeze(model: nn.Module) -> nn.Module:
     """Set a model to evaluation mode without gradients, and remove what ONNX cannot express. Returns the model."""
     model = model.eval().requires_grad_(False)
     for module in model.modules():  # ONNX cannot compare a tensor with 0 to skip the masks of EoMT
-        if isinstance(getattr(module, "attn_mask_probs", None), torch.Tensor):
-            probabilities = module.attn_mask_probs.tolist()
+        probabilities: Any = getattr(module, "attn_mask_probs", None)
+        if isinstance(probabilities, torch.Tensor):
             del module.attn_mask_probs
-            module.attn_mask_probs = probabilities
+            module.__dict__["attn_mask_probs"] = probabilities.tolist()
     return model
 
 
