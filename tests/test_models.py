@@ -91,6 +91,11 @@ def test_vision_transformers_by_name(upstream, teachers, tmp_path):
         UserError, match=r"contains 35 tensors of [\d,]+ elements, expected 35 of [\d,]+ for SurgeNetXL"
     ):
         convert_entry(entry, tmp_path / "file.pth")
+    entry = find_entry("SurgeNet2M-DINOv3-ViT-S")
+    for extra, found in (("storage_tokens", "storage tokens"), ("blocks.0.attn.qkv.bias_mask", "1 unexpected")):
+        torch.save({"teacher": teachers[entry.name] | {extra: torch.ones(1, 4, 64)}}, tmp_path / "file.pth")
+        with pytest.raises(UserError, match=rf"(?s){found}.*tensors of {entry.name} were not known .* inspect"):
+            convert_entry(entry, tmp_path / "file.pth")
 
 
 def test_public_is_the_teacher_file(upstream):
