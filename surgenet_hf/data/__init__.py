@@ -59,12 +59,14 @@ DATASETS = {
     "cholecseg8k-9": Registered("semantic-segmentation", "cholecseg8k", options={"classes": 9}),
     "cholecseg8k-8": Registered("semantic-segmentation", "cholecseg8k", options={"classes": 8}),
     "dsad": Registered("semantic-segmentation", "dsad"),
+    "sarrarp50-segmentation": Registered("semantic-segmentation", "sarrarp50", options={"task": "segmentation"}),
     "endoscapes-cvs": Registered("image-classification", "endoscapes_cvs"),
     "cholec80-tools": Registered("image-classification", "cholec80", options={"task": "tools"}),
     "csv": Registered("image-classification", "own", "load_csv"),
     "synthetic-phases": Registered("phase-recognition", "synthetic_phases", needs_folder=False),
     "cholec80-phase": Registered("phase-recognition", "cholec80", options={"task": "phase"}),
     "autolaparo": Registered("phase-recognition", "autolaparo"),
+    "sarrarp50-gestures": Registered("phase-recognition", "sarrarp50", options={"task": "gestures"}),
     "videos": Registered("phase-recognition", "own", "load_videos"),
 }
 
@@ -119,7 +121,7 @@ def class_colors(labels: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
     If a built-in dataset has exactly these classes, these are its colors. Otherwise they come from the palette.
     """
     from .colors import palette
-    from .sets import cholecseg8k, dsad, endoscapes, synthetic
+    from .sets import cholecseg8k, dsad, endoscapes, sarrarp50, synthetic
 
     known = {
         synthetic.LABELS: synthetic.COLORS,
@@ -127,6 +129,7 @@ def class_colors(labels: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
         cholecseg8k.LABELS: cholecseg8k.COLORS,
         cholecseg8k.GROUPED_LABELS: cholecseg8k.GROUPED_COLORS,
         dsad.LABELS: dsad.COLORS,
+        sarrarp50.LABELS: sarrarp50.COLORS,
     }
     return known.get(tuple(labels)) or palette(len(labels))
 

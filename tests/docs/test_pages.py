@@ -100,9 +100,9 @@ def labels_of(name: str) -> tuple[str, ...] | None:
     module = import_module(f"surgenet_hf.data.sets.{dataset.module}")
     if "classes" in dataset.options:
         return module.CLASS_LISTS[dataset.options["classes"]][0]
-    if dataset.options.get("task") == "tools":
-        return module.TOOLS
-    return getattr(module, "LABELS", getattr(module, "PHASES", None))
+    task = str(dataset.options.get("task", "")).removesuffix("s").upper()
+    names = (f"{task}S", "LABELS", "PHASES")  # such as TOOLS
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
 def test_every_dataset_has_a_row_and_a_section():
