@@ -67,6 +67,8 @@ DATASETS = {
     "cholec80-phase": Registered("phase-recognition", "cholec80", options={"task": "phase"}),
     "autolaparo": Registered("phase-recognition", "autolaparo"),
     "sarrarp50-gestures": Registered("phase-recognition", "sarrarp50", options={"task": "gestures"}),
+    "multibypass140-phase": Registered("phase-recognition", "multibypass140", options={"task": "phase"}),
+    "multibypass140-step": Registered("phase-recognition", "multibypass140", options={"task": "step"}),
     "videos": Registered("phase-recognition", "own", "load_videos"),
 }
 
