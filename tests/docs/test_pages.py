@@ -138,7 +138,8 @@ def scalars(metric) -> set[str]:
 
 def test_every_metric_is_defined():
     """Test that the first columns of the tables name exactly the metrics that are computed."""
-    segmentation, phases, multilabel = SegmentationMetric(3, background_id=0), PhaseMetric(3), MultiLabelMetric(3)
+    segmentation, phases = SegmentationMetric(3, background_id=0), PhaseMetric(3)
+    multilabel = MultiLabelMetric(3, video_wise=True)
     rng = np.random.default_rng(0)
     for video in ("a", "b"):
         segmentation.add(rng.integers(0, 3, (8, 8)), rng.integers(0, 3, (8, 8)), video)
