@@ -60,6 +60,7 @@ DATASETS = {
     "cholecseg8k-8": Registered("semantic-segmentation", "cholecseg8k", options={"classes": 8}),
     "dsad": Registered("semantic-segmentation", "dsad"),
     "sarrarp50-segmentation": Registered("semantic-segmentation", "sarrarp50", options={"task": "segmentation"}),
+    "atlas120k": Registered("semantic-segmentation", "atlas120k"),
     "endoscapes-cvs": Registered("image-classification", "endoscapes_cvs"),
     "cholec80-tools": Registered("image-classification", "cholec80", options={"task": "tools"}),
     "cholect50-triplets": Registered("image-classification", "cholect50", options={"task": "triplets"}),
@@ -128,7 +129,7 @@ def class_colors(labels: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
     If a built-in dataset has exactly these classes, these are its colors. Otherwise they come from the palette.
     """
     from .colors import palette
-    from .sets import cholecseg8k, dsad, endoscapes, sarrarp50, synthetic
+    from .sets import atlas120k, cholecseg8k, dsad, endoscapes, sarrarp50, synthetic
 
     known = {
         synthetic.LABELS: synthetic.COLORS,
@@ -137,6 +138,7 @@ def class_colors(labels: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
         cholecseg8k.GROUPED_LABELS: cholecseg8k.GROUPED_COLORS,
         dsad.LABELS: dsad.COLORS,
         sarrarp50.LABELS: sarrarp50.COLORS,
+        atlas120k.LABELS: atlas120k.COLORS,
     }
     return known.get(tuple(labels)) or palette(len(labels))
 
