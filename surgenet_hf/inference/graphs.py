@@ -5,7 +5,7 @@ Graphs contain no loops and no conditions, and no paths of the machine that wrot
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def write_onnx(
     onnx.save(proto, path)
 
 
-def quantize_onnx(path: Path, samples: Iterable[dict[str, np.ndarray]]) -> None:
+def quantize_onnx(path: Path, samples: Iterable[dict[str, np.ndarray]], exclude: Collection[str] = ()) -> None:
     """Replace an ONNX file in float32 by its static int8 version.
 
     Weights have 8 bits per channel, and activations 8 bits per tensor, with ranges from the samples. The file contains
@@ -90,6 +90,7 @@ def quantize_onnx(path: Path, samples: Iterable[dict[str, np.ndarray]]) -> None:
     Args:
         path: file of `write_onnx`. It is replaced.
         samples: calibration samples, arrays by name of the input. All of them are used.
+        exclude: names of weights whose operations stay in float32.
 
     Raises:
         UserError: nncf is not installed, or there are no samples.
@@ -104,12 +105,14 @@ def quantize_onnx(path: Path, samples: Iterable[dict[str, np.ndarray]]) -> None:
 
     nncf.set_log_level(logging.ERROR)
     source = onnx.load(path)
+    kept = [node.name for node in source.graph.node if set(node.input) & set(exclude)]
     ranges = QuantizationParameters(per_channel=False)  # ONNX Runtime rejects ranges per channel
     quantized = nncf.quantize(
         source,
         nncf.Dataset(samples),
         preset=nncf.QuantizationPreset.MIXED,  # ranges of activations need not be symmetric
         subset_size=len(samples),
+        ignored_scope=nncf.IgnoredScope(names=kept),
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_quantization_params=ranges),
     )
     onnx.save(quantized, path)

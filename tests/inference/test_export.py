@@ -19,8 +19,9 @@ from surgenet_hf.data.sets import synthetic
 from surgenet_hf.errors import UserError
 from surgenet_hf.heads import build_segmenter
 from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.inference.deployed import Deployed, ExportSettings
 from surgenet_hf.inference.embeddings import predict_embeddings
-from surgenet_hf.inference.export import Deployed, ExportSettings, compare, export_model
+from surgenet_hf.inference.export import compare, export_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 PROCESSOR = build_image_processor("surgenet", 64)
@@ -38,10 +39,10 @@ def test_a_segmentation_model_from_the_command_line(tiny_config, tmp_path, capsy
     model.save_pretrained(tmp_path / "run" / "model")
     PROCESSOR.save_pretrained(tmp_path / "run" / "model")
     main(
-        f"--model_name_or_path {tmp_path}/run --source_size 96 160 --input_layout nhwc --postprocess --fp16 "
+        f"--model_name_or_path {tmp_path}/run --source_size 96 160 --input_layout nhwc --postprocess --precision fp16 "
         f"--output_dir {tmp_path}/out".split()
     )
-    assert float(re.search(r"([\d.]+)% equal classes", capsys.readouterr().out)[1]) >= 99.5
+    assert float(re.search(r"onnxruntime: .*?([\d.]+)% equal classes", capsys.readouterr().out)[1]) >= 99.5
     weights = onnx.load(tmp_path / "out" / "model.onnx").graph.initializer
     assert sum(weight.data_type == onnx.TensorProto.FLOAT16 for weight in weights) > 20
     pixels = np.asarray(FRAMES[0])[None]
@@ -117,12 +118,14 @@ def test_what_is_refused(tiny_config, tmp_path):
     eomt = build_segmenter(dinov2, head="eomt", image_size=64, id2label={0: "a"}, label2id={"a": 0})
     with pytest.raises(UserError, match="EoMT takes images of 64 pixels only"):
         export_model(eomt, PROCESSOR, "segmentation", tmp_path, "onnx", ExportSettings((80, 80)), FRAMES)
-    with pytest.raises(UserError, match="--fp16 is for --format onnx"):
-        export_model(model, PROCESSOR, "segmentation", tmp_path, "torch", ExportSettings((64, 64), half=True), FRAMES)
+    with pytest.raises(UserError, match="--precision fp16 is for --format onnx"):
+        export_model(
+            model, PROCESSOR, "segmentation", tmp_path, "torch", ExportSettings((64, 64), precision="fp16"), FRAMES
+        )
     exact = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
     for changed in (exact + 1e-3, exact.flip(1), exact * float("nan")):
-        with pytest.raises(UserError, match="the exported model differs from the original"):
-            compare([changed.numpy()], [exact], "segmentation", ExportSettings((1, 2)))
+        with pytest.raises(UserError, match="the exported model in the file differs from the original"):
+            compare([changed], [exact], "segmentation", ExportSettings((1, 2)))
     assert not list(tmp_path.iterdir())
 
 
