@@ -1,22 +1,24 @@
-"""Export a model to ONNX or to a program of torch.export, for other runtimes.
+"""Export a model to ONNX, OpenVINO, or a program of torch.export, for other runtimes.
 
   surgenet export --model_name_or_path outputs/endoscapes --output_dir exported
   surgenet export --model_name_or_path outputs/endoscapes --source_size 480 854 --input_layout nhwc --postprocess \\
       --frames endoscapes/val --output_dir exported
+  surgenet export --model_name_or_path outputs/endoscapes --format openvino --precision int8 \\
+      --frames endoscapes/val --output_dir exported
 
-The written file is run and compared with the model on frames. A file that differs is not kept. The exported model is
-for research only, and not a medical device.
+The written file is run and compared with the model on frames. A file that differs is not kept. int8 also needs frames
+for its calibration. The exported model is for research only, and not a medical device.
 """
 
 from dataclasses import MISSING, dataclass
-from itertools import islice
-from pathlib import Path
 
 from ..errors import UserError
 from ..options import option
 from .arguments import ArgumentParser, command
 
 FRAMES = 8  # number of frames to compare on
+CALIBRATION_FRAMES = 128
+FRAMES_PER_SECOND = 1.0  # of videos
 
 
 @dataclass
@@ -26,8 +28,8 @@ class ExportArguments:
     model_name_or_path: str = option(
         MISSING, "Model: a folder, the output folder of a training, a Hub repository, or a published checkpoint."
     )
-    output_dir: str = option(MISSING, "Folder for model.onnx or model.pt2, and metadata.json.")
-    format: str = option("onnx", "Format of the file.", choices=["onnx", "torch"])
+    output_dir: str = option(MISSING, "Folder for the model and its metadata.json.")
+    format: str = option("onnx", "Format of the file.", choices=["onnx", "openvino", "torch"])
     task: str | None = option(
         None, "embeddings: export the backbone without its head. Default: the task of the model.",
         choices=["embeddings"],
@@ -37,15 +39,24 @@ class ExportArguments:
     )
     source_size: list[int] | None = option(
         None,
-        "Height and width in pixels of uint8 frames that the graph resizes and normalizes itself. Default: the input "
-        "is the output of the image processor.",
+        "Height and width in pixels of frames that the graph resizes and normalizes itself. Default: the input is the "
+        "output of the image processor.",
     )
     input_layout: str = option("nchw", "Layout of these frames.", choices=["nchw", "nhwc"])
+    input_dtype: str = option(
+        "uint8", "Data type of these frames, with values from 0 to 255.", choices=["uint8", "float32"]
+    )
     postprocess: bool = option(False, "Whether the graph ends with class ids or probabilities instead of logits.")
     dynamic: bool = option(False, "Whether batch size, height, and width of the input can change.")
-    fp16: bool = option(False, "Whether weights and computation have 16 bits. Only for onnx.")
-    frames: str | None = option(
-        None, f"Folder of frames; the first {FRAMES} are used to compare. Default: synthetic frames."
+    precision: str = option(
+        "float32",
+        "Precision of weights and computation. fp16 and int8 are for onnx and openvino, and int8 needs --frames.",
+        choices=["float32", "fp16", "int8"],
+    )
+    frames: list[str] | None = option(
+        None,
+        f"Images, videos, folders, or glob patterns with frames. {FRAMES} frames are compared, "
+        f"and up to {CALIBRATION_FRAMES} others calibrate int8. Default: synthetic frames.",
     )
 
     def __post_init__(self):
@@ -55,6 +66,11 @@ class ExportArguments:
             raise UserError(f"--image_size must be positive, got {self.image_size}")
         if self.source_size is None and self.input_layout != "nchw":
             raise UserError("--input_layout nhwc needs --source_size: the image processor gives NCHW")
+        if self.precision == "int8" and not self.frames:
+            raise UserError(
+                "--precision int8 needs --frames with frames like those of the application, from which it computes "
+                "the range of each value"
+            )
 
 
 @command
@@ -66,12 +82,11 @@ def main(argv: list[str] | None = None) -> None:
     from PIL import Image
 
     from ..checkpointing import check_output_dir
-    from ..data.frame_folders import FRAME_SUFFIXES
-    from ..data.images import read_frame
     from ..data.sets import synthetic
     from ..image_processing import load_image_processor
+    from ..inference.deployed import ExportSettings
     from ..inference.embeddings import load_backbone
-    from ..inference.export import ExportSettings, describe_comparison, export_model
+    from ..inference.export import describe_comparison, export_model
     from ..models import load_config, load_model, resolve_model
     from ..tasks import find_task
 
@@ -91,14 +106,10 @@ def main(argv: list[str] | None = None) -> None:
         )
         model = load_model(found[1], source, lambda model: dict(model.named_parameters())).float()
     processor = load_image_processor(source, args.image_size)
+    calibration: list[Image.Image] = []
     if args.frames:
-        paths = (path for path in sorted(Path(args.frames).rglob("*")) if path.suffix.lower() in FRAME_SUFFIXES)
-        frames = [read_frame(path) for path in islice(paths, FRAMES)]
-        if not frames:
-            raise UserError(
-                f"--frames {args.frames} is not a folder with images ({', '.join(sorted(FRAME_SUFFIXES))}); choose "
-                "another"
-            )
+        count = CALIBRATION_FRAMES if args.precision == "int8" else 0
+        frames, calibration = read_frames(args.frames, count, consecutive=task == "phases")
     else:
         frames = [Image.fromarray(synthetic.draw(0, i, 0, (480, 854))[0]) for i in range(FRAMES)]
     size = (processor.size["height"], processor.size["width"])
@@ -106,15 +117,63 @@ def main(argv: list[str] | None = None) -> None:
         size,
         tuple(args.source_size) if args.source_size else None,
         args.input_layout,
+        args.input_dtype,
         args.postprocess,
         args.dynamic,
-        args.fp16,
+        args.precision,
     )
-    report = export_model(model, processor, task, args.output_dir, args.format, settings, frames)
-    print(
-        f"Written to {report['file']} and metadata.json. Compared with the model on {len(frames)} frames: "
-        f"{describe_comparison(report)}."
+    report = export_model(
+        model, processor, task, args.output_dir, args.format, settings, frames, calibration or frames
     )
+    note = ""
+    if args.precision == "int8":
+        note = f" Calibrated on {len(calibration)} other frames." if calibration else " Calibrated on the same frames."
+    print(f"Written to {report['file']} and metadata.json. Compared with the model on {len(frames)} frames.{note}")
+    for runtime, comparison in report["comparison"].items():
+        print(f"  {runtime}: {describe_comparison(comparison)}")
+
+
+def read_frames(source: list[str], count: int, consecutive: bool = False) -> tuple[list, list]:
+    """Read frames for the comparison, and others for the calibration.
+
+    Args:
+        source: images, videos, folders, or glob patterns.
+        count: maximum number of frames for the calibration.
+        consecutive: whether frames follow one another. Otherwise, they are spread over the source.
+
+    Returns:
+        Up to `FRAMES` RGB images to compare on, and up to `count` others. If there are fewer than twice `FRAMES`
+        frames, the second list is empty.
+
+    Raises:
+        UserError: there are no frames, or one cannot be read.
+    """
+    from contextlib import closing
+
+    from ..inference.sources import Report, divide, find_sources, read_batches
+
+    sources = find_sources(source, FRAMES_PER_SECOND)
+    step = 1 if consecutive else max(1, sum(each.frames for each in sources) // (FRAMES + count))
+    images, number = [], 0
+    with closing(read_batches(divide(sources), FRAMES_PER_SECOND, 1)) as batches:
+        for item in (item for batch in batches for item in batch.items):
+            if isinstance(item, Report):
+                if item.is_error:
+                    raise UserError(f"{item.file}: {item.message}")
+                continue
+            if number % step == 0:
+                images.append(item.read())
+            number += 1
+            if len(images) == FRAMES + count:
+                break
+    if not images:
+        raise UserError(f"--frames {' '.join(source)} contains no frames; choose others")
+    if not count or len(images) < 2 * FRAMES:
+        return images[:FRAMES] if not count else images, []
+    if consecutive:
+        return images[:FRAMES], images[FRAMES:]
+    chosen = {i * len(images) // FRAMES for i in range(FRAMES)}
+    return [images[i] for i in sorted(chosen)], [image for i, image in enumerate(images) if i not in chosen]
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class PublishArguments:
     publish_video_names: bool = option(
         False, "Whether to publish the names of your own videos. Otherwise, neutral names replace them."
     )
+    onnx: bool = option(False, "Whether to add onnx/model.onnx to the repository of --model.")
     output_dir: str | None = option(None, "Folder for the prepared repositories. Default: a temporary folder.")
 
 
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("give either --names or --model")
     if (args.model is None) != (args.repo_id is None) or (args.repo_id and args.repo_id.count("/") != 1):
         parser.error("give --model and --repo_id ORG/NAME together")
+    if args.onnx and not args.model:
+        parser.error("--onnx is for --model; export a published checkpoint with surgenet export --task embeddings")
     names = [entry.name for entry in CATALOG] if args.names == "all" else (args.names or "").split(",")
     entries = [find_entry(name, "Publish your own model with --model and --repo_id") for name in names if name]
     from ..publishing.upload import check_login, publish_checkpoints, publish_finetuned
@@ -61,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         output_dir = Path(args.output_dir or temporary)
         if args.model:
             outcome = publish_finetuned(
-                args.model, args.repo_id, output_dir, args.push, args.private, args.publish_video_names
+                args.model, args.repo_id, output_dir, args.push, args.private, args.publish_video_names, args.onnx
             )
             print_outcome(outcome)
             if not args.push:

@@ -1,305 +1,328 @@
-"""Export of models to ONNX and to torch.export programs, with optional preprocessing and postprocessing in the graph.
+"""Export of models to ONNX, OpenVINO, and torch.export programs.
 
 Every written file is run and compared with the model; a file that differs is not kept. Graphs contain no loops and no
-conditions. A resize is written as two products with constant matrices, because runtimes disagree about antialiasing.
+conditions.
 """
 
 import copy
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
-from torch.export import Dim
 from torch.nn import functional as F
 
-from .._version import __version__
-from ..atomic import atomic_write
-from ..checkpoints.catalog import recorded_normalization
 from ..errors import UserError
-from .graphs import freeze, write_onnx
-from .prediction import check_classes, is_single_label, resize_logits, semantic_logits
+from .deployed import RESIZE_WEIGHTS, Deployed, ExportSettings, describe, frame_input, trace
+from .graphs import freeze, quantize_onnx, write_onnx
+from .packages import import_onnxruntime, import_openvino
+from .prediction import check_classes, is_single_label
 
-FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
-LAYOUTS = ("nchw", "nhwc")
-# largest difference of the outputs from the model's, relative to its largest output, by data type of the weights
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2}
+# files of each format, with the names of optimum; the first one refers to the others
+FORMATS = {
+    "onnx": ("model.onnx",),
+    "openvino": ("openvino_model.xml", "openvino_model.bin"),
+    "torch": ("model.pt2",),
+}
+METADATA = "metadata.json"
+PRECISIONS = ("float32", "fp16", "int8")
+# largest difference of the outputs from the model's, relative to its largest output; int8 has no limit
+DIFFERENCES = {"float32": 1e-4, "fp16": 2e-2}
+RESIZED = 1e-3  # smallest such limit with a resize in the graph, whose rounding to gray levels differs at a few pixels
 AGREEMENT = 0.995  # smallest share of equal classes
+# of int8: largest difference of probabilities, smallest cosine similarity of embeddings
+SCORES, COSINE = 0.01, 0.999
+STRIDE = 32  # of convolutional backbones
 
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """What the graph contains.
-
-    Attributes:
-        image_size: height and width in pixels of the model's input.
-        source_size: height and width of uint8 frames that the graph preprocesses itself. None: the input is the output
-            of the image processor.
-        layout: layout of these frames, "nchw" or "nhwc".
-        postprocess: whether the graph ends with class ids (segmentation) or probabilities instead of logits.
-        dynamic: whether batch and size of the input can change. Not with `source_size`, and not for phases.
-        half: whether weights and computation have 16 bits. Inputs and outputs keep 32 bits.
-    """
-
-    image_size: tuple[int, int]
-    source_size: tuple[int, int] | None = None
-    layout: str = "nchw"
-    postprocess: bool = False
-    dynamic: bool = False
-    half: bool = False
-
-
-def resize_matrix(source: int, target: int) -> torch.Tensor:
-    """Return the matrix (target, source) of torch's antialiased bilinear resize of a line of pixels."""
-    identity = torch.eye(source)[None, None]
-    return F.interpolate(identity, (target, source), mode="bilinear", antialias=True, align_corners=False)[0, 0]
-
-
-class Deployed(nn.Module):
-    """Model with the preprocessing and postprocessing of its graph.
-
-    Args:
-        model: model in evaluation mode.
-        processor: its image processor.
-        task: "segmentation", "classification", "phases", or "embeddings".
-        settings: what the graph contains.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
-
-    def __init__(self, model, processor, task: str, settings: ExportSettings):
-        super().__init__()
-        self.model, self.task, self.settings = model, task, settings
-        self.dtype = next(model.parameters()).dtype
-        self.statistics = {name: list(getattr(processor, name)) for name in ("image_mean", "image_std")}
-        self.register_buffer("mean", torch.tensor(self.statistics["image_mean"]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(self.statistics["image_std"]).view(1, 3, 1, 1))
-        if settings.source_size:
-            (height, width), (rows, columns) = settings.source_size, settings.image_size
-            self.register_buffer("rows", resize_matrix(height, rows))
-            self.register_buffer("columns", resize_matrix(width, columns).T.contiguous())
-
-    def forward(self, frames: torch.Tensor, *state: torch.Tensor):
-        """Compute the outputs of the graph: one tensor, or for phases the output and the next state."""
-        pixels = self.preprocess(frames).to(self.dtype)
-        if self.task == "phases":
-            logits, following = self.model.stream(pixels, tuple(part.to(self.dtype) for part in state))
-            output = logits.float().softmax(-1) if self.settings.postprocess else logits.float()
-            return (output, *(part.float() for part in following))
-        outputs = self.model(pixels)
-        if self.task == "embeddings":
-            pooled = outputs.pooler_output
-            return (outputs.last_hidden_state.mean((-2, -1)) if pooled is None else pooled).float()
-        if self.task == "classification":
-            return self._scores(outputs.logits.float())
-        logits = semantic_logits(outputs, pixels.shape[-2:]).float()
-        logits = resize_logits(logits, self.settings.source_size or pixels.shape[-2:])
-        return logits.argmax(1).to(torch.uint8) if self.settings.postprocess else logits
-
-    def preprocess(self, frames: torch.Tensor) -> torch.Tensor:
-        if self.settings.source_size is None:
-            return frames
-        frames = frames.permute(0, 3, 1, 2) if self.settings.layout == "nhwc" else frames
-        # the image processor rounds to 8 bits after each direction
-        narrow = (frames.float() @ self.columns).round()
-        resized = (self.rows @ narrow).round()
-        return (resized / 255 - self.mean) / self.std
-
-    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
-        if not self.settings.postprocess:
-            return logits
-        return logits.softmax(-1) if is_single_label(self.model.config) else logits.sigmoid()
-
-    def example(self, batch: int) -> tuple[torch.Tensor, ...]:
-        """Return inputs: random frames, and for phases the state at the start of a video."""
-        generator = torch.Generator().manual_seed(0)
-        if self.settings.source_size:
-            height, width = self.settings.source_size
-            shape = (batch, height, width, 3) if self.settings.layout == "nhwc" else (batch, 3, height, width)
-            frames = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-        else:
-            frames = torch.rand(batch, 3, *self.settings.image_size, generator=generator)
-        return (frames, *self.initial_state(batch))
-
-    def initial_state(self, batch: int) -> list[torch.Tensor]:
-        """Return the state at the start of a video, empty for other tasks."""
-        if self.task != "phases":
-            return []
-        maps = self.model.config.num_feature_maps
-        return [torch.zeros(batch, maps, layer.context) for stage in self.model.stages for layer in stage.layers]
-
-    def names(self) -> tuple[list[str], list[str]]:
-        """Return the names of inputs and outputs."""
-        frames = "frames" if self.settings.source_size else "pixel_values"
-        final = {"segmentation": "mask", "embeddings": "embedding"}.get(self.task, "probabilities")
-        output = final if self.settings.postprocess or self.task == "embeddings" else "logits"
-        count = len(self.initial_state(1))
-        states = [f"state_{i}" for i in range(count)]
-        return [frames, *states], [output, *(f"next_{name}" for name in states)]
+Run = Callable[..., Sequence[torch.Tensor]]
 
 
 def export_model(
-    model, processor, task: str, output_dir: str | Path, format: str, settings: ExportSettings, frames: Sequence
+    model,
+    processor,
+    task: str,
+    output_dir: str | Path,
+    format: str,
+    settings: ExportSettings,
+    frames: Sequence[Image.Image],
+    calibration: Iterable[Image.Image] = (),
 ) -> dict:
-    """Write a model to a file of another runtime, run it, and compare its outputs with those of the model.
+    """Write a model to the files of another runtime, run them, and compare their outputs with those of the model.
+
+    Either all files are written or none.
 
     Args:
         model: model in float32.
         processor: its image processor, whose mean and standard deviation the graph contains with `source_size`.
         task: see `Deployed`.
-        output_dir: folder for the file and its `metadata.json`.
-        format: "onnx", or "torch" for a program of `torch.export`.
+        output_dir: folder for the files of `FORMATS` and `metadata.json`.
+        format: "onnx", "openvino", or "torch" for a program of `torch.export`.
         settings: what the graph contains.
-        frames: RGB PIL images to compare on.
+        frames: RGB PIL images to compare on. For phases, consecutive frames of a video.
+        calibration: RGB PIL images for int8.
 
     Returns:
-        "file", and the result of `compare`, which `metadata.json` also contains.
+        "file", and "comparison", {runtime: result of `compare`}. An ONNX file is also run in OpenVINO if it is
+        installed. `metadata.json` contains "comparison" too.
 
     Raises:
-        UserError: the settings do not fit the task, or the outputs of the file differ from those of the model.
+        UserError: the settings do not fit the task, a package is not installed, or the outputs of the files differ
+            from those of the model.
     """
-    if settings.dynamic and (settings.source_size or task == "phases" or model.config.model_type.startswith("eomt")):
-        raise UserError("--dynamic needs the output of the image processor as input, and is not for phases and EoMT")
-    if task == "segmentation" and settings.postprocess:
-        check_classes(model.config)
-    if model.config.model_type.startswith("eomt") and settings.image_size != (model.config.image_size,) * 2:
-        raise UserError(
-            f"EoMT takes images of {model.config.image_size} pixels only, got {settings.image_size}; omit --image_size"
-        )
-    if settings.half and format == "torch":
-        raise UserError("--fp16 is for --format onnx; load a torch program and convert it instead")
+    check_settings(model.config, task, format, settings)
     model = freeze(model)
     reference = Deployed(model, processor, task, settings)
     inputs = [frame_input(frame, processor, settings) for frame in frames]
-    with torch.inference_mode():
-        expected = [reference(frame, *reference.initial_state(1)) for frame in inputs]
-    deployed = Deployed(copy.deepcopy(model).half(), processor, task, settings) if settings.half else reference
+    expected = list(run_frames(_eager(reference), reference, inputs))
+    half = settings.precision == "fp16" and format == "onnx"
+    deployed = Deployed(copy.deepcopy(model).half(), processor, task, settings) if half else reference
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FORMATS[format]
-    report: dict[str, Any] = {}
-    with atomic_write(path) as temporary:
-        run = (_write_onnx if format == "onnx" else _write_program)(deployed, Path(temporary))
-        found = [run(frame, *reference.initial_state(1)) for frame in inputs]
-        report = compare(found, expected, task, settings)
-    metadata = describe(deployed) | {"file": path.name, **report}
-    with atomic_write(folder / "metadata.json") as temporary:
-        Path(temporary).write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {"file": str(path), **report}
+    files = FORMATS[format]
+    metadata = describe(deployed) | {"file": files[0]}
+    with TemporaryDirectory(dir=folder, prefix=".export-", suffix=".partial") as name:
+        temporary = Path(name)
+        if format == "torch":
+            _write_program(deployed, temporary / files[0])
+        else:
+            path = temporary / FORMATS["onnx"][0]
+            write_onnx(trace(deployed), path, *deployed.names(), metadata=metadata)
+            if settings.precision == "int8":
+                pixels = (frame_input(frame, processor, settings) for frame in calibration)
+                samples = list(_calibration_samples(reference, pixels))
+                metadata["calibration_frames"] = len(samples)
+                quantize_onnx(path, samples, RESIZE_WEIGHTS)
+            if format == "openvino":
+                _convert_to_openvino(path, temporary / files[0], metadata)
+        comparison = {}
+        for runtime, run in _runtimes(format, temporary / files[0], reference):
+            found = list(run_frames(run, reference, inputs))
+            comparison[runtime] = compare(
+                found, expected, task, settings, _is_single_label(model.config, task), runtime
+            )
+        metadata |= {"comparison": comparison, "compared_frames": len(inputs)}
+        text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+        (temporary / METADATA).write_text(text, encoding="utf-8")
+        _replace_files(temporary, folder, [*files, METADATA])
+    return {"file": str(folder / files[0]), "comparison": comparison}
 
 
-def frame_input(frame: Image.Image, processor, settings: ExportSettings) -> torch.Tensor:
-    """Return a frame as the graph expects it, a batch of one."""
-    if settings.source_size is None:
-        return processor(frame, return_tensors="pt").pixel_values
-    height, width = settings.source_size
-    pixels = torch.from_numpy(np.asarray(frame.convert("RGB").resize((width, height))).copy())[None]
-    return pixels if settings.layout == "nhwc" else pixels.permute(0, 3, 1, 2).contiguous()
-
-
-def compare(found: list, expected: list, task: str, settings: ExportSettings) -> dict:
-    """Compare outputs of a file with those of the model.
-
-    Returns:
-        {"max_difference": relative to the largest output, None for class ids, "agreement": share of equal classes,
-        None for embeddings}.
+def check_settings(config, task: str, format: str, settings: ExportSettings) -> None:
+    """Check that settings fit each other and the model.
 
     Raises:
-        UserError: they differ by more than `TOLERANCES`, or agree less than `AGREEMENT`.
+        UserError: they do not.
     """
-    firsts = [(_first(ours), _first(theirs)) for ours, theirs in zip(found, expected, strict=True)]
-    is_ids = task == "segmentation" and settings.postprocess
-    agreement = None
-    if task != "embeddings":
-        classes = [(a, b) if is_ids else (a.argmax(1), b.argmax(1)) for a, b in firsts]
-        agreement = float(np.mean([(a == b).float().mean().item() for a, b in classes]))
-    difference = None
-    if not is_ids:
-        largest = max(theirs.abs().max().item() for _, theirs in firsts)
-        difference = max((ours - theirs).abs().max().item() for ours, theirs in firsts) / max(largest, 1e-12)
-    limit = TOLERANCES[torch.float16 if settings.half else torch.float32]
-    report = {"max_difference": difference, "agreement": agreement}
-    if (difference is not None and not difference <= limit) or (agreement is not None and agreement < AGREEMENT):
+    is_eomt = config.model_type.startswith("eomt")
+    if settings.dynamic and (settings.source_size or task == "phases" or is_eomt):
+        raise UserError("--dynamic needs the output of the image processor as input, and is not for phases and EoMT")
+    if task == "segmentation" and settings.postprocess:
+        check_classes(config)
+    if is_eomt and settings.image_size != (config.image_size,) * 2:
         raise UserError(
-            f"the exported model differs from the original: {describe_comparison(report)}, expected at most "
-            f"{limit:.0e} and at least {AGREEMENT:.1%}. Nothing was written. Try without --fp16, or report a bug"
+            f"EoMT takes images of {config.image_size} pixels only, got {settings.image_size}; omit --image_size"
+        )
+    backbone: Any = getattr(config, "backbone_config", None) or config
+    patch = getattr(backbone, "patch_size", None)
+    smallest = patch if isinstance(patch, int) else STRIDE
+    if min(settings.image_size) < smallest:
+        raise UserError(
+            f"--image_size must be at least {smallest}, the stride of the {backbone.model_type} backbone, got "
+            f"{min(settings.image_size)}; use the size of the training"
+        )
+    if settings.precision != "float32" and format == "torch":
+        raise UserError(
+            f"--precision {settings.precision} is for --format onnx and openvino; omit it, and convert the torch "
+            "program after loading"
+        )
+
+
+def run_frames(run: Run, deployed: Deployed, inputs: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield the outputs of consecutive frames. The state of phases goes from one frame to the next."""
+    state: Sequence[torch.Tensor] = deployed.initial_state(1)
+    for frame in inputs:
+        output, *state = run(frame, *state)
+        yield output
+
+
+def compare(
+    found: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+    task: str,
+    settings: ExportSettings,
+    single_label: bool = True,
+    runtime: str = "the file",
+) -> dict[str, float]:
+    """Compare outputs of a file with those of the model.
+
+    Args:
+        found: outputs of the file, one per frame.
+        expected: outputs of the model.
+        task: see `Deployed`.
+        settings: what the graph contains.
+        single_label: whether each frame has one class, so that its probabilities are a softmax.
+        runtime: name of the runtime in the error.
+
+    Returns:
+        "max_difference", relative to the largest output, unless the outputs are class ids. "agreement", the share of
+        equal classes, unless the outputs are embeddings. For embeddings "cosine", the smallest similarity. For
+        classification and phases "score_difference", the largest difference of probabilities.
+
+    Raises:
+        UserError: they differ by more than the limits of this module.
+    """
+    report = {}
+    is_ids = task == "segmentation" and settings.postprocess
+    pairs = list(zip(found, expected, strict=True))
+    if not is_ids:
+        largest = max(theirs.abs().max().item() for _, theirs in pairs)
+        report["max_difference"] = max((a - b).abs().max().item() for a, b in pairs) / max(largest, 1e-12)
+    if task != "embeddings":
+        classes = [(a, b) if is_ids else (a.argmax(1), b.argmax(1)) for a, b in pairs]
+        report["agreement"] = float(np.mean([(a == b).float().mean().item() for a, b in classes]))
+    else:
+        report["cosine"] = min(F.cosine_similarity(a, b).min().item() for a, b in pairs)
+    if task in ("classification", "phases"):
+        if not settings.postprocess:
+            scores = (lambda x: x.softmax(-1)) if single_label else torch.sigmoid
+            pairs = [(scores(a), scores(b)) for a, b in pairs]
+        report["score_difference"] = max((a - b).abs().max().item() for a, b in pairs)
+    limits = _limits(task, settings)
+    # NaN is outside of each limit
+    if not all(report[name] <= limit if "difference" in name else report[name] >= limit for name, limit in limits):
+        expectation = " and ".join(_describe_value(name, limit, True) for name, limit in limits)
+        advice = {
+            "float32": "Report a bug",
+            "fp16": "Use --precision float32, or report a bug",
+            "int8": "Use --precision fp16 or float32, or give more --frames that resemble those of the application",
+        }
+        raise UserError(
+            f"the exported model in {runtime} differs from the original: {describe_comparison(report)}; expected "
+            f"{expectation}. Nothing was written. {advice[settings.precision]}"
         )
     return report
 
 
-def describe_comparison(report: dict) -> str:
+def describe_comparison(report: dict[str, float]) -> str:
     """Describe the result of `compare` in words."""
-    difference, agreement = report["max_difference"], report["agreement"]
-    parts = [] if difference is None else [f"largest difference {difference:.1e} of the largest output"]
-    return ", ".join(parts + ([] if agreement is None else [f"{agreement:.2%} equal classes"]))
+    return ", ".join(_describe_value(name, value) for name, value in report.items())
 
 
-def _first(outputs) -> torch.Tensor:
-    """Return the output, without the state of phases."""
-    return torch.as_tensor(outputs[0] if isinstance(outputs, tuple | list) else outputs)
+def _limits(task: str, settings: ExportSettings) -> list[tuple[str, float]]:
+    """Return the names of results of `compare`, and their limits."""
+    if settings.precision == "int8":
+        return {"segmentation": [("agreement", AGREEMENT)], "embeddings": [("cosine", COSINE)]}.get(
+            task, [("score_difference", SCORES)]
+        )
+    limits = [] if task == "embeddings" else [("agreement", AGREEMENT)]
+    if task != "segmentation" or not settings.postprocess:
+        limit = DIFFERENCES[settings.precision]
+        limits.append(("max_difference", max(limit, RESIZED) if settings.source_size else limit))
+    return limits
 
 
-def describe(deployed: Deployed) -> dict:
-    """Return the metadata of an exported file: provenance, classes, preprocessing, inputs, and outputs."""
-    config, settings = deployed.model.config, deployed.settings
-    pretraining = getattr(config, "pretraining", None) or {}
-    inputs, outputs = deployed.names()
+def _describe_value(name: str, value: float, is_limit: bool = False) -> str:
+    bound = "" if not is_limit else "at most " if "difference" in name else "at least "
     return {
-        "exported_by": f"surgenet_hf {__version__}",
-        "task": deployed.task,
-        "architecture": type(deployed.model).__name__,
-        "pretraining": pretraining.get("name", "unknown"),
-        "source_sha256": pretraining.get("source_sha256"),
-        "notice": "For research only. Not a medical device.",
-        "license": "The license of the weights from which the model was trained applies.",
-        "labels": list(config.id2label.values()) if deployed.task != "embeddings" else [],
-        "problem_type": getattr(config, "problem_type", None),
-        "inputs": inputs,
-        "outputs": outputs,
-        "image_size": list(settings.image_size),
-        "source_size": list(settings.source_size) if settings.source_size else None,
-        "layout": settings.layout,
-        "image_mean": deployed.statistics["image_mean"],
-        "image_std": deployed.statistics["image_std"],
-        "normalization": recorded_normalization(pretraining),
-        "frames_per_second": getattr(config, "frames_per_second", None),
-        "precision": "float16" if settings.half else "float32",
-    }
+        "max_difference": f"largest difference {bound}{value:.1e} of the largest output",
+        "agreement": f"{bound}{value:.2%} equal classes",
+        "cosine": f"smallest cosine similarity {bound}{value:.4f}",
+        "score_difference": f"largest difference of probabilities {bound}{value:.4f}",
+    }[name]
 
 
-def _write_onnx(deployed: Deployed, path: Path):
-    """Write an ONNX file, and return a function that runs it."""
-    import onnxruntime
-
-    inputs, outputs = deployed.names()
-    write_onnx(_program(deployed), path, inputs, outputs, metadata=describe(deployed))
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda *given: session.run(None, dict(zip(inputs, (x.numpy() for x in given), strict=True)))
+def _is_single_label(config, task: str) -> bool:
+    return task != "classification" or is_single_label(config)
 
 
-def _write_program(deployed: Deployed, path: Path):
-    """Write a program of torch.export, and return a function that runs it."""
+def _calibration_samples(deployed: Deployed, pixels: Iterable[torch.Tensor]) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the inputs of the graph for frames. The state of phases is that of a video of these frames."""
+    names = deployed.names()[0]
+    run = _eager(deployed)
+    state: Sequence[torch.Tensor] = deployed.initial_state(1)
+    for frame in pixels:
+        yield {name: value.numpy() for name, value in zip(names, (frame, *state), strict=True)}
+        if state:
+            _, *state = run(frame, *state)
+
+
+def _eager(deployed: Deployed) -> Run:
+    def run(*given: torch.Tensor) -> Sequence[torch.Tensor]:
+        with torch.inference_mode():
+            found = deployed(*given)
+        return found if isinstance(found, tuple) else (found,)
+
+    return run
+
+
+def _runtimes(format: str, path: Path, deployed: Deployed) -> Iterator[tuple[str, Run]]:
+    """Yield the names of the runtimes that can run a file, and functions that run it."""
+    names = deployed.names()[0]
+    if format == "torch":
+        with open(path, "rb") as file:
+            yield "torch", _eager(torch.export.load(file).module())  # type: ignore[arg-type]
+    if format == "onnx":
+        yield "onnxruntime", _onnxruntime(path, names)
+    if format == "openvino" or (format == "onnx" and find_spec("openvino")):
+        yield "openvino", _openvino(path)
+
+
+def _onnxruntime(path: Path, names: Sequence[str]) -> Run:
+    session = import_onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(*given: torch.Tensor) -> Sequence[torch.Tensor]:
+        found = session.run(None, {name: value.numpy() for name, value in zip(names, given, strict=True)})
+        return [torch.from_numpy(value) for value in found]
+
+    return run
+
+
+def _openvino(path: Path) -> Run:
+    # the default precision of some processors is bf16
+    request = (
+        import_openvino().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    )
+
+    def run(*given: torch.Tensor) -> Sequence[torch.Tensor]:
+        request.infer([value.numpy() for value in given])
+        return [torch.from_numpy(tensor.data.copy()) for tensor in request.output_tensors]
+
+    return run
+
+
+def _convert_to_openvino(source: Path, path: Path, metadata: dict) -> None:
+    """Write an ONNX file as .xml and .bin of OpenVINO, with metadata in `rt_info`."""
+    openvino = import_openvino()
+    model = openvino.Core().read_model(source)
+    for name, value in metadata.items():
+        model.set_rt_info(value if isinstance(value, str) else json.dumps(value), ["surgenet_hf", name])
+    openvino.save_model(model, path, compress_to_fp16=metadata["precision"] == "fp16")
+
+
+def _write_program(deployed: Deployed, path: Path) -> None:
+    """Write a program of torch.export."""
+    program = trace(deployed)
+    for node in program.graph.nodes:  # the paths of this machine
+        node.meta.pop("stack_trace", None)
     with open(path, "wb") as file:
-        program = _program(deployed)
-        for node in program.graph.nodes:  # the paths of this machine
-            node.meta.pop("stack_trace", None)
         torch.export.save(program, file)
-    with open(path, "rb") as file:
-        module = torch.export.load(file).module()
-    return lambda *given: module(*given)
 
 
-def _program(deployed: Deployed) -> torch.export.ExportedProgram:
-    example = deployed.example(2 if deployed.settings.dynamic else 1)
-    shapes = None
-    if deployed.settings.dynamic:
-        shapes = {"frames": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
-    return torch.export.export(deployed, example, dynamic_shapes=shapes)
+def _replace_files(source: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move files into a folder. Its old files are deleted first, so that a killed run leaves no mixture.
+
+    Args:
+        source: folder of the new files.
+        folder: folder to change.
+        names: names of the files. The first one refers to the others, and is deleted first and moved last.
+    """
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    for name in reversed(names):
+        os.replace(source / name, folder / name)

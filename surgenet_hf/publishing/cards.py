@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,48 @@ def pretrained_card(
         base=_link(own["base"]["name"]) if own.get("base") else base,
         published=_link(entry.name) if entry else None,
     )
+
+
+def onnx_section(metadata: dict, repo_id: str) -> str:
+    """Render the section of a card about `onnx/model.onnx`.
+
+    Args:
+        metadata: metadata of the file, from `inference.deployed.describe`.
+        repo_id: repository of the card.
+    """
+    inputs, outputs = _names(metadata["inputs"]), _names(metadata["outputs"])
+    is_phase = len(metadata["inputs"]) > 1
+    state = ", and the others the state, which is zero at the start of a video" if is_phase else ""
+    return f"""
+## ONNX
+
+`onnx/model.onnx` has the inputs {inputs} and the outputs {outputs}, all float32.
+`pixel_values` is the output of the image processor{state}. The file is for research only, and not
+a medical device. ONNX Runtime sends usage statistics unless `ORT_DISABLE_TELEMETRY` is set:
+
+```python
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import numpy as np
+import onnxruntime
+from huggingface_hub import hf_hub_download
+from PIL import Image
+from transformers import AutoImageProcessor
+
+session = onnxruntime.InferenceSession(hf_hub_download("{repo_id}", "onnx/model.onnx"))
+processor = AutoImageProcessor.from_pretrained("{repo_id}")
+inputs = {{given.name: np.zeros(given.shape, np.float32) for given in session.get_inputs()[1:]}}
+inputs["pixel_values"] = processor(Image.open("frame.jpg"), return_tensors="np").pixel_values
+output = session.run(None, inputs)[0]  # {metadata["outputs"][0]}
+```
+"""
+
+
+def _names(names: Sequence[str]) -> str:
+    listed = ", ".join(f"`{name}`" for name in names[:2])
+    return f"{listed} to `{names[-1]}`" if len(names) > 2 else listed
 
 
 def _own_context(

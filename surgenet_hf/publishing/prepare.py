@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 import transformers
+from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, Dinov2WithRegistersModel, DINOv3ViTModel, PreTrainedModel
@@ -18,14 +19,17 @@ from .._version import __version__
 from ..checkpoints.catalog import CatalogEntry
 from ..checkpoints.conversion import to_original_state_dict
 from ..checkpoints.reading import check_finite, file_sha256, read_checkpoint
+from ..data.sets import synthetic
 from ..errors import MissingFileError, UserError
 from ..evaluation.results import find_results, read_results_file
 from ..image_processing import build_image_processor, load_image_processor
+from ..inference.deployed import ExportSettings
+from ..inference.export import export_model
 from ..modeling_surgenet import SurgeNetBackbone, SurgeNetModel
 from ..models import convert_entry, download_teacher, is_surgenet, load_config, model_folder
 from ..privacy import Sanitizer, neutral_names, sanitize_results
 from ..tasks import find_task
-from .cards import checkpoint_card, finetuned_card, pretrained_card
+from .cards import checkpoint_card, finetuned_card, onnx_section, pretrained_card
 from .remote_code import AUTO_MAP, REMOTE_CODE
 from .vit_cards import LICENSE_FILE, LICENSE_TEXT, has_dinov3_license
 
@@ -70,7 +74,7 @@ def prepare_checkpoint(entry: CatalogEntry, repo_id: str, folder: Path) -> None:
 
 
 def prepare_finetuned(
-    model_dir: str | Path, repo_id: str, folder: Path, publish_video_names: bool = False
+    model_dir: str | Path, repo_id: str, folder: Path, publish_video_names: bool = False, onnx: bool = False
 ) -> dict[str, list[str]]:
     """Write the files of the repository of a user's own model: a fine-tuned model of any family that `tasks` knows, or
     a pretrained backbone.
@@ -83,6 +87,7 @@ def prepare_finetuned(
         repo_id: repository that the card names.
         folder: new folder for the files.
         publish_video_names: whether to keep the names of the user's own videos.
+        onnx: whether to add `onnx/model.onnx`, the model in float32 or the embeddings of a backbone.
 
     Returns:
         {kind: names in the published files}, for videos, datasets, and folders.
@@ -115,8 +120,32 @@ def prepare_finetuned(
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     _sanitize_settings(folder, names)
     card = pretrained_card if isinstance(model, PRETRAINED) else finetuned_card
-    (folder / "README.md").write_text(card(folder, repo_id, provenance), encoding="utf-8")
+    text = card(folder, repo_id, provenance)
+    if onnx:
+        text += onnx_section(_write_onnx(folder, model), repo_id)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     return published_names(folder, results)
+
+
+def _write_onnx(folder: Path, model: PreTrainedModel) -> dict:
+    """Write `onnx/model.onnx` of a prepared model, compare it with the model, and return its metadata.
+
+    The batch size, height, and width are dynamic where the model allows it.
+    """
+    # from the prepared files, whose settings are sanitized
+    model = type(model).from_pretrained(folder).eval()
+    processor = load_image_processor(folder)
+    found = find_task(model.config)
+    names = {"semantic-segmentation": "segmentation", "image-classification": "classification"}
+    task = "embeddings" if found is None or isinstance(model, PRETRAINED) else names.get(found[0], "phases")
+    size = (processor.size["height"], processor.size["width"])
+    dynamic = task != "phases" and not model.config.model_type.startswith("eomt")
+    frames = [Image.fromarray(synthetic.draw(0, i, 0, (480, 854))[0]) for i in range(2)]
+    export_model(model, processor, task, folder / "onnx", "onnx", ExportSettings(size, dynamic=dynamic), frames)
+    path = folder / "onnx" / "metadata.json"
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()  # the ONNX file contains it
+    return metadata
 
 
 def published_names(folder: Path, results: dict | None) -> dict[str, list[str]]:

@@ -140,6 +140,7 @@ def publish_finetuned(
     push: bool = False,
     private: bool = False,
     publish_video_names: bool = False,
+    onnx: bool = False,
 ) -> Outcome:
     """Prepare a user's own model, and optionally upload it.
 
@@ -150,6 +151,7 @@ def publish_finetuned(
         push: whether to upload the model.
         private: whether a new repository is private.
         publish_video_names: whether to keep the names of the user's own videos, see `prepare_finetuned`.
+        onnx: whether to add `onnx/model.onnx`.
 
     Returns:
         The outcome.
@@ -157,7 +159,7 @@ def publish_finetuned(
     names: dict[str, list[str]] = {}
 
     def prepare(folder: Path) -> None:
-        names.update(prepare_finetuned(model_dir, repo_id, folder, publish_video_names))
+        names.update(prepare_finetuned(model_dir, repo_id, folder, publish_video_names, onnx))
 
     outcome = publish_folder(repo_id, output_dir / repo_id.split("/")[-1], prepare, push, private)
     outcome.names = names

@@ -19,8 +19,9 @@ from surgenet_hf.data.sets import synthetic
 from surgenet_hf.errors import UserError
 from surgenet_hf.heads import build_segmenter
 from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.inference.deployed import Deployed, ExportSettings
 from surgenet_hf.inference.embeddings import predict_embeddings
-from surgenet_hf.inference.export import Deployed, ExportSettings, compare, export_model
+from surgenet_hf.inference.export import compare, export_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 PROCESSOR = build_image_processor("surgenet", 64)
@@ -38,10 +39,10 @@ def test_a_segmentation_model_from_the_command_line(tiny_config, tmp_path, capsy
     model.save_pretrained(tmp_path / "run" / "model")
     PROCESSOR.save_pretrained(tmp_path / "run" / "model")
     main(
-        f"--model_name_or_path {tmp_path}/run --source_size 96 160 --input_layout nhwc --postprocess --fp16 "
+        f"--model_name_or_path {tmp_path}/run --source_size 96 160 --input_layout nhwc --postprocess --precision fp16 "
         f"--output_dir {tmp_path}/out".split()
     )
-    assert float(re.search(r"([\d.]+)% equal classes", capsys.readouterr().out)[1]) >= 99.5
+    assert float(re.search(r"onnxruntime: .*?([\d.]+)% equal classes", capsys.readouterr().out)[1]) >= 99.5
     weights = onnx.load(tmp_path / "out" / "model.onnx").graph.initializer
     assert sum(weight.data_type == onnx.TensorProto.FLOAT16 for weight in weights) > 20
     pixels = np.asarray(FRAMES[0])[None]
@@ -117,12 +118,18 @@ def test_what_is_refused(tiny_config, tmp_path):
     eomt = build_segmenter(dinov2, head="eomt", image_size=64, id2label={0: "a"}, label2id={"a": 0})
     with pytest.raises(UserError, match="EoMT takes images of 64 pixels only"):
         export_model(eomt, PROCESSOR, "segmentation", tmp_path, "onnx", ExportSettings((80, 80)), FRAMES)
-    with pytest.raises(UserError, match="--fp16 is for --format onnx"):
-        export_model(model, PROCESSOR, "segmentation", tmp_path, "torch", ExportSettings((64, 64), half=True), FRAMES)
+    with pytest.raises(UserError, match="--precision fp16 is for --format onnx"):
+        export_model(
+            model, PROCESSOR, "segmentation", tmp_path, "torch", ExportSettings((64, 64), precision="fp16"), FRAMES
+        )
+    with pytest.raises(UserError, match="--image_size must be at least 32"):
+        export_model(model, PROCESSOR, "segmentation", tmp_path, "onnx", ExportSettings((3, 3)), FRAMES)
+    with pytest.raises(SystemExit, match="--precision int8 needs --frames"):
+        main(f"--model_name_or_path a --output_dir {tmp_path} --precision int8".split())
     exact = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
     for changed in (exact + 1e-3, exact.flip(1), exact * float("nan")):
-        with pytest.raises(UserError, match="the exported model differs from the original"):
-            compare([changed.numpy()], [exact], "segmentation", ExportSettings((1, 2)))
+        with pytest.raises(UserError, match="the exported model in the file differs from the original"):
+            compare([changed], [exact], "segmentation", ExportSettings((1, 2)))
     assert not list(tmp_path.iterdir())
 
 
@@ -133,3 +140,62 @@ def test_embeddings_of_a_segmentation_model_are_those_of_predict(tiny_config):
         found = deployed(PROCESSOR(FRAMES[0], return_tensors="pt").pixel_values)
     ((_, expected),) = predict_embeddings(backbone, PROCESSOR, [{"image": FRAMES[0]}])
     np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_int8_from_the_command_line(tiny_config, tmp_path, capsys):
+    """Test that OpenVINO files in int8 agree with a model that has learned to tell colors apart."""
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    generator = np.random.default_rng(0)
+    colors = np.where(np.arange(24)[:, None] % 2, (200, 40, 40), (40, 60, 200)) + generator.integers(-30, 30, (24, 3))
+    frames = [Image.fromarray(np.full((96, 160, 3), color, np.uint8)) for color in colors]
+    pixels, labels = PROCESSOR(frames, return_tensors="pt").pixel_values, torch.arange(24) % 2
+    torch.manual_seed(0)
+    model = SurgeNetForSemanticSegmentation(tiny_config(num_labels=2))
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(30):
+        logits = model(pixels).logits
+        maps = labels[:, None, None].expand(-1, *logits.shape[-2:])
+        loss = torch.nn.functional.cross_entropy(logits, maps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path / "model")
+    PROCESSOR.save_pretrained(tmp_path / "model")
+    (tmp_path / "frames").mkdir()
+    for i, frame in enumerate(frames):
+        frame.save(tmp_path / "frames" / f"{i:02d}.webp", lossless=True)
+    options = "--source_size 96 160 --input_layout nhwc --input_dtype float32 --postprocess --precision int8"
+    main(
+        f"--model_name_or_path {tmp_path}/model --format openvino {options} --frames {tmp_path}/frames "
+        f"--output_dir {tmp_path}/out".split()
+    )
+    assert "Calibrated on 16 other frames" in capsys.readouterr().out
+    names = ["metadata.json", "openvino_model.bin", "openvino_model.xml"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    loaded = openvino.Core().read_model(tmp_path / "out" / "openvino_model.xml")
+    assert loaded.get_rt_info(["surgenet_hf", "notice"]).astype(str) == "For research only. Not a medical device."
+    weights = [op.get_element_type() for op in loaded.get_ops() if op.get_type_name() == "Constant"]
+    assert weights.count(openvino.Type.i8) > 20
+    run = openvino.Core().compile_model(loaded, "CPU")
+    found = [run(np.asarray(frame, np.float32)[None])[0] for frame in frames]
+    assert np.concatenate(found).mean((1, 2)) == pytest.approx(labels.numpy(), abs=0.01)
+    assert str(tmp_path).encode() not in (tmp_path / "out" / "openvino_model.xml").read_bytes()
+
+
+def test_limits_of_int8():
+    """Test that each task has its own measure, and that the error contains the numbers and what to do."""
+    settings = ExportSettings((1, 2), precision="int8")
+    logits = torch.tensor([[3.0, 0.0]])
+    assert compare([logits + 1], [logits], "classification", settings)["score_difference"] < 1e-6
+    with pytest.raises(UserError, match=r"probabilities 0\.0\d+; expected .* at most 0\.0100.*Use --precision fp16"):
+        compare([logits - torch.tensor([0.5, 0.0])], [logits], "classification", settings)
+    assert compare([2 * logits], [logits], "embeddings", settings)["cosine"] == pytest.approx(1)
+    with pytest.raises(UserError, match=r"cosine similarity 0\.9\d+; expected smallest .* at least 0\.9990"):
+        compare([logits + 0.5], [logits], "embeddings", settings)
+    maps = torch.zeros(1, 2, 10, 10)
+    changed = maps.clone()
+    changed[0, 1, 0, 0] = 1  # 1 of 100 pixels
+    with pytest.raises(UserError, match=r"99\.00% equal classes; expected at least 99\.50%"):
+        compare([changed], [maps], "segmentation", settings)

@@ -259,6 +259,27 @@ def test_users_own_model(hub, client, finetuned, tmp_path):
     assert len(hub.repos["maintainer/mine"].commits) == 3
 
 
+@pytest.mark.slow
+def test_a_model_with_an_onnx_file(hub, client, finetuned, tmp_path):
+    """Test that the uploaded file gives the logits of the model, and that nothing in it names this machine."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    outcome = publish_finetuned(finetuned, "maintainer/mine", tmp_path / "out", push=True, onnx=True)
+    assert outcome.error is None
+    assert "onnx/metadata.json" not in hub.repos["maintainer/mine"].files()
+    content = hub.repos["maintainer/mine"].files()["onnx/model.onnx"]
+    session = onnxruntime.InferenceSession(content)
+    pixels = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        logits = SurgeNetForSemanticSegmentation.from_pretrained(finetuned)(pixels).logits
+    expected = torch.nn.functional.interpolate(logits, (64, 96), mode="bilinear")
+    found = torch.from_numpy(session.run(None, {"pixel_values": pixels.numpy()})[0])
+    assert torch.allclose(found, expected, atol=1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert (metadata["license"], metadata["pretraining"]) == ("cc-by-nc-sa-4.0", "SurgeNetXL")
+    assert str(tmp_path).encode() not in content
+    assert b"`onnx/model.onnx` has the inputs `pixel_values`" in hub.repos["maintainer/mine"].files()["README.md"]
+
+
 def test_the_model_of_a_run(hub, client, finetuned):
     """Test that a run's model is pushed under the requested name or in the user's own namespace.
 
