@@ -59,8 +59,8 @@ def evaluate_model(
     arguments = runtime or RuntimeArguments()
     if arguments.precision == AUTO:
         raise UserError(
-            "--precision auto is not for evaluations, because a reported number needs a fixed setting, and auto depends "
-            "on the machine; choose a --precision, for example the one that predict chose"
+            "--precision auto is not for evaluations, because a reported number needs a fixed setting, and auto "
+            "depends on the machine; choose a --precision, for example the one that predict chose"
         )
     check_arguments(arguments)
     source = resolve_model(model_name_or_path)

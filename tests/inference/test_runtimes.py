@@ -42,7 +42,6 @@ HALF = [
     pytest.param(precision, marks=pytest.mark.skipif(name not in CAPABILITIES, reason="not on this processor"))
     for precision, name in (("bf16", "BF16"), ("fp16", "FP16"))
 ]
-LABELS = ("background", "liver", "tool")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def models(tiny_config, tmp_path_factory):
     """Return a folder with a model of each task. Phases and embeddings have the same backbone."""
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    names = {"id2label": dict(enumerate(synthetic.LABELS)), "label2id": {x: i for i, x in enumerate(synthetic.LABELS)}}
     dinov2 = Dinov2Config(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=16, image_size=64, num_labels=3
     )
@@ -61,7 +60,7 @@ def models(tiny_config, tmp_path_factory):
     backbone = SurgeNetModel(tiny_config())
     phases.surgenet.load_state_dict(backbone.state_dict())
     kinds = {
-        "masks": SurgeNetForSemanticSegmentation(tiny_config("pvt_v2_b2", **names)),
+        "masks": SurgeNetForSemanticSegmentation(tiny_config("pvt_v2_b2", num_labels=len(synthetic.LABELS), **names)),
         "criteria": Dinov2ForImageClassification(dinov2),
         "phases": phases,
         "backbone": backbone,
@@ -194,7 +193,9 @@ def test_auto_chooses_within_the_tolerance_and_a_resumed_run_keeps_the_choice(
         return model
 
     monkeypatch.setattr(Builder, "build", build_wrong)
-    monkeypatch.setattr(Runtimes, "_time", lambda self, model, *rest: times[getattr(model, "setting", Setting()).runtime])
+    monkeypatch.setattr(
+        Runtimes, "_time", lambda self, model, *rest: times[getattr(model, "setting", Setting()).runtime]
+    )
     monkeypatch.setattr(settings, "supported_precisions", lambda runtime: ("float32",))
     argv = f"--model_name_or_path {models}/masks --input {frames} --output_dir {tmp_path}/out --precision auto".split()
     predict(argv)
@@ -259,7 +260,10 @@ def test_int8_prints_its_agreement(models, frames, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"runtime": "onnxruntime", "precision": "bf16"}, "it supports float32, int8. For bf16, choose --runtime torch"),
+        (
+            {"runtime": "onnxruntime", "precision": "bf16"},
+            "it supports float32, int8. For bf16, choose --runtime torch",
+        ),
         ({"precision": "int8", "calibration": ["x"]}, "torch does not support --precision int8"),
         ({"runtime": "openvino", "precision": "int8"}, "int8 needs --calibration"),
         ({"calibration": ["x"]}, "--calibration is for --precision int8 and auto"),
@@ -291,19 +295,25 @@ def test_a_model_that_cannot_be_exported(models, frames, monkeypatch, tmp_path):
         surgenet_hf.predict(str(models / "masks"), frames, runtime="onnxruntime")
 
 
-def test_evaluation(models, masks, tmp_path, capsys):
-    argv = f"--model_name_or_path {models}/masks --dataset synthetic --data_dir {masks.parent}".split()
-    argv += "--num_videos 3 --frames_per_video 3 --size 32 48 --split validation".split()
+def test_evaluation(models, masks, tmp_path):
+    options = {"num_videos": 3, "frames_per_video": 3, "size": (32, 48), "data_dir": masks.parent}
     found = {}
     for name in ("torch", "openvino"):
-        evaluate([*argv, "--output_dir", str(tmp_path / name), "--runtime", name])
-        found[name] = json.loads((tmp_path / name / "results.json").read_text())
+        found[name] = surgenet_hf.evaluate(
+            str(models / "masks"), "synthetic", output_dir=tmp_path / name, runtime=name, **options
+        )
     assert "inference" not in found["torch"]
     assert found["openvino"]["inference"] == {"runtime": "openvino", "precision": "float32", "compile": False}
     for metric, value in found["torch"]["metrics"].items():
         if isinstance(value, float):
-            assert found["openvino"]["metrics"][metric] == pytest.approx(value, abs=1e-3)
+            assert found["openvino"]["metrics"][metric] == pytest.approx(value, abs=1e-3, nan_ok=True)
     assert "Predicted with openvino float32." in summary(found["openvino"])
     assert sorted(model_labels(read_results([tmp_path]), "model").values()) == ["masks", "masks (openvino float32)"]
+
+
+def test_evaluation_refuses_auto(models, masks, tmp_path):
+    argv = (
+        f"--model_name_or_path {models}/masks --dataset synthetic --data_dir {masks.parent} --precision auto".split()
+    )
     with pytest.raises(SystemExit, match="auto is not for evaluations, because a reported number needs a fixed"):
-        evaluate([*argv, "--output_dir", str(tmp_path / "auto"), "--precision", "auto"])
+        evaluate([*argv, "--output_dir", str(tmp_path / "auto")])
