@@ -10,6 +10,7 @@ gc.disable()  # until the tests are collected: imports make many objects but lit
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # must precede the import of transformers
 # one thread, also in subprocesses: small networks gain nothing from more and slow down on a busy machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests that import onnxruntime themselves
 
 import numpy as np
 import pytest
