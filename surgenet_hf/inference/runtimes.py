@@ -22,7 +22,8 @@ from transformers.utils import ModelOutput
 
 from ..errors import UserError
 from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition
-from .graphs import freeze, write_onnx
+from .graphs import freeze, quantize_onnx, write_onnx
+from .packages import import_onnxruntime, import_openvino
 from .prediction import evaluating
 from .settings import Setting, check_machine
 
@@ -170,8 +171,6 @@ class Builder:
     @cached_property
     def quantized(self) -> Path:
         """ONNX file of the model in int8."""
-        from .graphs import quantize_onnx
-
         path = Path(self.folder.name, "int8.onnx")
         shutil.copyfile(self.graph, path)
         logger.info("Quantizing the network to int8, which can take minutes.")
@@ -192,8 +191,7 @@ def _torch_network(model, setting: Setting, outputs: Sequence[str]) -> Network:
 
 
 def _onnxruntime(path: Path, setting: Setting) -> Run:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # 1 under torchrun, otherwise all cores
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -205,8 +203,7 @@ def _onnxruntime(path: Path, setting: Setting) -> Run:
 
 
 def _openvino(path: Path, setting: Setting) -> Run:
-    import openvino
-
+    openvino = import_openvino()
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
         "INFERENCE_PRECISION_HINT": OPENVINO_HINTS[setting.precision],  # the default is bf16 on some processors

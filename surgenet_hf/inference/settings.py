@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from ..errors import UserError
 from ..options import option
+from .packages import import_openvino
 
 AUTO = "auto"
 PRECISIONS = ("float32", "bf16", "fp16", "int8")
@@ -103,9 +104,7 @@ def supported_precisions(runtime: str) -> tuple[str, ...]:
     """Return the precisions of an installed runtime that this machine supports."""
     if runtime != "openvino":
         return RUNTIMES[runtime]
-    import openvino
-
-    found = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    found = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     names = {"float32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
     return tuple(precision for precision in PRECISIONS if names[precision] in found)
 

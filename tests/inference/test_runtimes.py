@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +29,17 @@ from surgenet_hf.evaluation.reporting import summary
 from surgenet_hf.evaluation.results import model_labels, read_results
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.inference import runtimes, selection, settings
+from surgenet_hf.inference.packages import import_openvino
 from surgenet_hf.inference.runtimes import Builder
 from surgenet_hf.inference.selection import Runtimes, compare
 from surgenet_hf.inference.settings import RuntimeArguments, Setting
 from surgenet_hf.tasks import load_predictor
 
-pytest.importorskip("onnxruntime")
-openvino = pytest.importorskip("openvino")
+if not all(map(find_spec, ("nncf", "onnxruntime", "openvino"))):
+    pytest.skip("needs the extra openvino", allow_module_level=True)
 PROCESSOR = build_image_processor(image_size=64)
 IMAGES = [Image.fromarray(synthetic.draw(0, i, 0, (48, 64))[0]) for i in range(5)]
-CAPABILITIES = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+CAPABILITIES = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 HALF = [
     pytest.param(precision, marks=pytest.mark.skipif(name not in CAPABILITIES, reason="not on this processor"))
     for precision, name in (("bf16", "BF16"), ("fp16", "FP16"))
