@@ -103,11 +103,15 @@ class Builder:
     Args:
         model: model in float32, which is not changed. For ONNX Runtime and OpenVINO, it must be on the CPU.
         image_size: height and width of the input in pixels.
+        batch_size: number of frames per forward pass of OpenVINO, which pads smaller batches and divides larger ones.
         calibration: function that returns pixel values (1, 3, H, W) for int8.
     """
 
-    def __init__(self, model, image_size: tuple[int, int], calibration: Callable[[], list[np.ndarray]] = list):
+    def __init__(
+        self, model, image_size: tuple[int, int], batch_size: int, calibration: Callable[[], list[np.ndarray]] = list
+    ):
         self.model, self.image_size, self.calibration = model, image_size, calibration
+        self.shape = [batch_size, 3, *image_size]
         self.is_phase_model = isinstance(model, SurgeNetForPhaseRecognition)
         self.network = model.surgenet if self.is_phase_model else model
 
@@ -135,7 +139,7 @@ class Builder:
         else:
             run = {"onnxruntime": _onnxruntime, "openvino": _openvino}[setting.runtime]
             graph = self.quantized if setting.precision == "int8" else self.graph
-            found = Network(self.network, run(graph, setting), self.outputs)
+            found = Network(self.network, run(graph, setting, self.shape), self.outputs)
         if not self.is_phase_model:
             return found
         changed = copy.copy(self.model)
@@ -190,7 +194,7 @@ def _torch_network(model, setting: Setting, outputs: Sequence[str]) -> Network:
     return Network(model, run, outputs)
 
 
-def _onnxruntime(path: Path, setting: Setting) -> Run:
+def _onnxruntime(path: Path, setting: Setting, shape: list[int]) -> Run:
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # 1 under torchrun, otherwise all cores
@@ -202,7 +206,7 @@ def _onnxruntime(path: Path, setting: Setting) -> Run:
     return run
 
 
-def _openvino(path: Path, setting: Setting) -> Run:
+def _openvino(path: Path, setting: Setting, shape: list[int]) -> Run:
     openvino = import_openvino()
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
@@ -210,10 +214,18 @@ def _openvino(path: Path, setting: Setting) -> Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # several processes would be bound to the same cores
     }
-    request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+    core = openvino.Core()
+    network = core.read_model(path)
+    network.reshape(shape)  # OpenVINO 2026.4 computes some int8 networks wrongly with a dynamic batch
+    request = core.compile_model(network, "CPU", options).create_infer_request()
 
     def run(pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        request.infer([pixel_values.numpy()])
-        return [torch.from_numpy(tensor.data.copy()) for tensor in request.output_tensors]
+        parts = []
+        for part in pixel_values.split(shape[0]):
+            padded = torch.zeros(shape)
+            padded[: len(part)] = part
+            request.infer([padded.numpy()])
+            parts.append([torch.from_numpy(tensor.data[: len(part)].copy()) for tensor in request.output_tensors])
+        return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
     return run

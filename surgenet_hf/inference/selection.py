@@ -118,7 +118,7 @@ class Runtimes:
         if arguments.runtime not in (None, "torch"):
             predictor.model.to("cpu")
         size = predictor.processor.size
-        self.builder = Builder(predictor.model, (size["height"], size["width"]), self._calibration)
+        self.builder = Builder(predictor.model, (size["height"], size["width"]), batch_size, self._calibration)
         self.chosen: tuple[Setting, Any] | None = None
 
     @property

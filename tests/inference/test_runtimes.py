@@ -21,10 +21,10 @@ from surgenet_hf import (
     SurgeNetModel,
     SurgeNetPhaseConfig,
 )
-from surgenet_hf.cli.evaluate import main as evaluate
 from surgenet_hf.cli.predict import main as predict
 from surgenet_hf.data.sets import synthetic
 from surgenet_hf.errors import UserError
+from surgenet_hf.evaluation.evaluate import write_results
 from surgenet_hf.evaluation.reporting import summary
 from surgenet_hf.evaluation.results import model_labels, read_results
 from surgenet_hf.image_processing import build_image_processor
@@ -121,6 +121,7 @@ def agreement(models, name: str, setting: Setting, calibration=None):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["masks", "criteria", "phases", "backbone"])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_float32_of_other_runtimes(models, name, runtime):
@@ -129,6 +130,7 @@ def test_float32_of_other_runtimes(models, name, runtime):
     assert found.is_accepted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["masks", "criteria", "phases", "backbone"])
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
 @pytest.mark.parametrize("precision", HALF)
@@ -142,13 +144,14 @@ def test_16_bits(models, name, runtime, precision):
 def test_phases_keep_their_temporal_model_in_float32(models):
     predictor = load_predictor(str(models / "phases"))
     whole = predictor.model
-    with Builder(whole, (64, 64)) as builder:
+    with Builder(whole, (64, 64), 2) as builder:
         changed = builder.build(Setting("torch", "bf16"))
     assert next(changed.surgenet.parameters()).dtype == torch.bfloat16
     assert {each.dtype for each in changed.stages.parameters()} == {torch.float32}
     assert {each.dtype for each in whole.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_compile_runs_the_compiled_network(models, monkeypatch):
     """Test the option with a backend that does not generate code, which takes a minute."""
     compiled = []
@@ -163,6 +166,7 @@ def test_compile_runs_the_compiled_network(models, monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_same_masks_and_refuses_another_precision(models, frames, tmp_path):
     argv = f"--model_name_or_path {models}/masks --input {frames} --per_device_eval_batch_size 3".split()
     predict([*argv, "--output_dir", str(tmp_path / "a")])
@@ -179,6 +183,7 @@ def test_the_command_writes_the_same_masks_and_refuses_another_precision(models,
         predict([*argv, "--output_dir", str(tmp_path / "b")])
 
 
+@pytest.mark.slow
 def test_auto_chooses_within_the_tolerance_and_a_resumed_run_keeps_the_choice(
     models, frames, tmp_path, capsys, monkeypatch
 ):
@@ -225,6 +230,7 @@ def test_auto_chooses_within_the_tolerance_and_a_resumed_run_keeps_the_choice(
         predict([*argv, "--runtime", "openvino"])
 
 
+@pytest.mark.slow
 def test_auto_without_an_acceptable_precision(models, frames, monkeypatch):
     monkeypatch.setattr(selection, "PIXELS", 1.1)
     monkeypatch.setattr(settings, "supported_precisions", lambda runtime: ("float32",))
@@ -246,6 +252,7 @@ def test_agreement_counts_nan_as_different():
     assert compare("image-classification", ([same], outputs), ([same], outputs)).is_accepted
 
 
+@pytest.mark.slow
 def test_int8_prints_its_agreement(models, frames, caplog):
     with caplog.at_level("INFO", "surgenet_hf"):
         found = [
@@ -257,6 +264,7 @@ def test_int8_prints_its_agreement(models, frames, caplog):
     for each, message in zip(found, printed, strict=True):
         assert 1e-3 < each.max_error < 0.3
         assert f"on 5 frames: {each}" in message
+    assert found[0].max_error == pytest.approx(found[1].max_error, rel=0.05)  # both compute the same graph
 
 
 @pytest.mark.parametrize(
@@ -297,13 +305,14 @@ def test_a_model_that_cannot_be_exported(models, frames, monkeypatch, tmp_path):
         surgenet_hf.predict(str(models / "masks"), frames, runtime="onnxruntime")
 
 
+@pytest.mark.slow
 def test_evaluation(models, masks, tmp_path):
     options = {"num_videos": 3, "frames_per_video": 3, "size": (32, 48), "data_dir": masks.parent}
     found = {}
     for name in ("torch", "openvino"):
-        found[name] = surgenet_hf.evaluate(
-            str(models / "masks"), "synthetic", output_dir=tmp_path / name, runtime=name, **options
-        )
+        found[name] = surgenet_hf.evaluate(str(models / "masks"), "synthetic", runtime=name, **options)
+        (tmp_path / name).mkdir()
+        write_results(found[name], tmp_path / name / "results.json")
     assert "inference" not in found["torch"]
     assert found["openvino"]["inference"] == {"runtime": "openvino", "precision": "float32", "compile": False}
     for metric, value in found["torch"]["metrics"].items():
@@ -311,11 +320,5 @@ def test_evaluation(models, masks, tmp_path):
             assert found["openvino"]["metrics"][metric] == pytest.approx(value, abs=1e-3, nan_ok=True)
     assert "Predicted with openvino float32." in summary(found["openvino"])
     assert sorted(model_labels(read_results([tmp_path]), "model").values()) == ["masks", "masks (openvino float32)"]
-
-
-def test_evaluation_refuses_auto(models, masks, tmp_path):
-    argv = (
-        f"--model_name_or_path {models}/masks --dataset synthetic --data_dir {masks.parent} --precision auto".split()
-    )
-    with pytest.raises(SystemExit, match="auto is not for evaluations, because a reported number needs a fixed"):
-        evaluate([*argv, "--output_dir", str(tmp_path / "auto")])
+    with pytest.raises(UserError, match="auto is not for evaluations, because a reported number needs a fixed"):
+        surgenet_hf.evaluate(str(models / "masks"), "synthetic", precision="auto", **options)
