@@ -116,7 +116,7 @@ class Builder:
         self.network = model.surgenet if self.is_phase_model else model
 
     def __enter__(self):
-        self.folder = TemporaryDirectory(prefix="surgenet-")
+        self.folder = TemporaryDirectory(prefix="surgenet-runtime-")
         return self
 
     def __exit__(self, *error):
