@@ -95,6 +95,10 @@ def evaluate(
     batch_size: int = 8,
     labels: list[str] | None = None,
     task: str | None = None,
+    runtime: str | None = None,
+    precision: str = "float32",
+    compile: bool = False,
+    calibration=None,
     **options,
 ) -> dict:
     """Evaluate a fine-tuned model, like `surgenet evaluate`.
@@ -108,6 +112,10 @@ def evaluate(
         batch_size: number of frames per forward pass.
         labels: class names of your own data, if the data does not include them.
         task: task of your own data: "semantic-segmentation", "image-classification", or "phase-recognition".
+        runtime: library that runs the network, "torch" (default), "onnxruntime", or "openvino".
+        precision: precision of the computation, "float32", "bf16", "fp16", or "int8".
+        compile: whether to compile the network with `torch.compile`.
+        calibration: frames for the quantization to int8, as the source of `predict`.
         options: options of the dataset, e.g. split_protocol; of your own data also background_class.
 
     Returns:
@@ -117,14 +125,16 @@ def evaluate(
         UserError: an option, dataset, or split is unknown, or the model does not fit the data.
     """
     from .evaluation.saved_model import evaluate_model
+    from .inference.settings import RuntimeArguments
 
+    arguments = RuntimeArguments(runtime, precision, compile, calibration)
     if isinstance(dataset, str):
         data = load_data(dataset, data_dir, **options)
     elif task is None and not isinstance(dataset, SurgicalData):
         raise UserError("task is missing: give the task of your own data, e.g. task='semantic-segmentation'")
     else:
         data = _own_data(dataset, task, labels=labels, data_dir=data_dir, **options)
-    return evaluate_model(model, data, split, batch_size, output_dir)
+    return evaluate_model(model, data, split, batch_size, output_dir, runtime=arguments)
 
 
 def predict(
@@ -133,8 +143,11 @@ def predict(
     task: str | None = None,
     fps: float | None = None,
     batch_size: int = 8,
-    bf16: bool = False,
     num_workers: int | None = None,
+    runtime: str | None = None,
+    precision: str = "float32",
+    compile: bool = False,
+    calibration=None,
 ) -> Iterator[dict]:
     """Predict on images and videos, like `surgenet predict`, without writing files.
 
@@ -153,8 +166,13 @@ def predict(
         fps: frames per second of video, 0 for every frame. Default: the rate at which a phase model was trained,
             otherwise 1.
         batch_size: number of frames per forward pass.
-        bf16: whether to compute in bfloat16.
         num_workers: number of threads that read and preprocess frames. Default: 2 to 8.
+        runtime: library that runs the network, "torch", "onnxruntime", or "openvino". Default: "torch", or the fastest
+            one with precision "auto".
+        precision: precision of the computation, "float32", "bf16", "fp16", "int8", or "auto". "auto" is the fastest
+            one within tolerance on the first frames, which are read at once.
+        compile: whether to compile the network with `torch.compile`.
+        calibration: frames for the quantization to int8, like `source`.
 
     Returns:
         An iterator of rows. Each has "file", "video", "frame" (number of the picture in the video, or number at the
@@ -169,14 +187,21 @@ def predict(
         UserError: the model or the input does not exist, or the input does not fit the model.
     """
     from .inference.job import check_batch_size, check_sources, choose_rate
+    from .inference.selection import BATCHES, Runtimes, read_images
+    from .inference.settings import AUTO, RuntimeArguments, check_arguments
     from .inference.sources import divide, find_sources
     from .tasks import load_predictor
 
     check_batch_size(batch_size, num_workers)
-    predictor = load_predictor(model, task, bf16)
+    arguments = RuntimeArguments(runtime, precision, compile, calibration)
+    check_arguments(arguments)
+    predictor = load_predictor(model, task)
     rate = choose_rate(predictor, fps)
     sources = find_sources(source, rate)
     check_sources(predictor, sources)
+    runtimes = Runtimes(predictor, arguments, batch_size)
+    first = read_images(sources, rate, BATCHES * batch_size) if runtimes.needs_frames else []
+    runtimes.apply(runtimes.choose(first) if precision == AUTO else arguments.setting, first)
     return _rows(predictor, divide(sources), rate, batch_size, num_workers)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 
 def process_state() -> PartialState:
@@ -21,6 +21,11 @@ def is_main_process() -> bool:
 def gather(items: list) -> list:
     """Concatenate the lists of all processes, in process order. All processes must call it."""
     return gather_object(items) if process_state().num_processes > 1 else items
+
+
+def broadcast(item):
+    """Return the item of the first process. All processes must call it."""
+    return broadcast_object_list([item])[0] if process_state().num_processes > 1 else item
 
 
 def any_process(flag: bool) -> bool:

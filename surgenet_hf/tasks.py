@@ -162,13 +162,12 @@ def find_task(config: PreTrainedConfig) -> tuple[str, type] | None:
     return None
 
 
-def load_predictor(model_name_or_path: str, task: str | None = None, bf16: bool = False) -> Predictor:
-    """Load a model for predictions on the device of this process.
+def load_predictor(model_name_or_path: str, task: str | None = None) -> Predictor:
+    """Load a model in float32 for predictions on the device of this process.
 
     Args:
         model_name_or_path: folder, output folder of a training, Hub repository, or name of a published checkpoint.
         task: "embeddings", or None for the task of the model. A model without a trained head gives embeddings.
-        bf16: whether to compute in bfloat16.
 
     Raises:
         UserError: the model does not exist or is not complete, its weights are not finite, or the task is unknown.
@@ -177,12 +176,11 @@ def load_predictor(model_name_or_path: str, task: str | None = None, bf16: bool 
         raise UserError(f"task is {task!r}; expected {EMBEDDINGS!r}, or nothing for the task of the model")
     source = resolve_model(model_name_or_path)
     found = None if task == EMBEDDINGS else find_task(load_config(source))
-    dtype = torch.bfloat16 if bf16 else torch.float32
     if found is None:
-        name, (model, _) = EMBEDDINGS, load_backbone(source, dtype)
+        name, (model, _) = EMBEDDINGS, load_backbone(source)
     else:
         name, auto_class = found
-        model = load_model(auto_class, source, lambda model: model.state_dict(), dtype=dtype)
+        model = load_model(auto_class, source, lambda model: model.state_dict(), dtype=torch.float32)
         if name == "semantic-segmentation":
             check_classes(model.config)
     check_finite(model.state_dict(), "The model")

@@ -10,6 +10,7 @@ With several processes, each evaluates a part of the frames. The results are the
 from dataclasses import MISSING, dataclass
 
 from ..finetuning.arguments import DataArguments
+from ..inference.settings import RuntimeArguments
 from ..options import option
 from .arguments import ArgumentParser, command
 
@@ -30,8 +31,10 @@ class EvaluationArguments:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser((EvaluationArguments, DataArguments), prog="surgenet evaluate", description=__doc__)
-    args, data_args = parser.parse_args_into_dataclasses(argv)
+    parser = ArgumentParser(
+        (EvaluationArguments, DataArguments, RuntimeArguments), prog="surgenet evaluate", description=__doc__
+    )
+    args, data_args, runtime = parser.parse_args_into_dataclasses(argv)
 
     from ..data import load_data
     from ..distributed import is_main_process
@@ -46,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         args.per_device_eval_batch_size,
         args.output_dir,
         parser.command_line(),
+        runtime,
     )
     if is_main_process():
         parser.save_resolved(args.output_dir)

@@ -13,6 +13,7 @@ killed, repeat the command. With several processes, each predicts a part of the 
 import sys
 from dataclasses import MISSING, dataclass
 
+from ..inference.settings import RuntimeArguments, check_arguments
 from ..options import option
 from .arguments import ArgumentParser, command
 
@@ -34,7 +35,6 @@ class PredictionArguments:
     )
     overlays: bool = option(False, "Whether to write the frames with painted classes, for segmentation.")
     per_device_eval_batch_size: int = option(8, "Number of frames per forward pass.")
-    bf16: bool = option(False, "Whether to compute in bfloat16.")
     dataloader_num_workers: int | None = option(
         None, "Number of threads that read and preprocess frames. Default: 2 to 8, a quarter of the processor cores."
     )
@@ -42,13 +42,14 @@ class PredictionArguments:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(PredictionArguments, prog="surgenet predict", description=__doc__)
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    parser = ArgumentParser((PredictionArguments, RuntimeArguments), prog="surgenet predict", description=__doc__)
+    args, runtime = parser.parse_args_into_dataclasses(argv)
 
     from ..inference.job import predict_to_folder
     from ..tasks import load_predictor
 
-    predictor = load_predictor(args.model_name_or_path, args.task, args.bf16)
+    check_arguments(runtime)
+    predictor = load_predictor(args.model_name_or_path, args.task)
     report = predict_to_folder(
         predictor,
         args.input,
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         args.per_device_eval_batch_size,
         args.dataloader_num_workers,
         args.overlays,
+        runtime,
     )
     if report is None:  # not the first process
         return

@@ -27,6 +27,8 @@
     per_video    {video: metrics}, with per_class: {label: counts and metrics}; all conventions in `definitions` can be
                  computed again from these counts
     comparisons  {name: metrics} of other predictions on the same data, e.g. the majority-class baseline
+    inference    runtime, precision, and compile of the network, and calibration_frames for int8; missing for float32
+                 in PyTorch
     versions     versions of Python and the libraries
     command      command line without access tokens; missing in results of the Python API
 """

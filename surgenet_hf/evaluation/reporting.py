@@ -12,7 +12,7 @@ from ..inference.prediction import predict_segmentation
 from ..metrics import MultiLabelMetric
 from ..metrics.segmentation import dice_and_iou
 from .evaluate import Evaluation
-from .results import headlines, metric_title
+from .results import headlines, inference_text, metric_title
 from .statistics import MIN_VIDEOS, interval_warning, student_interval
 
 FRAMES_DRAWN = 4
@@ -26,6 +26,8 @@ def summary(results: dict) -> str:
     lines = [f"\n{data['name']}, {data['split']}: {data['frames']} frames of {len(data['videos'])} videos"]
     for name in headlines(results):
         lines.append(f"  {metric_title(name):<24}{results['metrics'][name]:8.3f}   {_interval_text(results, name)}")
+    if setting := inference_text(results):
+        lines.append(f"  Predicted with {setting}.")
     if data["leakage"]:
         lines.append(f"  Leakage: {data['leakage']}.")
     return "\n".join(lines)

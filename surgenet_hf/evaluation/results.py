@@ -101,12 +101,13 @@ def _object_of(*kinds: type) -> Callable:
 
 # {(expected content in words, check): fields}; an object comes before its parts
 _FIELDS = {
-    ("an object", _object_of(object)): "model data definitions metrics",
+    ("an object", _object_of(object)): "model data definitions metrics inference",
     ("a string", lambda value: isinstance(value, str)): (
-        "task command model.name model.type data.name data.split data.split_protocol data.background data.leakage"
+        "task command model.name model.type data.name data.split data.split_protocol data.background data.leakage "
+        "inference.runtime inference.precision"
     ),
-    ("a non-negative integer", _is_count): "seed model.parameters data.frames",
-    ("true or false", lambda value: isinstance(value, bool)): "data.videos_are_public",
+    ("a non-negative integer", _is_count): "seed model.parameters data.frames inference.calibration_frames",
+    ("true or false", lambda value: isinstance(value, bool)): "data.videos_are_public inference.compile",
     ("an object or a string", lambda value: isinstance(value, dict | str)): "model.pretraining",
     ("a list of strings", _list_of(str)): "data.videos data.labels data.notes data.selected",
     ("a list of two non-negative integers", lambda value: isinstance(value, list) and all(map(_is_count, value))): (
@@ -171,6 +172,14 @@ def interval_bounds(results: dict, metric: str) -> tuple[float | None, float | N
     return tuple(interval) if interval else (None, None)
 
 
+def inference_text(results: dict) -> str | None:
+    """Return runtime and precision of an evaluation in words, or None for float32 in PyTorch."""
+    found = results.get("inference")
+    if not found:
+        return None
+    return f"{found.get('runtime')} {found.get('precision')}" + ", compiled" * bool(found.get("compile"))
+
+
 def headlines(results: dict) -> list[str]:
     """Return the main metrics that have a value in a results file, most important first."""
     task = TASKS.get(results["task"])
@@ -232,7 +241,7 @@ def model_labels(results: dict[Path, dict], label_by: str) -> dict[Path, str]:
         results: results by path.
         label_by: "model" uses the last part of the model's name or folder, or as many parts as necessary to
             distinguish the models on the same data. "pretraining" uses the initial weights. If these are unknown, the
-            label is "unknown" with the model's name.
+            label is "unknown" with the model's name. Runtime and precision follow, if they are not the default.
 
     Raises:
         UserError: two models have the same label but different initial weights.
@@ -246,9 +255,12 @@ def model_labels(results: dict[Path, dict], label_by: str) -> dict[Path, str]:
         different = len({names[path] for path in paths})
         while len({names[path][-depth:] for path in paths}) < different:
             depth += 1
+    settings = {path: f" ({text})" if (text := inference_text(found)) else "" for path, found in results.items()}
     labels = {path: "/".join(parts[-depth:]) for path, parts in names.items()}
     if label_by == "pretraining":
-        return {path: _pretraining(found) or f"unknown ({labels[path]})" for path, found in results.items()}
+        sources = {path: _pretraining(found) or f"unknown ({labels[path]})" for path, found in results.items()}
+        return {path: sources[path] + settings[path] for path in results}
+    labels = {path: labels[path] + settings[path] for path in results}
     first: dict[str, Path] = {}
     for path, label in labels.items():
         other = first.setdefault(label, path)

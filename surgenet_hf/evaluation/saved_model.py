@@ -13,7 +13,11 @@ from ..data import SurgicalData
 from ..distributed import is_main_process, process_state
 from ..errors import UserError
 from ..image_processing import load_image_processor
+from ..inference.embeddings import model_label
 from ..inference.prediction import predict_segmentation
+from ..inference.predictors import Predictor
+from ..inference.selection import BATCHES, Runtimes
+from ..inference.settings import AUTO, RuntimeArguments, Setting, check_arguments
 from ..models import load_config, load_model, resolve_model
 from ..tasks import TASKS, find_task
 from .evaluate import evaluate, write_results
@@ -30,6 +34,7 @@ def evaluate_model(
     batch_size: int = 8,
     output_dir: str | os.PathLike | None = None,
     command: str | None = None,
+    runtime: RuntimeArguments | None = None,
 ) -> dict:
     """Load a fine-tuned model, evaluate it, and write results.json and figures. All processes must call it.
 
@@ -40,16 +45,24 @@ def evaluate_model(
         batch_size: number of frames per forward pass.
         output_dir: output folder. None writes no files.
         command: command line, recorded in results.json.
+        runtime: runtime and precision. The default is float32 in PyTorch.
 
     Returns:
         The results, as in results.json.
 
     Raises:
-        UserError: the model does not exist, has no trained head, or does not fit the data, or the output folder cannot
-            be written to.
+        UserError: the model does not exist, has no trained head, or does not fit the data, the output folder cannot
+            be written to, or the machine does not support the runtime and precision.
     """
     if batch_size < 1:
         raise UserError(f"--per_device_eval_batch_size must be at least 1 frame, got {batch_size}")
+    arguments = runtime or RuntimeArguments()
+    if arguments.precision == AUTO:
+        raise UserError(
+            "--precision auto is not for evaluations, because a reported number needs a fixed setting, and auto "
+            "depends on the machine; choose a --precision, for example the one that predict chose"
+        )
+    check_arguments(arguments)
     source = resolve_model(model_name_or_path)
     config = load_config(source)
     found = find_task(config)
@@ -74,7 +87,17 @@ def evaluate_model(
     model = load_model(auto_class, source, lambda model: model.state_dict(), dtype=torch.float32)
     model.to(process_state().device)
     processor = load_image_processor(source)
-    evaluation = evaluate(model, processor, data, split, batch_size, recorded_seed(source), command=command)
+    predictor = Predictor(name, model, processor, model_label(model_name_or_path))
+    runtimes = Runtimes(predictor, arguments, batch_size)
+    rows = data.split(split)
+    first = range(min(BATCHES * batch_size, len(rows))) if runtimes.needs_frames else ()
+    runtimes.apply(arguments.setting, [rows[i]["image"] for i in first])
+    evaluation = evaluate(predictor.model, processor, data, split, batch_size, recorded_seed(source), command=command)
+    if arguments.setting != Setting():
+        evaluation.results["inference"] = vars(arguments.setting) | (
+            {"calibration_frames": runtimes.calibration_frames} if arguments.precision == "int8" else {}
+        )
+    model = predictor.model
     if output_dir is not None and is_main_process():
         write_figures(evaluation, model, processor, data, split, output_dir)
         write_results(evaluation.results, Path(output_dir, "results.json"))

@@ -10,11 +10,13 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..checkpointing import check_output_dir, lock_run
-from ..distributed import is_main_process, process_state, wait_for_everyone
+from ..distributed import broadcast, is_main_process, process_state, wait_for_everyone
 from ..errors import UserError
-from .output import RECORD, PredictionWriter, check_record, write_json, write_report
+from .output import RECORD, PredictionWriter, check_record, read_record, write_json, write_report
 from .prediction import fingerprint
 from .predictors import Predictor, predict_parts
+from .selection import BATCHES, Runtimes, read_images, resume
+from .settings import RuntimeArguments
 from .sources import Source, divide, find_sources, share_jobs
 
 logger = logging.getLogger(__name__)
@@ -79,19 +81,21 @@ def predict_to_folder(
     batch_size: int = 8,
     num_workers: int | None = None,
     overlays: bool = False,
+    runtime: RuntimeArguments | None = None,
 ) -> dict | None:
     """Predict images and videos and write the results. All processes must call it, and share the files.
 
     A run that was killed resumes with the same call. Its files are then the same as those of a run without a break.
 
     Args:
-        predictor: model.
+        predictor: model in float32.
         source: input as in `find_sources`.
         output_dir: output folder, see `surgenet_hf.inference.output`.
         fps: sampling rate of videos as in `choose_rate`.
         batch_size: number of frames per forward pass.
         num_workers: number of threads that read ahead. None: chosen by the number of cores.
         overlays: whether to write frames with painted classes.
+        runtime: runtime and precision. The default is float32 in PyTorch.
 
     Returns:
         The content of report.json. None in other processes than the first, which waits for them.
@@ -102,6 +106,7 @@ def predict_to_folder(
     check_batch_size(batch_size, num_workers)
     if overlays and predictor.task != "semantic-segmentation":
         raise UserError(f"--overlays needs a segmentation model; this model is for {predictor.task}. Omit --overlays")
+    runtimes = Runtimes(predictor, runtime or RuntimeArguments(), batch_size)
     folder = check_output_dir(output_dir)
     rate = choose_rate(predictor, fps)
     sources = find_sources(source, rate, exclude=folder)
@@ -112,19 +117,29 @@ def predict_to_folder(
         "task": predictor.task,
         "model": fingerprint(predictor.model, predictor.processor),
         "labels": predictor.labels,
-        "dtype": str(predictor.model.dtype).removeprefix("torch."),
         "batch_size": batch_size,
         "frames_per_second": rate,
         "overlays": overlays,
         "files": len(sources),
         "input": _digest(sources),
     }
+    check_record(folder, record)  # before the settings are measured
+    before = read_record(folder)
+    first = read_images(sources, rate, BATCHES * batch_size) if runtimes.needs_frames else []
+    setting = resume(runtimes.arguments, before)
+    if setting is None:
+        setting = broadcast(runtimes.choose(first) if is_main_process() else None)
+    record |= vars(setting)
+    record["calibration"] = _digest(runtimes.calibration) if setting.precision == "int8" else None
+    if measured := (before or {}).get("measured") or [each.record() for each in runtimes.measured]:
+        record["measured"] = measured
     state = process_state()
     with lock_run(folder, is_main_process()), PredictionWriter(folder, predictor, jobs, overlays) as writer:
         check_record(folder, record)
         wait_for_everyone()  # all processes have checked the folder before one writes to it
         if is_main_process():
             write_json(folder / RECORD, record)
+        runtimes.apply(setting, first)
         own = share_jobs(jobs, state.process_index, state.num_processes)
         left = [writer.remaining(job) for job in own]
         total = sum(part.frames for job in own for part in job)

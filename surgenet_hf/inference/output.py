@@ -68,6 +68,12 @@ def check_record(folder: Path, record: dict) -> None:
     raise UserError(f"{folder} contains predictions of another run: {'; '.join(found)}. Choose another --output_dir")
 
 
+def read_record(folder: Path) -> dict | None:
+    """Return the record of the run in a folder that `check_record` has accepted, or None in a new folder."""
+    path = folder / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write JSON atomically."""
     _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,305 @@
+"""Choice of runtime and precision, and agreement of their predictions with those of float32 in PyTorch."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..distributed import is_main_process
+from ..errors import UserError
+from .prediction import evaluating, prepare, run_model
+from .predictors import EMBEDDINGS, Predictor
+from .runtimes import OUTPUTS, Builder
+from .settings import AUTO, RuntimeArguments, Setting, candidates, check_arguments
+from .sources import Frame, Source, divide, find_sources, read_batches
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_FRAMES, CALIBRATION_FPS = 128, 1.0
+BATCHES = 2  # on which settings are compared
+REPETITIONS, SECONDS = 3, 1.0  # each time is the shortest of at least 3, measured for at least 1 second
+# tolerances of predictions: smallest share of equal pixels, largest difference of scores, smallest cosine
+PIXELS, SCORES, COSINE = 0.995, 0.01, 0.999
+HOPELESS = 1.5  # a setting that takes this multiple of the shortest time is not measured again
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of predictions with those of float32 in PyTorch.
+
+    Attributes:
+        value: share of equal pixels of all frames, largest difference of scores, or smallest cosine of embeddings.
+        text: it in words.
+        max_error: largest difference of the network's outputs, relative to the largest output.
+        is_accepted: whether the value is within the tolerance.
+    """
+
+    value: float
+    text: str
+    max_error: float
+    is_accepted: bool
+
+    def __str__(self) -> str:
+        return f"{self.text}, largest error {self.max_error:.1e} of the largest output"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Time and agreement of a setting, or why it has none."""
+
+    setting: Setting
+    time_ratio: float | None = None
+    agreement: Agreement | None = None
+    message: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return the entry of predict.json."""
+        found = self.agreement
+        return {
+            **vars(self.setting),
+            "time_ratio": self.time_ratio and round(self.time_ratio, 3),
+            "agreement": found and found.text,
+            "max_error": found and float(f"{found.max_error:.3g}"),
+            "accepted": self.message is None and (found is None or found.is_accepted),
+        } | ({"message": self.message} if self.message else {})
+
+
+def read_images(
+    sources: Sequence[Source], frames_per_second: float | None, count: int, spread: bool = False
+) -> list[Image.Image]:
+    """Read frames of sources. Those that cannot be read are skipped.
+
+    Args:
+        sources: sources of `find_sources`.
+        frames_per_second: sampling rate of videos. None: every picture.
+        count: maximum number of frames.
+        spread: whether they are evenly spaced over the input, instead of the first ones.
+    """
+    step = max(1, sum(each.frames for each in sources) // count) if spread else 1
+    with closing(read_batches(divide(sources), frames_per_second, 1)) as batches:
+        frames = (item for batch in batches for item in batch.items if isinstance(item, Frame))
+        return list(islice(_readable(islice(frames, 0, None, step)), count))
+
+
+def _readable(frames: Iterable[Frame]) -> Iterator[Image.Image]:
+    for frame in frames:
+        try:
+            yield frame.read()
+        except UserError:  # the prediction reports it
+            continue
+
+
+class Runtimes:
+    """Runtime and precision of a predictor.
+
+    Args:
+        predictor: predictor in float32, whose model `apply` replaces.
+        arguments: options.
+        batch_size: number of frames per forward pass.
+
+    Raises:
+        UserError: the options do not fit each other or this machine, or contain no calibration frames.
+    """
+
+    def __init__(self, predictor: Predictor, arguments: RuntimeArguments, batch_size: int):
+        check_arguments(arguments)
+        self.predictor, self.arguments, self.batch_size = predictor, arguments, batch_size
+        self.calibration = find_sources(arguments.calibration, CALIBRATION_FPS) if arguments.calibration else []
+        self.calibration_frames = 0
+        self.measured: list[Measured] = []
+        if arguments.runtime not in (None, "torch"):
+            predictor.model.to("cpu")
+        size = predictor.processor.size
+        self.builder = Builder(predictor.model, (size["height"], size["width"]), batch_size, self._calibration)
+        self.chosen: tuple[Setting, Any] | None = None
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether settings are compared on frames of the input."""
+        return self.arguments.precision in (AUTO, "int8") and is_main_process()
+
+    def apply(self, setting: Setting, images: list[Image.Image]) -> None:
+        """Replace the model of the predictor with one that runs with a setting.
+
+        Args:
+            setting: setting.
+            images: frames on which the agreement of int8 with float32 is measured. It is written to the log.
+
+        Raises:
+            UserError: this machine does not support it, or the model cannot be exported.
+        """
+        if self.chosen is not None and self.chosen[0] == setting:
+            self.predictor.model = self.chosen[1]
+            return
+        with self.builder:
+            model = self.builder.build(setting)
+        if setting.precision == "int8" and images:
+            expected, found = (self._predict(each, images) for each in (self.predictor.model, model))
+            agreement = compare(self.predictor.task, found, expected)
+            logger.info(f"Agreement of {setting} with torch float32 on {len(images)} frames: {agreement}")
+        self.predictor.model = model
+
+    def choose(self, images: list[Image.Image]) -> Setting:
+        """Measure the settings that this machine supports, and return the fastest one within the tolerance.
+
+        Args:
+            images: first frames of the input. Without frames, the result is float32.
+
+        Raises:
+            UserError: no precision of the given runtime is within the tolerance.
+        """
+        if not images:
+            return Setting(self.arguments.runtime or "torch")
+        on_cpu = self.predictor.model.device.type == "cpu"
+        reference, *others = candidates(self.arguments, on_cpu)
+        expected = self._predict(self.predictor.model, images)
+        standard = self._time(self.predictor.model, images, float("inf"))
+        only = self.arguments.runtime not in (None, "torch")
+        best = (float("inf"), reference, None) if only else (standard, reference, self.predictor.model)
+        self.measured = [Measured(reference, 1.0)]
+        with self.builder:
+            for setting in others:
+                try:
+                    model = self.builder.build(setting)
+                except UserError as error:
+                    self.measured.append(Measured(setting, message=str(error)))
+                    continue
+                agreement = compare(self.predictor.task, self._predict(model, images), expected)
+                seconds = self._time(model, images, HOPELESS * best[0])
+                self.measured.append(Measured(setting, seconds / standard, agreement))
+                if agreement.is_accepted and seconds < best[0]:
+                    best = (seconds, setting, model)
+        _, setting, model = best
+        logger.info(self._table(setting if model is not None else None, len(images)))
+        if model is None:
+            raise UserError(
+                f"no precision of {self.arguments.runtime} is within the tolerance; omit --runtime, or choose a "
+                "--precision yourself"
+            )
+        self.chosen = setting, model
+        return setting
+
+    def _calibration(self) -> list[np.ndarray]:
+        images = read_images(self.calibration, CALIBRATION_FPS, CALIBRATION_FRAMES, spread=True)
+        if not images:
+            raise UserError("no calibration frame can be read; check --calibration")
+        self.calibration_frames = len(images)
+        processor = self.predictor.processor
+        return [prepare(processor, [image], torch.float32).pixel_values.numpy() for image in images]
+
+    def _predict(self, model, images: list[Image.Image]) -> tuple[list[dict], list[torch.Tensor]]:
+        """Return the rows of images, and the outputs of the network for each batch."""
+        predictor = replace(self.predictor, model=model, states={}, _current=None)
+        outputs: list = []
+        network = self._network(model)
+        hook = network.register_forward_hook(lambda module, inputs, found: outputs.append(found))
+        source = Source("", Path())
+        rows = []
+        try:
+            with evaluating(model):
+                for start in range(0, len(images), self.batch_size):
+                    batch = images[start : start + self.batch_size]
+                    frames = [Frame(source, start + i) for i in range(len(batch))]
+                    rows += predictor.predict(frames, batch, prepare(predictor.processor, batch, model.dtype))
+        finally:
+            hook.remove()
+        names = next(names for names in OUTPUTS if all(getattr(outputs[0], name, None) is not None for name in names))
+        return rows, [getattr(found, name).float().cpu() for found in outputs for name in names]
+
+    def _network(self, model):
+        return model.surgenet if self.builder.is_phase_model else model
+
+    def _time(self, model, images: list[Image.Image], limit: float) -> float:
+        """Return the shortest time in seconds of the network for images, after a first pass.
+
+        Args:
+            model: model.
+            images: frames.
+            limit: time after which it is not measured again.
+        """
+        network = self._network(model)
+        batches = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
+        inputs = [prepare(self.predictor.processor, batch, network.dtype) for batch in batches]
+        shortest = float("inf")
+        with evaluating(network):
+            begin = time.perf_counter()
+            for count in range(1, 100):
+                start = time.perf_counter()
+                for batch in inputs:
+                    run_model(network, batch)
+                if network.device.type != "cpu":
+                    torch.accelerator.synchronize()
+                shortest = min(shortest, time.perf_counter() - start)
+                if shortest > limit or (count >= REPETITIONS and time.perf_counter() - begin > SECONDS):
+                    break
+        return shortest
+
+    def _table(self, chosen: Setting | None, frames: int) -> str:
+        """Format the measured settings."""
+        width = max(len(str(each.setting)) for each in self.measured)
+        lines = [
+            f"Runtimes and precisions on the first {frames} frames, in batches of {self.batch_size}",
+            f"  {'':<{width}}  time  agreement with torch float32",
+        ]
+        for each in self.measured:
+            ratio = "   -" if each.time_ratio is None else f"{each.time_ratio:4.2f}"
+            text = each.message or ("reference" if each.agreement is None else str(each.agreement))
+            if each.agreement is not None and not each.agreement.is_accepted:
+                text += " (not within the tolerance)"
+            lines.append(f"  {each.setting!s:<{width}}  {ratio}  {text}" + " <- chosen" * (each.setting == chosen))
+        return "\n".join(lines)
+
+
+def compare(task: str, found: tuple, expected: tuple) -> Agreement:
+    """Compare predictions with those of float32.
+
+    Args:
+        task: task of the predictor.
+        found: rows, and tensors of outputs.
+        expected: the same, of float32 in PyTorch.
+    """
+    pairs = list(zip(found[0], expected[0], strict=True))
+    tensors = zip(found[1], expected[1], strict=True)
+    errors = [((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item() for ours, theirs in tensors]
+    error = float(np.max(errors))  # unlike `max`, it keeps NaN
+    if task == "semantic-segmentation":
+        equal = sum(int((ours["mask"] == theirs["mask"]).sum()) for ours, theirs in pairs)
+        value = equal / sum(theirs["mask"].size for _, theirs in pairs)
+        return Agreement(value, f"{value:.2%} of pixels equal", error, value >= PIXELS)
+    if task == EMBEDDINGS:
+        value = float(np.min([_cosine(ours["embedding"], theirs["embedding"]) for ours, theirs in pairs]))
+        return Agreement(value, f"cosine at least {value:.6f}", error, value >= COSINE)
+    scores = np.array([[list(row["score"].values()) for row in pair] for pair in pairs])
+    value = float(np.max(np.abs(scores[:, 0] - scores[:, 1])))
+    text = f"scores differ by at most {value:.4f}"
+    if label := next((name for name in ("label", "phase") if name in pairs[0][0]), None):
+        text += f", {np.mean([ours[label] == theirs[label] for ours, theirs in pairs]):.2%} of labels equal"
+    return Agreement(value, text, error, value <= SCORES)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
+
+
+def resume(arguments: RuntimeArguments, recorded: dict | None) -> Setting | None:
+    """Return the setting, or None if it must be measured.
+
+    Args:
+        arguments: options.
+        recorded: content of predict.json of the run that is resumed. With `auto`, its setting is used.
+    """
+    if arguments.precision != AUTO:
+        return arguments.setting
+    if recorded is None:
+        return None
+    runtime = arguments.runtime or recorded["runtime"]
+    return Setting(runtime, recorded["precision"], recorded["compile"])
