@@ -135,6 +135,7 @@ def predict(
     batch_size: int = 8,
     bf16: bool = False,
     num_workers: int | None = None,
+    live_timeout: float = 30.0,
 ) -> Iterator[dict]:
     """Predict on images and videos, like `surgenet predict`, without writing files.
 
@@ -147,14 +148,16 @@ def predict(
 
     Args:
         model: folder of the model, output folder of its training, Hub repository, or published checkpoint.
-        source: image, video, folder, or glob pattern, a list of these, or a `datasets.Dataset` with the column
-            "image". Files are sorted by name.
+        source: image, video, folder, or glob pattern, a list of these, or a `datasets.Dataset` or `DatasetDict` with
+            the column "image". Files are sorted by name. Also a dataset on the Hub ("hf://datasets/OWNER/NAME"), or
+            live input ("tcp://HOST:PORT", "rtsp://...", "/dev/video0").
         task: "embeddings", or None for the task of the model.
-        fps: frames per second of video, 0 for every frame. Default: the rate at which a phase model was trained,
-            otherwise 1.
+        fps: frames per second of video, 0 for every frame. Of live input, the most frames per second. Default: the
+            rate at which a phase model was trained, otherwise 1.
         batch_size: number of frames per forward pass.
         bf16: whether to compute in bfloat16.
         num_workers: number of threads that read and preprocess frames. Default: 2 to 8.
+        live_timeout: seconds without a picture after which live input ends.
 
     Returns:
         An iterator of rows. Each has "file", "video", "frame" (number of the picture in the video, or number at the
@@ -162,19 +165,23 @@ def predict(
 
         - segmentation: "mask" with class ids uint8 (H, W), and "pixels" {class: number of pixels}
         - classification: "score" {label: score from 0 to 1}, and "label" if each frame has exactly one
-        - phase recognition: "phase", and "score" {phase: score from 0 to 1}
+        - phase recognition: "phase", and "score" {phase: score from 0 to 1}; of live input also "repeated", whether
+          the row repeats the last picture
         - embeddings: "embedding" float32 (C,)
 
     Raises:
         UserError: the model or the input does not exist, or the input does not fit the model.
     """
     from .inference.job import check_batch_size, check_sources, choose_rate
+    from .inference.live import LiveReader, find_live, live_rows
     from .inference.sources import divide, find_sources
     from .tasks import load_predictor
 
     check_batch_size(batch_size, num_workers)
     predictor = load_predictor(model, task, bf16)
     rate = choose_rate(predictor, fps)
+    if address := find_live(source):
+        return live_rows(predictor, LiveReader(address, live_timeout), rate)
     sources = find_sources(source, rate)
     check_sources(predictor, sources)
     return _rows(predictor, divide(sources), rate, batch_size, num_workers)
