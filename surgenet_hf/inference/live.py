@@ -196,9 +196,9 @@ class LiveReader:
                         connections += self.received == before
                         self.reconnections = connections - 1
                         self._add(frame)
-                    self.reason = "the source closed the connection, or sent no pictures"
-                except self.av.ExitError:
-                    self.reason = f"no data for {min(_STALL, self.timeout):g} s"
+                    self.reason = "silent source" if self._finished() else "connection closed"
+                except self.av.ExitError:  # a timeout of `open`
+                    self.reason = "silent source"
                 except (self.av.FFmpegError, OSError) as error:  # its text contains the address
                     self.reason = error.strerror or type(error).__name__
                 self._stop.wait(_RETRY)
