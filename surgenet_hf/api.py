@@ -136,6 +136,7 @@ def predict(
     bf16: bool = False,
     num_workers: int | None = None,
     live_timeout: float = 30.0,
+    dense: bool = False,
 ) -> Iterator[dict]:
     """Predict on images and videos, like `surgenet predict`, without writing files.
 
@@ -158,6 +159,7 @@ def predict(
         bf16: whether to compute in bfloat16.
         num_workers: number of threads that read and preprocess frames. Default: 2 to 8.
         live_timeout: seconds without a picture after which live input ends.
+        dense: whether embeddings include the feature map.
 
     Returns:
         An iterator of rows. Each has "file", "video", "frame" (number of the picture in the video, or number at the
@@ -167,7 +169,7 @@ def predict(
         - classification: "score" {label: score from 0 to 1}, and "label" if each frame has exactly one
         - phase recognition: "phase", and "score" {phase: score from 0 to 1}; of live input also "repeated", whether
           the row repeats the last picture
-        - embeddings: "embedding" float32 (C,)
+        - embeddings: "embedding" float32 (C,), and with `dense` "features" float32 (C, h, w)
 
     Raises:
         UserError: the model or the input does not exist, or the input does not fit the model.
@@ -178,7 +180,7 @@ def predict(
     from .tasks import load_predictor
 
     check_batch_size(batch_size, num_workers)
-    predictor = load_predictor(model, task, bf16)
+    predictor = load_predictor(model, task, bf16, dense)
     rate = choose_rate(predictor, fps)
     if address := find_live(source):
         return live_rows(predictor, LiveReader(address, live_timeout), rate)

@@ -156,13 +156,16 @@ def find_task(config: PreTrainedConfig) -> tuple[str, type] | None:
     return None
 
 
-def load_predictor(model_name_or_path: str, task: str | None = None, bf16: bool = False) -> Predictor:
+def load_predictor(
+    model_name_or_path: str, task: str | None = None, bf16: bool = False, dense: bool = False
+) -> Predictor:
     """Load a model for predictions on the device of this process.
 
     Args:
         model_name_or_path: folder, output folder of a training, Hub repository, or name of a published checkpoint.
         task: "embeddings", or None for the task of the model. A model without a trained head gives embeddings.
         bf16: whether to compute in bfloat16.
+        dense: whether embeddings include the feature map.
 
     Raises:
         UserError: the model does not exist or is not complete, its weights are not finite, or the task is unknown.
@@ -181,4 +184,4 @@ def load_predictor(model_name_or_path: str, task: str | None = None, bf16: bool 
             check_classes(model.config)
     check_finite(model.state_dict(), "The model")
     model.to(process_state().device)
-    return Predictor(name, model, load_image_processor(source), model_label(model_name_or_path))
+    return Predictor(name, model, load_image_processor(source), model_label(model_name_or_path), dense)

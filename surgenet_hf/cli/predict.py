@@ -42,6 +42,7 @@ class PredictionArguments:
         "Frames with painted classes, for segmentation: JPEG files, or one MP4 file per video.",
         choices=["frames", "video"],
     )
+    dense: bool = option(False, "Whether to write the feature map of each frame, for embeddings.")
     per_device_eval_batch_size: int = option(8, "Number of frames per forward pass.")
     bf16: bool = option(False, "Whether to compute in bfloat16.")
     live_timeout: float = option(30.0, "Number of seconds without a picture after which live input ends.")
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..tasks import load_predictor
 
     address = find_live(args.input)
-    predictor = load_predictor(args.model_name_or_path, args.task, args.bf16)
+    predictor = load_predictor(args.model_name_or_path, args.task, args.bf16, args.dense)
     report: dict | None
     if address:
         report = predict_live_to_folder(

@@ -127,6 +127,7 @@ def predict_to_folder(
         "batch_size": batch_size,
         "frames_per_second": rate,
         "overlays": overlays,
+        "dense": predictor.dense,
         "files": len(sources),
         "input": _digest(sources),
     }

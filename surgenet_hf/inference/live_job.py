@@ -69,6 +69,7 @@ def predict_live_to_folder(
                 "dtype": str(predictor.model.dtype).removeprefix("torch."),
                 "frames_per_second": rate,
                 "overlays": overlays,
+                "dense": predictor.dense,
                 "live": source.name,
             }
             write_json(folder / RECORD, record)

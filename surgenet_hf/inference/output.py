@@ -36,6 +36,7 @@ from ..data.video import JPEG_QUALITY
 from ..errors import UserError
 from ..figures import phase_figure, save_figure
 from ..figures.overlays import paint
+from .dense import write_dense
 from .overlay_video import write_overlay_video
 from .predictors import EMBEDDINGS, Predictor
 from .sources import Part, Report, Source
@@ -158,7 +159,10 @@ class PredictionWriter:
         if self.rows:
             path = self.table(part)
             with writing(path), atomic_write(path, durable=True) as temporary:
-                pq.write_table(pa.Table.from_pylist(self.rows, self._schema()), temporary)
+                if self.predictor.dense:
+                    write_dense(temporary, self.rows, self._schema())
+                else:
+                    pq.write_table(pa.Table.from_pylist(self.rows, self._schema()), temporary)
         if self.predictor.task == "phase-recognition":
             self._finish_phases(part)
         for source in self._filmed(part):

@@ -28,6 +28,7 @@ class Predictor:
         model: model in the data type of the computation, on its device.
         processor: image processor of the model.
         name: name of the model, for messages and figures.
+        dense: whether embeddings include the feature map.
         states: {file: state after its last frame} of a phase model, for the current video and for videos that a
             restart continues.
     """
@@ -36,9 +37,14 @@ class Predictor:
     model: Any
     processor: Any
     name: str
+    dense: bool = False
     states: dict[str, tuple] = field(default_factory=dict)
     _current: str | None = None
     _features: Any = None
+
+    def __post_init__(self):
+        if self.dense and self.task != EMBEDDINGS:
+            raise UserError(f"--dense needs embeddings, and this model is for {self.task}; add --task embeddings")
 
     @cached_property
     def labels(self) -> list[str]:
@@ -88,8 +94,10 @@ class Predictor:
             yield best | {"score": dict(zip(self.labels, scores.tolist(), strict=True))}
 
     def _embeddings(self, frames, images, inputs):
-        for embedding in pooled_features(run_model(self.model, inputs)):
-            yield {"embedding": embedding}
+        outputs = run_model(self.model, inputs)
+        for i, embedding in enumerate(pooled_features(outputs)):
+            dense = {"features": outputs.last_hidden_state[i].float().cpu().numpy()} if self.dense else {}
+            yield {"embedding": embedding} | dense
 
     def _recognition(self, frames, images, inputs):
         features = run_model(self.model.surgenet, inputs).pooler_output
