@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_phases_by_the_clock(models):
         rows = list(surgenet_hf.predict(str(models / "phases"), address(port), live_timeout=1.5))
     assert [row["seconds"] for row in rows] == [k / 20 for k in range(len(rows))]
     assert len(rows) > 20  # also while nothing arrives
-    changed = [two["frame"] != one["frame"] for one, two in zip(rows, rows[1:], strict=False)]
+    changed = [two["frame"] != one["frame"] for one, two in pairwise(rows)]
     assert [not row["repeated"] for row in rows] == [True, *changed]
     assert any(row["repeated"] for row in rows)
     predictor = load_predictor(str(models / "phases"))
