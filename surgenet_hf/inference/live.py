@@ -271,8 +271,9 @@ def newest_pictures(
             if rate is not None:
                 due = max(due + 1 / rate, time.monotonic())  # later if the caller needed more time
             picture = None
-        elif reader.ended and (picture := reader.take()) is None:
-            return
+        elif reader.ended:
+            if (picture := reader.take()) is None:
+                return
         elif (wait := due - time.monotonic()) > 0:
             time.sleep(min(wait, _POLL))
         else:

@@ -55,23 +55,23 @@ def predict_live_to_folder(
         raise UserError(f"{folder} contains predictions, and live input does not resume; choose another --output_dir")
     check_record(folder, {})
     source = live_source(address)
-    with LiveReader(address, timeout) as reader:
+    record = {
+        "task": predictor.task,
+        "model": fingerprint(predictor.model, predictor.processor),
+        "labels": predictor.labels,
+        "dtype": str(predictor.model.dtype).removeprefix("torch."),
+        "frames_per_second": rate,
+        "overlays": overlays,
+        "dense": predictor.dense,
+        "live": source.name,
+    }
+    with LiveReader(address, timeout) as reader:  # connects last, because pictures are dropped meanwhile
         first = reader.first()
         with (
             lock_run(folder),
             PredictionWriter(folder, predictor, [], overlays, rate) as writer,
             Termination(signal.SIGINT, signal.SIGTERM) as termination,
         ):
-            record = {
-                "task": predictor.task,
-                "model": fingerprint(predictor.model, predictor.processor),
-                "labels": predictor.labels,
-                "dtype": str(predictor.model.dtype).removeprefix("torch."),
-                "frames_per_second": rate,
-                "overlays": overlays,
-                "dense": predictor.dense,
-                "live": source.name,
-            }
             write_json(folder / RECORD, record)
             started = time.monotonic()
             parts = _write_rows(predictor, reader, rate, first, source, writer, lambda: termination.received)

@@ -38,6 +38,7 @@ def send(port: int, rate: int, frames: int):
     container = av.open(f"tcp://127.0.0.1:{port}?listen=1", "w", format="mpegts", options={"flush_packets": "1"})
     stream = container.add_stream("mpeg2video", rate=25)
     stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    container.start_encoding()  # waits for the connection
     start = time.monotonic()
     for i in range(frames):
         picture = np.full((48, 64, 3), 20 + 10 * (i % 20), np.uint8)

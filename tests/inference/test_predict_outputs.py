@@ -167,7 +167,7 @@ def test_a_video_without_a_length_has_parts(tmp_path, small_parts):
 def test_the_memory_does_not_depend_on_the_number_of_frames(models, tmp_path):
     """Test 5,000 frames against 200, in processes that are started with the method spawn."""
     for count in (200, 5000):
-        write_video(tmp_path / f"{count}.mp4", count, size=(240, 320))
+        write_video(tmp_path / f"{count}.mp4", count, rate=250, size=(240, 320))
     code = """
 import multiprocessing, resource, sys
 from surgenet_hf.inference.job import predict_to_folder
