@@ -148,6 +148,8 @@ def predict(
     precision: str = "float32",
     compile: bool = False,
     calibration=None,
+    live_timeout: float = 30.0,
+    dense: bool = False,
 ) -> Iterator[dict]:
     """Predict on images and videos, like `surgenet predict`, without writing files.
 
@@ -160,11 +162,12 @@ def predict(
 
     Args:
         model: folder of the model, output folder of its training, Hub repository, or published checkpoint.
-        source: image, video, folder, or glob pattern, a list of these, or a `datasets.Dataset` with the column
-            "image". Files are sorted by name.
+        source: image, video, folder, or glob pattern, a list of these, or a `datasets.Dataset` or `DatasetDict` with
+            the column "image". Files are sorted by name. Also a dataset on the Hub ("hf://datasets/OWNER/NAME"), or
+            live input ("tcp://HOST:PORT", "rtsp://...", "/dev/video0").
         task: "embeddings", or None for the task of the model.
-        fps: frames per second of video, 0 for every frame. Default: the rate at which a phase model was trained,
-            otherwise 1.
+        fps: frames per second of video, 0 for every frame. Of live input, the most frames per second. Default: the
+            rate at which a phase model was trained, otherwise 1.
         batch_size: number of frames per forward pass.
         num_workers: number of threads that read and preprocess frames. Default: 2 to 8.
         runtime: library that runs the network, "torch", "onnxruntime", or "openvino". Default: "torch", or the fastest
@@ -173,6 +176,8 @@ def predict(
             one within tolerance on the first frames, which are read at once.
         compile: whether to compile the network with `torch.compile`.
         calibration: frames for the quantization to int8, like `source`.
+        live_timeout: seconds without a picture after which live input ends.
+        dense: whether embeddings include the feature map.
 
     Returns:
         An iterator of rows. Each has "file", "video", "frame" (number of the picture in the video, or number at the
@@ -180,14 +185,16 @@ def predict(
 
         - segmentation: "mask" with class ids uint8 (H, W), and "pixels" {class: number of pixels}
         - classification: "score" {label: score from 0 to 1}, and "label" if each frame has exactly one
-        - phase recognition: "phase", and "score" {phase: score from 0 to 1}
-        - embeddings: "embedding" float32 (C,)
+        - phase recognition: "phase", and "score" {phase: score from 0 to 1}; of live input also "repeated", whether
+          the row repeats the last picture
+        - embeddings: "embedding" float32 (C,), and with `dense` "features" float32 (C, h, w)
 
     Raises:
         UserError: the model or the input does not exist, or the input does not fit the model.
     """
     from .inference.job import check_batch_size, check_sources, choose_rate
-    from .inference.selection import BATCHES, Runtimes, read_images
+    from .inference.live import LiveReader, find_live, live_rows
+    from .inference.selection import BATCHES, Runtimes, apply_live, read_images
     from .inference.settings import AUTO, RuntimeArguments, check_arguments
     from .inference.sources import divide, find_sources
     from .tasks import load_predictor
@@ -195,8 +202,11 @@ def predict(
     check_batch_size(batch_size, num_workers)
     arguments = RuntimeArguments(runtime, precision, compile, calibration)
     check_arguments(arguments)
-    predictor = load_predictor(model, task)
+    predictor = load_predictor(model, task, dense)
     rate = choose_rate(predictor, fps)
+    if address := find_live(source):
+        apply_live(predictor, arguments)
+        return live_rows(predictor, LiveReader(address, live_timeout), rate)
     sources = find_sources(source, rate)
     check_sources(predictor, sources)
     runtimes = Runtimes(predictor, arguments, batch_size)

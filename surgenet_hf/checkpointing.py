@@ -95,26 +95,32 @@ def lock_run(output_dir: str | os.PathLike, is_main: bool = True) -> Iterator[No
 
 
 class Termination:
-    """Context manager that records SIGTERM instead of exiting.
+    """Context manager that records SIGTERM, or other signals, instead of exiting.
 
     Slurm and Kubernetes send SIGTERM before they kill a process. Outside the main thread, where Python does not allow
     signal handlers, the context manager has no effect.
 
+    Args:
+        signals: signals to record. Default: SIGTERM.
+
     Attributes:
-        received: whether the signal arrived.
+        received: whether a signal arrived.
     """
 
     received = False
 
+    def __init__(self, *signals: signal.Signals):
+        self.signals = signals or (signal.SIGTERM,)
+
     def __enter__(self):
-        self.is_main_thread = threading.current_thread() is threading.main_thread()
-        if self.is_main_thread:
-            self.previous = signal.signal(signal.SIGTERM, self._receive)
+        self.previous = {}
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {each: signal.signal(each, self._receive) for each in self.signals}
         return self
 
     def __exit__(self, *error):
-        if self.is_main_thread:
-            signal.signal(signal.SIGTERM, self.previous)
+        for each, previous in self.previous.items():
+            signal.signal(each, previous)
 
     def _receive(self, number, frame):
         self.received = True

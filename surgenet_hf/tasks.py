@@ -162,12 +162,13 @@ def find_task(config: PreTrainedConfig) -> tuple[str, type] | None:
     return None
 
 
-def load_predictor(model_name_or_path: str, task: str | None = None) -> Predictor:
+def load_predictor(model_name_or_path: str, task: str | None = None, dense: bool = False) -> Predictor:
     """Load a model in float32 for predictions on the device of this process.
 
     Args:
         model_name_or_path: folder, output folder of a training, Hub repository, or name of a published checkpoint.
         task: "embeddings", or None for the task of the model. A model without a trained head gives embeddings.
+        dense: whether embeddings include the feature map.
 
     Raises:
         UserError: the model does not exist or is not complete, its weights are not finite, or the task is unknown.
@@ -185,4 +186,4 @@ def load_predictor(model_name_or_path: str, task: str | None = None) -> Predicto
             check_classes(model.config)
     check_finite(model.state_dict(), "The model")
     model.to(process_state().device)
-    return Predictor(name, model, load_image_processor(source), model_label(model_name_or_path))
+    return Predictor(name, model, load_image_processor(source), model_label(model_name_or_path), dense)

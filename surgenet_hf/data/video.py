@@ -73,7 +73,7 @@ def iter_listed_frames(
     path, wanted = Path(path), set(numbers)
     last = max(wanted, default=-1)
     require_video(path)
-    av = _av()
+    av = import_av()
     index, start = -1, None
     try:
         with av.open(str(path)) as container:
@@ -154,7 +154,7 @@ def sample_pictures(
     The other arguments and the errors are those of `iter_frames`. `facts` is updated before each picture.
     """
     require_video(path)
-    av = _av()
+    av = import_av()
     facts = VideoFacts() if facts is None else facts
     index, number, start, time, shown = 0, -1, None, 0.0, None
     repair = "replace it, or try to repair it (ffmpeg -i broken.mp4 -c copy repaired.mp4)"
@@ -208,9 +208,13 @@ def sample_pictures(
 
 
 def expected_frames(path: Path, frames_per_second: float | None) -> int:
-    """Return the number of pictures that `sample_pictures` will yield by the file header, or 0 if it is unknown."""
+    """Return about the number of pictures that `sample_pictures` will yield, or 0 if the video cannot be read.
+
+    The file header has the length. If it has none, as in files of streams, the packets are read without decoding.
+    """
     try:
-        return round(video_seconds(path) * (frame_rate(path) if frames_per_second is None else frames_per_second))
+        seconds = video_seconds(path) or _seconds_of_packets(path)
+        return round(seconds * (frame_rate(path) if frames_per_second is None else frames_per_second))
     except UserError:  # reading the video will report the error
         return 0
 
@@ -229,7 +233,7 @@ def to_picture(frame, max_side: int | None) -> Image.Image:
 
 def frame_rate(path: Path) -> float:
     """Return the average number of frames per second of a video."""
-    av = _av()
+    av = import_av()
     try:
         with av.open(str(path)) as container:
             return float(_stream(container, path).average_rate)
@@ -239,12 +243,27 @@ def frame_rate(path: Path) -> float:
 
 def video_seconds(path: Path) -> float:
     """Return the length of a video in seconds from its header, or 0 if it is unknown or unreadable."""
-    av = _av()
+    av = import_av()
     try:
         with av.open(str(path)) as container:
             return (container.duration or 0) / av.time_base
     except av.FFmpegError:
         return 0.0
+
+
+def _seconds_of_packets(path: Path) -> float:
+    """Return the time between the first and the last packet of a video, up to where it can be read."""
+    av = import_av()
+    first, last = math.inf, -math.inf
+    try:
+        with av.open(str(path)) as container:
+            for packet in container.demux(_stream(container, path)):
+                if packet.pts is not None:
+                    seconds = float(packet.pts * packet.time_base)
+                    first, last = min(first, seconds), max(last, seconds)
+    except av.FFmpegError:  # reading the video will report the error
+        pass
+    return max(0.0, last - first)
 
 
 def require_video(path: Path) -> Path:
@@ -258,7 +277,12 @@ def require_video(path: Path) -> Path:
     return path
 
 
-def _av():
+def import_av():
+    """Return the module of PyAV.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import av
     except ImportError as error:

@@ -73,6 +73,18 @@ def check_batch_size(batch_size: int, num_workers: int | None) -> None:
         raise UserError(f"--dataloader_num_workers must be at least 0, got {num_workers}")
 
 
+def check_overlays(predictor: Predictor, overlays: str | None) -> None:
+    """Check that a model gives masks if overlays are requested.
+
+    Raises:
+        UserError: it is for another task, or `overlays` is unknown.
+    """
+    if overlays not in (None, "frames", "video"):
+        raise UserError(f"--overlays is {overlays!r}; expected 'frames' or 'video'")
+    if overlays and predictor.task != "semantic-segmentation":
+        raise UserError(f"--overlays needs a segmentation model; this model is for {predictor.task}. Omit --overlays")
+
+
 def predict_to_folder(
     predictor: Predictor,
     source,
@@ -80,7 +92,7 @@ def predict_to_folder(
     fps: float | None = None,
     batch_size: int = 8,
     num_workers: int | None = None,
-    overlays: bool = False,
+    overlays: str | None = None,
     runtime: RuntimeArguments | None = None,
 ) -> dict | None:
     """Predict images and videos and write the results. All processes must call it, and share the files.
@@ -94,7 +106,7 @@ def predict_to_folder(
         fps: sampling rate of videos as in `choose_rate`.
         batch_size: number of frames per forward pass.
         num_workers: number of threads that read ahead. None: chosen by the number of cores.
-        overlays: whether to write frames with painted classes.
+        overlays: frames with painted classes, see `PredictionWriter`.
         runtime: runtime and precision. The default is float32 in PyTorch.
 
     Returns:
@@ -104,8 +116,7 @@ def predict_to_folder(
         UserError: the input does not exist or does not fit the model, or the folder contains other predictions.
     """
     check_batch_size(batch_size, num_workers)
-    if overlays and predictor.task != "semantic-segmentation":
-        raise UserError(f"--overlays needs a segmentation model; this model is for {predictor.task}. Omit --overlays")
+    check_overlays(predictor, overlays)
     runtimes = Runtimes(predictor, runtime or RuntimeArguments(), batch_size)
     folder = check_output_dir(output_dir)
     rate = choose_rate(predictor, fps)
@@ -120,6 +131,7 @@ def predict_to_folder(
         "batch_size": batch_size,
         "frames_per_second": rate,
         "overlays": overlays,
+        "dense": predictor.dense,
         "files": len(sources),
         "input": _digest(sources),
     }
@@ -134,7 +146,7 @@ def predict_to_folder(
     if measured := (before or {}).get("measured") or [each.record() for each in runtimes.measured]:
         record["measured"] = measured
     state = process_state()
-    with lock_run(folder, is_main_process()), PredictionWriter(folder, predictor, jobs, overlays) as writer:
+    with lock_run(folder, is_main_process()), PredictionWriter(folder, predictor, jobs, overlays, rate) as writer:
         check_record(folder, record)
         wait_for_everyone()  # all processes have checked the folder before one writes to it
         if is_main_process():

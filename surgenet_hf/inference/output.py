@@ -2,7 +2,8 @@
 
     predict.json             model, options, and inputs. A run with others is refused
     predictions/00000.parquet    rows of part 0; all parts have the same columns
-    masks/, overlays/        class ids of segmentation models as PNG (8-bit gray), frames with painted classes as JPEG
+    masks/                   class ids of segmentation models as PNG (8-bit gray)
+    overlays/                frames with painted classes as JPEG, or one MP4 per video
     phases/                  per video: segments (.csv), phase of each frame (.txt), ribbon (.png)
     parts/00000.json         marks part 0 as done, with its reports
     parts/00000.safetensors  state of a phase model after part 0, until its video is done
@@ -15,6 +16,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -34,6 +36,8 @@ from ..data.video import JPEG_QUALITY
 from ..errors import UserError
 from ..figures import phase_figure, save_figure
 from ..figures.overlays import paint
+from .dense import write_dense
+from .overlay_video import write_overlay_video
 from .predictors import EMBEDDINGS, Predictor
 from .sources import Part, Report, Source
 
@@ -86,11 +90,20 @@ class PredictionWriter:
         folder: output folder.
         predictor: model.
         jobs: all jobs, also those of other processes.
-        overlays: whether to write frames with painted classes.
+        overlays: "frames" writes frames with painted classes. "video" replaces those of each video by an MP4 file at
+            its end. None writes none.
+        frames_per_second: sampling rate of videos. None: every picture.
     """
 
-    def __init__(self, folder: Path, predictor: Predictor, jobs: list[list[Part]], overlays: bool = False):
-        self.folder, self.predictor, self.overlays = folder, predictor, overlays
+    def __init__(
+        self,
+        folder: Path,
+        predictor: Predictor,
+        jobs: list[list[Part]],
+        overlays: str | None = None,
+        frames_per_second: float | None = None,
+    ):
+        self.folder, self.predictor, self.overlays, self.rate = folder, predictor, overlays, frames_per_second
         self.rows: list[dict] = []
         self.reports: list[Report] = []
         self.parts_of: dict[str, list[Part]] = {}
@@ -116,6 +129,8 @@ class PredictionWriter:
     def remaining(self, job: list[Part]) -> list[Part]:
         """Return the parts of a job that are not done, and restore the state of a phase model before them."""
         done = next((i for i, part in enumerate(job) if not self.marker(part).exists()), len(job))
+        for part in job[:done]:
+            self._remove_frames(part)
         if 0 < done < len(job) and self.predictor.task == "phase-recognition":
             tensors = load_file(self._state(job[done - 1]), device=str(self.predictor.model.device))
             if tensors:  # none if the video ended earlier than its header says
@@ -150,14 +165,20 @@ class PredictionWriter:
         if self.rows:
             path = self.table(part)
             with writing(path), atomic_write(path, durable=True) as temporary:
-                pq.write_table(pa.Table.from_pylist(self.rows, self._schema()), temporary)
+                if self.predictor.dense:
+                    write_dense(temporary, self.rows, self._schema())
+                else:
+                    pq.write_table(pa.Table.from_pylist(self.rows, self._schema()), temporary)
         if self.predictor.task == "phase-recognition":
             self._finish_phases(part)
+        for source in self._filmed(part):
+            self._write_video(source)
         reports = [vars(report) for report in self.reports]
         write_json(self.marker(part), {"rows": len(self.rows), "reports": reports})
         for source, _, end in part.sections if self.predictor.task == "phase-recognition" else ():
             for earlier in self.parts_of[source.name] if end is None else ():
                 self._state(earlier).unlink(missing_ok=True)  # not before the marker: a resumed run needs them
+        self._remove_frames(part)
         self.rows, self.reports = [], []
 
     def _start(self, function, *arguments) -> None:
@@ -168,6 +189,29 @@ class PredictionWriter:
     def _write_overlay(self, image: Image.Image, mask: np.ndarray, path: Path) -> None:
         painted = paint(np.asarray(image), mask, self.predictor.labels, self.colors)
         _write_picture(Image.fromarray(painted), path, quality=JPEG_QUALITY)
+
+    def _filmed(self, part: Part) -> list[Source]:
+        """Return the videos that end in a part and get an overlay video."""
+        return [
+            source for source, _, end in part.sections if self.overlays == "video" and source.is_video and end is None
+        ]
+
+    def _write_video(self, source: Source) -> None:
+        folder = self.folder / "overlays" / source.video
+        if rows := self._rows_of(source):
+            frames = ((row["seconds"], self.folder / "overlays" / f"{_stem(row)}.jpg") for row in rows)
+            write_overlay_video(folder.with_name(f"{folder.name}.mp4"), frames, self.rate)
+
+    def _remove_frames(self, part: Part) -> None:
+        """Remove the frames of overlay videos, after the part is marked as done: a resumed run needs them before."""
+        for source in self._filmed(part):
+            if (folder := self.folder / "overlays" / source.video).exists():
+                shutil.rmtree(folder)
+
+    def _rows_of(self, source: Source) -> list[dict]:
+        """Return the rows of a video."""
+        tables = [pq.read_table(path) for part in self.parts_of[source.name] if (path := self.table(part)).exists()]
+        return [row for table in tables for row in table.to_pylist() if row["file"] == source.name]
 
     def _schema(self) -> pa.Schema:
         columns = [("file", pa.string()), ("video", pa.string()), ("frame", pa.int64()), ("seconds", pa.float64())]
@@ -180,6 +224,7 @@ class PredictionWriter:
         else:
             columns += [(name, pa.string()) for name in ("label", "phase") if name in self.rows[0]]
             columns += [(f"score_{label}", pa.float32()) for label in labels]
+            columns += [("repeated", pa.bool_())] if "repeated" in self.rows[0] else []
         return pa.schema(columns)
 
     def _state(self, part: Part) -> Path:
@@ -196,8 +241,7 @@ class PredictionWriter:
                     save_file({f"{i:03d}": tensor.contiguous() for i, tensor in enumerate(state)}, temporary)
 
     def _write_phases(self, source: Source) -> None:
-        tables = [pq.read_table(path) for part in self.parts_of[source.name] if (path := self.table(part)).exists()]
-        rows = [row for table in tables for row in table.to_pylist() if row["file"] == source.name]
+        rows = self._rows_of(source)
         if not rows:  # the video cannot be read
             return
         step = rows[1]["seconds"] - rows[0]["seconds"] if len(rows) > 1 else 1 / self.predictor.frames_per_second
@@ -218,8 +262,8 @@ class PredictionWriter:
         save_figure(figure, base.with_name(f"{base.name}.png"))
 
 
-def write_report(folder: Path, parts: list[Part], files: int, writer: PredictionWriter) -> dict:
-    """Combine the markers of all parts to report.json, and return its content."""
+def write_report(folder: Path, parts: list[Part], files: int, writer: PredictionWriter, **more) -> dict:
+    """Combine the markers of all parts and `more` entries to report.json, and return its content."""
     rows, found = 0, {}
     for part in parts:
         content = json.loads(writer.marker(part).read_text(encoding="utf-8"))
@@ -228,7 +272,7 @@ def write_report(folder: Path, parts: list[Part], files: int, writer: Prediction
             found[report["file"], report["message"]] = report  # a video that was resumed may report twice
     entries = [{"file": each["file"], "message": each["message"]} for each in found.values() if each["is_error"]]
     notes = [{"file": each["file"], "message": each["message"]} for each in found.values() if not each["is_error"]]
-    report = {"task": writer.predictor.task, "files": files, "frames": rows, "errors": entries, "notes": notes}
+    report = {"task": writer.predictor.task, "files": files, "frames": rows, "errors": entries, "notes": notes} | more
     write_json(folder / REPORT, report)
     return report
 

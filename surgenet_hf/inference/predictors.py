@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..errors import UserError
@@ -27,6 +28,7 @@ class Predictor:
         model: model in the data type of the computation, on its device.
         processor: image processor of the model.
         name: name of the model, for messages and figures.
+        dense: whether embeddings include the feature map.
         states: {file: state after its last frame} of a phase model, for the current video and for videos that a
             restart continues.
     """
@@ -35,8 +37,14 @@ class Predictor:
     model: Any
     processor: Any
     name: str
+    dense: bool = False
     states: dict[str, tuple] = field(default_factory=dict)
     _current: str | None = None
+    _features: Any = None
+
+    def __post_init__(self):
+        if self.dense and self.task != EMBEDDINGS:
+            raise UserError(f"--dense needs embeddings, and this model is for {self.task}; add --task embeddings")
 
     @cached_property
     def labels(self) -> list[str]:
@@ -62,17 +70,16 @@ class Predictor:
             A row for each frame, see `surgenet_hf.predict`.
         """
         results = getattr(self, f"_{self.task.split('-')[-1]}")(frames, images, inputs)
-        return [
-            {
-                "file": frame.source.name,
-                "video": frame.source.video,
-                "frame": frame.number,
-                "seconds": frame.seconds,
-                "image": image,
-                **result,
-            }
-            for frame, image, result in zip(frames, images, results, strict=True)
-        ]
+        return [_row(*each) for each in zip(frames, images, results, strict=True)]
+
+    def repeat(self, frame: Frame, image: Image.Image) -> dict:
+        """Predict the phase for the last frame of the last batch again, as the next frame of its video.
+
+        The arguments and the row are those of `predict`. The backbone does not run again.
+        """
+        assert self._features is not None, "there is no earlier frame"
+        with torch.inference_mode():
+            return _row(frame, image, self._phase(frame, self._features))
 
     def _segmentation(self, frames, images, inputs):
         masks = class_maps(run_model(self.model, inputs), self.processor, [image.size[::-1] for image in images])
@@ -87,8 +94,10 @@ class Predictor:
             yield best | {"score": dict(zip(self.labels, scores.tolist(), strict=True))}
 
     def _embeddings(self, frames, images, inputs):
-        for embedding in pooled_features(run_model(self.model, inputs)):
-            yield {"embedding": embedding}
+        outputs = run_model(self.model, inputs)
+        for i, embedding in enumerate(pooled_features(outputs)):
+            dense = {"features": outputs.last_hidden_state[i].float().cpu().numpy()} if self.dense else {}
+            yield {"embedding": embedding} | dense
 
     def _recognition(self, frames, images, inputs):
         features = run_model(self.model.surgenet, inputs).pooler_output
@@ -97,12 +106,28 @@ class Predictor:
             if self._current not in (None, file):  # the frames of a video are contiguous
                 self.states.pop(self._current, None)
             self._current = file
-            logits, self.states[file] = self.model.stream(features[i : i + 1], self.states.get(file))
-            scores = logits[0].float().softmax(-1).cpu().numpy()
-            yield {
-                "phase": self.labels[scores.argmax()],
-                "score": dict(zip(self.labels, scores.tolist(), strict=True)),
-            }
+            yield self._phase(frame, features[i : i + 1])
+        self._features = features[-1:]
+
+    def _phase(self, frame, features):
+        file = frame.source.name
+        logits, self.states[file] = self.model.stream(features, self.states.get(file))
+        scores = logits[0].float().softmax(-1).cpu().numpy()
+        return {
+            "phase": self.labels[scores.argmax()],
+            "score": dict(zip(self.labels, scores.tolist(), strict=True)),
+        }
+
+
+def _row(frame: Frame, image: Image.Image, result: dict) -> dict:
+    return {
+        "file": frame.source.name,
+        "video": frame.source.video,
+        "frame": frame.number,
+        "seconds": frame.seconds,
+        "image": image,
+        **result,
+    }
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ OUTPUTS = (
     ("pooler_output",),
     ("last_hidden_state",),
 )
+DENSE_OUTPUTS = (("pooler_output", "last_hidden_state"), ("last_hidden_state",))
 OPENVINO_HINTS = {"float32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 Run = Callable[[torch.Tensor], Sequence[torch.Tensor]]
@@ -105,13 +106,20 @@ class Builder:
         image_size: height and width of the input in pixels.
         batch_size: number of frames per forward pass of OpenVINO, which pads smaller batches and divides larger ones.
         calibration: function that returns pixel values (1, 3, H, W) for int8.
+        dense: whether the feature map is needed besides the embedding.
     """
 
     def __init__(
-        self, model, image_size: tuple[int, int], batch_size: int, calibration: Callable[[], list[np.ndarray]] = list
+        self,
+        model,
+        image_size: tuple[int, int],
+        batch_size: int,
+        calibration: Callable[[], list[np.ndarray]] = list,
+        dense: bool = False,
     ):
         self.model, self.image_size, self.calibration = model, image_size, calibration
         self.shape = [batch_size, 3, *image_size]
+        self.groups = (*DENSE_OUTPUTS, *OUTPUTS) if dense else OUTPUTS
         self.is_phase_model = isinstance(model, SurgeNetForPhaseRecognition)
         self.network = model.surgenet if self.is_phase_model else model
 
@@ -157,7 +165,7 @@ class Builder:
         """Names of the model's outputs that the prediction loop uses."""
         with torch.inference_mode(), evaluating(self.network):
             found = self.network(self.example.to(self.network.device))
-        return next(names for names in OUTPUTS if all(getattr(found, name, None) is not None for name in names))
+        return next(names for names in self.groups if all(getattr(found, name, None) is not None for name in names))
 
     @cached_property
     def graph(self) -> Path:

@@ -118,7 +118,8 @@ class Runtimes:
         if arguments.runtime not in (None, "torch"):
             predictor.model.to("cpu")
         size = predictor.processor.size
-        self.builder = Builder(predictor.model, (size["height"], size["width"]), batch_size, self._calibration)
+        shape = (size["height"], size["width"])
+        self.builder = Builder(predictor.model, shape, batch_size, self._calibration, predictor.dense)
         self.chosen: tuple[Setting, Any] | None = None
 
     @property
@@ -303,3 +304,20 @@ def resume(arguments: RuntimeArguments, recorded: dict | None) -> Setting | None
         return None
     runtime = arguments.runtime or recorded["runtime"]
     return Setting(runtime, recorded["precision"], recorded["compile"])
+
+
+def apply_live(predictor: Predictor, arguments: RuntimeArguments) -> Setting:
+    """Replace the model of a predictor of live input, which has a batch of one, and return the setting.
+
+    Raises:
+        UserError: the precision is auto, or as in `Runtimes`.
+    """
+    if arguments.precision == AUTO:
+        raise UserError(
+            "--precision auto compares settings on the first frames of files; for live input, choose a precision. "
+            "`surgenet predict --precision auto` on a recorded video shows the fastest one"
+        )
+    runtimes = Runtimes(predictor, arguments, 1)
+    images = read_images(runtimes.calibration, CALIBRATION_FPS, BATCHES) if runtimes.needs_frames else []
+    runtimes.apply(arguments.setting, images)
+    return arguments.setting

@@ -7,6 +7,7 @@ a restart, or on the number of processes.
 
 import glob
 import os
+import re
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from datasets import Image as ImageColumn
 from PIL import Image
 
@@ -30,9 +31,11 @@ from ..data.video import (
     to_picture,
 )
 from ..errors import MissingFileError, UserError
+from .hub_dataset import PREFIX, is_hub_dataset, load_hub_dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 PART_FRAMES = 1024
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ def find_sources(source, frames_per_second: float | None = 1.0, exclude: Path | 
     """Find the images and videos of an input, sorted by name.
 
     Args:
-        source: image, video, folder, glob pattern, a list of these, or a `datasets.Dataset` with the column "image".
+        source: image, video, folder, glob pattern, a list of these, "hf://datasets/OWNER/NAME", or a
+            `datasets.Dataset` or `DatasetDict` with the column "image".
         frames_per_second: sampling rate of videos, to estimate the number of frames. None: every picture.
         exclude: folder that is left out, such as the output folder.
 
@@ -137,11 +141,18 @@ def find_sources(source, frames_per_second: float | None = 1.0, exclude: Path | 
         UserError: a file is neither an image nor a video, or two files have the same name without suffix.
     """
     if isinstance(source, Dataset):
-        if "image" not in source.column_names:
-            raise UserError(f"the dataset has no column 'image'; it has {', '.join(source.column_names)}. Rename one")
-        rows = source.with_format(None).select_columns(["image"]).cast_column("image", ImageColumn(decode=False))
-        return [Source(f"{i:08d}", (rows, i)) for i in range(len(rows))]
+        return _rows_of(source)
+    if isinstance(source, DatasetDict):
+        found_rows = [row for split, rows in source.items() for row in _rows_of(rows, f"{split}/")]
+        return sorted(found_rows, key=lambda each: each.name)
     items = [source] if isinstance(source, str | os.PathLike) else list(source)
+    if len(items) == 1 and is_hub_dataset(items[0]):
+        return find_sources(load_hub_dataset(str(items[0])))
+    if scheme := next(filter(None, map(_SCHEME.match, map(str, items))), None):
+        raise UserError(  # without the address, which may contain a password
+            f"an input starts with {scheme[0]}; expected files, one dataset {PREFIX}OWNER/NAME, or one live input, "
+            "tcp://HOST:PORT or rtsp://HOST/PATH, as text"
+        )
     paths = [Path(item).expanduser() for item in items]
     if not paths:
         raise UserError("the input is empty; give at least one image, video, or folder")
@@ -167,6 +178,13 @@ def find_sources(source, frames_per_second: float | None = 1.0, exclude: Path | 
                 "the same name; rename one, or predict them separately"
             )
     return sorted(found.values(), key=lambda each: each.name)
+
+
+def _rows_of(dataset: Dataset, prefix: str = "") -> list[Source]:
+    if "image" not in dataset.column_names:
+        raise UserError(f"the dataset has no column 'image'; it has {', '.join(dataset.column_names)}. Rename one")
+    rows = dataset.with_format(None).select_columns(["image"]).cast_column("image", ImageColumn(decode=False))
+    return [Source(f"{prefix}{i:08d}", (rows, i)) for i in range(len(rows))]
 
 
 def _root(path: Path) -> Path:
@@ -288,8 +306,9 @@ def read_batches(
                         video = _Video(source, frames_per_second, decoder_threads)
                     frames = video.section(start, end)
                 else:
-                    is_file = isinstance(source.content, Path)
-                    frames = [Frame(source, number_in_name(Path(source.name)) if is_file else int(source.name))]
+                    content = source.content
+                    number = number_in_name(Path(source.name)) if isinstance(content, Path) else content[1]
+                    frames = [Frame(source, number)]
                 for item in frames:
                     if size == batch_size:  # not earlier, because the last batch must know that it is the last
                         yield Batch(part, items, False)

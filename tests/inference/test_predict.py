@@ -108,7 +108,7 @@ def test_masks_of_a_folder(models, frames, tmp_path, capsys):
     with pytest.raises(
         SystemExit, match=r"error: 1 files .*:\nb/c/frame_4\.png: .*frame_4\.png cannot be read"
     ) as end:
-        main([*argv, "--overlays", "--per_device_eval_batch_size", "4"])
+        main([*argv, "--overlays", "frames", "--per_device_eval_batch_size", "4"])
     assert end.value.code != 0
     assert "semantic-segmentation: 6 frames of 7 files" in capsys.readouterr().out
     read = [i for i in range(7) if i != 4]
