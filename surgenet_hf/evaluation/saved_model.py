@@ -74,7 +74,8 @@ def evaluate_model(
     model = load_model(auto_class, source, lambda model: model.state_dict(), dtype=torch.float32)
     model.to(process_state().device)
     processor = load_image_processor(source)
-    evaluation = evaluate(model, processor, data, split, batch_size, recorded_seed(source), command=command)
+    seed, training = recorded_training(source)
+    evaluation = evaluate(model, processor, data, split, batch_size, seed, command=command, training=training)
     if output_dir is not None and is_main_process():
         write_figures(evaluation, model, processor, data, split, output_dir)
         write_results(evaluation.results, Path(output_dir, "results.json"))
@@ -114,7 +115,8 @@ def check_saved_model(path: str | os.PathLike, rows: list[dict], class_maps: lis
     return float(agreement)
 
 
-def recorded_seed(model_dir: str | os.PathLike) -> int | None:
-    """Return the seed of a model's training from the results.json next to its folder, or None if unknown."""
+def recorded_training(model_dir: str | os.PathLike) -> tuple[int | None, dict | None]:
+    """Return seed and `training` of a model from the results.json next to its folder. None stands for unknown."""
     path = Path(model_dir).parent / "results.json"
-    return read_results_file(path).get("seed") if path.is_file() else None
+    recorded = read_results_file(path) if path.is_file() else {}
+    return recorded.get("seed"), recorded.get("training")
