@@ -13,9 +13,9 @@ from ..data.names import named
 from ..errors import MissingFileError, UserError
 from ..privacy import video_hashes
 from ..tasks import TASKS
+from .probe_arguments import DEFAULT_POOLING
 
 FINE_TUNING = "fine-tuning"
-DEFAULT_POOLING = "default"  # of a probe: the embedding of the model itself
 SCHEMA, OLD_SCHEMA = "surgenet_hf.results/2", "surgenet_hf.results/1"
 # {metric: common name}, for metrics whose name is not self-explanatory
 TITLES = {
