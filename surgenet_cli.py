@@ -16,6 +16,7 @@ COMMANDS = {
     "finetune-classification": "Fine-tune and evaluate a model for frame classification, e.g. CVS or tools.",
     "finetune-phase": "Fine-tune and evaluate a model for phase recognition, in two stages.",
     "evaluate": "Evaluate a fine-tuned model on a split of a dataset.",
+    "probe": "Evaluate frozen features on a labeled dataset by k-NN or a linear probe.",
     "predict": "Predict on images and videos: masks, labels, phases, or embeddings.",
     "compare": "Compare models from their results files.",
     "plot-embeddings": "Plot a t-SNE of frame embeddings, and dense features as colors.",

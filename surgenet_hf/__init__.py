@@ -31,7 +31,7 @@ from .modeling_surgenet_phase import SurgeNetForPhaseRecognition
 from .modeling_surgical import SurgicalForImageClassification, SurgicalForSemanticSegmentation
 
 if TYPE_CHECKING:
-    from .api import evaluate, finetune_classification, finetune_phase, finetune_segmentation, predict, pretrain
+    from .api import evaluate, finetune_classification, finetune_phase, finetune_segmentation, predict, pretrain, probe
     from .checkpoints.conversion import convert_checkpoint
     from .data import load_data
     from .errors import UserError
@@ -66,6 +66,7 @@ _LAZY = {
     "load_data": ".data",
     "predict": ".api",
     "pretrain": ".api",
+    "probe": ".api",
 }
 
 __all__ = [
@@ -92,6 +93,7 @@ __all__ = [
     "load_data",
     "predict",
     "pretrain",
+    "probe",
 ]
 
 

@@ -137,6 +137,63 @@ def evaluate(
     return evaluate_model(model, data, split, batch_size, output_dir, runtime=arguments)
 
 
+def probe(
+    model: str,
+    dataset,
+    data_dir: str | os.PathLike | None = None,
+    output_dir: str | os.PathLike | None = None,
+    labels: list[str] | None = None,
+    task: str | None = None,
+    **options,
+) -> dict:
+    """Evaluate the frozen features of a backbone by k-NN or logistic regression, like `surgenet probe`.
+
+    Example:
+        >>> results = surgenet_hf.probe("timm/resnet50.a1_in1k", "endoscapes-cvs", "endoscapes", method="linear")
+        >>> results["metrics"]["mean_average_precision"]
+
+    Args:
+        model: name of a published checkpoint, timm/NAME, Hub repository, or folder, with or without a head.
+        dataset: name of a dataset, or your own data as in `finetune_segmentation`.
+        data_dir: folder of a dataset that is given by name.
+        output_dir: folder for results.json, figures, and the features. None writes no results.
+        labels: class names of your own data, if the data does not include them.
+        task: task of your own data: "semantic-segmentation", "image-classification", or "phase-recognition".
+        options: further options of `surgenet probe`, e.g. method, pooling, k, train_fraction, seed, split, or
+            features_dir.
+
+    Returns:
+        The results, as in results.json.
+
+    Raises:
+        UserError: an option, dataset, or split is unknown, or the model or data does not allow the probe.
+    """
+    from .evaluation.probe_arguments import ProbeArguments
+    from .evaluation.probe_job import probe_model
+    from .finetuning.arguments import TrainDataArguments
+
+    data = None
+    if isinstance(dataset, str):
+        if labels is not None:
+            raise UserError(f"labels are for your own data only; the class names of {dataset} are known. Omit labels")
+    else:
+        if task is None and not isinstance(dataset, SurgicalData):
+            raise UserError("task is missing: give the task of your own data, e.g. task='semantic-segmentation'")
+        chosen = {name: options[name] for name in ("split_protocol", "background_class") if name in options}
+        data = _own_data(dataset, task, labels=labels, data_dir=data_dir, **chosen)
+    given = {
+        "model_name_or_path": model,
+        "dataset": dataset if data is None else data.name,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "output_dir": None if output_dir is None else str(output_dir),
+    }
+    parser = OptionParser((ProbeArguments, TrainDataArguments))
+    args, data_args = parser.parse_options({**given, **options})
+    if data is None:
+        data = load_data(data_args.dataset, data_args.data_dir, **data_args.options())
+    return probe_model(args, data, data_args.train_fraction, on_start=lambda: parser.save_resolved(args.output_dir))
+
+
 def predict(
     model: str,
     source,

@@ -79,6 +79,20 @@ def split_tokens(model: PreTrainedModel, hidden: torch.Tensor, image_size) -> tu
     return hidden[:, :count], tokens.transpose(1, 2).unflatten(2, grid)
 
 
+def pool_patches(feature_map: torch.Tensor, pooling: str, k: int) -> torch.Tensor:
+    """Pool a feature map (B, C, h, w) to (B, C).
+
+    Args:
+        feature_map: the patches.
+        pooling: "mean": the mean over the patches. "topk": for each channel, the mean of its k largest activations.
+        k: number of activations for "topk", or all if there are fewer patches.
+    """
+    patches = feature_map.flatten(2)
+    if pooling == "topk":
+        patches = patches.topk(min(k, patches.shape[-1]), dim=-1).values
+    return patches.mean(-1)
+
+
 class PooledBackbone(nn.Module):
     """Backbone of any family whose outputs have the form of `SurgeNetModel`.
 
@@ -243,10 +257,7 @@ class SurgicalForImageClassification(SurgicalPreTrainedModel):
                     f"{type(self.backbone).__name__} has no class token for pooling 'cls': set it to 'mean' or 'topk'"
                 )
             return prefix[:, 0]
-        patches = feature_map.flatten(2)
-        if pooling == "topk":
-            patches = patches.topk(min(self.config.pooling_k, patches.shape[-1]), dim=-1).values
-        return patches.mean(-1)
+        return pool_patches(feature_map, pooling, self.config.pooling_k)
 
     @can_return_tuple
     def forward(

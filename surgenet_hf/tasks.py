@@ -46,6 +46,12 @@ def segmentation_metric(data: SurgicalData) -> SegmentationMetric:
     return SegmentationMetric(len(data.labels), data.ignore_index, background_id=data.background_id)
 
 
+def phase_metric(data: SurgicalData) -> PhaseMetric:
+    """Return an empty metric with the classes and the frame rate of a dataset with one label per frame."""
+    transitions = CHOLEC80_TRANSITIONS if data.name == "cholec80-phase" else None
+    return PhaseMetric(len(data.labels), frames_per_second=data.frames_per_second or 1.0, transitions=transitions)
+
+
 def score_segmentation(model, processor, data: SurgicalData, rows, batch_size: int) -> Scores:
     """Predict the masks of a split and accumulate the metrics. All processes share the frames."""
     metric = segmentation_metric(data)
@@ -68,9 +74,7 @@ def score_frames(model, processor, data: SurgicalData, rows, batch_size: int) ->
 
 def score_phases(model, processor, data: SurgicalData, rows, batch_size: int) -> Scores:
     """Predict the phases of each video of a split and accumulate the metrics. All processes share the videos."""
-    transitions = CHOLEC80_TRANSITIONS if data.name == "cholec80-phase" else None
-    rate = data.frames_per_second or 1.0
-    found = Scores(PhaseMetric(len(data.labels), frames_per_second=rate, transitions=transitions))
+    found = Scores(phase_metric(data))
     videos = list(video_ranges(rows).items())
     for video, indices in (videos[i] for i in _share(len(videos))):
         found.truths[video], found.predictions[video] = predict_phases(model, processor, rows, indices)

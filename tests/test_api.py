@@ -145,3 +145,22 @@ def test_options_without_effect_are_refused(tmp_path):
         surgenet_hf.finetune_segmentation(
             dataset=own, output_dir=tmp_path, labels=["a"], backbone="tiny", background_class="b"
         )
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_a_fraction_of_the_videos(labeled, tmp_path):
+    """Test that only the drawn videos train, and that a later evaluation keeps the record of them."""
+    options = {"max_steps": 1, "image_size": 32, "per_device_train_batch_size": 2, "train_fraction": 0.3}
+    found = surgenet_hf.finetune_classification(
+        backbone="tiny", dataset="csv", data_dir=labeled, output_dir=tmp_path, **options
+    )
+    expected = {"mode": "fine-tuning", "train_fraction": 0.3, "train_videos": 2, "train_video_names": None}
+    assert found["training"] == expected  # 2 of 4 videos, whose names are the user's own
+    (record,) = json.loads((tmp_path / "model" / "config.json").read_text())["finetuning"]
+    assert len(record["train_videos"]) == 2
+    again = surgenet_hf.evaluate(str(tmp_path), "csv", labeled, split="validation")
+    assert again["training"] == expected
+    with pytest.raises(surgenet_hf.UserError, match="--train_fraction must be greater than 0"):
+        surgenet_hf.finetune_classification(
+            backbone="tiny", dataset="csv", data_dir=labeled, output_dir=tmp_path / "b", train_fraction=0
+        )

@@ -73,8 +73,9 @@ def main(argv: list[str] | None = None) -> None:
 
     from ..checkpointing import lock_run
     from ..data import load_data
-    from ..evaluation.evaluate import evaluate, majority_class_baseline, write_results
+    from ..evaluation.evaluate import evaluate, majority_class_baseline, training_record, write_results
     from ..evaluation.reporting import comparison_table, draw_segmentation
+    from ..evaluation.results import FINE_TUNING
     from ..evaluation.saved_model import check_saved_model
     from ..figures import save_figure
     from ..finetuning.segmentation import build_model, finetune
@@ -95,7 +96,10 @@ def main(argv: list[str] | None = None) -> None:
         model.to(training_args.device)
         before = evaluate(model, processor, data).results["metrics"]
         model = trained_model(finetune(model, processor, data, training_args))
-        results = evaluate(model, processor, data, seed=args.seed, command=parser.command_line()).results
+        training = training_record(data, FINE_TUNING)
+        results = evaluate(
+            model, processor, data, seed=args.seed, training=training, command=parser.command_line()
+        ).results
         results["comparisons"] = {"majority_class": baseline, "before_training": before}
 
         model_dir, picture = output_dir / "model", output_dir / "segmentation.png"

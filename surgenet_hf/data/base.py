@@ -49,6 +49,7 @@ class SurgicalData:
         videos_are_public: whether the videos have the official names of a public dataset. Otherwise they belong to the
             user, and `surgenet_hf.privacy` keeps their names from being published.
         split_protocol: short phrase for results files that says which videos belong to which split.
+        train_fraction: fraction of the videos of the train split that were kept, see `fraction.take_fraction`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class SurgicalData:
     notes: tuple[str, ...] = ()
     videos_are_public: bool = False
     split_protocol: str = "unknown"
+    train_fraction: float = 1.0
 
     @property
     def is_single_label(self) -> bool:

@@ -13,7 +13,7 @@ from ..errors import UserError
 from .base import IGNORE_INDEX, MULTI, SINGLE, DecodeRows, SurgicalData
 from .colors import palette
 from .images import decode_frame, raw_values, require_frame
-from .names import check_no_overlap, named
+from .names import check_no_overlap, named, no_video
 from .splits import SPLITS
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _rows(source, split: str, task: str, num_labels: int):
     first = read.fields(source[0])
     read(first)
     if "video" not in first:
-        videos, frames = [f"{split} (no video column)"] * len(source), list(range(len(source)))
+        videos, frames = [no_video(split)] * len(source), list(range(len(source)))
     else:
         items = (read.fields(source[i]) for i in tqdm(range(len(source)), desc=f"Reading the videos of {split}"))
         pairs = [(str(item["video"]), int(item.get("frame", i))) for i, item in enumerate(items)]
@@ -179,7 +179,7 @@ def _dataset_rows(source: Dataset, split: str, target: str, images: list[str], n
     for column in images:
         rows = rows.cast_column(column, Image(decode=False))
     if "video" not in columns:
-        rows = rows.add_column("video", [f"{split} (no video column)"] * len(rows))
+        rows = rows.add_column("video", [no_video(split)] * len(rows))
     if "frame" not in columns:
         rows = rows.add_column("frame", list(range(len(rows))))
     rows = rows.cast_column("video", Value("string")).cast_column("frame", Value("int64"))

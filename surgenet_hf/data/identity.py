@@ -48,7 +48,7 @@ def data_identity(data) -> dict[str, dict]:
     Returns:
         A dict {split: {"frames", "videos", "labels", "files", "contents"}}.
     """
-    return {split: _split_identity(rows) for split, rows in data.splits.items()}
+    return {split: split_identity(rows) for split, rows in data.splits.items()}
 
 
 def frames_key(split: Dataset, rows: range) -> str:
@@ -73,7 +73,8 @@ def frames_key(split: Dataset, rows: range) -> str:
     return digest.hexdigest()[:16]
 
 
-def _split_identity(rows) -> dict:
+def split_identity(rows) -> dict:
+    """Return the fingerprints of one split, see `data_identity`."""
     if not isinstance(rows, Dataset):  # a torch dataset, whose labels are only known from its items
 
         def read_row(index: int) -> bytes:

@@ -24,6 +24,11 @@ def printable(text: str | Path) -> str:
     return os.fsencode(text).decode(errors="backslashreplace")
 
 
+def no_video(split: str) -> str:
+    """Return the name under which the frames of a split count as one video, because they have no videos."""
+    return f"{split} (no video column)"
+
+
 def require_unicode(path: Path) -> Path:
     """Return `path` if it is valid Unicode.
 

@@ -6,6 +6,11 @@
     task         "semantic-segmentation", "image-classification" or "phase-recognition"
     model        name, type, number of parameters, and pretraining: the source of the weights, or "unknown"
     seed         seed of the training, or null
+    training     how the labeled data trained the model, or null if this is not recorded:
+                 mode: "fine-tuning", or the method of a probe on frozen features, "k-NN" or "linear probe"
+                 train_fraction, train_videos: fraction and number of the training videos that were used
+                 train_video_names: their names if they are those of a public dataset, otherwise null
+                 settings of a probe: pooling; k, temperature; regularization, selected_on, selection_metric
     data         the evaluated data:
                  name, split, split_protocol: dataset, split, and its assignment of videos
                  image_size: [height, width] of the model's input
@@ -46,8 +51,9 @@ import numpy as np
 from ..atomic import atomic_write
 from ..checkpoints.reading import check_finite
 from ..data import SurgicalData
+from ..data.fraction import training_videos
 from ..errors import UserError
-from ..leakage import leakage_report
+from ..leakage import Leakage, leakage_report
 from ..metrics import SegmentationMetric
 from ..privacy import mask_tokens
 from ..tasks import TASKS, Scores, segmentation_metric
@@ -80,6 +86,7 @@ def evaluate(
     seed: int | None = None,
     resamples: int = RESAMPLES,
     command: str | None = None,
+    training: dict | None = None,
 ) -> Evaluation:
     """Evaluate a model on a split. The data determines the task, and all processes share the frames.
 
@@ -92,6 +99,7 @@ def evaluate(
         seed: seed of the training, which is recorded.
         resamples: number of bootstrap resamples. 0 disables intervals.
         command: command line, which is recorded.
+        training: `training_record` of the model. None: not recorded.
 
     Returns:
         The results and the scores.
@@ -120,24 +128,52 @@ def evaluate(
         )
     check_finite(model.state_dict(), "The model")
     scores = TASKS[data.task].score(model, processor, data, rows, batch_size)
+    described = {
+        "name": model.name_or_path or "unknown",
+        "type": model.config.model_type,
+        "parameters": model.num_parameters(),
+        "pretraining": getattr(model.config, "pretraining", None) or "unknown",
+    }
+    leakage, size = leakage_report(model.config, data, split), processor.size
+    return build_results(scores, described, data, split, size, leakage, seed, training, resamples, command)
+
+
+def build_results(
+    scores: Scores,
+    model: dict,
+    data: SurgicalData,
+    split: str,
+    image_size,
+    leakage: Leakage,
+    seed: int | None,
+    training: dict | None,
+    resamples: int = RESAMPLES,
+    command: str | None = None,
+) -> Evaluation:
+    """Compute the metrics, and build the content of results.json.
+
+    Args:
+        scores: metrics with the records of all frames of the split.
+        model: content of `model` in the results.
+        data: dataset, which names the classes.
+        split: split that was evaluated.
+        image_size: {"height", "width"} of the model's input.
+        leakage: overlap of the split with the training data.
+        seed, training, resamples, command: as in `evaluate`.
+    """
     metric = scores.metric
-    leakage = leakage_report(model.config, data, split)
     results = {
         "schema": SCHEMA,
         "task": data.task,
-        "model": {
-            "name": model.name_or_path or "unknown",
-            "type": model.config.model_type,
-            "parameters": model.num_parameters(),
-            "pretraining": getattr(model.config, "pretraining", None) or "unknown",
-        },
+        "model": model,
         "seed": seed,
+        "training": training,
         "data": {
             "name": data.name,
             "split": split,
             "split_protocol": data.split_protocol,
-            "image_size": [processor.size["height"], processor.size["width"]],
-            "frames": len(rows),
+            "image_size": [image_size["height"], image_size["width"]],
+            "frames": len(data.split(split)),
             "videos": metric.videos,
             "videos_are_public": data.videos_are_public,
             "labels": list(data.labels),
@@ -153,6 +189,24 @@ def evaluate(
     if command is not None:
         results["command"] = mask_tokens(command)
     return Evaluation(results, scores)
+
+
+def training_record(data: SurgicalData, mode: str, **settings) -> dict:
+    """Build the content of `training` in the results.
+
+    Args:
+        data: dataset that trained the model, with the fraction of the training videos that was used.
+        mode: `results.FINE_TUNING`, or the method of a probe.
+        settings: settings of a probe.
+    """
+    videos = training_videos(data)
+    return {
+        "mode": mode,
+        "train_fraction": data.train_fraction,
+        "train_videos": len(videos),
+        "train_video_names": videos if data.videos_are_public else None,
+        **settings,
+    }
 
 
 def majority_class_baseline(data: SurgicalData, split: str = "validation") -> dict:

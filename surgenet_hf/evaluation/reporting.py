@@ -12,7 +12,7 @@ from ..inference.prediction import predict_segmentation
 from ..metrics import MultiLabelMetric
 from ..metrics.segmentation import dice_and_iou
 from .evaluate import Evaluation
-from .results import headlines, inference_text, metric_title
+from .results import headlines, inference_text, metric_title, training_label
 from .statistics import MIN_VIDEOS, interval_warning, student_interval
 
 FRAMES_DRAWN = 4
@@ -24,6 +24,8 @@ def summary(results: dict) -> str:
     """Summarize the main metrics with their intervals, and the note on leakage, as text."""
     data = results["data"]
     lines = [f"\n{data['name']}, {data['split']}: {data['frames']} frames of {len(data['videos'])} videos"]
+    if text := _training_text(results):
+        lines.append(f"  {text}")
     for name in headlines(results):
         lines.append(f"  {metric_title(name):<24}{results['metrics'][name]:8.3f}   {_interval_text(results, name)}")
     if setting := inference_text(results):
@@ -31,6 +33,18 @@ def summary(results: dict) -> str:
     if data["leakage"]:
         lines.append(f"  Leakage: {data['leakage']}.")
     return "\n".join(lines)
+
+
+def _training_text(results: dict) -> str:
+    """Describe a probe, or training on a fraction of the videos. "" for fine-tuning on all videos."""
+    training, label = results.get("training") or {}, training_label(results)
+    if not label:
+        return ""
+    texts = [label, f"{training['train_videos']} training videos"]
+    if training.get("regularization") is not None:
+        selected = training["selected_on"]
+        texts.append(f"C = {training['regularization']:g}" + (f", selected on {selected}" if selected else ""))
+    return "; ".join(texts)
 
 
 def _interval_text(results: dict, name: str) -> str:

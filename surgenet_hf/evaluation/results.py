@@ -13,7 +13,9 @@ from ..data.names import named
 from ..errors import MissingFileError, UserError
 from ..privacy import video_hashes
 from ..tasks import TASKS
+from .probe_arguments import DEFAULT_POOLING
 
+FINE_TUNING = "fine-tuning"
 SCHEMA, OLD_SCHEMA = "surgenet_hf.results/2", "surgenet_hf.results/1"
 # {metric: common name}, for metrics whose name is not self-explanatory
 TITLES = {
@@ -101,15 +103,19 @@ def _object_of(*kinds: type) -> Callable:
 
 # {(expected content in words, check): fields}; an object comes before its parts
 _FIELDS = {
-    ("an object", _object_of(object)): "model data definitions metrics inference",
+    ("an object", _object_of(object)): "model training data definitions metrics inference",
     ("a string", lambda value: isinstance(value, str)): (
-        "task command model.name model.type data.name data.split data.split_protocol data.background data.leakage "
-        "inference.runtime inference.precision"
+        "task command model.name model.type training.mode training.pooling data.name data.split data.split_protocol "
+        "data.background data.leakage inference.runtime inference.precision"
     ),
-    ("a non-negative integer", _is_count): "seed model.parameters data.frames inference.calibration_frames",
+    ("a non-negative integer", _is_count): (
+        "seed model.parameters training.train_videos data.frames inference.calibration_frames"
+    ),
     ("true or false", lambda value: isinstance(value, bool)): "data.videos_are_public inference.compile",
     ("an object or a string", lambda value: isinstance(value, dict | str)): "model.pretraining",
-    ("a list of strings", _list_of(str)): "data.videos data.labels data.notes data.selected",
+    ("a list of strings", _list_of(str)): (
+        "data.videos data.labels data.notes data.selected training.train_video_names"
+    ),
     ("a list of two non-negative integers", lambda value: isinstance(value, list) and all(map(_is_count, value))): (
         "data.image_size"
     ),
@@ -147,6 +153,9 @@ def check_results(results: dict, source: str) -> None:
         raise UserError(f"{source}: data.videos contains a video twice; expected each video once")
     if missing := [field for field in _REQUIRED if not _field(results, field)]:
         raise UserError(f"{source} lacks {', '.join(missing)}")
+    fraction = _field(results, "training.train_fraction")
+    if fraction is not None and not (isinstance(fraction, int | float) and 0 < fraction <= 1):
+        raise UserError(f"{source}: training.train_fraction is {_excerpt(fraction)}; expected a number from 0 to 1")
     for field, metric, value in _numbers(results):
         low, high = next(((low, high) for name, low, high in _RANGES if name.search(metric)), (-math.inf, math.inf))
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
@@ -162,6 +171,21 @@ def check_results(results: dict, source: str) -> None:
 def metric_title(name: str) -> str:
     """Return the name of a metric in tables and figures. The default is its key with spaces."""
     return TITLES.get(name, name.replace("_", " "))
+
+
+def training_label(results: dict) -> str:
+    """Describe how the labeled data trained a model, if this is not fine-tuning on all training videos.
+
+    The result is "" for fine-tuning on all videos. It is for example "25 % of the videos" or "k-NN, mean pooling".
+    """
+    training = results.get("training") or {}
+    mode, fraction, pooling = (training.get(key) for key in ("mode", "train_fraction", "pooling"))
+    parts = [
+        "" if mode in (None, FINE_TUNING) else mode,
+        f"{pooling} pooling" if pooling not in (None, DEFAULT_POOLING) else "",
+        f"{100 * fraction:g} % of the videos" if fraction not in (None, 1) else "",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def interval_bounds(results: dict, metric: str) -> tuple[float | None, float | None]:
@@ -235,7 +259,7 @@ def group_by_data(results: dict[Path, dict]) -> dict[tuple[str, str, str], dict[
 
 
 def model_labels(results: dict[Path, dict], label_by: str) -> dict[Path, str]:
-    """Return the label of the model of each file.
+    """Return the label of the model of each file, with its `training_label` in parentheses.
 
     Args:
         results: results by path.
@@ -258,9 +282,12 @@ def model_labels(results: dict[Path, dict], label_by: str) -> dict[Path, str]:
     settings = {path: f" ({text})" if (text := inference_text(found)) else "" for path, found in results.items()}
     labels = {path: "/".join(parts[-depth:]) for path, parts in names.items()}
     if label_by == "pretraining":
-        sources = {path: _pretraining(found) or f"unknown ({labels[path]})" for path, found in results.items()}
-        return {path: sources[path] + settings[path] for path in results}
-    labels = {path: labels[path] + settings[path] for path in results}
+        labels = {path: _pretraining(found) or f"unknown ({labels[path]})" for path, found in results.items()}
+    suffixes = {path: training_label(found) for path, found in results.items()}
+    labels = {path: label + (f" ({suffixes[path]})" if suffixes[path] else "") for path, label in labels.items()}
+    labels = {path: label + settings[path] for path, label in labels.items()}
+    if label_by == "pretraining":
+        return labels
     first: dict[str, Path] = {}
     for path, label in labels.items():
         other = first.setdefault(label, path)
@@ -335,13 +362,15 @@ def check_runs(label: str, runs: dict[Path, dict]) -> None:
     """Check that runs with the same label on the same data differ only in their seeds.
 
     Raises:
-        UserError: two runs have the same seed, or differ in the type or size of the model.
+        UserError: two runs have the same seed, or differ in the type or size of the model, or in k and temperature of
+            k-NN.
     """
     advice = "give the other --label_by (model or pretraining), or omit one of the two"
     (first, reference), *others = runs.items()
     for path, found in others:
-        for what in ("type", "parameters"):
-            one, other = reference["model"].get(what), found["model"].get(what)
+        for what in ("type", "parameters", "k", "temperature"):
+            part = "model" if what in ("type", "parameters") else "training"
+            one, other = _field(reference, f"{part}.{what}"), _field(found, f"{part}.{what}")
             if one != other:
                 raise UserError(
                     f"{first} and {path} are both called {label}, but differ in {what}: {one} and {other}; {advice}"

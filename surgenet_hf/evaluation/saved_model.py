@@ -92,7 +92,10 @@ def evaluate_model(
     rows = data.split(split)
     first = range(min(BATCHES * batch_size, len(rows))) if runtimes.needs_frames else ()
     runtimes.apply(arguments.setting, [rows[i]["image"] for i in first])
-    evaluation = evaluate(predictor.model, processor, data, split, batch_size, recorded_seed(source), command=command)
+    seed, training = recorded_training(source)
+    evaluation = evaluate(
+        predictor.model, processor, data, split, batch_size, seed, command=command, training=training
+    )
     if arguments.setting != Setting():
         evaluation.results["inference"] = vars(arguments.setting) | (
             {"calibration_frames": runtimes.calibration_frames} if arguments.precision == "int8" else {}
@@ -137,7 +140,8 @@ def check_saved_model(path: str | os.PathLike, rows: list[dict], class_maps: lis
     return float(agreement)
 
 
-def recorded_seed(model_dir: str | os.PathLike) -> int | None:
-    """Return the seed of a model's training from the results.json next to its folder, or None if unknown."""
+def recorded_training(model_dir: str | os.PathLike) -> tuple[int | None, dict | None]:
+    """Return seed and `training` of a model from the results.json next to its folder. None stands for unknown."""
     path = Path(model_dir).parent / "results.json"
-    return read_results_file(path).get("seed") if path.is_file() else None
+    recorded = read_results_file(path) if path.is_file() else {}
+    return recorded.get("seed"), recorded.get("training")

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from ..configuration_surgenet import BACKBONES
 from ..configuration_surgical import POOLINGS
 from ..data import dataset_names
+from ..data.fraction import check_fraction
 from ..errors import UserError
 from ..options import option
 from ..privacy import NO_TOKEN
@@ -96,6 +97,21 @@ class DataArguments:
         """Return the options of the loader of the dataset."""
         options = {"split_protocol": self.split_protocol, "background_class": self.background_class}
         return {name: value for name, value in options.items() if value}
+
+
+@dataclass
+class TrainDataArguments(DataArguments):
+    """Dataset to train on."""
+
+    train_fraction: float = option(
+        1.0,
+        "Fraction of the labeled videos of the train split to train on, rounded up to whole videos. The seed draws "
+        "them. The validation and test splits stay complete.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fraction(self.train_fraction)
 
 
 @dataclass
@@ -221,9 +237,9 @@ class PhaseTrainingArguments(SurgeNetTrainingArguments):
 
 # Argument dataclasses of each task, in the order of the arguments of `run`.
 OPTIONS = {
-    "semantic-segmentation": (ModelArguments, DataArguments, SegmentationArguments, SurgeNetTrainingArguments),
-    "image-classification": (ModelArguments, DataArguments, ClassificationArguments, SurgeNetTrainingArguments),
-    "phase-recognition": (ModelArguments, DataArguments, PhaseArguments, PhaseTrainingArguments),
+    "semantic-segmentation": (ModelArguments, TrainDataArguments, SegmentationArguments, SurgeNetTrainingArguments),
+    "image-classification": (ModelArguments, TrainDataArguments, ClassificationArguments, SurgeNetTrainingArguments),
+    "phase-recognition": (ModelArguments, TrainDataArguments, PhaseArguments, PhaseTrainingArguments),
 }
 # Options of TrainingArguments that determine the weights and the selected checkpoint.
 RECORDED = tuple(
@@ -236,7 +252,7 @@ RECORDED = tuple(
 )
 # Our options that are not compared. The weights come from the checkpoint, the data is compared by its contents, and
 # the evaluated split does not influence training.
-NOT_RECORDED = ("model_name_or_path", "backbone", "dataset", "data_dir", "eval_split")
+NOT_RECORDED = ("model_name_or_path", "backbone", "dataset", "data_dir", "train_fraction", "eval_split")
 
 
 def recorded_options(training_args: TrainingArguments, *others) -> dict:

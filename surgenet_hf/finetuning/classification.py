@@ -12,7 +12,7 @@ from ..data import SurgicalData
 from ..heads import build_classifier
 from ..metrics import MultiLabelMetric, PhaseMetric
 from ..models import is_surgenet
-from .arguments import ClassificationArguments, DataArguments, ModelArguments, SurgeNetTrainingArguments
+from .arguments import ClassificationArguments, ModelArguments, SurgeNetTrainingArguments, TrainDataArguments
 from .frames import train_on_frames
 from .run import evaluate_and_save, finished_results, load_training_data, output_folder, prepare, run_record
 from .segmentation import build_with_processor
@@ -21,7 +21,7 @@ from .trainer import SurgeNetTrainer, balanced_weights
 
 def run(
     model_args: ModelArguments,
-    data_args: DataArguments,
+    data_args: TrainDataArguments,
     classification_args: ClassificationArguments,
     training_args: SurgeNetTrainingArguments,
     data: SurgicalData | None = None,

@@ -28,7 +28,7 @@ from ..modeling_surgenet import SurgeNetModel
 from ..modeling_surgenet_phase import SurgeNetForPhaseRecognition, phase_loss
 from ..models import is_surgenet, load_config, load_model, resolve_model
 from . import classification
-from .arguments import DataArguments, ModelArguments, PhaseArguments, PhaseTrainingArguments
+from .arguments import ModelArguments, PhaseArguments, PhaseTrainingArguments, TrainDataArguments
 from .run import (
     check_same_run,
     evaluate_and_save,
@@ -45,7 +45,7 @@ from .trainer import SurgeNetTrainer, balanced_weights
 
 def run(
     model_args: ModelArguments,
-    data_args: DataArguments,
+    data_args: TrainDataArguments,
     phase_args: PhaseArguments,
     training_args: PhaseTrainingArguments,
     data: SurgicalData | None = None,

@@ -13,15 +13,16 @@ from transformers import PreTrainedConfig, Trainer, TrainingArguments
 from ..checkpointing import RECORD, RESUME, compare_records, list_checkpoints, lock_run, resume_point
 from ..configuration_surgenet import SurgeNetConfig
 from ..data import DATASETS, SurgicalData, load_data
+from ..data.fraction import take_fraction
 from ..data.identity import data_identity
 from ..distributed import wait_for_everyone
 from ..errors import UserError
-from ..evaluation.evaluate import evaluate, write_results
+from ..evaluation.evaluate import evaluate, training_record, write_results
 from ..evaluation.reporting import write_figures
-from ..evaluation.results import read_results_file
+from ..evaluation.results import FINE_TUNING, read_results_file
 from ..models import is_surgenet, resolve_model
 from ..tasks import TASKS
-from .arguments import DataArguments, ModelArguments, recorded_options
+from .arguments import ModelArguments, TrainDataArguments, recorded_options
 from .trainer import NEW, freeze_backbone, trained_model
 
 logger = logging.getLogger(__name__)
@@ -44,17 +45,18 @@ def output_folder(training_args: TrainingArguments, on_start: Callable[[], None]
 
 def load_training_data(
     model_args: ModelArguments,
-    data_args: DataArguments,
+    data_args: TrainDataArguments,
     training_args: TrainingArguments,
     tasks: tuple[str, ...],
     data: SurgicalData | None = None,
 ) -> SurgicalData:
-    """Load a dataset and log its notes.
+    """Load a dataset, log its notes, and keep the requested fraction of the training videos.
 
     Args:
         model_args: arguments with the split of the reported metrics.
-        data_args: name and folder of the dataset.
-        training_args: `eval_strategy` determines whether validation videos are needed.
+        data_args: name and folder of the dataset, and the fraction of its training videos.
+        training_args: `eval_strategy` determines whether validation videos are needed. `data_seed`, or else `seed`,
+            draws the training videos.
         tasks: names of the tasks whose datasets are accepted.
         data: the dataset itself, instead of its name and folder.
 
@@ -79,7 +81,8 @@ def load_training_data(
             "40/8/32; for SAR-RARP50: 27/13/10), or keep the last checkpoint with --eval_strategy no "
             "--load_best_model_at_end false"
         )
-    return data
+    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed  # as in Trainer
+    return take_fraction(data, data_args.train_fraction, seed)
 
 
 def prepare(build_model: Callable, model_args: ModelArguments, data: SurgicalData) -> tuple[Any, Any]:
@@ -169,7 +172,14 @@ def evaluate_and_save(
         wait_for_everyone()
         return None
     evaluation = evaluate(
-        model, processor, data, split, args.per_device_eval_batch_size, seed=args.seed, command=command
+        model,
+        processor,
+        data,
+        split,
+        args.per_device_eval_batch_size,
+        seed=args.seed,
+        training=training_record(data, FINE_TUNING),
+        command=command,
     )
     if args.process_index == 0:
         evaluation.results["model"]["name"] = str(folder / "model")

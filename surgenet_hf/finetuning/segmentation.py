@@ -17,7 +17,7 @@ from ..inference.prediction import resize_logits
 from ..leakage import start_record
 from ..metrics import SegmentationMetric
 from ..models import is_surgenet, load_config
-from .arguments import LOSSES, DataArguments, ModelArguments, SegmentationArguments, SurgeNetTrainingArguments
+from .arguments import LOSSES, ModelArguments, SegmentationArguments, SurgeNetTrainingArguments, TrainDataArguments
 from .frames import train_on_frames
 from .run import evaluate_and_save, finished_results, load_training_data, output_folder, prepare, run_record
 from .trainer import SurgeNetTrainer, balanced_weights
@@ -28,7 +28,7 @@ DEFAULT_IMAGE_SIZE = 256  # pixels, for SurgeNet
 
 def run(
     model_args: ModelArguments,
-    data_args: DataArguments,
+    data_args: TrainDataArguments,
     loss_args: SegmentationArguments,
     training_args: SurgeNetTrainingArguments,
     data: SurgicalData | None = None,

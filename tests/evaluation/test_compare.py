@@ -639,3 +639,22 @@ def test_a_published_file_is_paired_with_a_local_one(write, monkeypatch, tmp_pat
     (pair,) = compare(write(published, result("b", per_video={"video_dice": second.tolist()}))).pairs()
     pairs = {"a": first, "b": second}
     assert pair.test == sign_flip_test(pairs[pair.first], pairs[pair.second])
+
+
+def test_fractions_and_probes_have_their_own_rows(write):
+    """Test that a model has one row for each fraction of the training videos and each mode."""
+    kinds = [None, {"mode": "fine-tuning", "train_fraction": 0.1}, {"mode": "fine-tuning", "train_fraction": 1.0}]
+    knn = {"mode": "k-NN", "train_fraction": 1.0, "pooling": "default", "k": 20, "temperature": 0.07}
+    kinds += [knn, knn | {"pooling": "mean", "train_fraction": 0.25}]
+    contents = [result(seed=seed) | {"training": kind} for seed, kind in enumerate(kinds)]
+    expected = ["xl", "xl (10 % of the videos)", "xl (k-NN)", "xl (k-NN, mean pooling, 25 % of the videos)"]
+    results = write(*contents)
+    assert sorted(compare(results).models) == expected
+    by_weights = [name.replace("xl", "SurgeNetXL", 1) for name in expected]
+    assert sorted(compare(results, "pretraining").models) == by_weights
+
+
+def test_probes_with_other_settings_are_not_one_row(write):
+    settings = {"mode": "k-NN", "train_fraction": 1.0, "pooling": "default", "temperature": 0.07}
+    with pytest.raises(ValueError, match="differ in k: 20 and 5"):
+        compare(write(*(result(seed=k) | {"training": settings | {"k": k}} for k in (20, 5))))
