@@ -17,6 +17,7 @@ COMMANDS = {
     "finetune-phase": "Fine-tune and evaluate a model for phase recognition, in two stages.",
     "evaluate": "Evaluate a fine-tuned model on a split of a dataset.",
     "predict": "Predict on images and videos: masks, labels, phases, or embeddings.",
+    "protocol": "Train and evaluate models on datasets under one protocol, and report the results.",
     "compare": "Compare models from their results files.",
     "plot-embeddings": "Plot a t-SNE of frame embeddings, and dense features as colors.",
     "show-data": "Show the size, classes, and samples of a dataset.",
