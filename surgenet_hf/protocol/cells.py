@@ -38,13 +38,12 @@ class Cell:
 
 
 def cells_of(protocol: Protocol) -> Iterator[Cell]:
-    """Yield the cells of a protocol. On all videos, k-NN has no random numbers, so one seed suffices."""
+    """Yield the cells of a protocol. On all videos, probes have no random numbers, so one seed suffices."""
     for model, dataset, mode, fraction in product(
         protocol.models, protocol.datasets, protocol.modes, protocol.fractions
     ):
-        seeds = protocol.seeds[:1] if mode == "knn" and fraction == 1 else protocol.seeds
-        for seed in seeds:
-            yield Cell(model, dataset, mode, float(fraction), seed)
+        cells = [Cell(model, dataset, mode, float(fraction), seed) for seed in protocol.seeds]
+        yield from cells[:1] if cells[0].is_probe and fraction == 1 else cells
 
 
 def cell_folder(output_dir: Path, cell: Cell) -> Path:
