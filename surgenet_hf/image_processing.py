@@ -120,9 +120,17 @@ def load_image_processor(source: str | Path, image_size: int | None = None):
             `image_processor_for` for a rebuilt image processor.
 
     Raises:
-        UserError: the folder has no image processor, and its config does not record the normalization.
+        UserError: the folder has no image processor, and its config does not record the normalization; or the size is
+            not possible, see `check_image_size`.
         OSError: the Hub has no such model or cannot be reached.
     """
+    processor = _load_image_processor(source, image_size)
+    if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
+        check_image_size(AutoConfig.from_pretrained(source), processor.size["height"])
+    return processor
+
+
+def _load_image_processor(source: str | Path, image_size: int | None):
     size = {} if image_size is None else {"size": {"height": image_size, "width": image_size}}
     folder = Path(source)
     if not folder.is_dir() or any((folder / name).is_file() for name in PROCESSOR_FILES):

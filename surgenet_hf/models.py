@@ -289,9 +289,18 @@ def convert_entry(entry: CatalogEntry, path: Path) -> PreTrainedModel:
         path: teacher file.
 
     Raises:
-        UserError: the file has another backbone, activation, or number of elements than the entry.
+        UserError: the file is refused (see `convert_checkpoint`), or has another backbone, activation, or number of
+            elements than the entry.
     """
-    model = convert_checkpoint(path, task="backbone", normalization=entry.normalization)
+    try:
+        model = convert_checkpoint(path, task="backbone", normalization=entry.normalization)
+    except UserError as error:
+        if entry.is_vit and entry.tensors is None:
+            raise UserError(
+                f"{error}. The tensors of {entry.name} were not known when this version was written, so it can have "
+                f"another layout. Please report what `surgenet inspect {entry.name}` prints"
+            ) from error
+        raise
     config: Any = model.config
     found: tuple[str | None, str | None]
     if isinstance(config, SurgeNetConfig):

@@ -23,6 +23,17 @@ from tests.hub.fixtures import client, hub  # noqa: F401
 
 torch.set_num_threads(1)
 
+# options of a training of two steps, with one evaluation and one checkpoint
+TWO_STEPS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "disable_tqdm": True,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 2,
+}
+
 
 def pytest_configure(config):
     """Hide GPUs, also from subprocesses, unless `-m gpu` asks for the tests that need one.

@@ -91,6 +91,18 @@ def test_vision_transformers_by_name(upstream, teachers, tmp_path):
         UserError, match=r"contains 35 tensors of [\d,]+ elements, expected 35 of [\d,]+ for SurgeNetXL"
     ):
         convert_entry(entry, tmp_path / "file.pth")
+    (entry,) = (entry for entry in CATALOG if entry.name == "SurgeNetXL-DINOv2-ViT-S")
+    tensors = tiny_vit(entry.backbone)
+    counts = {"tensors": len(tensors), "elements": sum(tensor.numel() for tensor in tensors.values())}
+    del tensors["register_tokens"]  # other loaders drop it
+    torch.save(tensors, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=rf"contains {len(tensors)} tensors of .*, expected {len(tensors) + 1} of"):
+        convert_entry(dataclasses.replace(entry, **counts), tmp_path / "file.pth")
+    entry = find_entry("SurgeNet2M-DINOv3-ViT-S")
+    for extra, found in (("storage_tokens", "storage tokens"), ("blocks.0.attn.qkv.bias_mask", "1 unexpected")):
+        torch.save({"teacher": teachers[entry.name] | {extra: torch.ones(1, 4, 64)}}, tmp_path / "file.pth")
+        with pytest.raises(UserError, match=rf"(?s){found}.*tensors of {entry.name} were not known .* inspect"):
+            convert_entry(entry, tmp_path / "file.pth")
 
 
 def test_public_is_the_teacher_file(upstream):

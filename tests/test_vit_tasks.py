@@ -1,6 +1,7 @@
 """Tests of the tasks on converted vision transformers of DINOv1, v2, and v3."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModel
 import surgenet_hf
 from surgenet_hf import convert_checkpoint
 from surgenet_hf.checkpoints.vit import vit_config
+from surgenet_hf.cli import export
 from surgenet_hf.data import load_data
 from surgenet_hf.errors import UserError
 from surgenet_hf.finetuning import classification, segmentation
@@ -23,19 +25,11 @@ from surgenet_hf.models import load_config
 from surgenet_hf.publishing.prepare import prepare_finetuned
 from surgenet_hf.publishing.vit_cards import LICENSE_FILE
 from tests.checkpoints.files import small_vit
+from tests.conftest import TWO_STEPS
 
 NAMES = {"dinov1": "dinov1_vits16", "dinov2": "dinov2_vits14", "dinov3": "dinov3_vits16"}
 LABELS = {i: f"class {i}" for i in range(3)}
 OPTIONS = {"id2label": LABELS, "label2id": {name: i for i, name in LABELS.items()}}
-TRAINING = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 2,
-    "disable_tqdm": True,
-    "eval_strategy": "steps",
-    "save_strategy": "steps",
-    "eval_steps": 2,
-    "save_steps": 2,
-}
 
 
 def patch_size(family: str) -> int:
@@ -117,6 +111,62 @@ def test_image_sizes_that_patches_do_not_divide(family, folders, masks, labeled,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("family", NAMES)
+def test_prediction(family, folders, tmp_path):
+    """Test that files give the class token of a converted folder, and the masks of a model with a linear head."""
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (48, 80, 3), np.uint8)) for _ in range(3)]
+    for i, image in enumerate(images):
+        image.save(tmp_path / f"{i}.png")
+    processor = load_image_processor(folders[family])
+    pixels = processor(images, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(folders[family]).eval()(pixels).last_hidden_state[:, 0]
+    rows = list(surgenet_hf.predict(folders[family], tmp_path, task="embeddings", batch_size=2))
+    np.testing.assert_allclose(np.stack([row["embedding"] for row in rows]), expected, atol=1e-5)
+
+    model = build_segmenter(folders[family], "linear", **OPTIONS).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        masks = processor.post_process_semantic_segmentation(model(pixels), [(48, 80)] * 3)
+    found = [row["mask"] for row in surgenet_hf.predict(str(tmp_path / "model"), str(tmp_path / "*.png"))]
+    assert len(set(np.unique(found))) > 1
+    assert np.mean(np.stack(found) == torch.stack(masks).numpy()) > 0.999  # rounding at the borders
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_saved_sizes_that_patches_do_not_divide(family, folders, tmp_path):
+    """Test that prediction and export refuse an image size that would be cropped."""
+    folder = shutil.copytree(folders[family], tmp_path / "model")
+    message = rf"multiple of the patch size {patch_size(family)} of this \w+ model, got 100"
+    with pytest.raises(UserError, match=message):
+        load_image_processor(folder, image_size=100)
+    command = ["--model_name_or_path", str(folder), "--output_dir", str(tmp_path / "out"), "--task", "embeddings"]
+    with pytest.raises(SystemExit, match=message):
+        export.main([*command, "--image_size", "100"])
+    processor = load_image_processor(folder)
+    processor.size = {"height": 100, "width": 100}
+    processor.save_pretrained(folder)
+    Image.new("RGB", (48, 80)).save(tmp_path / "0.png")
+    with pytest.raises(UserError, match=message):
+        surgenet_hf.predict(str(folder), tmp_path, task="embeddings")
+
+
+@pytest.mark.slow
+def test_export_of_rotary_embeddings(folders, tmp_path):
+    """Test that the file of a DINOv3 backbone gives the embeddings of `surgenet_hf.predict`."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)).save(tmp_path / "0.png")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    command = ["--model_name_or_path", folders["dinov3"], "--output_dir", str(tmp_path / "out")]
+    export.main([*command, "--task", "embeddings", "--frames", str(tmp_path)])
+    (row,) = surgenet_hf.predict(folders["dinov3"], tmp_path / "0.png", task="embeddings")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    pixels = load_image_processor(folders["dinov3"])(Image.open(tmp_path / "0.png"), return_tensors="np").pixel_values
+    (found,) = session.run(None, {session.get_inputs()[0].name: pixels})
+    np.testing.assert_allclose(found[0], row["embedding"], atol=1e-5)
+
+
 @pytest.mark.slow
 def test_training_from_a_converted_folder(folders, masks, tmp_path):
     """Test segmentation with EoMT and both stages of phase recognition, and that provenance remains in the models."""
@@ -126,7 +176,7 @@ def test_training_from_a_converted_folder(folders, masks, tmp_path):
         data_dir=masks,
         head="eomt",
         output_dir=tmp_path / "masks",
-        **TRAINING,
+        **TWO_STEPS,
     )
     assert found["data"]["image_size"] == [64, 64]
     again = surgenet_hf.evaluate(
@@ -145,7 +195,7 @@ def test_training_from_a_converted_folder(folders, masks, tmp_path):
         labels=["even", "odd"],
         output_dir=tmp_path / "phases",
         tcn_epochs=1,
-        **TRAINING,
+        **TWO_STEPS,
     )
     for name, family in (("masks", "dinov3"), ("phases", "dinov2")):
         pretraining = load_config(tmp_path / name / "model").pretraining

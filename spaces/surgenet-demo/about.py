@@ -2,10 +2,10 @@
 
 from html import escape
 
-from folders import MAX_BYTES, MAX_FLOPS, MAX_IMAGE_SIZE
+from folders import MAX_BYTES, MAX_FLOPS, MAX_IMAGE_SIZE, PUBLISHED
 from media import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_SECONDS, MAX_UPLOAD_BYTES
 
-from surgenet_hf.checkpoints.catalog import CATALOG, CITATIONS
+from surgenet_hf.checkpoints.catalog import CITATIONS
 
 HEADER = """<div class="header"><h1>SurgeNet demo</h1>
 <p>Try surgical foundation models on a frame or a clip.</p>
@@ -23,10 +23,11 @@ trained on synthetic scenes only, so their predictions on real frames are meanin
 
 ADDRESS = "http://127.0.0.1:7860/"  # placeholder in the example; the page inserts its own address
 KEPT_SECONDS = 1800  # maximum age of uploads and results
+LICENSES = {"other": "cc-by-nc-sa-4.0 and Meta's DINOv3 License"}
 _ROWS = "\n".join(
-    f"| {entry.name} | {entry.backbone} | {entry.pretraining_frames:,} | {entry.license} |"
-    for entry in CATALOG
-    if not entry.is_vit
+    f"| {entry.name} | {entry.backbone} | {entry.pretraining_frames:,} | "
+    f"{LICENSES.get(entry.license, entry.license)} |"
+    for entry in PUBLISHED
 )
 ABOUT = f"""
 ## About this demo
@@ -57,7 +58,8 @@ on them.
 
 ## License
 
-Code: MIT. The SurgeNet weights and models fine-tuned from them: CC BY-NC-SA 4.0 (no commercial use). The example
+Code: MIT. The SurgeNet weights and models fine-tuned from them: CC BY-NC-SA 4.0 (no commercial use). For those of
+DINOv3, also Meta's [DINOv3 License](https://ai.meta.com/resources/models-and-libraries/dinov3-license/). The example
 frames and clips are synthetic.
 
 ## What happens to your files

@@ -2,7 +2,8 @@
 
 Of visitors' models, only SurgeNet classes in the safetensors format and within the limits below are loaded. The checks
 run before weights are downloaded or models are built. Only the settings that SurgeNet needs are read from the
-configuration files. The owner's models can be of any family that has a head for a task.
+configuration files. The owner's models can be of any family that has a head for a task, or vision transformers of
+DINO.
 """
 
 import dataclasses
@@ -30,11 +31,13 @@ from surgenet_hf import (
     SurgeNetForSemanticSegmentation,
     SurgeNetModel,
 )
+from surgenet_hf.checkpoints.catalog import CATALOG
 from surgenet_hf.checkpoints.reading import check_finite
 from surgenet_hf.configuration_surgenet_phase import SurgeNetPhaseConfig
 from surgenet_hf.data import class_colors
 from surgenet_hf.errors import UserError
 from surgenet_hf.image_processing import load_image_processor
+from surgenet_hf.inference.embeddings import load_backbone
 from surgenet_hf.models import is_surgenet, load_config, load_model
 from surgenet_hf.tasks import find_task
 
@@ -56,6 +59,8 @@ MAX_CONFIG_BYTES = 2**20  # also for the index and headers of weight files; Surg
 MAX_FILES = 32
 MAX_FLOPS = 500e9  # per frame; a published backbone at 1024 x 1024 pixels needs up to 430e9
 FEATURE_SIDE = 640  # height and width in pixels of frames for dense features, which have a stride of 32
+FEATURE_PATCHES = 32  # number of rows and columns of dense features of vision transformers
+VITS = ("dinov2_with_registers", "dinov3_vit")  # model types of vision transformers whose features are shown
 LIMITS = {  # maxima of settings, checked before a model is built
     "num_channels": 3,
     "pyramid_channels": 512,
@@ -72,6 +77,9 @@ CONFIG_FILES = ("config.json", "preprocessor_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}  # names in safetensors
+# Published checkpoints in the lists. ViT-L is too large: its conversion needs more than 3 GB of memory. The tensors of
+# SurgeNet2M are unknown, so they may be refused.
+PUBLISHED = tuple(entry for entry in CATALOG if not entry.is_vit or 0 < (entry.elements or 0) <= MAX_PARAMETERS)
 # The only settings that are read. Others could change how transformers loads a model or what the model returns.
 LABEL_SETTINGS = {"id2label", "num_labels", "problem_type"}
 PROCESSOR_SETTINGS = (
@@ -102,6 +110,12 @@ class Loaded:
     def labels(self) -> list[str]:
         """Return the names of the classes."""
         return class_names(self.model.config)
+
+    @property
+    def feature_side(self) -> int:
+        """Return height and width in pixels of frames for dense features."""
+        config = self.model.config
+        return FEATURE_PATCHES * config.patch_size if config.model_type in VITS else FEATURE_SIDE
 
     @property
     def colors(self) -> tuple[tuple[int, int, int], ...]:
@@ -314,6 +328,24 @@ def load_folder(folder: Path, name: str, note: str | None = None) -> Loaded:
     return Loaded(name, tasks_of(task), model, processor, note or summary(name, task, config)["note"])
 
 
+def load_vit(folder: Path, name: str, note: str | None = None) -> Loaded:
+    """Load a vision transformer of DINO for features, in float32.
+
+    Args:
+        folder: folder of `fetch_checkpoint`, or of the owner.
+        name: name of the model in messages.
+        note: text to show with every result. Default: a summary of the configuration.
+
+    Raises:
+        UserError: the weights are not complete, or the image processor is missing.
+    """
+    model, _ = load_backbone(str(folder))
+    check_finite(model.state_dict(), name)
+    processor = load_image_processor(folder)
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return Loaded(name, ("features",), model, processor, note or summary(name, "features", model.config)["note"])
+
+
 def load_given(folder: Path, name: str) -> Loaded:
     """Load a model of the owner, of any family.
 
@@ -322,13 +354,15 @@ def load_given(folder: Path, name: str) -> Loaded:
         name: name of the model in messages.
 
     Raises:
-        Refused: the model has no head for a task, or is damaged.
+        Refused: the model has no head for a task and is not a vision transformer of DINO, or is damaged.
     """
     try:
         config = load_config(folder)
         if is_surgenet(config) and is_surgenet(getattr(config, "backbone_config", config)):
             return load_folder(folder, name)
         found = find_task(config)
+        if found is None and config.model_type in VITS:
+            return load_vit(folder, name)
         if found is None:
             raise Refused(f"{name} is of type {config.model_type}, without a head for a task: fine-tune it first.")
         task, auto_class = TASKS[found[0]], found[1]

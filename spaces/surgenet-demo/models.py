@@ -8,16 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from demo import DEMO, TRAINED, DemoTraining, demo_folder, untrained
-from folders import CONFIG_FILES, HUB_ID, Loaded, download, load_folder, load_given, read_config, summary
+from folders import (
+    CONFIG_FILES,
+    HUB_ID,
+    PUBLISHED,
+    Loaded,
+    download,
+    load_folder,
+    load_given,
+    load_vit,
+    read_config,
+    summary,
+)
 from huggingface_hub import HfApi
 from media import Refused, full_disk
 
 from surgenet_hf import fetch_checkpoint
-from surgenet_hf.checkpoints.catalog import CATALOG, find_entry
+from surgenet_hf.checkpoints.catalog import CATALOG, CatalogEntry
 from surgenet_hf.models import model_folder
 from surgenet_hf.privacy import mask_tokens
-
-PUBLISHED = tuple(entry for entry in CATALOG if not entry.is_vit)  # the demo has no vision transformers
 
 
 class ModelStore:
@@ -184,10 +193,13 @@ class ModelStore:
         if name in self._given:
             return load_given(self._given[name][0], name)
         if entry := published(name):
-            report(0, f"Downloading {entry.name} from the Hub (about 100 MB, only the first time)")
+            megabytes = round((entry.elements or 25e6) * 4 / 1e6, -1)  # float32
+            report(0, f"Downloading {entry.name} from the Hub (about {megabytes:.0f} MB, only the first time)")
             try:
                 with full_disk():
                     folder = fetch_checkpoint(entry.name, local_files_only=self.hub_problem() is not None)
+                    if entry.is_vit:
+                        return load_vit(folder, entry.name, self.describe(name)["note"])
             except (OSError, ValueError) as error:
                 raise Refused(
                     f"{entry.name} could not be loaded from the Hub. Please try again later, or choose the demo model."
@@ -233,9 +245,9 @@ class HubProbe:
         return self.found
 
 
-def published(name: str):
+def published(name: str, entries: tuple[CatalogEntry, ...] = PUBLISHED) -> CatalogEntry | None:
     """Return the catalog entry with exactly this name, or None."""
-    return find_entry(name) if name in {entry.name for entry in PUBLISHED} else None
+    return next((entry for entry in entries if entry.name == name), None)
 
 
 def folder_name(path: Path) -> str:
@@ -256,7 +268,7 @@ def find_given(source: str) -> Path:
     if Path(source).is_dir():
         return model_folder(Path(source))
     try:
-        if published(source):
+        if published(source, CATALOG):  # also those that are too large for the lists
             return fetch_checkpoint(source)
         if HUB_ID.fullmatch(source):
             patterns = [*CONFIG_FILES, "model*.safetensors", "model.safetensors.index.json"]

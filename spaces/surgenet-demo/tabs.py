@@ -14,7 +14,7 @@ import gradio as gr
 import numpy as np
 from about import note
 from demo import DEMO, TRAINED
-from folders import FEATURE_SIDE, check_answer
+from folders import check_answer
 from media import MAX_FRAMES, Refused, check_video, film, read_frames, read_image, read_number, write_mask
 from models import ModelStore
 from PIL import Image
@@ -253,8 +253,9 @@ class Tabs:
 def dense_features(loaded, image: Image.Image) -> np.ndarray:
     """Compute the features (C, h, w) of the backbone's last stage."""
     finer = copy.deepcopy(loaded.processor)
-    finer.size = {"height": FEATURE_SIDE, "width": FEATURE_SIDE}
-    ((_, outputs),) = predict(loaded.model.base_model, finer, [{"image": image}], [0])
+    finer.size = {"height": loaded.feature_side, "width": loaded.feature_side}
+    backbone = getattr(loaded.model, "base_model", loaded.model)
+    ((_, outputs),) = predict(backbone, finer, [{"image": image}], [0])
     check_answer(loaded.name, outputs.last_hidden_state)
     return outputs.last_hidden_state[0].float().cpu().numpy()
 

@@ -76,8 +76,8 @@ def identify_vit(tensors: Mapping[str, torch.Tensor], source: str) -> str:
     if "storage_tokens" in tensors:
         raise UserError(
             f"{source} contains storage tokens of shape {tuple(tensors['storage_tokens'].shape)}, as in Meta's own "
-            "DINOv3. SurgeNetXL's DINOv3 has none, so these are not SurgeNet's weights. Load Meta's models with "
-            "transformers from the Hub, e.g. facebook/dinov3-vits16-pretrain-lvd1689m"
+            "DINOv3. SurgeNetXL's DINOv3 has none. Load Meta's models with transformers from the Hub, e.g. "
+            "facebook/dinov3-vits16-pretrain-lvd1689m. If this is a file of SurgeNet2M, its layout is not supported"
         )
     if "pos_embed" not in tensors:
         return "dinov3"

@@ -26,13 +26,14 @@ from ..leakage import describe_finetuning
 from ..models import is_surgenet
 from ..tasks import TASKS, find_task
 from . import vit_cards
+from .remote_code import REMOTE_CODE
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 INSTALL = 'pip install torch torchvision "transformers>=5.4,<6" "timm>=1.0.21"'  # as in setup.cfg
 REVISION = f"v{__version__}"  # tag that publishing sets and the remote code examples pin
 SURGICAL_TAGS = ["surgery", "endoscopy", "medical"]
 TAGS = ["surgenet", *SURGICAL_TAGS, "timm"]
-VITS = {384: "ViT-S", 768: "ViT-B"}  # by width
+VITS = {384: "ViT-S", 768: "ViT-B", 1024: "ViT-L"}  # by width
 BACKBONE_NAMES = {"caformer_s18": "CAFormer-S18", "convnextv2_tiny": "ConvNeXtV2-Tiny", "pvt_v2_b2": "PVTv2-B2"}
 # numbers for the full-size backbones; with StarReLU, each of CAFormer's 24 activations has an extra scale and bias
 PARAMETERS = {"caformer_s18": 23_237_888, "convnextv2_tiny": 27_866_496, "pvt_v2_b2": 24_849_856}
@@ -123,7 +124,7 @@ def finetuned_card(model_dir: str | Path, repo_id: str, provenance: dict[str, st
     assert found is not None  # publishing accepts only models with a task, and pretrained backbones
     task, auto_class = TASKS[found[0]].pipeline_tag, found[1].__name__
     context = _own_context(model_dir, config, task, [], provenance)
-    own_code = config.model_type in ("surgenet", "surgenet_phase", "surgical")
+    own_code = config.model_type in REMOTE_CODE
     needs_package = own_code or is_surgenet(context["config"])
     output = ".masks_queries_logits  # with .class_queries_logits" if "Universal" in auto_class else ".logits"
     is_phase = found[0] == "phase-recognition"
@@ -164,6 +165,7 @@ def pretrained_card(
     own = context.pop("pretraining")
     entry = base_entry(own["name"])
     surgenet, name = context["surgenet"], repo_id or Path(model_dir).name
+    base = "random weights" if own.get("data") else _link(own["name"])
     if surgenet:
         examples = _backbone_examples(name, repo_id is None)
     else:
@@ -178,7 +180,7 @@ def pretrained_card(
         examples=examples,
         remote_example=_remote_example(repo_id, "AutoModel", "COMMIT") if repo_id and surgenet else None,
         architecture=config.architectures[0],
-        base=_link(own["base"]["name"]) if own.get("base") else "random weights",
+        base=_link(own["base"]["name"]) if own.get("base") else base,
         published=_link(entry.name) if entry else None,
     )
 
@@ -193,10 +195,13 @@ def _own_context(
     backbone = getattr(config, "backbone_config", None) or config
     surgenet = is_surgenet(backbone)
     license = _license(pretraining["name"], surgenet)
+    dinov3 = vit_cards.has_dinov3_license(config)
     cited = entry.citations if entry and entry.is_vit else ("surgenetxl", "demi2024") if surgenet else ()
     return {
         "card_data": ModelCardData(
             license=license,
+            license_name="cc-by-nc-sa-4.0-and-" * (entry is not None) + "dinov3-license" if dinov3 else None,
+            license_link=vit_cards.LICENSE_FILE if dinov3 else None,
             library_name="transformers",
             pipeline_tag=task,
             tags=[*(TAGS if surgenet else SURGICAL_TAGS), *tags],
@@ -217,6 +222,7 @@ def _own_context(
         "provenance": provenance,
         "license": license,
         "both_licenses": entry is not None and entry.license == "other",
+        "dinov3_license": dinov3,
         "surgenet": surgenet,
         "scratch": is_from_scratch(pretraining["name"]),
         "citations": [CITATIONS[key] for key in cited],
@@ -293,8 +299,9 @@ def _article(word: str) -> str:
 
 def _backbone_name(config: PreTrainedConfig) -> str:
     """Return the architecture of timm, the name of a vision transformer of DINO, or the model type of transformers."""
-    if config.model_type == "dinov2_with_registers" and not config.num_register_tokens:
-        return f"{VITS.get(config.hidden_size, 'ViT')}/{config.patch_size}"
+    is_dinov3 = config.model_type == "dinov3_vit"
+    if is_dinov3 or (config.model_type == "dinov2_with_registers" and not config.num_register_tokens):
+        return f"{'DINOv3 ' * is_dinov3}{VITS.get(config.hidden_size, 'ViT')}/{config.patch_size}"
     return getattr(config, "architecture", None) or getattr(config, "backbone", None) or config.model_type
 
 

@@ -12,18 +12,10 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, Dinov2WithRegistersModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, Dinov2WithRegistersModel, DINOv3ViTModel, PreTrainedModel
 
-from .. import (
-    configuration_surgenet,
-    configuration_surgenet_phase,
-    configuration_surgical,
-    modeling_surgenet,
-    modeling_surgenet_phase,
-    modeling_surgical,
-)
 from .._version import __version__
-from ..checkpoints.catalog import CatalogEntry, base_entry
+from ..checkpoints.catalog import CatalogEntry
 from ..checkpoints.conversion import to_original_state_dict
 from ..checkpoints.reading import check_finite, file_sha256, read_checkpoint
 from ..errors import MissingFileError, UserError
@@ -34,41 +26,11 @@ from ..models import convert_entry, download_teacher, is_surgenet, load_config, 
 from ..privacy import Sanitizer, neutral_names, sanitize_results
 from ..tasks import find_task
 from .cards import checkpoint_card, finetuned_card, pretrained_card
-from .vit_cards import LICENSE_FILE, LICENSE_TEXT
+from .remote_code import AUTO_MAP, REMOTE_CODE
+from .vit_cards import LICENSE_FILE, LICENSE_TEXT, has_dinov3_license
 
-# modules in a repository, so that trust_remote_code works without this package
-REMOTE_CODE = {
-    "surgenet": (configuration_surgenet, modeling_surgenet),
-    "surgenet_phase": (
-        configuration_surgenet,
-        modeling_surgenet,
-        configuration_surgenet_phase,
-        modeling_surgenet_phase,
-        configuration_surgical,
-        modeling_surgical,
-    ),
-    "surgical": (configuration_surgical, modeling_surgical),
-}
-# classes of the backbones that pretraining writes
-PRETRAINED = (SurgeNetModel, Dinov2WithRegistersModel)
-AUTO_MAP = {
-    "surgenet": {
-        "AutoConfig": "configuration_surgenet.SurgeNetConfig",
-        "AutoModel": "modeling_surgenet.SurgeNetModel",
-        "AutoBackbone": "modeling_surgenet.SurgeNetBackbone",
-        "AutoModelForImageClassification": "modeling_surgenet.SurgeNetForImageClassification",
-        "AutoModelForSemanticSegmentation": "modeling_surgenet.SurgeNetForSemanticSegmentation",
-    },
-    "surgenet_phase": {
-        "AutoConfig": "configuration_surgenet_phase.SurgeNetPhaseConfig",
-        "AutoModel": "modeling_surgenet_phase.SurgeNetForPhaseRecognition",
-    },
-    "surgical": {
-        "AutoConfig": "configuration_surgical.SurgicalConfig",
-        "AutoModelForImageClassification": "modeling_surgical.SurgicalForImageClassification",
-        "AutoModelForSemanticSegmentation": "modeling_surgical.SurgicalForSemanticSegmentation",
-    },
-}
+# classes of the backbones that pretraining and conversion write
+PRETRAINED = (SurgeNetModel, Dinov2WithRegistersModel, DINOv3ViTModel)
 # maximum difference between the features of source and saved weights, relative to the largest value
 TOLERANCE = 1e-5
 
@@ -127,9 +89,9 @@ def prepare_finetuned(
 
     Raises:
         MissingFileError: `model_dir` has no model.
-        UserError: the model has no head for a task and is not a backbone that pretraining supports, its weights are
-            not finite, or its results.json is damaged. Also raised if there is no image processor and the config does
-            not record the normalization.
+        UserError: the model has no head for a task and is not a backbone that pretraining or conversion writes, its
+            weights are not finite, or its results.json is damaged. Also raised if there is no image processor and the
+            config does not record the normalization.
     """
     model_dir = model_folder(Path(model_dir))
     for name in ("config.json", "model.safetensors"):
@@ -137,8 +99,7 @@ def prepare_finetuned(
             raise MissingFileError(f"{model_dir} contains no {name}; save the model and its image processor there")
     model = _load_model(model_dir)
     _write_model(model, folder, str(model_dir))
-    base = base_entry((getattr(model.config, "pretraining", None) or {}).get("name"))
-    if base is not None and base.license == "other":
+    if has_dinov3_license(model.config):
         shutil.copyfile(LICENSE_TEXT, folder / LICENSE_FILE)
     load_image_processor(model_dir).save_pretrained(folder)
     provenance = {
@@ -266,8 +227,8 @@ def _load_model(model_dir: Path) -> PreTrainedModel:
         pretrained = [cls.__name__ for cls in PRETRAINED]
         if architecture not in (*classes, *pretrained) and find_task(config) is None:
             raise UserError(
-                f"{model_dir} contains a {config.model_type} ({architecture}), expected a model that was trained with "
-                "this package. Publish other models with push_to_hub of transformers"
+                f"{model_dir} contains a {config.model_type} ({architecture}), expected a model that was trained or "
+                "converted with this package. Publish other models with push_to_hub of transformers"
             )
         if config.model_type == "surgical" and is_surgenet(config.backbone_config):
             raise UserError(

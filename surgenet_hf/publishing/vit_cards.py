@@ -4,8 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
+from transformers import PreTrainedConfig
 
-from ..checkpoints.catalog import CITATIONS, NORMALIZATIONS, CatalogEntry, known_leakage
+from ..checkpoints.catalog import (
+    CITATIONS,
+    NORMALIZATIONS,
+    CatalogEntry,
+    base_entry,
+    is_from_scratch,
+    known_leakage,
+)
 from ..checkpoints.vit import FAMILIES, HEAD_WIDTH, SIZES
 
 TEMPLATE = Path(__file__).with_name("vit_card_template.md")
@@ -13,7 +21,28 @@ INSTALL = 'pip install torch torchvision "transformers>=5.4,<6"'  # as in setup.
 TAGS = ["surgenet", "surgery", "endoscopy", "medical", "vit", "self-supervised-learning"]
 LICENSE_FILE = "LICENSE_DINOV3.md"  # in repositories of DINOv3; Meta's license asks for a copy of it
 LICENSE_TEXT = Path(__file__).with_name("license_dinov3.md")
+# Validation IoU of the authors' ATLAS models on ATLAS-120k: val_iou_all in the names of their files, from the README
+# of rlpddejong/ATLAS-model. Its train.sh starts them from SurgeNet2M-DINOv3.
+ATLAS_IOU = {"ViT-S": "0.281", "ViT-B": "0.350", "ViT-L": "0.384"}
+ATLAS_SOURCE = "https://github.com/rlpddejong/ATLAS-model/blob/68fc8703cbf8a8140c5b94c24eaff7204dd5f24a/README.md"
 ARXIV = {"surgenetxl": "2501.09436"}
+
+
+def has_dinov3_license(config: PreTrainedConfig) -> bool:
+    """Return whether Meta's DINOv3 License can apply: to DINOv3 models, unless they were trained from random weights.
+
+    The license covers Meta's weights and all weights that are derived from them, such as SurgeNet's DINOv3.
+
+    Args:
+        config: config of any model, possibly with a `backbone_config`.
+    """
+    name = (getattr(config, "pretraining", None) or {}).get("name")
+    entry = base_entry(name)
+    if entry is not None:
+        return entry.license == "other"
+    backbone: Any = getattr(config, "backbone_config", None) or config
+    names = (backbone.model_type, getattr(backbone, "architecture", None), getattr(backbone, "backbone", None))
+    return any("dinov3" in (name or "") for name in names) and not is_from_scratch(name)
 
 
 def card_context(entry: CatalogEntry, repo_id: str, provenance: dict[str, str] | None) -> dict:
@@ -61,6 +90,8 @@ def card_context(entry: CatalogEntry, repo_id: str, provenance: dict[str, str] |
         "patch": patch,
         "registers": registers,
         "known_data": known_data,
+        "atlas_iou": ATLAS_IOU if family == 3 else None,
+        "atlas_source": ATLAS_SOURCE,
         "model_class": "DINOv3ViTModel" if family == 3 else "Dinov2WithRegistersModel",
         "backbone_class": "DINOv3ViTBackbone" if family == 3 else "Dinov2WithRegistersBackbone",
         "out_indices": [layers * i // 4 for i in range(1, 5)],

@@ -25,6 +25,7 @@ from surgenet_hf.heads import build_segmenter, load_base
 from surgenet_hf.image_processing import common_image_processor
 from surgenet_hf.inference.prediction import query_logits
 from surgenet_hf.models import load_config
+from tests.conftest import TWO_STEPS
 
 STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
 CONFIGS = {
@@ -37,16 +38,7 @@ CONFIGS = {
     ),
     "vit": ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64),
 }
-OPTIONS = {
-    "image_size": 64,
-    "max_steps": 2,
-    "per_device_train_batch_size": 2,
-    "disable_tqdm": True,
-    "eval_strategy": "steps",
-    "save_strategy": "steps",
-    "eval_steps": 2,
-    "save_steps": 2,
-}
+OPTIONS = TWO_STEPS | {"image_size": 64}
 
 
 @pytest.fixture(scope="module")

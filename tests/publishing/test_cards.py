@@ -94,9 +94,13 @@ def test_cards_of_vision_transformers():
     assert (small.data.license, small.data.license_link) == ("cc-by-nc-sa-4.0", None)
     assert "| register tokens | 4 |" in small.text
     assert "Meta" not in small.text
+    assert "ATLAS" not in small.text
+    assert "starts from the SurgeNet2M weights of DINOv3, not from SurgeNetXL's." in large.text
+    assert "| ViT-S | ViT-B | ViT-L |\n|---|---|---|\n| 0.281 | 0.350 | 0.384 |" in large.text
     unknown = checkpoint_card(find_entry("SurgeNet2M-DINOv3-ViT-B"))
     assert "The tensors of the original file were not known" in unknown
     assert "it is unknown whether SurgeNet2M-DINOv3-ViT-B was pretrained on these videos" in unknown
+    assert "starts from these weights and SurgeNet2M's of the other sizes" in unknown
 
 
 @pytest.mark.slow

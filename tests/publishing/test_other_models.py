@@ -7,14 +7,26 @@ import sys
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import Dinov2Config, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, SegformerConfig
+from transformers import (
+    AutoModel,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    SegformerConfig,
+)
 
+from surgenet_hf import convert_checkpoint
 from surgenet_hf.checkpoints.catalog import RANDOM_WEIGHTS
+from surgenet_hf.checkpoints.vit import vit_config
 from surgenet_hf.errors import UserError
 from surgenet_hf.heads import build_classifier, build_segmenter
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.pretraining.plan import describe_pretraining
 from surgenet_hf.publishing.prepare import prepare_finetuned
+from surgenet_hf.publishing.upload import publish_finetuned
+from surgenet_hf.publishing.vit_cards import LICENSE_FILE
+from tests.checkpoints.files import small_vit
 
 DINOV2 = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=16, image_size=64)
 SEGFORMER = SegformerConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=16)
@@ -91,6 +103,43 @@ def test_pretrained_vision_transformer(tmp_path):
         assert expected in card.text
     for absent in ("surgenet_hf`. Install", "import surgenet_hf", "trust_remote_code", "AutoBackbone", "Jaspers"):
         assert absent not in card.text
+
+
+@pytest.mark.parametrize("architecture", ["dinov1_vits16", "dinov2_vits14", "dinov3_vits16"])
+def test_converted_vision_transformer(architecture, hub, client, tmp_path):
+    """Test that a folder of `surgenet convert` can be published, with a copy of Meta's license for DINOv3."""
+    is_dinov3 = architecture.startswith("dinov3")
+    torch.save(small_vit(architecture), tmp_path / "file.pth")
+    registers = 4 if architecture.startswith("dinov2") else 0
+    config = vit_config(architecture[:6], 2, 64, image_size=4 * int(architecture[-2:]), registers=registers)
+    model = convert_checkpoint(tmp_path / "file.pth", config=config, output_dir=tmp_path / "model")
+    outcome = publish_finetuned(tmp_path / "model", "maintainer/mine", tmp_path / "out", push=True)
+    assert outcome.error is None
+    files = hub.repos["maintainer/mine"].files().keys() - {".gitattributes"}
+    common = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert files == common | ({LICENSE_FILE} if is_dinov3 else set())
+    loaded = AutoModel.from_pretrained("maintainer/mine")
+    assert type(loaded) is type(model)
+    assert loaded.config.pretraining == model.config.pretraining
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    card = ModelCard((tmp_path / "out" / "mine" / "README.md").read_text())
+    found = (card.data.license, card.data.license_link, card.data.library_name, card.data.pipeline_tag)
+    assert found == ("other", LICENSE_FILE if is_dinov3 else None, "transformers", "image-feature-extraction")
+    assert ("dinov3-license/) applies to the weights if they" in card.text) == is_dinov3
+    assert "initial\nweights (unknown)" in card.text if is_dinov3 else "initial weights (unknown)" in card.text
+    assert "The weights were converted from file.pth (SHA-256" in card.text
+    for absent in ("import surgenet_hf", "trust_remote_code", "random weights", "None"):
+        assert absent not in card.text
+
+
+def test_license_of_other_dinov3_models(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = DINOv3ViTConfig(**sizes, image_size=64)
+    for name, expected in (("facebook/dinov3-vits16-pretrain-lvd1689m", True), (RANDOM_WEIGHTS, False)):
+        model = build_segmenter(config, head="linear", **LABELS)
+        _, card = publish(model, tmp_path / "run", tmp_path / str(expected), {"name": name})
+        assert (tmp_path / str(expected) / LICENSE_FILE).exists() == expected
+        assert ("DINOv3 License" in card.text) == expected
 
 
 @pytest.mark.slow

@@ -1,20 +1,26 @@
 """Tests of the model store: what it offers, loads once, and unloads, and the small models that it trains."""
 
+import dataclasses
+import io
 import shutil
 import threading
 
 import pytest
 import torch
+from PIL import Image
 
 from surgenet_hf import SurgeNetForSemanticSegmentation
+from surgenet_hf.checkpoints import catalog
 from surgenet_hf.checkpoints.catalog import CATALOG
 from surgenet_hf.data.sets import cholecseg8k, dsad, endoscapes, synthetic
+from tests.checkpoints.files import tiny_vit
 from tests.spaces import running
 
 import demo  # isort: skip
 import models as store_module  # isort: skip
 from folders import Loaded  # isort: skip
 from media import Refused  # isort: skip
+from tabs import Tabs, dense_features  # isort: skip
 
 
 def silent(share, what):
@@ -46,7 +52,8 @@ def test_lists(store):
     features = names(store.choices("features"))
     # the Hub is unavailable, so the demo model comes first
     assert features[:5] == ["organs", "cvs", "phases", "backbone", "demo"]
-    assert features[5:] == [entry.name for entry in CATALOG if not entry.is_vit]
+    vits = [f"SurgeNetXL-DINOv{family}-ViT-{size}" for family in (1, 2, 3) for size in ("S", "B")]
+    assert features[5:] == [entry.name for entry in CATALOG if not entry.is_vit] + vits
 
 
 def test_the_hub_is_asked_again_when_it_was_not_there(monkeypatch):
@@ -76,6 +83,38 @@ def test_published_models_come_first_where_there_is_a_hub(hub, client):
     store = store_module.ModelStore()
     assert store.hub_problem() is None
     assert names(store.choices("features"))[0] == "SurgeNetXL"
+
+
+@pytest.mark.parametrize("name", ["SurgeNetXL-DINOv2-ViT-S", "SurgeNetXL-DINOv3-ViT-B"])
+def test_published_vision_transformers(name, hub, client, tiny_backbones, monkeypatch, tmp_path):
+    """Test that a visitor gets features of a listed one, and that the owner may give a name that is not listed."""
+    entries = []
+    for entry in CATALOG:
+        if entry.name in (name, "SurgeNet2M-DINOv3-ViT-B"):
+            tensors = tiny_vit(entry.backbone)
+            content = io.BytesIO()
+            torch.save(tensors, content)
+            hub.add_files(entry.upstream_repo, {entry.teacher_file: content.getvalue()})
+            counts = {"tensors": len(tensors), "elements": sum(tensor.numel() for tensor in tensors.values())}
+            entry = dataclasses.replace(entry, **counts if entry.elements else {})
+        entries.append(entry)
+    hub.add_files(CATALOG[0].upstream_repo, {"README.md": "weights"})
+    monkeypatch.setattr(catalog, "CATALOG", tuple(entries))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    frame = shutil.copy(running.DEMO / "examples" / "frame_1.jpg", tmp_path)
+    store = store_module.ModelStore(["SurgeNet2M-DINOv3-ViT-B"])
+    said = []
+    for chosen in (name, "SurgeNet2M-DINOv3-ViT-B"):
+        loaded = store.get(chosen, ("features",), lambda share, text: said.append(text))
+        assert loaded.tasks == tuple(store.describe(chosen)["tasks"]) == ("features",)
+        maps, _, text = Tabs(store).features({"path": str(frame)}, None, chosen, silent)
+        assert chosen in text
+        assert maps.std() > 0
+        assert dense_features(loaded, Image.new("RGB", (64, 48))).shape[1:] == (32, 32)
+    size = 90 if name.endswith("S") else 340
+    assert any(f"Downloading {name} from the Hub (about {size} MB" in text for text in said)
+    with pytest.raises(Refused, match="is a model for features, not for segmentation"):
+        store.get(name, ("segmentation",), silent)
 
 
 def test_loads_once_for_all(store, monkeypatch):
