@@ -69,9 +69,10 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: RunArguments) -> None:
     """Run the cells of a protocol that are not done."""
     from ..checkpointing import check_output_dir, lock_run
-    from ..protocol.cells import LOG, cell_folder, cell_state, cells_of, read_failure
+    from ..protocol.cells import cell_folder, cell_state, cells_of, read_failure
     from ..protocol.definition import read_protocol
     from ..protocol.execute import Resources, execute
+    from ..protocol.run_cell import LOG
     from ..protocol.storage import store_protocol
 
     protocol = read_protocol(args.protocol)

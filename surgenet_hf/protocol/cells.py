@@ -10,8 +10,8 @@ from typing import Any
 
 from ..tasks import TASKS
 from .definition import DatasetEntry, ModelEntry, Protocol
+from .run_cell import FAILED, RESULTS
 
-RESULTS, FAILED, LOG = "results.json", "failed.json", "log.txt"
 PROBES = {"linear": "linear", "knn": "knn"}  # {mode: method of `surgenet probe`}
 
 

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 from ..atomic import atomic_write
 from ..evaluation.compare import Comparison, compare
 from ..evaluation.results import interval_bounds, read_results_file
-from .cells import RESULTS, Cell, cell_folder, cell_state
+from .cells import Cell, cell_folder, cell_state
 from .definition import Protocol
+from .run_cell import RESULTS
 
 SCHEMA = pa.schema(
     [

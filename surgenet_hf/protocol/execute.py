@@ -1,9 +1,9 @@
 """Execution of cells with submitit: on this machine, or on a Slurm cluster."""
 
-import json
 import logging
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,23 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
 
-from ..atomic import atomic_write
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..errors import UserError
 from ..image_processing import IMAGE_SIZE, build_image_processor
 from ..models import resolve_model
-from .cells import FAILED, LOG, RESULTS, Cell, as_arguments, cell_command, cell_folder, cell_state
+from .cells import Cell, as_arguments, cell_command, cell_folder, cell_state
 from .definition import ModelEntry, Protocol
+from .run_cell import MESSAGE_LINES
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+RUNNER = str(Path(__file__).with_name("run_cell.py"))
 NO_TIMEOUT = 60 * 24 * 365  # minutes; submitit ends local jobs after 2 minutes by default
-MESSAGE_LINES = 5  # lines of a failed cell's output that its record contains
 TIMED_STEPS = (2, 12)  # a short and a longer training, whose difference is the time of the steps
 
 
@@ -47,33 +46,6 @@ class Resources:
     jobs: int | None = None
     gpus: int | None = None
     slurm: Mapping[str, Any] | None = None
-
-
-def run_cell(command: Sequence[str], folder: Path) -> str:
-    """Compute a cell. Called in the process of its job.
-
-    A second job of the same cell waits for the first. What the command prints is appended to log.txt.
-
-    Returns:
-        "done" or "failed". The record of a failure is in failed.json.
-    """
-    lock = folder.with_name(f"{folder.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        if (folder / RESULTS).is_file():
-            return "done"
-        (folder / FAILED).unlink(missing_ok=True)
-        log = folder.with_name(f"{folder.name}-{LOG}")
-        with open(log, "ab") as output:
-            found = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
-        if found.returncode == 0 and (folder / RESULTS).is_file():
-            return "done"
-        lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / FAILED) as temporary:
-            record = {"exit_status": found.returncode, "message": "\n".join(lines[-MESSAGE_LINES:])}
-            Path(temporary).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        return "failed"
 
 
 def prepare_model(entry: ModelEntry, output_dir: Path) -> str:
@@ -127,6 +99,7 @@ def execute(
         report: function that is called with each cell and "done" or "failed", when it has ended.
     """
     import submitit
+    from submitit.helpers import CommandFunction
 
     gpus = (1 if torch.cuda.is_available() else 0) if resources.gpus is None else resources.gpus
     commands = commands_of(cells, protocol, data_root, output_dir, gpus)
@@ -146,7 +119,8 @@ def execute(
                     cell, slot = waiting.pop(0), slots.pop(0)
                     if resources.cluster == "local" and gpus:
                         executor.update_parameters(local_visible_gpus=list(range(slot * gpus, (slot + 1) * gpus)))
-                    job = executor.submit(run_cell, commands[cell.name], cell_folder(output_dir, cell))
+                    start = [sys.executable, RUNNER, str(cell_folder(output_dir, cell)), *commands[cell.name]]
+                    job = executor.submit(CommandFunction(start, verbose=False))
                     running[cell.name] = (cell, job, slot)
                 for cell, job, slot in list(running.values()):
                     if job.done():

@@ -17,7 +17,8 @@ from surgenet_hf.protocol import execute as execution
 from surgenet_hf.protocol.cells import cell_command, cell_folder, cell_state, cells_of
 from surgenet_hf.protocol.collect import compare_cells, read_cells
 from surgenet_hf.protocol.definition import parse_protocol, read_protocol, shipped_protocols
-from surgenet_hf.protocol.execute import Resources, execute, run_cell
+from surgenet_hf.protocol.execute import Resources, execute
+from surgenet_hf.protocol.run_cell import run_cell
 from surgenet_hf.protocol.storage import store_protocol, stored_protocol
 
 SMALL = {"name": "small", "models": ["A", "B", "C"], "datasets": ["synthetic"], "seeds": [0, 1]}
@@ -164,12 +165,12 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path, run):
 def test_a_cell_is_computed_once_and_a_failed_one_again(tmp_path, run):
     protocol, cells, commands = run
     out = tmp_path / "out"
-    assert [run_cell(commands[cell.name], cell_folder(out, cell)) for cell in cells] == ["done"] * 3 + ["failed"]
+    assert [run_cell(cell_folder(out, cell), commands[cell.name]) for cell in cells] == [True, True, True, False]
     table = out / "table.parquet"
     found = read_cells(cells, out)
     assert [cell.seed for cell, _ in found.values()] == [0, 1, 0]
     (tmp_path / "ok").touch()
-    assert [run_cell(commands[cell.name], cell_folder(out, cell)) for cell in cells] == ["done"] * 4
+    assert all(run_cell(cell_folder(out, cell), commands[cell.name]) for cell in cells)
     runs = (cell_folder(out, cells[-1]).parent / "runs").read_text().splitlines()
     assert len(runs) == 3  # seed 0 once, seed 1 twice
     store_protocol(protocol, out)
