@@ -54,10 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     action = argv.pop(0) if argv and argv[0] in ACTIONS else None
     if action is None:
         parser = ArgumentParser(RunArguments, prog="surgenet protocol run", description=__doc__)
-        if argv and argv[0] not in ("-h", "--help"):
-            parser.error(f"expected {' or '.join(ACTIONS)} first, got {argv[0]}")
-        parser.print_help()
-        return
+        if argv[:1] in (["-h"], ["--help"]):
+            parser.parse_args_into_dataclasses(argv)  # prints the help and exits
+        parser.error(f"expected {' or '.join(ACTIONS)} first, got {argv[0] if argv else 'nothing'}")
     names = ["protocol"] if action == "run" else ["output_dir"]
     positional = [f"--{name}={argv.pop(0)}" for name in names if argv and not argv[0].startswith("-")]
     kind = RunArguments if action == "run" else ReportArguments

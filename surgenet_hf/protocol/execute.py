@@ -111,7 +111,8 @@ def execute(
         executor.update_parameters(timeout_min=NO_TIMEOUT)
     executor.update_parameters(**{f"slurm_{name}": value for name, value in (resources.slurm or {}).items()})
     slots = list(range(min(limit, len(cells))))
-    waiting, running = list(cells), {}
+    waiting = list(cells)
+    running: dict[str, tuple[Cell, Any, int]] = {}
     with tqdm(total=len(cells), desc="Cells", unit="cell") as progress:
         try:
             while waiting or running:
