@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .checkpoints.catalog import leakage_note
+from .checkpoints.catalog import known_videos, leakage_note
 from .privacy import video_hashes
 
 UNKNOWN = "unknown"
@@ -121,7 +121,7 @@ def leakage_report(config, data, split: str) -> Leakage:
     if not _is_synthetic(data.name):
         notes += [_UNRECORDED] if record is None else _unknown_overlaps(record, data)
     pretraining = getattr(config, "pretraining", None) or {}
-    notes.append(leakage_note(pretraining.get("name"), data.name, len(videos)) or "")
+    notes.append(leakage_note(pretraining.get("name"), data.name, known_videos(data.name, videos)) or "")
     note = "; ".join(dict.fromkeys(note for note in notes if note))
     return Leakage(note or None, trained, selected)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_token
 from huggingface_hub.utils import WeakFileLock
 
-from .checkpoints.catalog import CATALOG, earlier_leakage_note, leakage_note
+from .checkpoints.catalog import CATALOG, earlier_leakage_note, known_videos, leakage_note
 from .errors import UserError
 
 MASK = "***"
@@ -223,7 +223,8 @@ def _clean_leakage(results: dict, cleaned: dict, named: Sanitizer) -> str:
     def of_pretraining(part: dict, wording: Callable[..., str | None]) -> str:
         pretraining = part["model"].get("pretraining")
         name = pretraining.get("name") if isinstance(pretraining, dict) else None
-        return wording(name, part["data"]["name"], len(results["data"].get("videos") or ())) or ""
+        num_videos = known_videos(results["data"]["name"], results["data"].get("videos") or ())
+        return wording(name, part["data"]["name"], num_videos) or ""
 
     for wording in (leakage_note, earlier_leakage_note):
         before, note, after = results["data"]["leakage"].rpartition(of_pretraining(results, wording) or "\0")

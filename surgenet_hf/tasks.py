@@ -59,7 +59,7 @@ def score_frames(model, processor, data: SurgicalData, rows, batch_size: int) ->
     """Predict the labels of the frames of a split and accumulate the metrics. All processes share the frames."""
     if data.is_single_label:
         return score_phases(model, processor, data, rows, batch_size)
-    metric = MultiLabelMetric(len(data.labels))
+    metric = MultiLabelMetric(len(data.labels), video_wise=data.name.startswith("cholect50"))
     for row, scores in predict_scores(model, processor, rows, batch_size, _share(len(rows))):
         metric.add(scores[None], row["labels"][None], row["video"])
     metric.records = gather(metric.records)
@@ -121,7 +121,13 @@ TASKS = {
         auto_classes=(AutoModelForImageClassification,),
         architecture="SurgeNetForImageClassification",
         pipeline_tag="image-classification",
-        headlines=("mean_average_precision", "mean_balanced_accuracy", "accuracy", "macro_f1"),
+        headlines=(
+            "mean_video_average_precision",
+            "mean_average_precision",
+            "mean_balanced_accuracy",
+            "accuracy",
+            "macro_f1",
+        ),
         command="finetune-classification",
         score=score_frames,
     ),

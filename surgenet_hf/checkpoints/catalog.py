@@ -7,7 +7,7 @@ the sums of frames over the datasets of a subset.
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import UserError
@@ -355,9 +355,10 @@ _LEAKAGE_TITLES = {
     "endoscapes": "Endoscapes",
     "dsad": "DSAD",
     "autolaparo": "AutoLaparo",
+    "multibypass140": "MultiBypass140",
 }
 CHOLEC80_LEFT_OUT = 4  # number of its 80 videos; which ones is not published
-
+CHOLECT50_IN_CHOLEC80 = 45  # number of its 50 videos
 
 # Value of `config.pretraining["name"]` for EndoViT (Batić et al., 2024), and the datasets of its Endo700k that
 # `surgenet_hf.data` also has. Source: the README of github.com/DominikBatic/EndoViT.
@@ -365,6 +366,7 @@ ENDOVIT = "EndoViT"
 _ENDOVIT_DATA = {
     "cholec80": "Cholec80",
     "cholecseg8k": "Cholec80",
+    "cholect50": "Cholec80, with which CholecT50 shares 45 of its 50 videos",
     "endoscapes": "Cholec80, with which Endoscapes shares videos",
     "dsad": "DSAD",
 }
@@ -405,7 +407,8 @@ def leakage_note(pretraining_name: str | None, data_name: str, num_videos: int |
     Args:
         pretraining_name: `config.pretraining["name"]` of the model. None: not recorded.
         data_name: name of the dataset, e.g. "cholec80-phase".
-        num_videos: number of videos of the evaluation. None: the note is about the dataset in general.
+        num_videos: number of videos of the evaluation, see `known_videos`. None: the note is about the dataset in
+            general.
 
     Returns:
         One sentence without a period, or None if pretraining used none of its videos.
@@ -417,6 +420,16 @@ def leakage_note(pretraining_name: str | None, data_name: str, num_videos: int |
     if own := _own_data(pretraining_name):
         notes.append(f"it is unknown whether its pretraining on {own} included these videos")
     return "; ".join(note for note in notes if note) or None
+
+
+def known_videos(data_name: str, videos: Iterable[str]) -> int:
+    """Return the number of videos of an evaluation about which `leakage_note` can tell something.
+
+    For CholecT50, these are the videos that are also in Cholec80, which have the numbers 1 to 80. For other datasets,
+    these are all videos.
+    """
+    number_above_80 = re.compile(r"VID(8[1-9]|9\d|\d{3,})")
+    return sum(not (data_name.startswith("cholect50") and number_above_80.fullmatch(video)) for video in videos)
 
 
 def earlier_leakage_note(pretraining_name: str | None, data_name: str, num_videos: int | None = None) -> str | None:
@@ -461,7 +474,7 @@ def _leakage_of_published(name: str, data_name: str, num_videos: int | None) -> 
     if not entry.is_surgical:
         return None
     name = data_name.split("-")[0]
-    if name not in _LEAKAGE_TITLES or entry.pretraining_sets == _TWO_MILLION:
+    if name not in (*_LEAKAGE_TITLES, "cholect50") or entry.pretraining_sets == _TWO_MILLION:
         return f"it is unknown whether {entry.name} was pretrained on these videos"
     used = {data.name for data in entry.pretraining_sets}
     if name == "autolaparo":
@@ -471,12 +484,14 @@ def _leakage_of_published(name: str, data_name: str, num_videos: int | None) -> 
                 "AutoLaparo"
             )
         return None
-    if ("DSAD" if name == "dsad" else "Cholec80") not in used:
+    if {"dsad": "DSAD", "multibypass140": "MultiBypass140"}.get(name, "Cholec80") not in used:
         return None
     share = "one tenth of the " if entry.pretraining_share == 0.1 else ""
     pretrained = f"{entry.name} was pretrained without labels on {share}frames of "
     if name == "dsad":
         return f"{pretrained}DSAD"
+    if name == "multibypass140":
+        return f"{pretrained}all 140 videos of MultiBypass140"
     pretrained += f"{80 - CHOLEC80_LEFT_OUT} of the 80 videos of Cholec80"
     if name == "endoscapes":
         return f"{pretrained}, and Endoscapes shares videos with Cholec80 (listed in CAMMA's camma_dataset_overlaps)"
@@ -487,6 +502,14 @@ def _leakage_of_published(name: str, data_name: str, num_videos: int | None) -> 
             f"{pretrained}, including at least 13 of the 17 videos of CholecSeg8k and at least one of EndoViT's "
             "validation and test videos (12, 17, 27, 52)"
         )
+    if name == "cholect50":
+        if num_videos == 0:
+            return f"it is unknown whether {entry.name} was pretrained on these videos, which are not in Cholec80"
+        shared = num_videos or CHOLECT50_IN_CHOLEC80
+        note = f"{pretrained}, which share {shared} videos with {'this evaluation' if num_videos else 'CholecT50'}"
+        if shared > CHOLEC80_LEFT_OUT:
+            return f"{note}, at least {shared - CHOLEC80_LEFT_OUT} of them in the pretraining data"
+        return f"{note}; which {CHOLEC80_LEFT_OUT} videos were omitted is not published"
     if num_videos is None:
         return f"{pretrained}, including at least {40 - CHOLEC80_LEFT_OUT} of its 40 test videos (41 to 80)"
     if num_videos > CHOLEC80_LEFT_OUT:

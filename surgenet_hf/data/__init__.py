@@ -59,12 +59,22 @@ DATASETS = {
     "cholecseg8k-9": Registered("semantic-segmentation", "cholecseg8k", options={"classes": 9}),
     "cholecseg8k-8": Registered("semantic-segmentation", "cholecseg8k", options={"classes": 8}),
     "dsad": Registered("semantic-segmentation", "dsad"),
+    "sarrarp50-segmentation": Registered("semantic-segmentation", "sarrarp50", options={"task": "segmentation"}),
+    "atlas120k": Registered("semantic-segmentation", "atlas120k"),
     "endoscapes-cvs": Registered("image-classification", "endoscapes_cvs"),
     "cholec80-tools": Registered("image-classification", "cholec80", options={"task": "tools"}),
+    "cholect50-triplets": Registered("image-classification", "cholect50", options={"task": "triplets"}),
+    "cholect50-tools": Registered("image-classification", "cholect50", options={"task": "tools"}),
+    "cholect50-verbs": Registered("image-classification", "cholect50", options={"task": "verbs"}),
+    "cholect50-targets": Registered("image-classification", "cholect50", options={"task": "targets"}),
     "csv": Registered("image-classification", "own", "load_csv"),
     "synthetic-phases": Registered("phase-recognition", "synthetic_phases", needs_folder=False),
     "cholec80-phase": Registered("phase-recognition", "cholec80", options={"task": "phase"}),
+    "cholect50-phase": Registered("phase-recognition", "cholect50", options={"task": "phase"}),
     "autolaparo": Registered("phase-recognition", "autolaparo"),
+    "sarrarp50-gestures": Registered("phase-recognition", "sarrarp50", options={"task": "gestures"}),
+    "multibypass140-phase": Registered("phase-recognition", "multibypass140", options={"task": "phase"}),
+    "multibypass140-step": Registered("phase-recognition", "multibypass140", options={"task": "step"}),
     "videos": Registered("phase-recognition", "own", "load_videos"),
 }
 
@@ -119,7 +129,7 @@ def class_colors(labels: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
     If a built-in dataset has exactly these classes, these are its colors. Otherwise they come from the palette.
     """
     from .colors import palette
-    from .sets import cholecseg8k, dsad, endoscapes, synthetic
+    from .sets import atlas120k, cholecseg8k, dsad, endoscapes, sarrarp50, synthetic
 
     known = {
         synthetic.LABELS: synthetic.COLORS,
@@ -127,6 +137,8 @@ def class_colors(labels: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
         cholecseg8k.LABELS: cholecseg8k.COLORS,
         cholecseg8k.GROUPED_LABELS: cholecseg8k.GROUPED_COLORS,
         dsad.LABELS: dsad.COLORS,
+        sarrarp50.LABELS: sarrarp50.COLORS,
+        atlas120k.LABELS: atlas120k.COLORS,
     }
     return known.get(tuple(labels)) or palette(len(labels))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MissingFileError, UserError
-from .base import Sample
+from .base import Sample, Target
 from .frame_folders import find_frames, find_videos
 from .labels import read_lines
 from .names import frame_number, named
@@ -202,19 +202,55 @@ def official_videos(
     samples, notes = labeled_videos(labels, videos, frames_dir, parse, lambda name: rates, max_side)
     by_split = {split: [row for name in part for row in samples.get(name, [])] for split, part in splits.items()}
     require_splits(by_split, [split for split in splits if split != "test"], root, layout)
-    return by_split, samples, [_count_note(samples, names), *notes]
+    return by_split, samples, [count_note(samples, names), *notes]
 
 
-def _count_note(samples: Mapping[str, list[Sample]], videos: Collection[str]) -> str:
+def count_note(samples: Mapping[str, list[Sample]], videos: Collection[str], frames_per_second: int = 1) -> str:
     """Return a note on how many of a dataset's videos were found."""
-    frames = sum(map(len, samples.values()))
+    frames = f"{sum(map(len, samples.values()))} frames at {frames_per_second} per second"
     missing = [name for name in videos if name not in samples]
     if not missing:
-        return f"Found all {len(videos)} videos, {frames} frames at 1 per second."
+        return f"Found all {len(videos)} videos, {frames}."
     return (
-        f"Found {len(samples)} of {len(videos)} videos, {frames} frames at 1 per second. Results are not comparable "
-        f"with those on the full dataset. Missing: {named(missing)}."
+        f"Found {len(samples)} of {len(videos)} videos, {frames}. Results are not comparable with those on the full "
+        f"dataset. Missing: {named(missing)}."
     )
+
+
+def pair_frames(
+    labels: Mapping[int, Target], frames: Mapping[int, Path], most: int, video: str, where: Path
+) -> tuple[list[Sample[Target]], list[str]]:
+    """Pair the labels of a video with its frames.
+
+    Videos and labels round their lengths differently, so up to `most` labels at the end may lack a frame.
+
+    Args:
+        labels: label by frame number.
+        frames: frame file by frame number. Frames without a label are left out.
+        most: number of labels at the end that may lack a frame.
+        video: name of the video.
+        where: folder of the frames, for the message.
+
+    Returns:
+        The samples, and a list with the name of the video and the number of labels without a frame, if there are any.
+
+    Raises:
+        MissingFileError: other labels lack a frame.
+    """
+    missing = sorted(labels.keys() - frames.keys())
+    if missing and (len(missing) > most or missing[0] < max(labels.keys() & frames.keys(), default=math.inf)):
+        raise MissingFileError(
+            f"{len(missing)} of {len(labels)} labeled frames of {video} are missing in {where}: frame number "
+            f"{named(map(str, missing), 3)}; found {len(frames)} frames"
+            f"{f', from {min(frames)} to {max(frames)}' if frames else ''}. Extract all frames of the video again"
+        )
+    samples = [Sample(frames[number], labels[number], video, number) for number in sorted(labels.keys() - missing)]
+    return samples, [f"{video} ({len(missing)})"] if missing else []
+
+
+def cut_note(cut: list[str]) -> list[str]:
+    """Return a note on the videos of `pair_frames` whose last labels have no frame."""
+    return [f"Labels at the end of a video that have no frame are excluded: {named(cut)}."] if cut else []
 
 
 def absent_note(samples: Mapping[str, list[Sample]], labels: tuple[str, ...]) -> list[str]:

@@ -83,8 +83,10 @@ def extract_frames(
     return paths
 
 
-def extract_videos(videos: Mapping[str, Path], out_dir: Path, max_side: int | None = None) -> None:
-    """Extract one frame per second from several videos into `out_dir/<name>/`.
+def extract_videos(
+    videos: Mapping[str, Path], out_dir: Path, max_side: int | None = None, frames_per_second: float = 1.0
+) -> None:
+    """Extract frames at a given rate from several videos into `out_dir/<name>/`.
 
     Up to eight videos, but not more than there are processor cores, are extracted in parallel. An error in one video
     does not stop the others. The first error is raised at the end, and its message includes the other errors.
@@ -94,13 +96,13 @@ def extract_videos(videos: Mapping[str, Path], out_dir: Path, max_side: int | No
     seconds = sum(video_seconds(path) for path in videos.values())
     errors = []
     with (
-        tqdm(desc=f"Extracting frames of {len(videos)} videos", total=round(seconds)) as bar,
+        tqdm(desc=f"Extracting frames of {len(videos)} videos", total=round(seconds * frames_per_second)) as bar,
         ThreadPool(min(8, os.cpu_count() or 1, len(videos))) as pool,
     ):
 
         def extract(name: str) -> Exception | None:
             try:
-                extract_frames(videos[name], out_dir / name, 1.0, max_side, bar)
+                extract_frames(videos[name], out_dir / name, frames_per_second, max_side, bar)
             except UnavailableError:  # no further frames can be written
                 raise
             except UserError as error:
@@ -115,9 +117,13 @@ def extract_videos(videos: Mapping[str, Path], out_dir: Path, max_side: int | No
 
 
 def find_frames(
-    names: list[str], videos: Mapping[str, Path], frames_dir: Path, max_side: int | None = None
+    names: list[str],
+    videos: Mapping[str, Path],
+    frames_dir: Path,
+    max_side: int | None = None,
+    frames_per_second: float = 1.0,
 ) -> dict[str, list[Path]]:
-    """Return the frames of each video, one per second, and extract missing frames to `frames_dir/<name>/`.
+    """Return the frames of each video at a given rate, and extract missing frames to `frames_dir/<name>/`.
 
     Frames that another tool extracted are used unchanged, ordered by the number at the end of their names. These
     numbers must be evenly spaced. Videos with neither frames nor a video file are left out.
@@ -127,6 +133,7 @@ def find_frames(
         videos: video file by name, for the videos that have one.
         frames_dir: folder with one subfolder of frames per video.
         max_side: as in `iter_frames`, for frames that are extracted.
+        frames_per_second: as in `iter_frames`, for frames that are extracted.
 
     Raises:
         UserError: a video is broken, frame numbers have a gap, or a frame file is empty. Also if an extraction is
@@ -141,8 +148,9 @@ def find_frames(
             todo[name] = videos[name]
         elif _read_marker(folder) is not None and not is_complete(folder):
             raise UserError(f"{folder} contains an incomplete extraction, and its video is missing; restore the video")
-    unfinished = {name: path for name, path in todo.items() if not _is_done(path, frames_dir / name, max_side)}
-    extract_videos(unfinished, frames_dir, max_side=max_side)
+    settings = {"max_side": max_side, "frames_per_second": frames_per_second}
+    unfinished = {name: path for name, path in todo.items() if not _is_done(path, frames_dir / name, settings)}
+    extract_videos(unfinished, frames_dir, max_side, frames_per_second)
     found = {name: _images(frames_dir / name) for name in names}
     for name, paths in found.items():
         if paths and _read_marker(frames_dir / name) is None:
@@ -205,13 +213,13 @@ def _read_marker(folder: Path) -> dict | None:
         raise UserError(f"{path} cannot be read ({error}); remove its folder to extract the frames again") from error
 
 
-def _is_done(video: Path, folder: Path, max_side: int | None) -> bool:
+def _is_done(video: Path, folder: Path, settings: dict) -> bool:
     """Return whether the extraction is complete, so that no progress bar is needed."""
     marker = _read_marker(folder)
     same = (
         marker is not None
         and marker["bytes"] == require_video(video).stat().st_size
-        and marker["max_side"] == max_side
+        and all(marker[name] == value for name, value in settings.items())
     )
     return same and is_complete(folder)
 

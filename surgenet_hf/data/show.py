@@ -12,6 +12,7 @@ from ..rng import rng_for
 from .base import SurgicalData
 
 COLUMNS = 4
+MOST_TARGETS = 20  # with more classes, those with the target 0 are not written
 LARGEST = 800  # pixels: maximum width at which frames are drawn
 WIDTH, LINE = 3.6, 0.3  # inches: width of a picture, height of a line of text
 
@@ -21,7 +22,7 @@ def show(data: SurgicalData, split: str = "train", num_frames: int = 8, seed: in
 
     For segmentation, each frame appears twice: as it is, and next to that with its mask and class ids on top. A legend
     lists the classes that occur. For classification, each frame has the name of its class or the target of every
-    class.
+    class. With more than 20 classes, targets of 0 are left out.
 
     The frames come from as many videos as possible. `seed` and the videos in the split determine the choice. Frames
     are drawn in the order of the data. If the split has at most `num_frames` frames, all of them are drawn.
@@ -94,10 +95,14 @@ def _show_labels(data: SurgicalData, rows: list[dict], title: str) -> Figure:
 
 
 def _label_lines(data: SurgicalData, labels) -> list[str]:
-    """Return the wrapped text below a frame: its class, or the target of every class."""
+    """Return the wrapped text below a frame: its class, or the targets."""
     if data.is_single_label:
         return [data.labels[int(labels)]]
-    targets = [f"{name}: {value:.2g}".replace(" ", "\u00a0") for name, value in zip(data.labels, labels, strict=True)]
+    targets = [
+        f"{name}: {value:.2g}".replace(" ", "\u00a0")
+        for name, value in zip(data.labels, labels, strict=True)
+        if value or len(data.labels) <= MOST_TARGETS
+    ] or ["no class"]
     return textwrap.wrap("  ".join(targets), 46, break_on_hyphens=False)
 
 

@@ -16,6 +16,7 @@ from .results import headlines, metric_title
 from .statistics import MIN_VIDEOS, interval_warning, student_interval
 
 FRAMES_DRAWN = 4
+MOST_CURVES = 20  # number of classes with a precision-recall curve each
 HEADLINE_ROW = "mean over videos"
 
 
@@ -119,8 +120,8 @@ def write_figures(
 ) -> None:
     """Write the figures of the task as PNG and PDF.
 
-    These are overlays and bars for segmentation, precision-recall curves or bars for frame classification, and phase
-    ribbons for phase recognition.
+    These are overlays and bars for segmentation, precision-recall curves or bars for frame classification (bars if
+    there are more than `MOST_CURVES` classes), and phase ribbons for phase recognition.
     """
     for name, figure in _FIGURES[data.task](
         evaluation, model, processor, data, split, f"{data.name}, {split}"
@@ -138,6 +139,13 @@ def _segmentation_figures(evaluation, model, processor, data, split, title) -> d
 
 def _frame_figures(evaluation, model, processor, data, split, title) -> dict:
     metric = evaluation.scores.metric
+    if isinstance(metric, MultiLabelMetric) and len(data.labels) > MOST_CURVES:
+        of_labels = evaluation.results["metrics"]["per_class"]
+        labels = [label for label in data.labels if of_labels[label]["positives"]]
+        name = "video_average_precision" if metric.video_wise else "average_precision"
+        precision = [of_labels[label][name] for label in labels]
+        quantity = f"{name.replace('_', ' ')} of the {len(labels)} of {len(data.labels)} classes that occur"
+        return {"per_class": bar_figure({"AP": precision}, labels, quantity=quantity, title=title)}
     if isinstance(metric, MultiLabelMetric):
         targets = np.concatenate([record.targets for record in metric.records])
         scores = np.concatenate([record.scores for record in metric.records])

@@ -22,6 +22,7 @@ TITLES = {
     "video_assd": "ASSD",
     "video_hd95": "HD95",
     "mean_average_precision": "mAP",
+    "mean_video_average_precision": "video-wise mAP",
     "mean_balanced_accuracy": "balanced accuracy",
     "accuracy": "accuracy",
     "macro_f1": "F1",

@@ -76,7 +76,8 @@ def load_training_data(
         raise UserError(
             f"{data.name} has no validation videos in the split protocol {data.split_protocol}, so no "
             "checkpoint can be selected. Choose a --split_protocol with validation videos (for Cholec80: 32/8/40 or "
-            "40/8/32), or keep the last checkpoint with --eval_strategy no --load_best_model_at_end false"
+            "40/8/32; for SAR-RARP50: 27/13/10), or keep the last checkpoint with --eval_strategy no "
+            "--load_best_model_at_end false"
         )
     return data
 

@@ -10,6 +10,7 @@ from surgenet_hf.checkpoints.catalog import (
     find_by_sha256,
     find_entry,
     is_from_scratch,
+    known_videos,
     leakage_note,
     pretraining_name,
 )
@@ -88,6 +89,19 @@ def test_records_are_consistent():
         ("SurgeNetXL", "folder", "unknown"),
         ("ImageNet1k", "cholec80-phase", None),
         ("SurgeNetXL-DINOv3-ViT-L", "cholec80-phase", "76 of the 80"),
+        ("SurgeNet", "multibypass140-step", "without labels on frames of all 140 videos of MultiBypass140$"),
+        ("SurgeNet-Cholec", "multibypass140-phase", None),
+        (
+            "SurgeNet-Cholec",
+            "cholect50-tools",
+            "share 45 videos with CholecT50, at least 41 of them in the pretraining",
+        ),
+        ("SurgeNet-RAMIE", "cholect50-tools", None),
+        ("EndoViT", "cholect50-tools", "CholecT50 shares 45 of its 50 videos"),
+        ("SurgeNetXL", "sarrarp50-gestures", "^it is unknown whether SurgeNetXL was pretrained on these videos$"),
+        ("SurgeNet-RARP", "sarrarp50-segmentation", "^it is unknown"),
+        ("SurgeNetXL", "atlas120k", "^it is unknown whether SurgeNetXL was pretrained on these videos$"),
+        ("ImageNet1k", "sarrarp50-gestures", None),
         ("SurgeNet2M-DINOv3-ViT-L", "dsad", "^it is unknown whether SurgeNet2M-DINOv3-ViT-L was pretrained on these"),
         ("none (random initialization)", "cholec80-phase", None),
         ("unknown", "cholec80-phase", "unknown"),
@@ -126,6 +140,24 @@ def test_leakage(pretraining, data, note):
 )
 def test_how_many_videos_of_an_evaluation_were_surely_seen(num_videos, note):
     assert re.search(note, leakage_note("SurgeNetXL", "cholec80-phase", num_videos))
+
+
+@pytest.mark.parametrize(
+    ("videos", "note"),
+    [
+        (
+            ["VID06", "VID51", "VID80", "VID42", "VID73", "VID111"],
+            "share 5 videos .*evaluation, at least 1 of them in",
+        ),
+        (["VID06", "VID111"], "share 1 videos with this evaluation; which 4 videos were omitted is not published$"),
+        (
+            ["VID92", "VID96", "VID103"],
+            "unknown whether SurgeNet was pretrained on these videos, which are not in Chol",
+        ),
+    ],
+)
+def test_videos_of_cholect50_that_are_not_in_cholec80(videos, note):
+    assert re.search(note, leakage_note("SurgeNet", "cholect50-triplets", known_videos("cholect50-triplets", videos)))
 
 
 def test_names_of_own_pretraining():

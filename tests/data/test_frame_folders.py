@@ -69,6 +69,10 @@ def test_frames_of_other_settings_are_not_taken(tmp_path):
         ValueError, match=r"frames_per_second=1\.0, max_side=None, but the current settings are .*=2.0, max_side=24"
     ):
         extract_frames(path, out, 2.0, 24)
+    with pytest.raises(
+        ValueError, match=r"frames_per_second=1\.0, but the current settings are frames_per_second=2\.0"
+    ):
+        find_frames(["out"], {"out": path}, tmp_path, frames_per_second=2.0)
     write_video(path, 80)
     with pytest.raises(ValueError, match=r"out contains frames extracted with bytes="):
         extract_frames(path, out)

@@ -5,7 +5,7 @@ from PIL import Image
 from surgenet_hf.data.base import Sample, build_splits
 from surgenet_hf.data.colors import palette
 from surgenet_hf.data.images import raw_values
-from surgenet_hf.data.masks import count_values, lookup_table
+from surgenet_hf.data.masks import check_ids, count_values, lookup_table
 
 GRAY = np.zeros((8, 9), np.uint8)
 GRAY[:2, :3] = [[0, 50, 255], [11, 7, 21]]
@@ -68,3 +68,14 @@ def test_colors_are_distinct():
     assert len(set(palette(255))) == 255
     assert palette(9)[:4] == palette(4)
     assert all(0 <= value <= 255 for color in palette(255) for value in color)
+
+
+def test_large_datasets_are_checked_on_evenly_spaced_masks(tmp_path):
+    Image.new("RGB", (9, 8)).save(tmp_path / "frame.png")
+    for i in range(6):
+        Image.fromarray(np.full((8, 9), i, np.uint8)).save(tmp_path / f"{i}.png")
+    samples = [Sample(tmp_path / "frame.png", tmp_path / f"{i}.png", "v", i) for i in range(6)]
+    assert check_ids(samples, range(6)) == []
+    ignored = "Id {0} is not a class and is ignored: 72 px in 1 mask(s) (v frame {0})."
+    assert check_ids(samples, range(4)) == [ignored.format(4), ignored.format(5)]
+    assert check_ids(samples, range(2), most=3) == [ignored.format(2), ignored.format(4), "Checked 3 of 6 masks."]

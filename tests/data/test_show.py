@@ -104,6 +104,16 @@ def test_large_masks_are_drawn_smaller_without_mixing_classes():
     ]
 
 
+def test_only_present_classes_are_written_if_there_are_many():
+    labels = tuple(f"class {i}" for i in range(100))
+    targets = [[float(i in present) for i in range(100)] for present in ((), (3, 97))]
+    texts = _texts(show(_classification(labels, targets, "multi_label_classification")))
+    assert [text.replace("\u00a0", " ") for text in texts if "class" in text] == [
+        "no class",
+        "class 3: 1  class 97: 1",
+    ]
+
+
 def test_single_label_frames():
     data = _classification(("cut", "clip", "clean"), [2, 0, 1, 2, 2], "single_label_classification")
     figure = show(data)

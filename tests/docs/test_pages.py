@@ -100,9 +100,9 @@ def labels_of(name: str) -> tuple[str, ...] | None:
     module = import_module(f"surgenet_hf.data.sets.{dataset.module}")
     if "classes" in dataset.options:
         return module.CLASS_LISTS[dataset.options["classes"]][0]
-    if dataset.options.get("task") == "tools":
-        return module.TOOLS
-    return getattr(module, "LABELS", getattr(module, "PHASES", None))
+    task = str(dataset.options.get("task", "")).removesuffix("s").upper()
+    names = (f"{task}S", "LABELS", "PHASES")  # such as TOOLS
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
 def test_every_dataset_has_a_row_and_a_section():
@@ -138,7 +138,8 @@ def scalars(metric) -> set[str]:
 
 def test_every_metric_is_defined():
     """Test that the first columns of the tables name exactly the metrics that are computed."""
-    segmentation, phases, multilabel = SegmentationMetric(3, background_id=0), PhaseMetric(3), MultiLabelMetric(3)
+    segmentation, phases = SegmentationMetric(3, background_id=0), PhaseMetric(3)
+    multilabel = MultiLabelMetric(3, video_wise=True)
     rng = np.random.default_rng(0)
     for video in ("a", "b"):
         segmentation.add(rng.integers(0, 3, (8, 8)), rng.integers(0, 3, (8, 8)), video)

@@ -51,6 +51,60 @@ def test_agrees_with_torchmetrics():
     assert metric.compute()["mean_average_precision"] == pytest.approx(expected.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_video_wise_precision_agrees_with_ivtmetrics(ties):
+    """Test random videos in which every class occurs, where the conventions are the same."""
+    reference = pytest.importorskip("ivtmetrics").Recognition(num_class=5)
+    metric, rng = MultiLabelMetric(5, video_wise=True), np.random.default_rng(3)
+    for frames in (40, 7, 90):
+        targets = rng.integers(0, 2, (frames, 5))
+        targets[0], targets[1] = 1, 0
+        scores = np.clip(0.3 * targets + rng.random((frames, 5)), 0, 1)
+        scores = scores.round(1) if ties else scores
+        reference.update(targets, scores)
+        reference.video_end()
+        metric.add(scores, targets, f"v{frames}")
+    expected, result = reference.compute_video_AP("ivt"), metric.compute()
+    assert result["mean_video_average_precision"] == pytest.approx(expected["mAP"], abs=1e-12)
+    per_class = [result["per_class"][i]["video_average_precision"] for i in range(5)]
+    assert per_class == pytest.approx(expected["AP"].tolist(), abs=1e-12)
+    assert result["mean_average_precision"] == pytest.approx(reference.compute_global_AP("ivt")["mAP"], abs=1e-12)
+    assert result["mean_average_precision"] != pytest.approx(expected["mAP"], abs=1e-3)
+
+
+def test_video_wise_precision_with_absent_classes_by_hand():
+    """Test that a class counts only in the videos in which it occurs, and a class that never occurs has no value."""
+    metric = MultiLabelMetric(3, video_wise=True)
+    # video a: class 0 is ranked second of two (1/2), class 1 first (1); video b: only class 0 occurs, ranked first (1)
+    metric.add([[0.4, 0.9, 0.5], [0.6, 0.1, 0.5]], [[1, 1, 0], [0, 0, 0]], "a")
+    metric.add([[0.7, 0.3, 0.5], [0.2, 0.8, 0.5]], [[1, 0, 0], [0, 0, 0]], "b")
+    result = metric.compute()
+    per_class = [result["per_class"][i]["video_average_precision"] for i in range(3)]
+    assert per_class == pytest.approx([(1 / 2 + 1) / 2, 1, math.nan], nan_ok=True)
+    assert result["mean_video_average_precision"] == pytest.approx((0.75 + 1) / 2)
+    assert metric.compute(["b"])["mean_video_average_precision"] == 1  # class 1 does not occur
+    assert metric.compute(["a", "b", "b"])["per_class"][0]["video_average_precision"] == pytest.approx(2.5 / 3)
+    draws = metric.resample(np.array([[1, 1], [0, 1], [1, 2]]))["mean_video_average_precision"]
+    assert draws == pytest.approx([0.875, 1, (2.5 / 3 + 1) / 2])
+    assert metric.definitions()["headline"] == "mean_video_average_precision"
+
+
+def test_perfect_predictions_with_absent_classes():
+    """Test the case in which ivtmetrics gives 0.5 under current versions of scikit-learn."""
+    metric = MultiLabelMetric(4, video_wise=True)
+    targets = np.eye(4)[[0, 1, 0, 1]]
+    metric.add(targets, targets, "a")
+    metric.add(targets, targets, "b")
+    assert metric.compute()["mean_video_average_precision"] == 1
+
+
+def test_other_datasets_have_no_video_wise_metric():
+    metric = MultiLabelMetric(2)
+    metric.add([[0.9, 0.2]], [[1, 0]], "a")
+    assert "mean_video_average_precision" not in metric.compute()
+    assert "video_average_precision" not in metric.compute()["per_class"][0] | metric.definitions()
+
+
 def test_by_hand():
     metric = MultiLabelMetric(1)
     metric.add([[0.9], [0.8], [0.5], [0.1]], [[1], [0.4], [0.5], [0]], "a")

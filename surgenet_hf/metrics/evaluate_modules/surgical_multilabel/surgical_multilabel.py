@@ -24,7 +24,7 @@ class SurgicalMultilabel(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, videos, num_labels):
-        metric = MultiLabelMetric(num_labels)
+    def _compute(self, predictions, references, videos, num_labels, video_wise=False):
+        metric = MultiLabelMetric(num_labels, video_wise)
         metric.add(predictions, references, videos)
         return metric.compute()
