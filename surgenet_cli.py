@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "Evaluate a fine-tuned model on a split of a dataset.",
     "probe": "Evaluate frozen features on a labeled dataset by k-NN or a linear probe.",
     "predict": "Predict on images and videos: masks, labels, phases, or embeddings.",
+    "protocol": "Train and evaluate models on datasets under one protocol, and report the results.",
     "compare": "Compare models from their results files.",
     "plot-embeddings": "Plot a t-SNE of frame embeddings, and dense features as colors.",
     "show-data": "Show the size, classes, and samples of a dataset.",

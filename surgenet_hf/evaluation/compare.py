@@ -6,7 +6,7 @@ same videos, frames, and classes. Runs of a model that differ only in their seed
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -206,13 +206,15 @@ class Comparison:
         return found
 
 
-def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequence[str] | None = None) -> Comparison:
+def compare(
+    results: dict[Path, dict], label_by: str | Mapping[Path, str] = "model", metrics: Sequence[str] | None = None
+) -> Comparison:
     """Compare results of several models.
 
     Args:
         results: results as returned by `read_results`.
         label_by: "model" labels a result by the last part of the model's name or folder, without the seed.
-            "pretraining" labels it by the initial weights of the model.
+            "pretraining" labels it by the initial weights of the model. A mapping contains the label of each path.
         metrics: names of scalar metrics in the files. Default: the main metrics of each task (`surgenet_hf.tasks`).
 
     Returns:
@@ -230,7 +232,7 @@ def compare(results: dict[Path, dict], label_by: str = "model", metrics: Sequenc
                 f"{path} has the schema {OLD_SCHEMA!r}, but a comparison needs {SCHEMA!r}, which has values per video "
                 "for all metrics; evaluate the model again"
             )
-    labels = model_labels(results, label_by)
+    labels = model_labels(results, label_by) if isinstance(label_by, str) else dict(label_by)
     groups = group_by_data(results)
     _check_metrics(metrics or (), results)
     tasks = list(TASKS)

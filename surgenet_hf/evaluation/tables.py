@@ -1,5 +1,6 @@
-"""Markdown tables of comparisons."""
+"""Markdown and LaTeX tables of comparisons."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from .compare import Column, Comparison, Pair, Score
@@ -52,6 +53,46 @@ def markdown_table(comparison: Comparison) -> str:
     for (task, data, split), notes in comparison.notes.items():
         lines.append(f"- {data}, {split} ({task}): {'; '.join(note.rstrip('.') for note in notes)}.")
     return "\n".join(lines) + "\n"
+
+
+def latex_table(comparison: Comparison) -> str:
+    """Format one row per model and one column per dataset and metric, as a `tabular` for the package booktabs."""
+    header = []
+    for column in comparison.columns:
+        arrow = r"$\uparrow$" if column.higher_is_better else r"$\downarrow$"
+        first, second = _latex(f"{column.data}, {column.split}"), _latex(f"{column.title}, {column.unit}")
+        header.append(rf"\shortstack{{{first} \\ {second} {arrow}}}")
+    best = comparison.ranks() == 1
+    lines = [rf"\begin{{tabular}}{{l{'r' * len(header)}}}", r"\toprule", _latex_row(["model", *header]), r"\midrule"]
+    for model, bold in zip(comparison.models, best, strict=True):
+        cells = [_latex(model)]
+        for column, is_best in zip(comparison.columns, bold, strict=True):
+            score = comparison.scores.get((model, column))
+            cells.append("--" if score is None else _latex_cell(score, column, bool(is_best)))
+        lines.append(_latex_row(cells))
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    notes = [
+        "Mean over runs, standard deviation over runs, [95 % interval over videos]. Bold: the best mean.",
+        *dict.fromkeys(text for texts in comparison.cautions.values() for text in texts),
+    ]
+    return "\n".join([*lines, *(f"% {note}" for note in notes)]) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _latex(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+
+
+def _latex_cell(score: Score, column: Column, bold: bool) -> str:
+    text = rf"\textbf{{{column.text(score.mean)}}}" if bold else column.text(score.mean)
+    if len(score.values) > 1:
+        text += rf" $\pm$ {column.text(score.sd)}"
+    if score.interval is not None:
+        text += " [{}, {}]".format(*map(column.text, score.interval))
+    return text
 
 
 def paired_table(pairs: Iterable[Pair]) -> str:

@@ -1,0 +1,94 @@
+"""Results of all cells of a protocol as one table, and their comparison."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..atomic import atomic_write
+from ..evaluation.compare import Comparison, compare
+from ..evaluation.results import interval_bounds, read_results_file
+from .cells import Cell, cell_folder, cell_state
+from .definition import Protocol
+from .run_cell import RESULTS
+
+SCHEMA = pa.schema(
+    [
+        ("protocol", pa.string()),
+        ("fingerprint", pa.string()),
+        ("model", pa.string()),
+        ("dataset", pa.string()),
+        ("split_protocol", pa.string()),
+        ("split", pa.string()),
+        ("task", pa.string()),
+        ("mode", pa.string()),
+        ("fraction", pa.float64()),
+        ("seed", pa.int64()),
+        ("video", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("leakage", pa.string()),
+    ]
+)
+
+
+def read_cells(cells: Sequence[Cell], output_dir: Path) -> dict[Path, tuple[Cell, dict]]:
+    """Return the cells that are done, and their results, by the path of the results file."""
+    found = {}
+    for cell in cells:
+        if cell_state(output_dir, cell) == "done":
+            path = cell_folder(output_dir, cell) / RESULTS
+            found[path] = (cell, read_results_file(path))
+    return found
+
+
+def rows_of(protocol: Protocol, cell: Cell, results: dict) -> Iterator[dict]:
+    """Yield the rows of a cell: a row per metric, and one per metric and video."""
+    data = results["data"]
+    common = {
+        "protocol": protocol.name,
+        "fingerprint": protocol.fingerprint,
+        "model": cell.model.name,
+        "dataset": data["name"],
+        "split_protocol": data.get("split_protocol"),
+        "split": data["split"],
+        "task": results["task"],
+        "mode": cell.mode,
+        "fraction": cell.fraction,
+        "seed": cell.seed,
+        "leakage": data.get("leakage"),
+    }
+    for metric, value in results["metrics"].items():
+        if isinstance(value, int | float) or value is None:
+            low, high = interval_bounds(results, metric)
+            yield {**common, "video": None, "metric": metric, "value": value, "low": low, "high": high}
+    for video, values in sorted((results.get("per_video") or {}).items()):
+        for metric, value in values.items():
+            if isinstance(value, int | float) or value is None:
+                yield {**common, "video": video, "metric": metric, "value": value, "low": None, "high": None}
+
+
+def write_table(protocol: Protocol, found: dict[Path, tuple[Cell, dict]], path: Path) -> int:
+    """Write the rows of all cells to a Parquet file, in the order of the protocol. Returns the number of rows."""
+    rows = [row for cell, results in found.values() for row in rows_of(protocol, cell, results)]
+    with atomic_write(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)
+    return len(rows)
+
+
+def compare_cells(protocol: Protocol, found: dict[Path, tuple[Cell, dict]]) -> Iterator[tuple[str, float, Comparison]]:
+    """Yield the comparison of the models for each mode and fraction that has results."""
+    for mode in protocol.modes:
+        for fraction in protocol.fractions:
+            chosen = {
+                path: (cell, results)
+                for path, (cell, results) in found.items()
+                if cell.mode == mode and cell.fraction == fraction
+            }
+            if not chosen:
+                continue
+            labels = {path: cell.model.name for path, (cell, _) in chosen.items()}
+            yield mode, fraction, compare({path: each for path, (_, each) in chosen.items()}, labels)

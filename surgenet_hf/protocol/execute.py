@@ -1,0 +1,161 @@
+"""Execution of cells with submitit: on this machine, or on a Slurm cluster."""
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModel
+
+from ..checkpoints.catalog import RANDOM_WEIGHTS
+from ..errors import UserError
+from ..image_processing import IMAGE_SIZE, build_image_processor
+from ..models import resolve_model
+from .cells import Cell, as_arguments, cell_command, cell_folder, cell_state
+from .definition import ModelEntry, Protocol
+from .run_cell import MESSAGE_LINES
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+RUNNER = str(Path(__file__).with_name("run_cell.py"))
+NO_TIMEOUT = 60 * 24 * 365  # minutes; submitit ends local jobs after 2 minutes by default
+TIMED_STEPS = (2, 12)  # a short and a longer training, whose difference is the time of the steps
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where cells run.
+
+    Attributes:
+        cluster: "local" or "slurm".
+        jobs: number of cells at a time. None: the number of GPUs divided by `gpus`, at least 1; on Slurm all.
+        gpus: GPUs of a cell, which torchrun uses if there are several.
+        slurm: further options of submitit without the prefix slurm_, e.g. {"partition": "gpu", "time": 1440}.
+    """
+
+    cluster: str = "local"
+    jobs: int | None = None
+    gpus: int | None = None
+    slurm: Mapping[str, Any] | None = None
+
+
+def prepare_model(entry: ModelEntry, output_dir: Path) -> str:
+    """Return initial weights as in `--model_name_or_path`. Random weights are saved once, with seed 0."""
+    if entry.model is not None:
+        return entry.model
+    folder = output_dir / "models" / entry.name
+    if not (folder / "preprocessor_config.json").is_file():
+        config: Any
+        if entry.config is not None:
+            config = AutoConfig.for_model(**entry.config)
+        else:
+            config = resolve_model(None, str(entry.backbone))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModel.from_config(config)
+        model.config.pretraining = {"name": RANDOM_WEIGHTS}
+        model.save_pretrained(folder)
+        size = entry.options.get("image_size") or getattr(config, "image_size", None) or IMAGE_SIZE
+        build_image_processor(image_size=size).save_pretrained(folder)  # last: marks the folder as complete
+    return str(folder)
+
+
+def commands_of(
+    cells: Sequence[Cell], protocol: Protocol, data_root: Path, output_dir: Path, gpus: int
+) -> dict[str, list[str]]:
+    """Return the command of each cell by its name. Models with random weights are written first."""
+    entries = {cell.model.name: cell.model for cell in cells}
+    models = {name: prepare_model(entry, output_dir) for name, entry in entries.items()}
+    return {
+        cell.name: cell_command(cell, protocol, data_root, output_dir, models[cell.model.name], gpus) for cell in cells
+    }
+
+
+def execute(
+    protocol: Protocol,
+    cells: Sequence[Cell],
+    data_root: Path,
+    output_dir: Path,
+    resources: Resources,
+    report: Callable[[Cell, str], None],
+) -> None:
+    """Compute cells. A failed cell does not stop the others.
+
+    Args:
+        protocol: protocol of the cells.
+        cells: cells to compute.
+        data_root: folder with the folders of the datasets.
+        output_dir: output folder of the protocol.
+        resources: where the cells run.
+        report: function that is called with each cell and "done" or "failed", when it has ended.
+    """
+    import submitit
+    from submitit.helpers import CommandFunction
+
+    gpus = (1 if torch.cuda.is_available() else 0) if resources.gpus is None else resources.gpus
+    commands = commands_of(cells, protocol, data_root, output_dir, gpus)
+    available = torch.cuda.device_count() // gpus if gpus and resources.cluster == "local" else 1
+    limit = resources.jobs or (max(1, available) if resources.cluster == "local" else len(cells))
+    executor = submitit.AutoExecutor(folder=output_dir / "jobs" / "%j", cluster=resources.cluster)
+    executor.update_parameters(name=f"protocol-{protocol.name}", gpus_per_node=gpus, tasks_per_node=1)
+    if resources.cluster == "local":
+        executor.update_parameters(timeout_min=NO_TIMEOUT)
+    executor.update_parameters(**{f"slurm_{name}": value for name, value in (resources.slurm or {}).items()})
+    slots = list(range(min(limit, len(cells))))
+    waiting = list(cells)
+    running: dict[str, tuple[Cell, Any, int]] = {}
+    with tqdm(total=len(cells), desc="Cells", unit="cell") as progress:
+        try:
+            while waiting or running:
+                while waiting and slots:
+                    cell, slot = waiting.pop(0), slots.pop(0)
+                    if resources.cluster == "local" and gpus:
+                        executor.update_parameters(local_visible_gpus=list(range(slot * gpus, (slot + 1) * gpus)))
+                    start = [sys.executable, RUNNER, str(cell_folder(output_dir, cell)), *commands[cell.name]]
+                    job = executor.submit(CommandFunction(start, verbose=False))
+                    running[cell.name] = (cell, job, slot)
+                for cell, job, slot in list(running.values()):
+                    if job.done():
+                        del running[cell.name]
+                        slots.append(slot)
+                        report(cell, cell_state(output_dir, cell) if job.exception() is None else "failed")
+                        progress.update()
+                time.sleep(POLL_SECONDS if running else 0)
+        finally:
+            for _, job, _ in running.values():
+                job.cancel()
+
+
+def seconds_per_step(command: Sequence[str]) -> float:
+    """Return the seconds of a training step of a cell's command on this machine, from two short trainings.
+
+    Raises:
+        UserError: the command fails.
+    """
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in TIMED_STEPS:
+            options = {
+                "output_dir": Path(folder, str(steps)),
+                "max_steps": steps,
+                "eval_strategy": "no",
+                "save_strategy": "no",
+                "load_best_model_at_end": False,
+                "logging_steps": 1,
+            }
+            start = time.perf_counter()
+            found = subprocess.run([*command, *as_arguments(options)], capture_output=True, text=True, env=os.environ)
+            seconds.append(time.perf_counter() - start)
+            if found.returncode:
+                last = "\n".join(found.stderr.strip().splitlines()[-MESSAGE_LINES:])
+                raise UserError(f"a cell cannot be timed, its command fails: {last}")
+    return max(seconds[1] - seconds[0], 0.0) / (TIMED_STEPS[1] - TIMED_STEPS[0])
