@@ -13,8 +13,7 @@ import importlib
 import json
 import os
 import platform
-import resource
-import sys
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from inference_networks import (
     TASKS,
     candidate_names,
     device,
+    make_builder,
     make_candidate,
     make_processor,
     original_model,
@@ -64,6 +64,9 @@ class InferenceArguments:
         default_factory=lambda: ["224x224", "256x448", "480x854"],
         metadata={"help": "HEIGHTxWIDTH of the network's input."},
     )
+    max_megapixels: float = field(
+        default=float("inf"), metadata={"help": "Largest size of a batch in megapixels; others are omitted."}
+    )
     rounds: int = field(default=20, metadata={"help": "Maximum number of rounds of a table."})
     seconds: float = field(default=60, metadata={"help": "Time per table, after which 3 rounds suffice."})
     model_name_or_path: str | None = field(
@@ -93,29 +96,25 @@ def measure_forward(args: InferenceArguments, images: list[Image.Image]) -> Iter
             processor = make_processor(size)
             pixels = processor(images, return_tensors="pt").pixel_values
             samples = list(pixels.split(1))
-            networks = {
-                name: make_candidate(args, task, name, parse_size(size), samples)
-                for name in candidate_names(args, task)
-            }
-            for batch in args.batch_sizes:
-                given = pixels[torch.arange(batch) % len(pixels)].to(device())
-                runs = {
-                    name: lambda network=network, given=given: network(given) for name, network in networks.items()
-                }
-                agreement = agreements(networks, given, task)
-                times = take_turns(runs, args.rounds, args.seconds)
-                for row in summarize(times, REFERENCE, batch):
-                    yield {
-                        "part": "forward",
-                        "task": task,
-                        "size": size,
-                        "batch": batch,
-                        **row,
-                        "agreement": agreement.get(row["candidate"]),
-                    }
+            with make_builder(args, task, parse_size(size), samples) as builder:
+                height, width = parse_size(size)
+                for batch in (each for each in args.batch_sizes if each * height * width <= 1e6 * args.max_megapixels):
+                    yield from measure_batch(args, task, size, pixels, batch, builder)
 
 
-def agreements(networks: dict[str, Callable], pixels: torch.Tensor, task: str) -> dict[str, float]:
+def measure_batch(args: InferenceArguments, task: str, size: str, pixels, batch: int, builder) -> Iterator[dict]:
+    """Measure the forward passes of all candidates for one batch size."""
+    names = candidate_names(args, task)
+    networks = {name: make_candidate(args, task, name, batch, builder) for name in names}
+    given = pixels[torch.arange(batch) % len(pixels)].to(device())
+    agreement = agreements(networks, given)
+    runs = {name: lambda network=network: network(given) for name, network in networks.items()}
+    common = {"part": "forward", "task": task, "size": size, "batch": batch}
+    for row in summarize(take_turns(runs, args.rounds, args.seconds), REFERENCE, batch):
+        yield {**common, **row, "agreement": agreement.get(row["candidate"])}
+
+
+def agreements(networks: dict[str, Callable], pixels: torch.Tensor) -> dict[str, float]:
     """Return the share of pixels or images with the same class as in the reference, for our candidates."""
     expected = networks[REFERENCE](pixels).argmax(1)
     ours = {name: network for name, network in networks.items() if name.startswith("ours")}
@@ -142,25 +141,28 @@ def measure_loading(args: InferenceArguments, folder: Path) -> Iterator[dict]:
 
 def peak_memory(args: InferenceArguments, task: str, name: str, size: tuple[int, int], batch: int) -> float:
     """Return the peak memory of this process in MiB, after three forward passes of a candidate."""
-    samples = list(torch.randn(4, 1, 3, *size))
     with torch.inference_mode():
-        network = make_candidate(args, task, name, size, samples)
+        network = make_candidate(args, task, name, batch, make_builder(args, task, size, []))
         for _ in range(3):
             network(torch.randn(batch, 3, *size, device=device()))
     if device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    status = Path("/proc/self/status").read_text()  # getrusage would include the memory of the parent process
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
 
 
 def measure_memory(args: InferenceArguments) -> Iterator[dict]:
-    """Measure the peak memory of each candidate in its own process, at the middle size."""
+    """Measure the peak memory of each candidate in PyTorch in its own process, at the middle size.
+
+    Other runtimes are omitted, because the export to ONNX in the same process would dominate.
+    """
     size = args.sizes[len(args.sizes) // 2]
-    for task in args.tasks:
-        for name in candidate_names(args, task):
-            for batch in args.batch_sizes[:2]:
-                with get_context("spawn").Pool(1) as pool:
-                    found = pool.apply(peak_memory, (args, task, name, parse_size(size), batch))
-                yield {"part": "memory", "task": task, "size": size, "batch": batch, "candidate": name, "mib": found}
+    task = args.tasks[0]
+    for batch in args.batch_sizes[:2]:
+        for name in (name for name in candidate_names(args, task) if ", torch " in name):
+            with get_context("spawn").Pool(1) as pool:
+                found = pool.apply(peak_memory, (args, task, name, parse_size(size), batch))
+            yield {"part": "memory", "task": task, "size": size, "batch": batch, "candidate": name, "mib": found}
 
 
 def machine() -> dict[str, Any]:

@@ -23,13 +23,15 @@ from inference_networks import (
     take_turns,
 )
 from PIL import Image
-from surgenet_hf.inference.settings import RuntimeArguments, Setting
 from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import normalize, pil_to_tensor, resize
 
 from surgenet_hf import SurgeNetModel
 from surgenet_hf.inference.job import predict_to_folder
+from surgenet_hf.inference.predictors import Predictor
+from surgenet_hf.inference.selection import Runtimes
+from surgenet_hf.inference.settings import RuntimeArguments, Setting
 from surgenet_hf.models import resolve_model
 from surgenet_hf.tasks import load_predictor
 
@@ -82,6 +84,13 @@ def fastest(rows: list[dict], task: str, batch: int, tolerance: float = 0.995) -
     return next(setting for setting in settings() if f"ours, {setting}" == best)
 
 
+def make_predictor(folder: Path, setting: Setting, batch_size: int = 8) -> Predictor:
+    """Return the predictor of a model folder with its network in a setting."""
+    predictor = load_predictor(str(folder))
+    Runtimes(predictor, RuntimeArguments(setting.runtime, setting.precision), batch_size).apply(setting, [])
+    return predictor
+
+
 @torch.inference_mode()
 def measure_video(args, images: list[Image.Image], folder: Path, rows: list[dict]) -> Iterator[dict]:
     """Measure from a 480p video to masks: a plain loop, and `surgenet predict` in float32 and the fastest setting."""
@@ -100,7 +109,7 @@ def measure_video(args, images: list[Image.Image], folder: Path, rows: list[dict
             plain_loop(network, processor, video_frames(video), output)
 
     def job(setting: Setting) -> Callable[[], None]:
-        predictor = load_predictor(str(model_folder), None, RuntimeArguments(setting.runtime, setting.precision))
+        predictor = make_predictor(model_folder, setting)
 
         def run() -> None:
             with new_folder(folder) as output:
@@ -129,7 +138,7 @@ def measure_folder(args, images: list[Image.Image], folder: Path, batch: int = 8
     processor.save_pretrained(model_folder)
     model.to(device(), torch.bfloat16)
     pixels = processor(images[:1] * batch, return_tensors="pt").pixel_values.to(device(), torch.bfloat16)
-    predictor = load_predictor(str(model_folder), None, RuntimeArguments("torch", "bf16"))
+    predictor = make_predictor(model_folder, Setting("torch", "bf16"))
 
     def bare() -> None:
         for _ in range(args.num_frames // batch):

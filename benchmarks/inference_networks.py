@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from surgenet_hf.inference.runtimes import build
-from surgenet_hf.inference.settings import RuntimeArguments, Setting, candidates
 from torch import nn
 
 from surgenet_hf import SurgeNetForImageClassification, SurgeNetForSemanticSegmentation
 from surgenet_hf.image_processing import build_image_processor
+from surgenet_hf.inference.runtimes import Builder
+from surgenet_hf.inference.settings import RuntimeArguments, Setting, candidates
 from surgenet_hf.models import resolve_model
 
 BACKBONE = "caformer_s18"  # the only architecture that timm and the original code have, too
@@ -105,15 +105,26 @@ def candidate_names(args, task: str) -> list[str]:
     return ours + others + best
 
 
-def make_candidate(
-    args, task: str, name: str, size: tuple[int, int], samples: list[torch.Tensor]
-) -> Callable[[torch.Tensor], Any]:
-    """Return the function of a candidate, from pixel values float32 (B, 3, H, W) on the device to its output."""
+def make_builder(args, task: str, size: tuple[int, int], samples: list[torch.Tensor]) -> Builder:
+    """Return the builder of our networks of a task. It is a context manager, which deletes its files at the end."""
+    return Builder(our_model(args, task).to(device()), size, 1, lambda: [sample.numpy() for sample in samples])
+
+
+def make_candidate(args, task: str, name: str, batch: int, builder: Builder) -> Callable[[torch.Tensor], Any]:
+    """Return the function of a candidate, from pixel values float32 (B, 3, H, W) on the device to its output.
+
+    Args:
+        args: arguments.
+        task: task.
+        name: name of the candidate.
+        batch: number of images, which OpenVINO needs in advance.
+        builder: builder of our networks.
+    """
     library, mode = name.split(", ", 1)
     if library == "ours":
         setting = next(each for each in settings() if str(each) == mode)
-        model = our_model(args, task).to(device())
-        network = build(model, setting, size, [sample.numpy() for sample in samples])
+        builder.shape[0] = batch
+        network = builder.build(setting)
         return lambda pixels: network(pixel_values=pixels).logits
     network = other_models(args, task)[library]().to(device())
     dtype = torch.bfloat16 if "bf16" in mode else torch.float32
