@@ -1,11 +1,14 @@
-"""Tests that the benchmarks of pretraining and of the forward pass run, without checking speed."""
+"""Tests that the benchmarks of pretraining and of prediction run, without checking speed."""
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+
+from surgenet_hf.inference.settings import Setting
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -88,12 +91,19 @@ def test_every_part_is_measured_against_the_original(dino_repo, capsys, monkeypa
 
 
 @pytest.mark.slow
-def test_forward_passes_are_measured_against_timm(capsys, monkeypatch):
+def test_prediction_is_measured_against_timm(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    importlib.import_module("forward").main("--batch_sizes 1 --image_size 32 --rounds 1".split())
-    said = capsys.readouterr().out
-    found = re.findall(r"^ +(float32|bf16) +1  (timm|ours) +[\d.]+ +[\d.]+ +[\d.]+$", said, re.M)
-    assert found == [(p, n) for p in ("float32", "bf16") for n in ("timm", "ours")] + [
-        ("float32", "ours"),
-        ("bf16", "ours"),
-    ]
+    networks = importlib.import_module("inference_networks")
+    settings = [Setting(), Setting("torch", "bf16")]
+    for name in ("inference_networks", "inference_jobs"):
+        monkeypatch.setattr(importlib.import_module(name), "settings", lambda: settings)
+    options = "--parts forward loading video folder --sizes 64x96 --batch_sizes 1 --rounds 1 --num_frames 8 --output_dir"
+    importlib.import_module("inference").main([*options.split(), str(tmp_path)])
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    found = [row["candidate"] for row in rows if row["part"] == "forward" and row["task"] == "classification"]
+    others = [f"timm, torch {precision}" for precision in ("float32", "bf16")]
+    assert found == [networks.REFERENCE, "ours, torch bf16", *others]
+    assert [row["part"] for row in rows if row["part"] != "forward"][:3] == ["loading", "loading", "video"]
+    assert all(row["speed"] > 0 for row in rows)
+    assert "## 480p video to masks" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "results.png").stat().st_size > 0

@@ -137,6 +137,8 @@ class Runtimes:
         Raises:
             UserError: this machine does not support it, or the model cannot be exported.
         """
+        if setting == Setting():
+            return
         if self.chosen is not None and self.chosen[0] == setting:
             self.predictor.model = self.chosen[1]
             return

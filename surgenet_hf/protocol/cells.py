@@ -42,6 +42,8 @@ def cells_of(protocol: Protocol) -> Iterator[Cell]:
     for model, dataset, mode, fraction in product(
         protocol.models, protocol.datasets, protocol.modes, protocol.fractions
     ):
+        if mode not in dataset.modes:
+            continue
         cells = [Cell(model, dataset, mode, float(fraction), seed) for seed in protocol.seeds]
         yield from cells[:1] if cells[0].is_probe and fraction == 1 else cells
 
@@ -103,7 +105,7 @@ def cell_options(cell: Cell, protocol: Protocol) -> dict[str, Any]:
     task_options = {} if cell.is_probe else protocol.options.get(cell.dataset.task, {})
     merged = {**task_options, **protocol.options.get(cell.mode, {}), **cell.dataset.options, **cell.model.options}
     if cell.is_probe:  # options of a training do not apply
-        names = ("per_device_eval_batch_size", "pooling", "k", "temperature", "image_size")
+        names = ("per_device_eval_batch_size", "pooling", "k", "temperature", "regularization", "image_size")
         merged = {name: value for name, value in merged.items() if name in names}
     return merged
 

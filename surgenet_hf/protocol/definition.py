@@ -51,6 +51,7 @@ class DatasetEntry:
         folder: its folder in the data root. Default: its name.
         split_protocol: its split protocol.
         split: split of the results. Default: test if the dataset has it, otherwise validation.
+        modes: modes of the protocol that apply to it. Default: all.
         options: options of the commands for this dataset.
     """
 
@@ -58,6 +59,7 @@ class DatasetEntry:
     folder: str | None = None
     split_protocol: str | None = None
     split: str | None = None
+    modes: tuple[str, ...] = MODES
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -193,7 +195,10 @@ def _dataset(content, source: str) -> DatasetEntry:
         near = difflib.get_close_matches(str(values["name"]), DATASETS, 3)
         hint = f"did you mean {', '.join(near)}?" if near else f"expected {', '.join(DATASETS)}"
         raise UserError(f"{source}: unknown dataset {values['name']}; {hint}")
-    return DatasetEntry(**values)
+    entry = DatasetEntry(**{**values, "modes": tuple(values.get("modes", MODES))})
+    if unknown := sorted(set(entry.modes) - set(MODES)):
+        raise UserError(f"{source}: unknown mode {unknown[0]} of {entry.name}; expected {', '.join(MODES)}")
+    return entry
 
 
 def _check_keys(content, kind: type, source: str) -> dict:

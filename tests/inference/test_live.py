@@ -89,6 +89,7 @@ def test_a_source_that_comes_back():
         assert reader.reason == "connection closed"
 
 
+@pytest.mark.slow
 def test_the_files_of_a_stream(models, tmp_path, capsys):
     """Test a command whose source becomes silent: all rows are written, and no file has the password."""
     argv = ["--model_name_or_path", str(models / "masks"), "--output_dir", str(tmp_path), "--fps", "0"]
@@ -119,6 +120,7 @@ def test_the_files_of_a_stream(models, tmp_path, capsys):
         main([*argv, "--input", address(port)])
 
 
+@pytest.mark.slow
 def test_phases_by_the_clock(models):
     """Test that a source with 10 frames per second gives a phase model the 20 per second that it needs."""
     with serve("10", rate=10) as (port, _):
