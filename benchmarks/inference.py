@@ -49,6 +49,7 @@ from surgenet_hf.data.sets import synthetic
 from surgenet_hf.errors import MissingFileError, UserError
 from surgenet_hf.models import resolve_model
 
+CALIBRATION = 16  # frames for int8, whose ranges take minutes to compute at large sizes
 PARTS = ("forward", "loading", "memory", "video", "folder", "processes")
 
 
@@ -95,7 +96,7 @@ def measure_forward(args: InferenceArguments, images: list[Image.Image]) -> Iter
         for size in args.sizes:
             processor = make_processor(size)
             pixels = processor(images, return_tensors="pt").pixel_values
-            samples = list(pixels.split(1))
+            samples = list(pixels.split(1))[:CALIBRATION]
             with make_builder(args, task, parse_size(size), samples) as builder:
                 height, width = parse_size(size)
                 for batch in (each for each in args.batch_sizes if each * height * width <= 1e6 * args.max_megapixels):
