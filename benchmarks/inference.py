@@ -9,7 +9,6 @@ Other libraries are measured if they are installed (segmentation_models_pytorch)
 checkout of TimJaspers0801/SurgeNet).
 """
 
-import importlib
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,6 +49,7 @@ from surgenet_hf.data.sets import synthetic
 from surgenet_hf.errors import MissingFileError, UserError
 from surgenet_hf.models import resolve_model
 
+PATHS = ("output_dir", "frames", "model_name_or_path", "surgenet_repo")  # recorded as whether they were given
 CALIBRATION = 16  # frames for int8, whose ranges take minutes to compute at large sizes
 PARTS = ("forward", "loading", "memory", "video", "folder", "processes")
 
@@ -173,7 +174,7 @@ def machine() -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     packages = ("torch", "transformers", "timm", "onnxruntime", "openvino", "nncf", "segmentation_models_pytorch")
-    versions = {name: importlib.import_module(name).__version__ for name in packages if find_spec(name)}
+    versions = {name: version(name) for name in packages if find_spec(name)}
     name = torch.cuda.get_device_name() if device().type == "cuda" else f"{model}, {torch.get_num_threads()} threads"
     return {
         "device": name,
@@ -200,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "machine": machine(),
-        "arguments": {**vars(args), "surgenet_repo": bool(args.surgenet_repo)},
+        "arguments": {**{name: bool(value) if name in PATHS else value for name, value in vars(args).items()}},
     }
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as name:

@@ -79,6 +79,7 @@ def fastest(rows: list[dict], task: str, batch: int, tolerance: float = 0.995) -
         and row["task"] == task
         and row["batch"] == batch
         and (row["agreement"] or 0) >= tolerance
+        and "int8" not in row["candidate"]  # needs the user's frames
     ]
     best = max(found, key=lambda row: row["speed"], default={"candidate": REFERENCE})["candidate"]
     return next(setting for setting in settings() if f"ours, {setting}" == best)
@@ -119,7 +120,6 @@ def measure_video(args, images: list[Image.Image], folder: Path, rows: list[dict
 
     reference = f"plain loop over {library}, torch float32"
     best = {setting for batch in args.batch_sizes[:2] for setting in [fastest(rows, "segmentation", batch)]}
-    best = {setting for setting in best if setting.precision != "int8"}  # needs the user's frames
     runs = {reference: loop} | {f"surgenet predict, {each}": job(each) for each in dict.fromkeys([Setting(), *best])}
     for row in summarize(take_turns(runs, args.rounds, args.seconds), reference, args.num_frames):
         yield {"part": "video", **row}

@@ -61,11 +61,16 @@ def score_segmentation(model, processor, data: SurgicalData, rows, batch_size: i
     return Scores(metric)
 
 
+def multi_label_metric(data: SurgicalData) -> MultiLabelMetric:
+    """Return an empty metric with the conventions of a dataset: video-wise average precision for CholecT50."""
+    return MultiLabelMetric(len(data.labels), video_wise=data.name.startswith("cholect50"))
+
+
 def score_frames(model, processor, data: SurgicalData, rows, batch_size: int) -> Scores:
     """Predict the labels of the frames of a split and accumulate the metrics. All processes share the frames."""
     if data.is_single_label:
         return score_phases(model, processor, data, rows, batch_size)
-    metric = MultiLabelMetric(len(data.labels), video_wise=data.name.startswith("cholect50"))
+    metric = multi_label_metric(data)
     for row, scores in predict_scores(model, processor, rows, batch_size, _share(len(rows))):
         metric.add(scores[None], row["labels"][None], row["video"])
     metric.records = gather(metric.records)

@@ -10,7 +10,7 @@ With several processes, each evaluates a part of the frames. The results are the
 from dataclasses import MISSING, dataclass
 
 from ..finetuning.arguments import DataArguments
-from ..inference.settings import RuntimeArguments
+from ..inference.settings import RuntimeArguments, check_arguments
 from ..options import option
 from .arguments import ArgumentParser, command
 
@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..evaluation.reporting import summary
     from ..evaluation.saved_model import evaluate_model
 
+    check_arguments(runtime)
     data = load_data(data_args.dataset, data_args.data_dir, **data_args.options())
     results = evaluate_model(
         args.model_name_or_path,

@@ -93,15 +93,18 @@ def run(args: RunArguments) -> None:
             print(f"{state}: {cell.name}", flush=True)
 
         execute(protocol, left, data_root, output_dir, resources, show)
-    failed = [cell for cell in cells if cell_state(output_dir, cell) == "failed"]
-    done = sum(cell_state(output_dir, cell) == "done" for cell in cells)
-    print(f"{done} of {len(cells)} cells are done. `surgenet protocol report {args.output_dir}` shows the results")
-    if failed:
+    left = [cell for cell in cells if cell_state(output_dir, cell) != "done"]
+    print(f"{len(cells) - len(left)} of {len(cells)} cells are done")
+    print(f"`surgenet protocol report {args.output_dir}` shows their results")
+    if left:
         lines = []
-        for cell in failed:
+        for cell in left:
             folder = cell_folder(output_dir, cell)
-            lines += [f"{cell.name}: {read_failure(folder)['message']}", f"  log: {folder}-{LOG}"]
-        sys.exit("\n".join([f"error: {len(failed)} cells failed; --retry_failed computes them again:", *lines]))
+            is_failed = cell_state(output_dir, cell) == "failed"
+            reason = read_failure(folder)["message"] if is_failed else "its job ended without a result"
+            lines += [f"{cell.name}: {reason}", f"  log: {folder}-{LOG}"]
+        advice = "repeat the command, with --retry_failed for those that failed"
+        sys.exit("\n".join([f"error: {len(left)} cells are not done; {advice}:", *lines]))
 
 
 def dry_run(protocol, cells, states: dict[str, str], data_root: Path, resources) -> None:

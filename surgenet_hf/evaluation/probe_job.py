@@ -34,8 +34,7 @@ from ..data.fraction import take_fraction, training_videos
 from ..distributed import is_main_process, process_state
 from ..errors import UserError
 from ..leakage import leakage_report, record_finetuning
-from ..metrics import MultiLabelMetric
-from ..tasks import Scores, phase_metric
+from ..tasks import Scores, multi_label_metric, phase_metric
 from .evaluate import build_results, training_record, write_results
 from .frozen_features import load_frozen, split_features
 from .probe_arguments import METHODS, ProbeArguments
@@ -172,7 +171,7 @@ def score_targets(data: SurgicalData, predicted: np.ndarray, features: LabeledEm
     """
     targets = features.targets.numpy()
     if not data.is_single_label:
-        metric = MultiLabelMetric(len(data.labels))
+        metric = multi_label_metric(data)
         metric.add(predicted, targets, features.videos.tolist())
         return Scores(metric)
     found = Scores(phase_metric(data))

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from .compare import Column, Comparison, Pair, Score
 from .statistics import CAUTION_BELOW, MIN_VIDEOS, ROUGH_BELOW, interval_warning
 
@@ -62,7 +64,8 @@ def latex_table(comparison: Comparison) -> str:
         arrow = r"$\uparrow$" if column.higher_is_better else r"$\downarrow$"
         first, second = _latex(f"{column.data}, {column.split}"), _latex(f"{column.title}, {column.unit}")
         header.append(rf"\shortstack{{{first} \\ {second} {arrow}}}")
-    best = comparison.ranks() == 1
+    ranks = comparison.ranks()
+    best = (ranks == np.nanmin(ranks, axis=0)) & (len(comparison.models) > 1)
     lines = [rf"\begin{{tabular}}{{l{'r' * len(header)}}}", r"\toprule", _latex_row(["model", *header]), r"\midrule"]
     for model, bold in zip(comparison.models, best, strict=True):
         cells = [_latex(model)]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .._version import __version__
 from ..checkpoints.catalog import base_entry, recorded_normalization
+from .graphs import has_positions
 from .prediction import is_single_label, resize_logits, semantic_logits
 
 LAYOUTS = ("nchw", "nhwc")
@@ -181,5 +182,6 @@ def trace(deployed: Deployed) -> torch.export.ExportedProgram:
     example = deployed.example(2 if deployed.settings.dynamic else 1)
     shapes = None
     if deployed.settings.dynamic:
-        shapes = {"frames": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+        only_batch = has_positions(deployed.model)
+        shapes = {"frames": {0: Dim.DYNAMIC} if only_batch else {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
     return torch.export.export(deployed, example, dynamic_shapes=shapes)

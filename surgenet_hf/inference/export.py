@@ -76,7 +76,7 @@ def export_model(
             from those of the model.
     """
     check_settings(model.config, task, format, settings)
-    model = freeze(model)
+    model = freeze(model, settings.image_size)
     reference = Deployed(model, processor, task, settings)
     inputs = [frame_input(frame, processor, settings) for frame in frames]
     expected = list(run_frames(_eager(reference), reference, inputs))

@@ -20,15 +20,59 @@ OPSET = 18
 FORBIDDEN = {"Loop", "If", "Scan", "GridSample"}  # runtimes on devices cannot run them
 
 
-def freeze(model: nn.Module) -> nn.Module:
-    """Set a model to evaluation mode without gradients, and remove what ONNX cannot express. Returns the model."""
+def freeze(model: nn.Module, image_size: tuple[int, int] | None = None) -> nn.Module:
+    """Set a model to evaluation mode without gradients, and remove what ONNX cannot express.
+
+    Args:
+        model: model, which is changed.
+        image_size: height and width of its input, to which position embeddings are resized. None: any size.
+
+    Returns:
+        The model.
+    """
     model = model.eval().requires_grad_(False)
+    if image_size is not None:
+        _resize_positions(model, image_size)
     for module in model.modules():  # ONNX cannot compare a tensor with 0 to skip the masks of EoMT
         probabilities: Any = getattr(module, "attn_mask_probs", None)
         if isinstance(probabilities, torch.Tensor):
             del module.attn_mask_probs
             module.__dict__["attn_mask_probs"] = probabilities.tolist()
     return model
+
+
+def has_positions(model: nn.Module) -> bool:
+    """Return whether a model has position embeddings for one size, which it resizes for others."""
+    return any(_is_resizable(module) for module in model.modules())
+
+
+def _is_resizable(module: nn.Module) -> bool:
+    return hasattr(module, "interpolate_pos_encoding") and isinstance(
+        getattr(module, "position_embeddings", None), torch.Tensor
+    )
+
+
+def _resize_positions(model: nn.Module, image_size: tuple[int, int]) -> None:
+    """Replace the resize of position embeddings by its result, because runtimes disagree about antialiasing."""
+    for module in model.modules():
+        if _is_resizable(module):
+            positions: Any = module.position_embeddings
+            patch: Any = module.patch_embeddings.patch_size  # type: ignore[union-attr]
+            patches = [side // size for side, size in zip(image_size, np.broadcast_to(patch, 2).tolist(), strict=True)]
+            tokens = positions.new_zeros(1, 1 + patches[0] * patches[1], positions.shape[-1])
+            with torch.no_grad():
+                resized = module.interpolate_pos_encoding(tokens, *image_size)  # type: ignore[operator]
+            module.__dict__["interpolate_pos_encoding"] = _Constant(resized)
+
+
+class _Constant:
+    """Function that returns a tensor in the data type and on the device of its first argument."""
+
+    def __init__(self, value: torch.Tensor):
+        self.value = value
+
+    def __call__(self, like: torch.Tensor, *arguments) -> torch.Tensor:
+        return self.value.to(like)
 
 
 def write_onnx(
@@ -74,6 +118,8 @@ def write_onnx(
         raise UserError(
             f"the graph contains {', '.join(sorted(found))}, which runtimes on devices cannot run. Use another head"
         )
+    if any(a.name == "antialias" and a.i for node in proto.graph.node for a in node.attribute):
+        raise UserError("the graph contains a resize with antialiasing, which runtimes compute differently")
     for name, value in (metadata or {}).items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)

@@ -149,9 +149,9 @@ def predict_to_folder(
     with lock_run(folder, is_main_process()), PredictionWriter(folder, predictor, jobs, overlays, rate) as writer:
         check_record(folder, record)
         wait_for_everyone()  # all processes have checked the folder before one writes to it
+        runtimes.apply(setting, first)  # before the record: after an error, another setting can be given
         if is_main_process():
             write_json(folder / RECORD, record)
-        runtimes.apply(setting, first)
         own = share_jobs(jobs, state.process_index, state.num_processes)
         left = [writer.remaining(job) for job in own]
         total = sum(part.frames for job in own for part in job)

@@ -63,8 +63,9 @@ def live_name(address: str) -> str:
     """
     if _DEVICE.fullmatch(address):
         return PurePosixPath(address).name
-    url = urlsplit(address)
-    host = url.netloc.rpartition("@")[2]
+    scheme, _, rest = address.partition("://")
+    url = urlsplit(f"{scheme}://{rest.rpartition('@')[2]}")  # a password may contain unencoded "/" and "#"
+    host = url.netloc
     parts = [part for part in url.path.split("/") if part not in ("", ".", "..") and "=" not in part]
     return "/".join(re.sub(r"[^\w.:\[\]-]", "_", part) for part in (host, *parts))
 
@@ -219,6 +220,8 @@ class LiveReader:
         with self.av.open(self._address, format=device, options=options, timeout=(limit, limit)) as container:
             stream = container.streams.best("video")
             if stream is None:
+                if self.received:  # an incomplete start of the stream, after the connection was lost
+                    return
                 raise UserError(f"{self.source.name} has no video stream; check the address")
             stream.thread_type = "SLICE"
             for packet in container.demux():  # of all streams, because sound may continue without pictures

@@ -13,6 +13,7 @@ A part is written completely or not at all: its marker comes last.
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -155,7 +156,7 @@ class PredictionWriter:
                 flat |= {"mask": f"masks/{stem}.png", "height": mask.shape[0], "width": mask.shape[1]}
                 self._start(_write_picture, Image.fromarray(mask), self.folder / flat["mask"])
                 if self.overlays:
-                    self._start(self._write_overlay, image, mask, self.folder / "overlays" / f"{stem}.jpg")
+                    self._start(self._write_overlay, image, mask, self._overlay(row))
             self.rows.append(flat)
 
     def finish(self, part: Part) -> None:
@@ -199,13 +200,22 @@ class PredictionWriter:
     def _write_video(self, source: Source) -> None:
         folder = self.folder / "overlays" / source.video
         if rows := self._rows_of(source):
-            frames = ((row["seconds"], self.folder / "overlays" / f"{_stem(row)}.jpg") for row in rows)
+            frames = ((row["seconds"], self._overlay(row)) for row in rows)
             write_overlay_video(folder.with_name(f"{folder.name}.mp4"), frames, self.rate)
+
+    def _overlay(self, row: dict) -> Path:
+        """Return the JPEG file of an overlay. Frames of an overlay video are in a folder of this video only."""
+        if self.overlays == "video" and row["seconds"] is not None:
+            return self._frames_of(row["file"]) / f"{row['frame']:06d}.jpg"
+        return self.folder / "overlays" / f"{_stem(row)}.jpg"
+
+    def _frames_of(self, file: str) -> Path:
+        return self.folder / "parts" / f"overlay-{hashlib.sha256(file.encode()).hexdigest()[:16]}"
 
     def _remove_frames(self, part: Part) -> None:
         """Remove the frames of overlay videos, after the part is marked as done: a resumed run needs them before."""
         for source in self._filmed(part):
-            if (folder := self.folder / "overlays" / source.video).exists():
+            if (folder := self._frames_of(source.name)).exists():
                 shutil.rmtree(folder)
 
     def _rows_of(self, source: Source) -> list[dict]:

@@ -172,7 +172,7 @@ class Builder:
         """ONNX file of the model in float32."""
         logger.info("Writing the network for other runtimes, which can take a minute.")
         path = Path(self.folder.name, "model.onnx")
-        network = _Tensors(freeze(copy.deepcopy(self.network)), self.outputs).eval()
+        network = _Tensors(freeze(copy.deepcopy(self.network), self.image_size), self.outputs).eval()
         try:
             write_onnx(network, path, [INPUT], self.outputs, (self.example,), ({0: Dim.DYNAMIC},))
         except torch.onnx.OnnxExporterError as error:

@@ -83,7 +83,7 @@ def read_images(
         count: maximum number of frames.
         spread: whether they are evenly spaced over the input, instead of the first ones.
     """
-    step = max(1, sum(each.frames for each in sources) // count) if spread else 1
+    step = max(1, -(-sum(each.frames for each in sources) // count)) if spread else 1
     with closing(read_batches(divide(sources), frames_per_second, 1)) as batches:
         frames = (item for batch in batches for item in batch.items if isinstance(item, Frame))
         return list(islice(_readable(islice(frames, 0, None, step)), count))
@@ -142,6 +142,8 @@ class Runtimes:
         if self.chosen is not None and self.chosen[0] == setting:
             self.predictor.model = self.chosen[1]
             return
+        if setting.runtime != "torch":
+            self.predictor.model.to("cpu")
         with self.builder:
             model = self.builder.build(setting)
         if setting.precision == "int8" and images:

@@ -8,10 +8,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..tasks import TASKS
-from .definition import DatasetEntry, ModelEntry, Protocol
+from .definition import ONLY_PROBES, PROBE_OPTIONS, DatasetEntry, ModelEntry, Protocol
 from .run_cell import FAILED, RESULTS
 
+BATCH_SIZE = "per_device_train_batch_size"
 PROBES = {"linear": "linear", "knn": "knn"}  # {mode: method of `surgenet probe`}
 
 
@@ -93,8 +95,10 @@ def cell_command(
         options["eval_split"] = cell.dataset.split
         if cell.mode == "linear":
             options |= {"head": "linear", "freeze_backbone": True}
-        options["resume_from_checkpoint"] = True if folder.exists() else None
+        options["resume_from_checkpoint"] = True  # without a checkpoint, it starts from the beginning
     options |= cell_options(cell, protocol)
+    if gpus > 1 and not cell.is_probe:
+        options[BATCH_SIZE] = _batch_per_gpu(cell, options, gpus)
     module = f"surgenet_hf.cli.{command.replace('-', '_')}"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)] if gpus > 1 else []
     return [sys.executable, *launcher, "-m", module, *as_arguments(options)]
@@ -102,12 +106,31 @@ def cell_command(
 
 def cell_options(cell: Cell, protocol: Protocol) -> dict[str, Any]:
     """Return the options of the protocol for a cell: those of task or mode, of the dataset, and of the model."""
-    task_options = {} if cell.is_probe else protocol.options.get(cell.dataset.task, {})
+    task_options = protocol.options.get(cell.dataset.task, {})
     merged = {**task_options, **protocol.options.get(cell.mode, {}), **cell.dataset.options, **cell.model.options}
     if cell.is_probe:  # options of a training do not apply
-        names = ("per_device_eval_batch_size", "pooling", "k", "temperature", "regularization", "image_size")
-        merged = {name: value for name, value in merged.items() if name in names}
+        return {name: value for name, value in merged.items() if name in PROBE_OPTIONS}
+    if cell.mode == "linear":  # a linear segmentation head is not a probe
+        return {name: value for name, value in merged.items() if name not in ONLY_PROBES}
     return merged
+
+
+def training_default(task: str, name: str):
+    """Return the default value of a training option of a task."""
+    from ..finetuning.arguments import PhaseTrainingArguments, SurgeNetTrainingArguments
+
+    kind = PhaseTrainingArguments if task == "phase-recognition" else SurgeNetTrainingArguments
+    return kind.__dataclass_fields__[name].default
+
+
+def _batch_per_gpu(cell: Cell, options: dict[str, Any], gpus: int) -> int:
+    """Return the batch size per GPU, so that the batch of a step does not depend on the number of GPUs."""
+    total = int(options.get(BATCH_SIZE, training_default(cell.dataset.task, BATCH_SIZE)))
+    if total % gpus:
+        raise UserError(
+            f"{BATCH_SIZE} {total} of {cell.name} cannot be divided by --gpus {gpus}; choose another number"
+        )
+    return total // gpus
 
 
 def as_arguments(options: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ from ..tasks import TASKS
 
 FOLDER = Path(__file__).parent / "protocols"
 MODES = ("finetuned", "linear", "knn")
+ONLY_PROBES = ("pooling", "k", "temperature", "regularization")
+PROBE_OPTIONS = ("image_size", "per_device_eval_batch_size", *ONLY_PROBES)
+RESERVED = (  # options that the cell determines
+    "model_name_or_path backbone dataset data_dir split_protocol train_fraction seed output_dir features_dir method "
+    "split eval_split head freeze_backbone resume_from_checkpoint"
+).split()
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,9 @@ class Protocol:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of all that influences the results, with 16 hexadecimal digits."""
-        content = asdict(self)
+        content = _plain(asdict(self))  # as it is read again from the output folder
         for key in ("name", "description", "sources"):
-            del content[key]
+            content.pop(key, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def as_yaml(self) -> str:
@@ -130,7 +136,14 @@ def read_protocol(name_or_path: str) -> Protocol:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {error}") from error
-    return parse_protocol(content, str(path))
+    protocol = parse_protocol(content, str(path))
+    folders = {  # folders are relative to the file, so that every call means the same weights
+        entry.name: str((path.parent / entry.model).resolve())
+        for entry in protocol.models
+        if entry.model and (path.parent / entry.model).is_dir()
+    }
+    models = tuple(replace(entry, model=folders.get(entry.name, entry.model)) for entry in protocol.models)
+    return replace(protocol, models=models)
 
 
 def parse_protocol(content, source: str) -> Protocol:
@@ -162,17 +175,30 @@ def parse_protocol(content, source: str) -> Protocol:
         raise UserError(f"{source}: a seed must be an integer of at least 0, got {wrong[0]}")
     if unknown := sorted(set(protocol.options) - {*TASKS, *MODES}):
         raise UserError(f"{source}: unknown key {unknown[0]} of options; expected {', '.join((*TASKS, *MODES))}")
+    for name in ("modes", "fractions", "seeds"):
+        if len(set(getattr(protocol, name))) < len(getattr(protocol, name)):
+            raise UserError(f"{source}: {name} contains a value twice: {list(getattr(protocol, name))}")
+    every = [
+        *protocol.options.values(),
+        *(m.options for m in protocol.models),
+        *(d.options for d in protocol.datasets),
+    ]
+    if reserved := sorted({str(name) for options in every for name in options} & set(RESERVED)):
+        raise UserError(
+            f"{source}: {reserved[0]} is determined by the cell, and is not possible in options; remove it"
+        )
+    if unknown := sorted(set(protocol.options.get("knn", {})) - set(PROBE_OPTIONS)):
+        raise UserError(f"{source}: unknown option {unknown[0]} of knn; expected {', '.join(PROBE_OPTIONS)}")
     for kind, names in (
         ("model", [each.name for each in protocol.models]),
-        ("dataset", [_label(each) for each in protocol.datasets]),
+        ("dataset", [each.name for each in protocol.datasets]),
     ):
         if double := next((name for name in names if names.count(name) > 1), None):
-            raise UserError(f"{source}: there are two {kind}s called {double}; give each its own name")
+            raise UserError(
+                f"{source}: there are two {kind}s called {double}; give each model its own name, and each "
+                "split protocol of a dataset its own protocol"
+            )
     return protocol
-
-
-def _label(entry: DatasetEntry) -> str:
-    return f"{entry.name} {entry.split_protocol or ''}".strip()
 
 
 def _model(content, source: str) -> ModelEntry:

@@ -4,11 +4,11 @@ import math
 from pathlib import Path
 
 from ..data import load_data
-from .cells import Cell, cell_options
+from .cells import BATCH_SIZE, Cell, cell_options, training_default
 from .definition import Protocol
 from .execute import Resources, commands_of, seconds_per_step
 
-EPOCHS, BATCH_SIZE = "num_train_epochs", "per_device_train_batch_size"
+EPOCHS = "num_train_epochs"
 
 
 def estimate_hours(
@@ -39,23 +39,20 @@ def estimate_hours(
             continue
         key = (cell.model.name, cell.dataset.name, cell.dataset.split_protocol, cell.mode)
         if key[1:3] not in frames:
-            data_dir = str(data_root / (cell.dataset.folder or cell.dataset.name))
+            has_files = not cell.dataset.name.startswith("synthetic")
+            data_dir = str(data_root / (cell.dataset.folder or cell.dataset.name)) if has_files else None
             options = {"split_protocol": cell.dataset.split_protocol} if cell.dataset.split_protocol else {}
             frames[key[1:3]] = len(load_data(cell.dataset.name, data_dir, **options).split("train"))
         if key not in seconds:
             seconds[key] = seconds_per_step(commands[cell.name])
-        hours[cell.name] = steps(cell, protocol, frames[key[1:3]], max(1, resources.gpus or 1)) * seconds[key] / 3600
+        hours[cell.name] = steps(cell, protocol, frames[key[1:3]]) * seconds[key] / 3600
     return hours
 
 
-def steps(cell: Cell, protocol: Protocol, frames: int, processes: int) -> int:
+def steps(cell: Cell, protocol: Protocol, frames: int) -> int:
     """Return the number of training steps of a cell."""
-    from ..finetuning.arguments import PhaseTrainingArguments, SurgeNetTrainingArguments
-
     options = cell_options(cell, protocol)
-    kind = PhaseTrainingArguments if cell.dataset.task == "phase-recognition" else SurgeNetTrainingArguments
     if (given := int(options.get("max_steps", -1))) > 0:
         return given
-    fields = {each.name: each.default for each in kind.__dataclass_fields__.values()}
-    batch = int(options.get(BATCH_SIZE, fields[BATCH_SIZE])) * processes
-    return math.ceil(float(options.get(EPOCHS, fields[EPOCHS])) * math.ceil(cell.fraction * frames / batch))
+    batch, epochs = (options.get(name, training_default(cell.dataset.task, name)) for name in (BATCH_SIZE, EPOCHS))
+    return math.ceil(float(epochs) * math.ceil(cell.fraction * frames / int(batch)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
@@ -101,14 +102,21 @@ def execute(
     import submitit
     from submitit.helpers import CommandFunction
 
-    gpus = (1 if torch.cuda.is_available() else 0) if resources.gpus is None else resources.gpus
+    is_local = resources.cluster == "local"
+    visible = visible_gpus()
+    gpus = resources.gpus
+    if gpus is None:
+        gpus = 1 if visible or not is_local else 0
+    if is_local and gpus > len(visible):
+        raise UserError(f"--gpus {gpus}, but this machine has {len(visible)}; choose fewer")
+    if not is_local and not {"time", "timeout_min"} & set(resources.slurm or {}):
+        raise UserError("--cluster slurm needs the time limit of a cell in minutes, e.g. --slurm time=1440")
     commands = commands_of(cells, protocol, data_root, output_dir, gpus)
-    available = torch.cuda.device_count() // gpus if gpus and resources.cluster == "local" else 1
-    limit = resources.jobs or (max(1, available) if resources.cluster == "local" else len(cells))
+    available = len(visible) // gpus if gpus and is_local else 1
+    limit = resources.jobs or (available if is_local else len(cells))
     executor = submitit.AutoExecutor(folder=output_dir / "jobs" / "%j", cluster=resources.cluster)
-    executor.update_parameters(name=f"protocol-{protocol.name}", gpus_per_node=gpus, tasks_per_node=1)
-    if resources.cluster == "local":
-        executor.update_parameters(timeout_min=NO_TIMEOUT)
+    executor.update_parameters(name=f"protocol-{protocol.name}", tasks_per_node=1)
+    executor.update_parameters(**({"timeout_min": NO_TIMEOUT} if is_local else {"gpus_per_node": gpus}))
     executor.update_parameters(**{f"slurm_{name}": value for name, value in (resources.slurm or {}).items()})
     slots = list(range(min(limit, len(cells))))
     waiting = list(cells)
@@ -118,9 +126,9 @@ def execute(
             while waiting or running:
                 while waiting and slots:
                     cell, slot = waiting.pop(0), slots.pop(0)
-                    if resources.cluster == "local" and gpus:
-                        executor.update_parameters(local_visible_gpus=list(range(slot * gpus, (slot + 1) * gpus)))
-                    start = [sys.executable, RUNNER, str(cell_folder(output_dir, cell)), *commands[cell.name]]
+                    first = slot % available * gpus  # with more jobs than GPUs, they share them
+                    own = ",".join(visible[first : first + gpus]) if is_local else "inherit"
+                    start = [sys.executable, RUNNER, str(cell_folder(output_dir, cell)), own, *commands[cell.name]]
                     job = executor.submit(CommandFunction(start, verbose=False))
                     running[cell.name] = (cell, job, slot)
                 for cell, job, slot in list(running.values()):
@@ -132,7 +140,31 @@ def execute(
                 time.sleep(POLL_SECONDS if running else 0)
         finally:
             for _, job, _ in running.values():
-                job.cancel()
+                _end(job, is_local)
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs of this machine as in CUDA_VISIBLE_DEVICES."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return names[:count] if names else [str(i) for i in range(count)]
+
+
+def _end(job, is_local: bool) -> None:
+    """End a job. A local job is ended with its processes, of which submitit only ends the first."""
+    if not is_local:
+        job.cancel()
+        return
+    try:
+        processes = psutil.Process(int(job.job_id)).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+    job.cancel()
+    for process in processes:
+        try:
+            process.terminate()
+        except psutil.NoSuchProcess:
+            continue
 
 
 def seconds_per_step(command: Sequence[str]) -> float:

@@ -1,10 +1,11 @@
-"""Process of one cell: `python run_cell.py FOLDER COMMAND...`.
+"""Process of one cell: `python run_cell.py FOLDER GPUS COMMAND...`, where GPUS is CUDA_VISIBLE_DEVICES or "inherit".
 
 It imports nothing from the package, because importing it takes seconds and the command does so anyway.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ RESULTS, FAILED, LOG = "results.json", "failed.json", "log.txt"
 MESSAGE_LINES = 5  # lines of a failed cell's output that its record contains
 
 
-def run_cell(folder: Path, command: Sequence[str]) -> bool:
+def run_cell(folder: Path, command: Sequence[str], signals: Sequence[int] = ()) -> bool:
     """Compute a cell, unless it is done. A second process of the same cell waits for the first.
 
     What the command prints is appended to log.txt next to the folder.
@@ -24,9 +25,10 @@ def run_cell(folder: Path, command: Sequence[str]) -> bool:
     Args:
         folder: output folder of the command.
         command: command.
+        signals: signals that end the command. The cell then continues in a later call.
 
     Returns:
-        Whether the cell is done. Otherwise, failed.json in the folder contains the exit status and the last lines.
+        Whether the cell is done. If the command failed, failed.json has its exit status and last lines.
     """
     log, lock = (folder.with_name(f"{folder.name}{end}") for end in (f"-{LOG}", ".lock"))
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -34,10 +36,20 @@ def run_cell(folder: Path, command: Sequence[str]) -> bool:
         if (folder / RESULTS).is_file():
             return True
         (folder / FAILED).unlink(missing_ok=True)
-        with open(log, "ab") as output:
-            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+        received = []
+        with open(log, "ab") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+
+            def end(number, frame) -> None:
+                received.append(number)
+                process.terminate()
+
+            for number in signals:
+                signal.signal(number, end)
+            status = process.wait()
         if status == 0 and (folder / RESULTS).is_file():
             return True
+        if received:
+            return False
         lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{FAILED}.tmp"
@@ -48,4 +60,7 @@ def run_cell(folder: Path, command: Sequence[str]) -> bool:
 
 
 if __name__ == "__main__":
-    run_cell(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[2] != "inherit":  # submitit numbers the GPUs of a machine from 0, whatever is visible
+        os.environ["CUDA_VISIBLE_DEVICES"] = sys.argv[2]
+    # submitit sends SIGUSR2 before a time limit
+    run_cell(Path(sys.argv[1]), sys.argv[3:], (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))

@@ -45,6 +45,8 @@ def write_report(protocol: Protocol, output_dir: Path, draw: Callable) -> Report
     report = Report(files=[output_dir / "results.parquet", output_dir / "report.md"])
     write_table(protocol, found, report.files[0])
     sections = [f"# Protocol {protocol.name}", protocol.description.strip(), f"{len(found)} of {len(cells)} cells."]
+    if missing := [cell.name for cell in cells if cell not in [each for each, _ in found.values()]]:
+        sections.append("Without results: " + ", ".join(missing) + ".")
     for mode, fraction, comparison in compare_cells(protocol, found):
         title = f"{MODE_TITLES[mode]}, {100 * fraction:g} % of the training videos"
         folder = output_dir / "report" / f"{mode}-{100 * fraction:g}"
@@ -57,6 +59,7 @@ def write_report(protocol: Protocol, output_dir: Path, draw: Callable) -> Report
         report.omitted += [f"{title}: {reason}" for reason in omitted]
         sections += [f"## {title[0].upper()}{title[1:]}", markdown_table(comparison)]
         sections += [f"![{path.stem}](report/{folder.name}/{path.name})" for path in charts if path.suffix == ".png"]
+        sections += [f"Omitted: {reason}." for reason in omitted]
         if pairs := comparison.pairs():
             sections += ["### Pairs", paired_table(pairs)]
     report.text = "\n\n".join(section for section in sections if section) + "\n"

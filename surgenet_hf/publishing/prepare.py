@@ -133,7 +133,7 @@ def _write_onnx(folder: Path, model: PreTrainedModel) -> dict:
     The batch size, height, and width are dynamic where the model allows it.
     """
     # from the prepared files, whose settings are sanitized
-    model = type(model).from_pretrained(folder).eval()
+    model = type(model).from_pretrained(folder).float().eval()
     processor = load_image_processor(folder)
     found = find_task(model.config)
     names = {"semantic-segmentation": "segmentation", "image-classification": "classification"}

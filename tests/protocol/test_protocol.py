@@ -84,7 +84,10 @@ def test_a_protocol_survives_being_stored(tmp_path):
         ({"seeds": []}, "seeds must be a list with at least one entry"),
         ({"models": [{"name": "A"}]}, "model A has no weights; give one of model, backbone, or config"),
         ({"models": ["ORG/NAME"]}, "'ORG/NAME' is not usable. Add a `name`"),
-        ({"models": ["A", "A"]}, "two models called A"),
+        ({"models": ["A", "A"]}, "two models called A; give each model"),
+        ({"seeds": [0, 0]}, "seeds contains a value twice"),
+        ({"options": {"finetuned": {"seed": 7}}}, "seed is determined by the cell"),
+        ({"options": {"knn": {"num_neighbors": 50}}}, "unknown option num_neighbors of knn; expected image_size"),
         ({"epochs": 3}, "unknown key epochs; expected name, models"),
         ({"options": {"segmentation": {}}}, "unknown key segmentation of options; expected semantic-segmentation"),
     ],
@@ -186,7 +189,7 @@ def test_a_cell_is_computed_once_and_a_failed_one_again(tmp_path, run):
     assert len(rows) == 4 + 4 * 6
     text = (out / "report" / "finetuned-100" / "table.tex").read_text()
     assert r"\begin{tabular}{lr}" in text
-    assert r"55.0 $\pm$ 7.1" in text
+    assert r"\textbf{55.0} $\pm$ 7.1" in text  # both are the best
     assert "Fine-tuned, 100 % of the training videos" in (out / "report.md").read_text()
 
 
