@@ -56,8 +56,8 @@ def pytest_collection_modifyitems(items):
         if "server" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow") or "browser" in item.fixturenames)
-    # after networks in half precision ran in OpenVINO and PyTorch, training in the same process ended in a segmentation
-    # fault; therefore this file comes last
+    # last, because training in the same process ended in a segmentation fault after networks in half precision had run
+    # in OpenVINO and PyTorch
     last = "test_runtimes.py"
     items.sort(key=lambda item: (item.path.name == last, -slow[item.path]))
 
