@@ -146,28 +146,15 @@ def read_frames(source: list[str], count: int, consecutive: bool = False) -> tup
         frames, the second list is empty.
 
     Raises:
-        UserError: there are no frames, or one cannot be read.
+        UserError: no frame can be read.
     """
-    from contextlib import closing
-
-    from ..inference.sources import Report, divide, find_sources, read_batches
+    from ..inference.selection import read_images
+    from ..inference.sources import find_sources
 
     sources = find_sources(source, FRAMES_PER_SECOND)
-    step = 1 if consecutive else max(1, sum(each.frames for each in sources) // (FRAMES + count))
-    images, number = [], 0
-    with closing(read_batches(divide(sources), FRAMES_PER_SECOND, 1)) as batches:
-        for item in (item for batch in batches for item in batch.items):
-            if isinstance(item, Report):
-                if item.is_error:
-                    raise UserError(f"{item.file}: {item.message}")
-                continue
-            if number % step == 0:
-                images.append(item.read())
-            number += 1
-            if len(images) == FRAMES + count:
-                break
+    images = read_images(sources, FRAMES_PER_SECOND, FRAMES + count, spread=not consecutive)
     if not images:
-        raise UserError(f"--frames {' '.join(source)} contains no frames; choose others")
+        raise UserError(f"--frames {' '.join(source)} contains no frames that can be read; choose others")
     if not count or len(images) < 2 * FRAMES:
         return images[:FRAMES] if not count else images, []
     if consecutive:

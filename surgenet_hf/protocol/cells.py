@@ -14,7 +14,6 @@ from .definition import ONLY_PROBES, PROBE_OPTIONS, DatasetEntry, ModelEntry, Pr
 from .run_cell import FAILED, RESULTS
 
 BATCH_SIZE = "per_device_train_batch_size"
-PROBES = {"linear": "linear", "knn": "knn"}  # {mode: method of `surgenet probe`}
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def cell_command(
     if not cell.dataset.name.startswith("synthetic"):
         options["data_dir"] = data_root / (cell.dataset.folder or cell.dataset.name)
     if cell.is_probe:
-        options |= {"method": PROBES[cell.mode], "features_dir": output_dir / "features", "split": cell.dataset.split}
+        options |= {"method": cell.mode, "features_dir": output_dir / "features", "split": cell.dataset.split}
     else:
         options["eval_split"] = cell.dataset.split
         if cell.mode == "linear":

@@ -7,7 +7,8 @@ from pathlib import Path
 from ..errors import MissingFileError
 
 PACKAGE = Path(__file__).parents[1]
-SUFFIXES = (".css", ".jpg", ".md", ".mp4", ".png", ".py", ".txt", ".typed")  # suffixes of the files in app and package
+# suffixes of the files in app and package
+SUFFIXES = (".css", ".jpg", ".md", ".mp4", ".png", ".py", ".txt", ".typed", ".yaml")
 
 
 def demo_folder() -> Path:
