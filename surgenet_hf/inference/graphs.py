@@ -149,7 +149,7 @@ def quantize_onnx(path: Path, samples: Iterable[dict[str, np.ndarray]], exclude:
     nncf = import_nncf()
     from nncf.quantization.advanced_parameters import QuantizationParameters
 
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level would also change handlers of others
     source = onnx.load(path)
     kept = [node.name for node in source.graph.node if set(node.input) & set(exclude)]
     ranges = QuantizationParameters(per_channel=False)  # ONNX Runtime rejects ranges per channel
