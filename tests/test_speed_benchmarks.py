@@ -97,8 +97,8 @@ def test_prediction_is_measured_against_timm(tmp_path, monkeypatch):
     settings = [Setting(), Setting("torch", "bf16")]
     for name in ("inference_networks", "inference_jobs"):
         monkeypatch.setattr(importlib.import_module(name), "settings", lambda: settings)
-    options = "--parts forward loading video folder --sizes 64x96 --batch_sizes 1 --rounds 1 --num_frames 8"
-    importlib.import_module("inference").main([*options.split(), "--output_dir", str(tmp_path)])
+    options = "--tasks classification --parts forward loading video folder --sizes 64x96 --batch_sizes 1 --rounds 1"
+    importlib.import_module("inference").main([*options.split(), "--num_frames", "8", "--output_dir", str(tmp_path)])
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     found = [row["candidate"] for row in rows if row["part"] == "forward" and row["task"] == "classification"]
     others = [f"timm, torch {precision}" for precision in ("float32", "bf16")]

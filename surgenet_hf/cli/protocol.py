@@ -100,8 +100,11 @@ def run(args: RunArguments) -> None:
         lines = []
         for cell in left:
             folder = cell_folder(output_dir, cell)
-            is_failed = cell_state(output_dir, cell) == "failed"
-            reason = read_failure(folder)["message"] if is_failed else "its job ended without a result"
+            state = cell_state(output_dir, cell)
+            if state == "new":
+                lines.append(f"{cell.name}: not started")
+                continue
+            reason = read_failure(folder)["message"] if state == "failed" else "its job ended without a result"
             lines += [f"{cell.name}: {reason}", f"  log: {folder}-{LOG}"]
         advice = "repeat the command, with --retry_failed for those that failed"
         sys.exit("\n".join([f"error: {len(left)} cells are not done; {advice}:", *lines]))

@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
 
+from ..checkpointing import Termination
 from ..checkpoints.catalog import RANDOM_WEIGHTS
 from ..errors import UserError
 from ..image_processing import IMAGE_SIZE, build_image_processor
@@ -89,7 +90,7 @@ def execute(
     resources: Resources,
     report: Callable[[Cell, str], None],
 ) -> None:
-    """Compute cells. A failed cell does not stop the others.
+    """Compute cells. A failed cell does not stop the others. SIGTERM and Ctrl-C end the running cells.
 
     Args:
         protocol: protocol of the cells.
@@ -121,9 +122,9 @@ def execute(
     slots = list(range(min(limit, len(cells))))
     waiting = list(cells)
     running: dict[str, tuple[Cell, Any, int]] = {}
-    with tqdm(total=len(cells), desc="Cells", unit="cell") as progress:
+    with tqdm(total=len(cells), desc="Cells", unit="cell") as progress, Termination() as termination:
         try:
-            while waiting or running:
+            while (waiting or running) and not termination.received:
                 while waiting and slots:
                     cell, slot = waiting.pop(0), slots.pop(0)
                     first = slot % available * gpus  # with more jobs than GPUs, they share them
