@@ -147,9 +147,31 @@ class SurgeNetTrainer(Trainer):
         self._check_weights()
         super().save_model(*args, **kwargs)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Load the weights of a checkpoint, and check that they are all there.
+
+        `Trainer` copies tensors by the names in the file and only warns about those that do not match. For DINOv2,
+        DINOv3, Swin, and others, `save_pretrained` writes other names than those of the model, so it would omit the
+        weights of all attention layers. `from_pretrained` converts the names.
+        """
+        model = self.model if model is None else model
+        loaded, report = type(model).from_pretrained(
+            resume_from_checkpoint, dtype=model.dtype, output_loading_info=True
+        )
+        wrong = sorted(map(str, [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]))
+        if wrong:
+            raise UserError(
+                f"{resume_from_checkpoint} does not fit the model: {len(wrong)} tensors are missing, unexpected, or "
+                f"have another shape ({', '.join(wrong[:3])}). Resume from another checkpoint, or {NEW}"
+            )
+        model.load_state_dict(loaded.state_dict(), strict=True)
+
+    def _load_best_model(self):
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
     def _check_weights(self):
         try:
-            check_finite(trained_model(self).state_dict(), "the model")
+            check_finite(self.model.state_dict(), "the model")
         except ValueError as error:
             self._stop(str(error))
 
@@ -270,7 +292,10 @@ def best_checkpoint(checkpoint: Path) -> Path | None:
 
 
 def trained_model(trainer: Trainer) -> nn.Module:
-    """Return the model as it is saved, without the autocast wrapper of accelerate for --bf16 and --fp16."""
+    """Return the model at the end of a training, without the autocast wrapper of accelerate for --bf16 and --fp16.
+
+    The wrapper is removed from the trainer's model too, so further steps would compute in float32.
+    """
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 

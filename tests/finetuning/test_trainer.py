@@ -3,7 +3,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import TrainingArguments
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, TrainingArguments
 
 from surgenet_hf import SurgeNetConfig, SurgeNetForSemanticSegmentation
 from surgenet_hf.checkpointing import write_record
@@ -12,7 +13,7 @@ from surgenet_hf.errors import UserError
 from surgenet_hf.finetuning.arguments import SurgeNetTrainingArguments
 from surgenet_hf.finetuning.run import stage_arguments
 from surgenet_hf.finetuning.segmentation import build_model, finetune, pixel_weights, segmentation_loss
-from surgenet_hf.finetuning.trainer import balanced_weights, freeze_backbone, layer_groups
+from surgenet_hf.finetuning.trainer import SurgeNetTrainer, balanced_weights, freeze_backbone, layer_groups
 
 TINY = SurgeNetConfig(
     depths=[1, 1, 2, 1],
@@ -67,6 +68,57 @@ def test_resumed_in_mid_epoch_it_ends_with_the_same_weights(data, tmp_path, work
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     other = run(data, arguments(tmp_path / "c", seed=1))
     assert not all(torch.equal(other[name], expected[name]) for name in expected)
+
+
+def test_bf16_remains_after_an_evaluation_and_a_checkpoint(data, tmp_path, monkeypatch):
+    found = {}
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        layer = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+        hook = layer.register_forward_hook(lambda _, __, output: found.update({self.state.global_step: output.dtype}))
+        with hook:
+            return original(self, model, inputs, num_items_in_batch)
+
+    original = SurgeNetTrainer.training_step
+    monkeypatch.setattr(SurgeNetTrainer, "training_step", training_step)
+    each_step = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    run(data, arguments(tmp_path, max_steps=3, bf16=True, **each_step))
+    assert found == dict.fromkeys(range(3), torch.bfloat16)
+
+
+TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AutoConfig.for_model("dinov2_with_registers", **TRANSFORMER, image_size=28),
+        AutoConfig.for_model("dinov3_vit", **TRANSFORMER),
+        AutoConfig.for_model("swin", embed_dim=12, depths=[1, 1], num_heads=[1, 2], image_size=32),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_checkpoints_whose_names_differ_from_those_of_the_model(config, data, tmp_path, caplog):
+    """Test that all weights of the best checkpoint and of a resumed one are loaded."""
+    model = AutoModel.from_config(config)
+    trainer = SurgeNetTrainer(args=arguments(tmp_path), data=data, task_metric="loss", model=model)
+    trainer.save_model(tmp_path / "checkpoint-1")
+    assert set(load_file(tmp_path / "checkpoint-1" / "model.safetensors")) != set(model.state_dict())
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def change():
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+
+    for load in (trainer._load_best_model, lambda: trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))):
+        change()
+        trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+        load()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    save_file({"other": torch.ones(1)}, tmp_path / "checkpoint-1" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"checkpoint-1 does not fit the model: .* tensors are missing"):
+        trainer._load_best_model()
 
 
 def test_stages_resume_where_the_run_was(tmp_path):
