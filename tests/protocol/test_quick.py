@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from surgenet_hf.cli.protocol import main
+from surgenet_hf.data.sets import synthetic, synthetic_phases
 from surgenet_hf.evaluation.evaluate import write_results
 from surgenet_hf.protocol.cells import cell_folder, cells_of
 from surgenet_hf.protocol.definition import read_protocol
@@ -21,34 +22,34 @@ from tests.protocol.test_protocol import fake_results
 
 
 @pytest.mark.slow
-def test_quick_in_miniature(tmp_path, capsys):
+def test_quick_in_miniature(tmp_path, monkeypatch):
     """Test the report of a CAFormer, a ResNet of timm, and a DINOv2, with one training step and the real commands."""
+    few_frames = synthetic.load(num_videos=4, frames_per_video=2, size=(56, 72))
+    few_phases = synthetic_phases.load(num_videos=6, length=(10, 15), size=(32, 48))
+    monkeypatch.setattr(synthetic, "load", lambda data_dir=None: few_frames)
+    monkeypatch.setattr(synthetic_phases, "load", lambda data_dir=None: few_phases)
     protocol = read_protocol("quick")
-    steps = {"max_steps": 1, "eval_steps": 1, "save_steps": 1, "image_size": 56, "tcn_epochs": 1}
-    options = {
-        task: {name: steps.get(name, value) for name, value in values.items()}
-        for task, values in protocol.options.items()
-    }
-    options["knn"] = options["linear"] = {"image_size": 56}
-    protocol = replace(protocol, seeds=(0,), options=options)
+    short = {"max_steps": 1, "eval_steps": 1, "save_strategy": "no", "load_best_model_at_end": False, "image_size": 56}
+    masks, phases = protocol.datasets
+    protocol = replace(
+        protocol,
+        seeds=(0,),
+        datasets=(replace(masks, modes=("finetuned",)), replace(phases, modes=("linear", "knn"))),
+        options={"semantic-segmentation": short, "knn": {"image_size": 56}, "linear": {"image_size": 56}},
+    )
     store_protocol(protocol, tmp_path)
-    cells = list(cells_of(protocol))
-    assert len(cells) == 15
-    for name, (_, _, module, *arguments) in commands_of(cells, protocol, tmp_path, tmp_path, 0).items():
+    for name, (_, _, module, *arguments) in commands_of(
+        list(cells_of(protocol)), protocol, tmp_path, tmp_path, 0
+    ).items():
         importlib.import_module(module).main(arguments)
         assert (tmp_path / "cells" / name / "results.json").is_file()
-    capsys.readouterr()
     main(["report", str(tmp_path)])
     rows = pq.read_table(tmp_path / "results.parquet").to_pylist()
-    assert len({(row["model"], row["dataset"], row["mode"]) for row in rows}) == 15
-    scores = {
-        (row["model"], row["mode"]): row["value"]
-        for row in rows
-        if (row["dataset"], row["metric"], row["video"]) == ("synthetic", "video_dice", None)
-    }
-    assert len(scores) == 6
-    assert all(0 < value < 1 for value in scores.values())
-    assert len(set(scores.values())) > 3  # the networks differ
+    assert len({(row["model"], row["dataset"], row["mode"]) for row in rows}) == 9
+    for mode, metric in (("finetuned", "video_dice"), ("linear", "video_accuracy"), ("knn", "video_accuracy")):
+        found = [row for row in rows if (row["mode"], row["metric"]) == (mode, metric)]
+        assert {row["model"] for row in found} == {model.name for model in protocol.models}
+        assert len({row["value"] for row in found}) > 3  # the networks and videos differ
     text = (tmp_path / "report.md").read_text()
     for title in ("Fine-tuned", "Linear", "k-NN"):
         section = text[text.index(f"## {title}") :].split("\n## ")[0 if title == "k-NN" else 1]
@@ -73,6 +74,7 @@ while "seed-1" in folder.name and not gate.exists(): time.sleep(0.05)
 RUN = """
 import json, sys
 from surgenet_hf.cli.protocol import main
+from surgenet_hf.data.sets import synthetic, synthetic_phases
 from surgenet_hf.evaluation.evaluate import write_results
 from surgenet_hf.protocol import execute
 
