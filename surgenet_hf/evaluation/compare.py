@@ -165,8 +165,8 @@ class Comparison:
         """Rank the models in each column.
 
         Returns:
-            Ranks (models, columns). 1 is the best, ties share the mean of their ranks, and models without a value have
-            NaN.
+            Ranks (models, columns). 1 is the best, ties share the lowest of their ranks, and models without a value
+            have NaN.
         """
         return _ranks(self.models, self.columns, self.scores)
 
@@ -276,10 +276,11 @@ def _headlines(task: str) -> tuple[str, ...]:
 
 
 def rank(values: np.ndarray) -> np.ndarray:
-    """Rank values along the first axis. 1 is the highest, ties share the mean of their ranks, and NaN stays NaN."""
-    higher = (values[None] > values[:, None]).sum(1)
-    equal = (values[None] == values[:, None]).sum(1)
-    return np.where(np.isnan(values), np.nan, higher + (equal + 1) / 2)
+    """Rank values along the first axis. 1 is the highest, and NaN stays NaN.
+
+    Ties share the lowest of their ranks, the default of challengeR (`ties.method = "min"` of `aggregateThenRank`).
+    """
+    return np.where(np.isnan(values), np.nan, (values[None] > values[:, None]).sum(1) + 1)
 
 
 def _ranks(models: Sequence[str], columns: Sequence[Column], scores: dict) -> np.ndarray:

@@ -275,7 +275,7 @@ def test_ranks_with_ties_and_lower_is_better(write):
     contents = [result(model, metrics=dict(zip(names, pair, strict=True))) for model, pair in values.items()]
     comparison = compare(write(*contents))
     assert comparison.models == ("b", "c", "a", "d")  # ordered by mean rank
-    np.testing.assert_array_equal(comparison.ranks(), [[1, 1], [2.5, 2], [2.5, 3], [4, np.nan]])
+    np.testing.assert_array_equal(comparison.ranks(), [[1, 1], [2, 2], [2, 3], [4, np.nan]])
     cells = rows(markdown_table(comparison))
     assert cells["b"] == ["**80.0** n = 3", "**3.00** n = 3"]
     assert cells["d"][1] == "-"
@@ -284,9 +284,9 @@ def test_ranks_with_ties_and_lower_is_better(write):
 
 def test_rank_is_scipys():
     values = np.random.default_rng(0).integers(0, 4, (6, 50)).astype(float)
-    np.testing.assert_array_equal(rank(values), rankdata(-values, axis=0))
+    np.testing.assert_array_equal(rank(values), rankdata(-values, "min", axis=0))
     values[2, :10] = np.nan
-    np.testing.assert_array_equal(rank(values), rankdata(-values, axis=0, nan_policy="omit"))
+    np.testing.assert_array_equal(rank(values), rankdata(-values, "min", axis=0, nan_policy="omit"))
 
 
 def test_bootstrap_ranks_of_stored_draws(write):
@@ -300,7 +300,7 @@ def test_bootstrap_ranks_of_stored_draws(write):
         result("b", metrics={"own_assd": 2.5}, draws={"own_assd": [2.0, 2.0, 2.0, 2.0]}, videos=videos),
     ]
     (found,) = compare(write(*contents), metrics=["own_assd"]).bootstrap_ranks().values()
-    np.testing.assert_array_equal(found, [[1, 1.5, 2], [2, 1.5, 1]])
+    np.testing.assert_array_equal(found, [[1, 1, 2], [2, 1, 1]])
 
 
 def test_bootstrap_ranks_of_means_over_videos_use_the_same_resamples_for_all_models(write):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from surgenet_hf.cli.protocol import main, parse_slurm
 from surgenet_hf.data import DATASETS
 from surgenet_hf.errors import UserError
 from surgenet_hf.evaluation.evaluate import write_results
+from surgenet_hf.evaluation.statistics import resample_weights
 from surgenet_hf.protocol import execute as execution
 from surgenet_hf.protocol.cells import cell_command, cell_folder, cell_state, cells_of
 from surgenet_hf.protocol.collect import compare_cells, read_cells
@@ -196,11 +198,16 @@ def test_a_cell_is_computed_once_and_a_failed_one_again(tmp_path, run):
 def test_ranks_are_those_of_challenger(tmp_path):
     """Test aggregate-then-rank over bootstrap resamples of the videos (Wiesenfarth et al. 2021) on a case by hand.
 
-    Model A is best on every video, so it has rank 1 in every resample. B and C are equal on every video, so they share
-    ranks 2 and 3.
+    A and C are equal on every video. B is 0.5 better on the first video, 0.25 worse on the last, and equal on the
+    others. In a resample with f copies of the first video and l of the last, B is better if 2 f > l. Ties share the
+    lowest rank (`ties.method = "min"`, challengeR's default).
+
+    - 2 f > l: B has rank 1, A and C have rank 2.
+    - 2 f = l: all have rank 1.
+    - 2 f < l: A and C have rank 1, B has rank 3.
     """
     protocol = protocol_of(seeds=[0])
-    values = {"A": [0.9, 0.8, 0.7, 0.9, 0.6], "B": [0.5] * 5, "C": [0.5] * 5}
+    values = {"A": [0.5] * 5, "B": [1.0, 0.5, 0.5, 0.5, 0.25], "C": [0.5] * 5}
     for cell in cells_of(protocol):
         folder = cell_folder(tmp_path, cell)
         folder.mkdir(parents=True)
@@ -210,9 +217,15 @@ def test_ranks_are_those_of_challenger(tmp_path):
     assert (mode, fraction) == ("finetuned", 1.0)
     (ranks,) = comparison.bootstrap_ranks().values()
     by_model = dict(zip(comparison.models, ranks, strict=True))
-    assert (by_model["A"] == 1).all()
-    assert (by_model["B"] == 2.5).all()
-    assert (by_model["C"] == 2.5).all()
+    first, last = resample_weights(5)[:, [0, 4]].T
+    np.testing.assert_array_equal(by_model["B"], np.where(2 * first > last, 1, np.where(2 * first < last, 3, 1)))
+    np.testing.assert_array_equal(by_model["A"], np.where(2 * first > last, 2, 1))
+    np.testing.assert_array_equal(by_model["C"], by_model["A"])
+    # the shares of the three cases among all 5^5 equally likely resamples, of which 10,000 are drawn
+    signs = [np.sign(2 * drawn.count(0) - drawn.count(4)) for drawn in product(range(5), repeat=5)]
+    pairs = list(zip(by_model["B"], by_model["A"], strict=True))
+    for sign, pair in ((1, (1, 2)), (0, (1, 1)), (-1, (3, 1))):
+        assert pairs.count(pair) / len(pairs) == pytest.approx(signs.count(sign) / len(signs), abs=0.02)
 
 
 def test_mistakes_on_the_command_line(tmp_path, capsys):
