@@ -108,8 +108,14 @@ def fake_results(name: str, cell, values: dict[str, float]) -> dict:
         "model": {"name": name, "type": "surgenet", "parameters": 1, "pretraining": {"name": name}},
         "seed": cell.seed,
         "data": {"name": "synthetic", "split": "validation", "frames": 10, "videos": videos, "labels": ["a", "b"]},
-        "metrics": {"video_dice": float(np.mean(list(values.values())))},
-        "per_video": {video: {"video_dice": value} for video, value in values.items()},
+        "metrics": {
+            "video_dice": float(np.mean(list(values.values()))),
+            "per_class": {"a": {"video_dice": 0.25}, "b": {"video_dice": None}},
+        },
+        "per_video": {
+            video: {"video_dice": value, "per_class": {"a": {"video_dice": value / 2, "pixels": 7}}}
+            for video, value in values.items()
+        },
         "comparisons": {},
     }
 
@@ -187,8 +193,16 @@ def test_a_cell_is_computed_once_and_a_failed_one_again(tmp_path, run):
     assert not table.exists()
     rows = once.to_pylist()
     assert {(row["model"], row["seed"]) for row in rows} == {("A", 0), ("A", 1), ("B", 0), ("B", 1)}
-    assert sum(row["video"] is None for row in rows) == 4
-    assert len(rows) == 4 + 4 * 6
+    overall = [row for row in rows if row["class"] is None]
+    assert sum(row["video"] is None for row in overall) == 4
+    assert len(overall) == 4 + 4 * 6
+    of_cell = [row for row in rows if row["class"] and row["model"] == "B" and row["seed"] == 1]
+    found = {(row["video"], row["class"], row["metric"]): row["value"] for row in of_cell}
+    assert len(of_cell) == len(found) == 2 + 6 * 2
+    assert found[None, "a", "video_dice"] == 0.25
+    assert found[None, "b", "video_dice"] is None
+    assert found["v5", "a", "video_dice"] == 0.3
+    assert found["v5", "a", "pixels"] == 7
     text = (out / "report" / "finetuned-100" / "table.tex").read_text()
     assert r"\begin{tabular}{lr}" in text
     assert r"\textbf{55.0} $\pm$ 7.1" in text  # both are the best
