@@ -150,7 +150,8 @@ class Comparison:
         columns: columns sorted by task, dataset, and split.
         scores: {(model, column): score} for all existing scores.
         cautions: {(model, task, data, split): reasons why these results are, or could be, too optimistic}.
-        notes: {(task, data, split): notes on the data}. The first note has the number of frames and videos.
+        notes: {(task, data, split): notes on the data}. The first note has the number of frames and videos. The next
+            note has the size of the input of each model, if the sizes differ.
         left_out: models without a score in any column.
     """
 
@@ -258,7 +259,7 @@ def compare(
         data = next(iter(group.values()))["data"]
         size = f"{data.get('frames', '?')} frames of {len(data.get('videos') or ())} videos"
         others = (note for found in group.values() for note in found["data"].get("notes") or ())
-        notes[key] = size, *dict.fromkeys(others)
+        notes[key] = size, *_input_sizes(rows), *dict.fromkeys(others)
     if not scores:
         names = metrics or dict.fromkeys(name for task, *_ in groups for name in _headlines(task))
         raise UserError(
@@ -269,6 +270,15 @@ def compare(
     order = np.argsort(np.nanmean(_ranks(models, columns, scores), axis=1), kind="stable")
     left_out = tuple(sorted(set(labels.values()) - scored))
     return Comparison(tuple(models[i] for i in order), tuple(columns), scores, cautions, notes, left_out)
+
+
+def _input_sizes(rows: dict[str, dict[Path, dict]]) -> list[str]:
+    """Return a note on the input of each model if the models have inputs of different sizes, otherwise nothing."""
+    sizes = {model: next(iter(runs.values()))["data"].get("image_size") for model, runs in rows.items()}
+    texts = {model: "unknown" if size is None else "{} x {}".format(*size) for model, size in sizes.items()}
+    if len(set(texts.values())) == 1:
+        return []
+    return ["input in pixels: " + ", ".join(f"{model} {text}" for model, text in texts.items())]
 
 
 def _headlines(task: str) -> tuple[str, ...]:

@@ -235,6 +235,7 @@ def test_one_name_for_different_weights_is_refused(write):
         (result(seed=0), "both called xl, with seeds 0 and 0, but"),
         (result(seed=None), "both called xl, with seeds 0 and None, but"),
         (result(seed=1, parameters=10), "differ in parameters: 9 and 10"),
+        (result(seed=1, image_size=[224, 224]), r"differ in image_size: None and \[224, 224\]"),
         (result("b", draws={"video_dice": [0.5] * 7}), "bootstrap draws differ: 4 in .*run0.*, 7 in .*run1"),
     ],
 )
@@ -641,13 +642,23 @@ def test_a_published_file_is_paired_with_a_local_one(write, monkeypatch, tmp_pat
     assert pair.test == sign_flip_test(pairs[pair.first], pairs[pair.second])
 
 
+def test_different_sizes_of_the_input_are_noted(write):
+    sizes = {"a": [224, 224], "b": [518, 518], "c": [224, 224]}
+    results = write(*(result(name, image_size=size) for name, size in sizes.items()))
+    assert "input in pixels: a 224 x 224, b 518 x 518, c 224 x 224" in markdown_table(compare(results))
+    same = {path: found for path, found in results.items() if found["model"]["name"] != "b"}
+    assert "input" not in markdown_table(compare(same))
+
+
 def test_fractions_and_probes_have_their_own_rows(write):
     """Test that a model has one row for each fraction of the training videos and each mode."""
     kinds = [None, {"mode": "fine-tuning", "train_fraction": 0.1}, {"mode": "fine-tuning", "train_fraction": 1.0}]
     knn = {"mode": "k-NN", "train_fraction": 1.0, "pooling": "default", "k": 20, "temperature": 0.07}
     kinds += [knn, knn | {"pooling": "mean", "train_fraction": 0.25}]
+    kinds += [{"mode": "frozen backbone", "train_fraction": 1.0}]
     contents = [result(seed=seed) | {"training": kind} for seed, kind in enumerate(kinds)]
-    expected = ["xl", "xl (10 % of the videos)", "xl (k-NN)", "xl (k-NN, mean pooling, 25 % of the videos)"]
+    expected = ["xl", "xl (10 % of the videos)", "xl (frozen backbone)", "xl (k-NN)"]
+    expected += ["xl (k-NN, mean pooling, 25 % of the videos)"]
     results = write(*contents)
     assert sorted(compare(results).models) == expected
     by_weights = [name.replace("xl", "SurgeNetXL", 1) for name in expected]
