@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from ..atomic import atomic_write
 from ..evaluation.compare import Comparison, compare
 from ..evaluation.results import interval_bounds, read_results_file
-from .cells import Cell, cell_folder, cell_state
+from .cells import Cell, cell_definition, cell_folder, cell_state, fingerprint
 from .definition import Protocol
 from .run_cell import RESULTS
 
@@ -55,7 +55,7 @@ def rows_of(protocol: Protocol, cell: Cell, results: dict) -> Iterator[dict]:
     data = results["data"]
     common = {
         "protocol": protocol.name,
-        "fingerprint": protocol.fingerprint,
+        "fingerprint": fingerprint(cell_definition(cell, protocol)),
         "model": cell.model.name,
         "dataset": data["name"],
         "split_protocol": data.get("split_protocol"),
@@ -97,4 +97,10 @@ def compare_cells(protocol: Protocol, found: dict[Path, tuple[Cell, dict]]) -> I
             if not chosen:
                 continue
             labels = {path: cell.model.name for path, (cell, _) in chosen.items()}
-            yield mode, fraction, compare({path: each for path, (_, each) in chosen.items()}, labels)
+            yield mode, fraction, compare({path: _with_suffix(*each) for path, each in chosen.items()}, labels)
+
+
+def _with_suffix(cell: Cell, results: dict) -> dict:
+    """Return results whose dataset is called "NAME (SPLIT PROTOCOL)" if the protocol states the split protocol."""
+    data = results["data"]
+    return {**results, "data": {**data, "name": data["name"] + cell.dataset.suffix}}
