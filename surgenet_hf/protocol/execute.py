@@ -98,9 +98,12 @@ def execute(
     The definition of a cell is recorded when it starts. A failed cell starts from the beginning if its definition has
     changed.
     """
+    import cloudpickle
     import submitit
-    from submitit.helpers import CommandFunction
 
+    from . import job as job_module
+
+    cloudpickle.register_pickle_by_value(job_module)
     is_local = resources.cluster == "local"
     visible = visible_gpus()
     gpus = resources.gpus
@@ -129,7 +132,7 @@ def execute(
                     first = slot % available * gpus  # with more jobs than GPUs, they share them
                     own = ",".join(visible[first : first + gpus]) if is_local else "inherit"
                     start = [sys.executable, RUNNER, str(cell_folder(output_dir, cell)), own, *commands[cell.name]]
-                    job = executor.submit(CommandFunction(start, verbose=False))
+                    job = executor.submit(job_module.CellJob(start, verbose=False))
                     running[cell.name] = (cell, job, slot)
                 for cell, job, slot in list(running.values()):
                     if job.done():

@@ -72,5 +72,7 @@ def remove_checkpoints(folder: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[2] != "inherit":  # submitit numbers the GPUs of a machine from 0, whatever is visible
         os.environ["CUDA_VISIBLE_DEVICES"] = sys.argv[2]
-    # submitit sends SIGUSR2 before a time limit
-    run_cell(Path(sys.argv[1]), sys.argv[3:], (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
+    # Before the time limit, Slurm sends SIGUSR2 to all processes. Only that of submitit reacts, and ends this one with
+    # SIGTERM. The command inherits that the signal is ignored.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    run_cell(Path(sys.argv[1]), sys.argv[3:], (signal.SIGTERM, signal.SIGINT))

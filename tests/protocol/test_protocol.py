@@ -1,7 +1,11 @@
 """Tests of protocols: their files, cells, execution, and report."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
 
@@ -296,6 +300,41 @@ def test_a_cell_is_computed_once_and_a_failed_one_again(tmp_path, run):
     assert r"\begin{tabular}{lr}" in text
     assert r"\textbf{55.0} $\pm$ 7.1" in text  # both are the best
     assert "Fine-tuned, 100 % of the training videos" in (out / "report.md").read_text()
+
+
+# stands for submitit, which calls `checkpoint` when it receives SIGUSR2
+JOB = """
+import os, runpy, signal, sys
+job = runpy.run_path(sys.argv[1])["CellJob"](sys.argv[2:], verbose=False)
+signal.signal(signal.SIGUSR2, lambda *_: (job.checkpoint(), os._exit(0)))
+job()
+"""
+# stands for a training, which saves a checkpoint on SIGTERM
+TRAINING = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.1)
+    pathlib.Path(sys.argv[1], "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1], "started").touch()
+time.sleep(60)
+"""
+
+
+def test_a_cell_saves_a_checkpoint_at_the_time_limit_of_slurm(tmp_path):
+    """Test that the signal that Slurm sends to all processes ends only the training, with SIGTERM."""
+    command = [sys.executable, "-c", TRAINING, str(tmp_path)]
+    command = [sys.executable, execution.RUNNER, str(tmp_path / "cell"), "inherit", *command]
+    command = [sys.executable, "-c", JOB, str(Path(execution.RUNNER).with_name("job.py")), *command]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGUSR2)
+        assert process.wait(30) == 0
+    assert (tmp_path / "saved").exists()
+    assert not (tmp_path / "cell").exists()  # it has not failed
 
 
 def test_ranks_are_those_of_challenger(tmp_path):
