@@ -66,6 +66,13 @@ def multi_label_metric(data: SurgicalData) -> MultiLabelMetric:
     return MultiLabelMetric(len(data.labels), video_wise=data.name.startswith("cholect50"))
 
 
+def selection_metric(data: SurgicalData) -> str:
+    """Return the metric that selects a checkpoint or a regularization in the classification of frames."""
+    if data.is_single_label:
+        return "macro_f1"
+    return "mean_video_average_precision" if multi_label_metric(data).video_wise else "mean_average_precision"
+
+
 def score_frames(model, processor, data: SurgicalData, rows, batch_size: int) -> Scores:
     """Predict the labels of the frames of a split and accumulate the metrics. All processes share the frames."""
     if data.is_single_label:

@@ -71,8 +71,8 @@ def run(args: RunArguments) -> None:
     from ..protocol.cells import cell_folder, cell_state, cells_of, read_failure
     from ..protocol.definition import read_protocol
     from ..protocol.execute import Resources, execute
-    from ..protocol.run_cell import LOG
-    from ..protocol.storage import store_protocol
+    from ..protocol.run_cell import LOG, remove_checkpoints
+    from ..protocol.storage import check_cells, store_protocol
 
     protocol = read_protocol(args.protocol)
     output_dir = check_output_dir(args.output_dir).absolute()
@@ -80,11 +80,15 @@ def run(args: RunArguments) -> None:
     resources = Resources(args.cluster, args.jobs, args.gpus, parse_slurm(args.slurm))
     cells = list(cells_of(protocol))
     states = {cell.name: cell_state(output_dir, cell) for cell in cells}
+    check_cells([cell for cell in cells if states[cell.name] in ("done", "started")], protocol, output_dir)
     if args.dry_run:
         dry_run(protocol, cells, states, data_root, resources)
         return
     with lock_run(output_dir):
         store_protocol(protocol, output_dir)
+        for cell in cells:
+            if states[cell.name] == "done":  # a killed cell may have left some
+                remove_checkpoints(cell_folder(output_dir, cell))
         skipped = () if args.retry_failed else ("failed",)
         left = [cell for cell in cells if states[cell.name] not in ("done", *skipped)]
         print(f"{len(cells)} cells, {len(left)} to compute")
@@ -111,22 +115,26 @@ def run(args: RunArguments) -> None:
 
 
 def dry_run(protocol, cells, states: dict[str, str], data_root: Path, resources) -> None:
-    """List the cells, and estimate the time of those that are not done from a few steps of each kind of training."""
+    """List the cells, and estimate their training time from a few steps of each kind of training."""
+    import logging
     import tempfile
 
+    from ..finetuning.trainer import format_duration
     from ..protocol.estimate import estimate_hours
 
+    logging.getLogger("surgenet_hf").setLevel(logging.WARNING)  # the messages of the trainings are of no interest
     with tempfile.TemporaryDirectory() as folder:
         hours = estimate_hours(protocol, cells, data_root, Path(folder), resources)
     total = 0.0
     for cell in cells:
         estimate = hours[cell.name]
         total += 0.0 if states[cell.name] == "done" or estimate is None else estimate
-        text = "no training" if estimate is None else f"{estimate:.2f} h"
+        text = "no training" if estimate is None else format_duration(3600 * estimate)
         print(f"{states[cell.name]:<8} {text:>12}  {cell.name}")
     print(
-        f"{len(cells)} cells. Training of those that are not done: about {total:.1f} hours on this machine, one cell "
-        "at a time, without evaluations and probes"
+        f"{len(cells)} cells. Training of those that are not done: about {format_duration(3600 * total)} on this "
+        "machine, one cell at a time. Not included: probes, evaluations, checkpoints, loading of models and data, and "
+        "stage 2 of phase recognition"
     )
 
 

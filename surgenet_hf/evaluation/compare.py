@@ -150,7 +150,8 @@ class Comparison:
         columns: columns sorted by task, dataset, and split.
         scores: {(model, column): score} for all existing scores.
         cautions: {(model, task, data, split): reasons why these results are, or could be, too optimistic}.
-        notes: {(task, data, split): notes on the data}. The first note has the number of frames and videos.
+        notes: {(task, data, split): notes on the data}. The first note has the number of frames and videos. The next
+            note has the size of the input of each model, if the sizes differ.
         left_out: models without a score in any column.
     """
 
@@ -165,8 +166,8 @@ class Comparison:
         """Rank the models in each column.
 
         Returns:
-            Ranks (models, columns). 1 is the best, ties share the mean of their ranks, and models without a value have
-            NaN.
+            Ranks (models, columns). 1 is the best, ties share the lowest of their ranks, and models without a value
+            have NaN.
         """
         return _ranks(self.models, self.columns, self.scores)
 
@@ -258,7 +259,7 @@ def compare(
         data = next(iter(group.values()))["data"]
         size = f"{data.get('frames', '?')} frames of {len(data.get('videos') or ())} videos"
         others = (note for found in group.values() for note in found["data"].get("notes") or ())
-        notes[key] = size, *dict.fromkeys(others)
+        notes[key] = size, *_input_sizes(rows), *dict.fromkeys(others)
     if not scores:
         names = metrics or dict.fromkeys(name for task, *_ in groups for name in _headlines(task))
         raise UserError(
@@ -271,15 +272,25 @@ def compare(
     return Comparison(tuple(models[i] for i in order), tuple(columns), scores, cautions, notes, left_out)
 
 
+def _input_sizes(rows: dict[str, dict[Path, dict]]) -> list[str]:
+    """Return a note on the input of each model if the models have inputs of different sizes, otherwise nothing."""
+    sizes = {model: next(iter(runs.values()))["data"].get("image_size") for model, runs in rows.items()}
+    texts = {model: "unknown" if size is None else "{} x {}".format(*size) for model, size in sizes.items()}
+    if len(set(texts.values())) == 1:
+        return []
+    return ["input in pixels: " + ", ".join(f"{model} {text}" for model, text in texts.items())]
+
+
 def _headlines(task: str) -> tuple[str, ...]:
     return TASKS[task].headlines if task in TASKS else ()
 
 
 def rank(values: np.ndarray) -> np.ndarray:
-    """Rank values along the first axis. 1 is the highest, ties share the mean of their ranks, and NaN stays NaN."""
-    higher = (values[None] > values[:, None]).sum(1)
-    equal = (values[None] == values[:, None]).sum(1)
-    return np.where(np.isnan(values), np.nan, higher + (equal + 1) / 2)
+    """Rank values along the first axis. 1 is the highest, and NaN stays NaN.
+
+    Ties share the lowest of their ranks, the default of challengeR (`ties.method = "min"` of `aggregateThenRank`).
+    """
+    return np.where(np.isnan(values), np.nan, (values[None] > values[:, None]).sum(1) + 1)
 
 
 def _ranks(models: Sequence[str], columns: Sequence[Column], scores: dict) -> np.ndarray:

@@ -7,7 +7,8 @@
     model        name, type, number of parameters, and pretraining: the source of the weights, or "unknown"
     seed         seed of the training, or null
     training     how the labeled data trained the model, or null if this is not recorded:
-                 mode: "fine-tuning", or the method of a probe on frozen features, "k-NN" or "linear probe"
+                 mode: "fine-tuning", "frozen backbone" if only the head was trained, or the method of a probe on
+                 frozen features, "k-NN" or "linear probe"
                  train_fraction, train_videos: fraction and number of the training videos that were used
                  train_video_names: their names if they are those of a public dataset, otherwise null
                  settings of a probe: pooling; k, temperature; regularization, selected_on, selection_metric
@@ -196,7 +197,7 @@ def training_record(data: SurgicalData, mode: str, **settings) -> dict:
 
     Args:
         data: dataset that trained the model, with the fraction of the training videos that was used.
-        mode: `results.FINE_TUNING`, or the method of a probe.
+        mode: `results.FINE_TUNING`, `results.FROZEN`, or the method of a probe.
         settings: settings of a probe.
     """
     videos = training_videos(data)

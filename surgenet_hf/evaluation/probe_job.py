@@ -34,7 +34,7 @@ from ..data.fraction import take_fraction, training_videos
 from ..distributed import is_main_process, process_state
 from ..errors import UserError
 from ..leakage import leakage_report, record_finetuning
-from ..tasks import Scores, multi_label_metric, phase_metric
+from ..tasks import Scores, multi_label_metric, phase_metric, selection_metric
 from .evaluate import build_results, training_record, write_results
 from .frozen_features import load_frozen, split_features
 from .probe_arguments import METHODS, ProbeArguments
@@ -210,7 +210,7 @@ def _linear(
     queries = {name: scaler.transform(_array(features[name])) for name in names}
     details: dict = {"regularization": regularization, "selected_on": None, "selection_metric": None}
     if regularization is None:
-        metric = "macro_f1" if data.is_single_label else "mean_average_precision"
+        metric = selection_metric(data)
         values, fitted = [], []
         quiet = not is_main_process()
         for value in tqdm(REGULARIZATIONS, desc="Logistic regression", unit="fit", leave=False, disable=quiet):

@@ -15,7 +15,7 @@ from ..privacy import video_hashes
 from ..tasks import TASKS
 from .probe_arguments import DEFAULT_POOLING
 
-FINE_TUNING = "fine-tuning"
+FINE_TUNING, FROZEN = "fine-tuning", "frozen backbone"  # modes of training
 SCHEMA, OLD_SCHEMA = "surgenet_hf.results/2", "surgenet_hf.results/1"
 # {metric: common name}, for metrics whose name is not self-explanatory
 TITLES = {
@@ -362,16 +362,16 @@ def check_runs(label: str, runs: dict[Path, dict]) -> None:
     """Check that runs with the same label on the same data differ only in their seeds.
 
     Raises:
-        UserError: two runs have the same seed, or differ in the type or size of the model, or in k and temperature of
-            k-NN.
+        UserError: two runs have the same seed, or differ in the type, size, or input of the model, or in k and
+            temperature of k-NN.
     """
     advice = "give the other --label_by (model or pretraining), or omit one of the two"
     (first, reference), *others = runs.items()
     for path, found in others:
-        for what in ("type", "parameters", "k", "temperature"):
-            part = "model" if what in ("type", "parameters") else "training"
-            one, other = _field(reference, f"{part}.{what}"), _field(found, f"{part}.{what}")
+        for field in ("model.type", "model.parameters", "data.image_size", "training.k", "training.temperature"):
+            one, other = _field(reference, field), _field(found, field)
             if one != other:
+                what = field.partition(".")[2]
                 raise UserError(
                     f"{first} and {path} are both called {label}, but differ in {what}: {one} and {other}; {advice}"
                 )

@@ -64,8 +64,8 @@ def blob_figure(ranks: Mapping[str, np.ndarray], title: str = "") -> Figure:
     median, and a line spans the central 95 %. With at most ten models, shares of 10 % and more are written as text.
 
     Args:
-        ranks: {model: ranks of any shape}, such as (columns, resamples), in drawing order. Rank 1 is the best, ties
-            have half ranks, and NaN is ignored.
+        ranks: {model: ranks of any shape}, such as (columns, resamples), in drawing order. Rank 1 is the best, and NaN
+            is ignored.
         title: title of the figure.
     """
     pooled = {model: np.ravel(values)[~np.isnan(np.ravel(values))] for model, values in ranks.items()}

@@ -10,8 +10,9 @@ from transformers import EvalPrediction, TrainingArguments, set_seed
 
 from ..data import SurgicalData
 from ..heads import build_classifier
-from ..metrics import MultiLabelMetric, PhaseMetric
+from ..metrics import PhaseMetric
 from ..models import is_surgenet
+from ..tasks import multi_label_metric, selection_metric
 from .arguments import ClassificationArguments, ModelArguments, SurgeNetTrainingArguments, TrainDataArguments
 from .frames import train_on_frames
 from .run import evaluate_and_save, finished_results, load_training_data, output_folder, prepare, run_record
@@ -47,7 +48,8 @@ def run(
             record=record,
             **model_args.options(),
         )
-        return evaluate_and_save(trainer, processor, data, model_args.eval_split, command=command)
+        is_frozen = model_args.freeze_backbone
+        return evaluate_and_save(trainer, processor, data, model_args.eval_split, None, command, is_frozen)
 
 
 def build_model(source, data: SurgicalData, image_size: int | None = None, pooling: str | None = None):
@@ -72,8 +74,8 @@ def finetune(
 ) -> SurgeNetTrainer:
     """Train on the train split. Trainer's own evaluation runs on the validation split and selects checkpoints.
 
-    Its metric is "eval_mean_average_precision" with several labels per frame, and "eval_macro_f1" with one. With one
-    label, it also returns "eval_accuracy".
+    Its metric is "eval_mean_average_precision" with several labels per frame ("eval_mean_video_average_precision" for
+    CholecT50), and "eval_macro_f1" with one. With one label, it also returns "eval_accuracy".
 
     Args:
         model, processor: model and image processor from `build_model`.
@@ -97,17 +99,18 @@ def finetune(
         training_args,
         augmentation,
         flip=not is_phases,
-        compute_metrics=single_label_metrics if data.is_single_label else multi_label_metrics,
-        task_metric="macro_f1" if data.is_single_label else "mean_average_precision",
+        compute_metrics=single_label_metrics if data.is_single_label else partial(multi_label_metrics, data),
+        task_metric=selection_metric(data),
         loss=loss,
         **options,
     )
 
 
-def multi_label_metrics(predictions: EvalPrediction) -> dict[str, float]:
-    """Compute metrics of logits (n, k) and soft targets (n, k)."""
-    metric = MultiLabelMetric(predictions.predictions.shape[1])
-    metric.add(1 / (1 + np.exp(-predictions.predictions.astype(np.float64))), predictions.label_ids, "all")
+def multi_label_metrics(data: SurgicalData, predictions: EvalPrediction) -> dict[str, float]:
+    """Compute metrics of logits (n, k) and soft targets (n, k) of the frames of the validation split, in its order."""
+    metric = multi_label_metric(data)
+    videos = data.splits["validation"].select_columns(["video"])[:]["video"]
+    metric.add(1 / (1 + np.exp(-predictions.predictions.astype(np.float64))), predictions.label_ids, videos)
     return {name: value for name, value in metric.compute().items() if isinstance(value, float)}
 
 

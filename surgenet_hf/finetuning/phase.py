@@ -95,7 +95,7 @@ def run(
         if finished(stage1_dir):
             check_same_run(stage1_dir, record)
 
-    balanced = model_args.class_weights == "balanced"
+    balanced, is_frozen = model_args.class_weights == "balanced", model_args.freeze_backbone
     with output_folder(training_args, on_start):
         if not phase_args.skip_stage1 and not finished(stage1_dir):
             trainer = classification.finetune(
@@ -107,7 +107,7 @@ def run(
                 record=record,
                 **model_args.options(),
             )
-            evaluate_and_save(trainer, processor, data, model_args.eval_split, command=command)
+            evaluate_and_save(trainer, processor, data, model_args.eval_split, None, command, is_frozen)
 
         set_seed(training_args.seed)
         model = SurgeNetForPhaseRecognition.from_backbone(
@@ -132,7 +132,7 @@ def run(
                 None if stage2_args.eval_strategy == "no" else phase_args.tcn_early_stopping_patience
             ),
         )
-        return evaluate_and_save(trainer, processor, data, model_args.eval_split, output_dir, command)
+        return evaluate_and_save(trainer, processor, data, model_args.eval_split, output_dir, command, is_frozen)
 
 
 def _stage2_arguments(training_args: PhaseTrainingArguments, phase_args: PhaseArguments) -> TrainingArguments:

@@ -19,7 +19,7 @@ from ..distributed import wait_for_everyone
 from ..errors import UserError
 from ..evaluation.evaluate import evaluate, training_record, write_results
 from ..evaluation.reporting import write_figures
-from ..evaluation.results import FINE_TUNING, read_results_file
+from ..evaluation.results import FINE_TUNING, FROZEN, read_results_file
 from ..models import is_surgenet, resolve_model
 from ..tasks import TASKS
 from .arguments import ModelArguments, TrainDataArguments, recorded_options
@@ -146,6 +146,7 @@ def evaluate_and_save(
     split: str | None,
     output_dir: str | None = None,
     command: str | None = None,
+    is_frozen: bool = False,
 ) -> dict | None:
     """Save the model, evaluate it, and write model/, results.json, and figures. All processes must call this function.
 
@@ -157,6 +158,7 @@ def evaluate_and_save(
             is only saved.
         output_dir: folder to write to. Default: that of the checkpoints.
         command: command line of the run, recorded in results.json.
+        is_frozen: whether only the head was trained, recorded in results.json.
 
     Returns:
         The results, as in results.json. None without a split to evaluate on.
@@ -178,7 +180,7 @@ def evaluate_and_save(
         split,
         args.per_device_eval_batch_size,
         seed=args.seed,
-        training=training_record(data, FINE_TUNING),
+        training=training_record(data, FROZEN if is_frozen else FINE_TUNING),
         command=command,
     )
     if args.process_index == 0:

@@ -72,7 +72,8 @@ def run(
             record=record,
             **model_args.options(),
         )
-        return evaluate_and_save(trainer, processor, data, model_args.eval_split, command=command)
+        is_frozen = model_args.freeze_backbone
+        return evaluate_and_save(trainer, processor, data, model_args.eval_split, None, command, is_frozen)
 
 
 def build_model(source: str | PreTrainedConfig, data, image_size: int | None = None, head: str | None = None):

@@ -87,7 +87,8 @@ class SurgeNetTrainer(Trainer):
         self.nonfinite_steps = 0
         if early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience))
-        self.add_callback(EstimateDuration())
+        self.duration = EstimateDuration()
+        self.add_callback(self.duration)
         if args.disable_tqdm:  # otherwise the progress bar shows the losses
             self.remove_callback(PrinterCallback)
             self.add_callback(LogLosses())
@@ -210,9 +211,14 @@ class LogLosses(TrainerCallback):
 
 
 class EstimateDuration(TrainerCallback):
-    """Callback that logs an estimate of the training time after the first steps."""
+    """Callback that times the first steps, and logs an estimate of the training time.
+
+    Attributes:
+        seconds: seconds per step after `WARMUP` + `MEASURED` steps, before that None.
+    """
 
     WARMUP, MEASURED = 2, 5  # steps; the first ones are slower
+    seconds: float | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.first_step = state.global_step
@@ -222,12 +228,13 @@ class EstimateDuration(TrainerCallback):
         if done == self.WARMUP:
             self.started = time.monotonic()
         if done == self.WARMUP + self.MEASURED:
-            seconds = (time.monotonic() - self.started) / self.MEASURED
+            self.seconds = (time.monotonic() - self.started) / self.MEASURED
             left = state.max_steps - state.global_step
-            logger.info(
-                f"Training will take about {format_duration(seconds * left)}, not counting evaluations: {left:,} of "
-                f"{state.max_steps:,} steps are left, at {seconds:.2g} s per step"
-            )
+            if left:
+                logger.info(
+                    f"Training will take about {format_duration(self.seconds * left)}, not counting evaluations: "
+                    f"{left:,} of {state.max_steps:,} steps are left, at {self.seconds:.2g} s per step"
+                )
 
 
 class RecordedCheckpoints(TrainerCallback):

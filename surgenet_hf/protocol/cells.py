@@ -1,5 +1,6 @@
 """Cells of a protocol: one model on one dataset, in one mode, with one fraction of the videos and one seed."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..tasks import TASKS
-from .definition import ONLY_PROBES, PROBE_OPTIONS, DatasetEntry, ModelEntry, Protocol
+from .definition import ONLY_PROBES, PROBE_OPTIONS, DatasetEntry, ModelEntry, Protocol, plain
 from .run_cell import FAILED, RESULTS
 
 BATCH_SIZE = "per_device_train_batch_size"
@@ -76,15 +77,24 @@ def cell_command(
         model: initial weights, as in `--model_name_or_path`.
         gpus: number of GPUs. More than one are used through torchrun.
     """
-    folder = cell_folder(output_dir, cell)
     command = "probe" if cell.is_probe else TASKS[cell.dataset.task].command
+    module = f"surgenet_hf.cli.{command.replace('-', '_')}"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)] if gpus > 1 else []
+    options = command_options(cell, protocol, data_root, output_dir, model, gpus)
+    return [sys.executable, *launcher, "-m", module, *as_arguments(options)]
+
+
+def command_options(
+    cell: Cell, protocol: Protocol, data_root: Path, output_dir: Path, model: str, gpus: int = 0
+) -> dict[str, Any]:
+    """Return all options of the command of a cell. For the arguments, see `cell_command`."""
     options: dict[str, Any] = {
         "model_name_or_path": model,
         "dataset": cell.dataset.name,
         "split_protocol": cell.dataset.split_protocol,
         "train_fraction": cell.fraction if cell.fraction < 1 else None,
         "seed": cell.seed,
-        "output_dir": folder,
+        "output_dir": cell_folder(output_dir, cell),
     }
     if not cell.dataset.name.startswith("synthetic"):
         options["data_dir"] = data_root / (cell.dataset.folder or cell.dataset.name)
@@ -98,9 +108,7 @@ def cell_command(
     options |= cell_options(cell, protocol)
     if gpus > 1 and not cell.is_probe:
         options[BATCH_SIZE] = _batch_per_gpu(cell, options, gpus)
-    module = f"surgenet_hf.cli.{command.replace('-', '_')}"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)] if gpus > 1 else []
-    return [sys.executable, *launcher, "-m", module, *as_arguments(options)]
+    return options
 
 
 def cell_options(cell: Cell, protocol: Protocol) -> dict[str, Any]:
@@ -112,6 +120,32 @@ def cell_options(cell: Cell, protocol: Protocol) -> dict[str, Any]:
     if cell.mode == "linear":  # a linear segmentation head is not a probe
         return {name: value for name, value in merged.items() if name not in ONLY_PROBES}
     return merged
+
+
+def cell_definition(cell: Cell, protocol: Protocol) -> dict[str, Any]:
+    """Return what determines the results of a cell: {name: value}, with plain values.
+
+    It does not depend on the other models, datasets, modes, fractions, and seeds of the protocol.
+    """
+    entries = {
+        "model": cell.model.model,
+        "backbone": cell.model.backbone,
+        "config": cell.model.config,
+        "dataset": cell.dataset.name,
+        "folder": cell.dataset.folder,
+        "split_protocol": cell.dataset.split_protocol,
+        "split": cell.dataset.split,
+        "mode": cell.mode,
+        "fraction": cell.fraction,
+        "seed": cell.seed,
+    }
+    options = {f"options.{name}": value for name, value in cell_options(cell, protocol).items()}
+    return plain({**entries, **options})
+
+
+def fingerprint(definition: dict) -> str:
+    """Return a fingerprint of the definition of a cell with 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def training_default(task: str, name: str):

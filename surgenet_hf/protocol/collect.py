@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from ..atomic import atomic_write
 from ..evaluation.compare import Comparison, compare
 from ..evaluation.results import interval_bounds, read_results_file
-from .cells import Cell, cell_folder, cell_state
+from .cells import Cell, cell_definition, cell_folder, cell_state, fingerprint
 from .definition import Protocol
 from .run_cell import RESULTS
 
@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         ("fraction", pa.float64()),
         ("seed", pa.int64()),
         ("video", pa.string()),
+        ("class", pa.string()),
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("low", pa.float64()),
@@ -46,11 +47,15 @@ def read_cells(cells: Sequence[Cell], output_dir: Path) -> dict[Path, tuple[Cell
 
 
 def rows_of(protocol: Protocol, cell: Cell, results: dict) -> Iterator[dict]:
-    """Yield the rows of a cell: a row per metric, and one per metric and video."""
+    """Yield the rows of a cell: a row per metric, and one per metric and video, for all classes and for each class.
+
+    The columns `video` and `class` are None for metrics over all videos and over all classes. Only metrics over both
+    have intervals.
+    """
     data = results["data"]
     common = {
         "protocol": protocol.name,
-        "fingerprint": protocol.fingerprint,
+        "fingerprint": fingerprint(cell_definition(cell, protocol)),
         "model": cell.model.name,
         "dataset": data["name"],
         "split_protocol": data.get("split_protocol"),
@@ -61,14 +66,15 @@ def rows_of(protocol: Protocol, cell: Cell, results: dict) -> Iterator[dict]:
         "seed": cell.seed,
         "leakage": data.get("leakage"),
     }
-    for metric, value in results["metrics"].items():
-        if isinstance(value, int | float) or value is None:
-            low, high = interval_bounds(results, metric)
-            yield {**common, "video": None, "metric": metric, "value": value, "low": low, "high": high}
-    for video, values in sorted((results.get("per_video") or {}).items()):
-        for metric, value in values.items():
-            if isinstance(value, int | float) or value is None:
-                yield {**common, "video": video, "metric": metric, "value": value, "low": None, "high": None}
+    tables = [(None, results["metrics"]), *sorted((results.get("per_video") or {}).items())]
+    for video, table in tables:
+        for label, values in ((None, table), *(table.get("per_class") or {}).items()):
+            for metric, value in values.items():
+                if not (isinstance(value, int | float) or value is None):  # per_class, and lists of counts
+                    continue
+                low, high = interval_bounds(results, metric) if (video, label) == (None, None) else (None, None)
+                row = {"video": video, "class": label, "metric": metric, "value": value, "low": low, "high": high}
+                yield {**common, **row}
 
 
 def write_table(protocol: Protocol, found: dict[Path, tuple[Cell, dict]], path: Path) -> int:
@@ -91,4 +97,10 @@ def compare_cells(protocol: Protocol, found: dict[Path, tuple[Cell, dict]]) -> I
             if not chosen:
                 continue
             labels = {path: cell.model.name for path, (cell, _) in chosen.items()}
-            yield mode, fraction, compare({path: each for path, (_, each) in chosen.items()}, labels)
+            yield mode, fraction, compare({path: _with_suffix(*each) for path, each in chosen.items()}, labels)
+
+
+def _with_suffix(cell: Cell, results: dict) -> dict:
+    """Return results whose dataset is called "NAME (SPLIT PROTOCOL)" if the protocol states the split protocol."""
+    data = results["data"]
+    return {**results, "data": {**data, "name": data["name"] + cell.dataset.suffix}}

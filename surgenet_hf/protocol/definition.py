@@ -6,8 +6,6 @@ keys.
 
 import dataclasses
 import difflib
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -72,6 +70,11 @@ class DatasetEntry:
     def task(self) -> str:
         return DATASETS[self.name].task
 
+    @property
+    def suffix(self) -> str:
+        """Split protocol in parentheses, which distinguishes two entries of one dataset in tables."""
+        return f" ({self.split_protocol})" if self.split_protocol else ""
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -99,17 +102,9 @@ class Protocol:
     description: str = ""
     sources: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of all that influences the results, with 16 hexadecimal digits."""
-        content = _plain(asdict(self))  # as it is read again from the output folder
-        for key in ("name", "description", "sources"):
-            content.pop(key, None)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
     def as_yaml(self) -> str:
         """Return the protocol as the content of a YAML file."""
-        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False, allow_unicode=True, width=100)
+        return yaml.safe_dump(plain(asdict(self)), sort_keys=False, allow_unicode=True, width=100)
 
 
 def shipped_protocols() -> list[str]:
@@ -191,12 +186,12 @@ def parse_protocol(content, source: str) -> Protocol:
         raise UserError(f"{source}: unknown option {unknown[0]} of knn; expected {', '.join(PROBE_OPTIONS)}")
     for kind, names in (
         ("model", [each.name for each in protocol.models]),
-        ("dataset", [each.name for each in protocol.datasets]),
+        ("dataset", [each.name + each.suffix for each in protocol.datasets]),
     ):
         if double := next((name for name in names if names.count(name) > 1), None):
             raise UserError(
-                f"{source}: there are two {kind}s called {double}; give each model its own name, and each "
-                "split protocol of a dataset its own protocol"
+                f"{source}: there are two {kind}s called {double}; give each model its own name, and each entry of a "
+                "dataset its own split_protocol"
             )
     return protocol
 
@@ -252,10 +247,10 @@ def _items(values: dict, name: str, source: str) -> list:
     return list(values[name])
 
 
-def _plain(value):
-    """Return a value without tuples and empty entries, for YAML."""
+def plain(value):
+    """Return a value without tuples and empty entries, for YAML and JSON."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items() if each not in (None, "", (), {}, [])}
+        return {key: plain(each) for key, each in value.items() if each not in (None, "", (), {}, [])}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return value

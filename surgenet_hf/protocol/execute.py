@@ -1,10 +1,7 @@
 """Execution of cells with submitit: on this machine, or on a Slurm cluster."""
 
-import logging
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +15,17 @@ from transformers import AutoConfig, AutoModel
 
 from ..checkpointing import Termination
 from ..checkpoints.catalog import RANDOM_WEIGHTS
+from ..data.identity import digest
 from ..errors import UserError
 from ..image_processing import IMAGE_SIZE, build_image_processor
 from ..models import resolve_model
-from .cells import Cell, as_arguments, cell_command, cell_folder, cell_state
+from .cells import Cell, cell_command, cell_folder, cell_state
 from .definition import ModelEntry, Protocol
-from .run_cell import MESSAGE_LINES
-
-logger = logging.getLogger(__name__)
+from .storage import start_cell
 
 POLL_SECONDS = 1.0
 RUNNER = str(Path(__file__).with_name("run_cell.py"))
 NO_TIMEOUT = 60 * 24 * 365  # minutes; submitit ends local jobs after 2 minutes by default
-TIMED_STEPS = (2, 12)  # a short and a longer training, whose difference is the time of the steps
 
 
 @dataclass(frozen=True)
@@ -54,19 +49,19 @@ def prepare_model(entry: ModelEntry, output_dir: Path) -> str:
     """Return initial weights as in `--model_name_or_path`. Random weights are saved once, with seed 0."""
     if entry.model is not None:
         return entry.model
-    folder = output_dir / "models" / entry.name
+    config: Any
+    if entry.config is not None:
+        config = AutoConfig.for_model(**entry.config)
+    else:
+        config = resolve_model(None, str(entry.backbone))
+    size = entry.options.get("image_size") or getattr(config, "image_size", None) or IMAGE_SIZE
+    folder = output_dir / "models" / f"{entry.name}-{digest([config.to_json_string(), size])}"
     if not (folder / "preprocessor_config.json").is_file():
-        config: Any
-        if entry.config is not None:
-            config = AutoConfig.for_model(**entry.config)
-        else:
-            config = resolve_model(None, str(entry.backbone))
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = AutoModel.from_config(config)
         model.config.pretraining = {"name": RANDOM_WEIGHTS}
         model.save_pretrained(folder)
-        size = entry.options.get("image_size") or getattr(config, "image_size", None) or IMAGE_SIZE
         build_image_processor(image_size=size).save_pretrained(folder)  # last: marks the folder as complete
     return str(folder)
 
@@ -99,10 +94,16 @@ def execute(
         output_dir: output folder of the protocol.
         resources: where the cells run.
         report: function that is called with each cell and "done" or "failed", when it has ended.
-    """
-    import submitit
-    from submitit.helpers import CommandFunction
 
+    The definition of a cell is recorded when it starts. A failed cell starts from the beginning if its definition has
+    changed.
+    """
+    import cloudpickle
+    import submitit
+
+    from . import job as job_module
+
+    cloudpickle.register_pickle_by_value(job_module)
     is_local = resources.cluster == "local"
     visible = visible_gpus()
     gpus = resources.gpus
@@ -127,10 +128,11 @@ def execute(
             while (waiting or running) and not termination.received:
                 while waiting and slots:
                     cell, slot = waiting.pop(0), slots.pop(0)
+                    start_cell(cell, protocol, output_dir)
                     first = slot % available * gpus  # with more jobs than GPUs, they share them
                     own = ",".join(visible[first : first + gpus]) if is_local else "inherit"
                     start = [sys.executable, RUNNER, str(cell_folder(output_dir, cell)), own, *commands[cell.name]]
-                    job = executor.submit(CommandFunction(start, verbose=False))
+                    job = executor.submit(job_module.CellJob(start, verbose=False))
                     running[cell.name] = (cell, job, slot)
                 for cell, job, slot in list(running.values()):
                     if job.done():
@@ -166,29 +168,3 @@ def _end(job, is_local: bool) -> None:
             process.terminate()
         except psutil.NoSuchProcess:
             continue
-
-
-def seconds_per_step(command: Sequence[str]) -> float:
-    """Return the seconds of a training step of a cell's command on this machine, from two short trainings.
-
-    Raises:
-        UserError: the command fails.
-    """
-    seconds = []
-    with tempfile.TemporaryDirectory() as folder:
-        for steps in TIMED_STEPS:
-            options = {
-                "output_dir": Path(folder, str(steps)),
-                "max_steps": steps,
-                "eval_strategy": "no",
-                "save_strategy": "no",
-                "load_best_model_at_end": False,
-                "logging_steps": 1,
-            }
-            start = time.perf_counter()
-            found = subprocess.run([*command, *as_arguments(options)], capture_output=True, text=True, env=os.environ)
-            seconds.append(time.perf_counter() - start)
-            if found.returncode:
-                last = "\n".join(found.stderr.strip().splitlines()[-MESSAGE_LINES:])
-                raise UserError(f"a cell cannot be timed, its command fails: {last}")
-    return max(seconds[1] - seconds[0], 0.0) / (TIMED_STEPS[1] - TIMED_STEPS[0])

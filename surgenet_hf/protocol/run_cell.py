@@ -5,6 +5,7 @@ It imports nothing from the package, because importing it takes seconds and the 
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ MESSAGE_LINES = 5  # lines of a failed cell's output that its record contains
 def run_cell(folder: Path, command: Sequence[str], signals: Sequence[int] = ()) -> bool:
     """Compute a cell, unless it is done. A second process of the same cell waits for the first.
 
-    What the command prints is appended to log.txt next to the folder.
+    What the command prints is appended to log.txt next to the folder. When the cell is done, its checkpoints are
+    removed.
 
     Args:
         folder: output folder of the command.
@@ -47,6 +49,7 @@ def run_cell(folder: Path, command: Sequence[str], signals: Sequence[int] = ()) 
                 signal.signal(number, end)
             status = process.wait()
         if status == 0 and (folder / RESULTS).is_file():
+            remove_checkpoints(folder)
             return True
         if received:
             return False
@@ -59,8 +62,17 @@ def run_cell(folder: Path, command: Sequence[str], signals: Sequence[int] = ()) 
         return False
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what only a resumed training would need: checkpoints, and features of stage 2 of phase recognition."""
+    for pattern in ("checkpoint-*", "stage[12]/checkpoint-*", "features"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
+
+
 if __name__ == "__main__":
     if sys.argv[2] != "inherit":  # submitit numbers the GPUs of a machine from 0, whatever is visible
         os.environ["CUDA_VISIBLE_DEVICES"] = sys.argv[2]
-    # submitit sends SIGUSR2 before a time limit
-    run_cell(Path(sys.argv[1]), sys.argv[3:], (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
+    # Before the time limit, Slurm sends SIGUSR2 to all processes. Only that of submitit reacts, and ends this one with
+    # SIGTERM. The command inherits that the signal is ignored.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    run_cell(Path(sys.argv[1]), sys.argv[3:], (signal.SIGTERM, signal.SIGINT))

@@ -7,9 +7,10 @@ from pathlib import Path
 from ..atomic import atomic_write
 from ..errors import UserError
 from ..evaluation.tables import latex_table, markdown_table, paired_table
-from .cells import cells_of
+from .cells import cell_state, cells_of
 from .collect import compare_cells, read_cells, write_table
 from .definition import Protocol
+from .storage import check_cells
 
 MODE_TITLES = {
     "finetuned": "fine-tuned",
@@ -36,9 +37,11 @@ def write_report(protocol: Protocol, output_dir: Path, draw: Callable) -> Report
         draw: function that draws the charts of a comparison to a folder, and returns files and omissions.
 
     Raises:
-        UserError: no cell is done.
+        UserError: no cell is done, or a cell has another definition than in the protocol.
     """
     cells = list(cells_of(protocol))
+    done = [cell for cell in cells if cell_state(output_dir, cell) == "done"]
+    check_cells(done, protocol, output_dir, with_weights=False)  # the weights can be on another machine
     found = read_cells(cells, output_dir)
     if not found:
         raise UserError(f"{output_dir} has no finished cell; run `surgenet protocol run` first")

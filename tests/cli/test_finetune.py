@@ -137,6 +137,7 @@ def test_classification(labeled, tmp_path):
     finetune_classification([*COMMON, *data, *options, "--output_dir", str(tmp_path)])
     assert results_of(tmp_path)["task"] == "image-classification"
     assert "mean_average_precision" in results_of(tmp_path)["metrics"]
+    assert results_of(tmp_path)["training"]["mode"] == "frozen backbone"
     assert (tmp_path / "precision_recall.png").exists()
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "model")
     assert model.config.problem_type == "multi_label_classification"

@@ -235,6 +235,7 @@ def test_one_name_for_different_weights_is_refused(write):
         (result(seed=0), "both called xl, with seeds 0 and 0, but"),
         (result(seed=None), "both called xl, with seeds 0 and None, but"),
         (result(seed=1, parameters=10), "differ in parameters: 9 and 10"),
+        (result(seed=1, image_size=[224, 224]), r"differ in image_size: None and \[224, 224\]"),
         (result("b", draws={"video_dice": [0.5] * 7}), "bootstrap draws differ: 4 in .*run0.*, 7 in .*run1"),
     ],
 )
@@ -275,7 +276,7 @@ def test_ranks_with_ties_and_lower_is_better(write):
     contents = [result(model, metrics=dict(zip(names, pair, strict=True))) for model, pair in values.items()]
     comparison = compare(write(*contents))
     assert comparison.models == ("b", "c", "a", "d")  # ordered by mean rank
-    np.testing.assert_array_equal(comparison.ranks(), [[1, 1], [2.5, 2], [2.5, 3], [4, np.nan]])
+    np.testing.assert_array_equal(comparison.ranks(), [[1, 1], [2, 2], [2, 3], [4, np.nan]])
     cells = rows(markdown_table(comparison))
     assert cells["b"] == ["**80.0** n = 3", "**3.00** n = 3"]
     assert cells["d"][1] == "-"
@@ -284,9 +285,9 @@ def test_ranks_with_ties_and_lower_is_better(write):
 
 def test_rank_is_scipys():
     values = np.random.default_rng(0).integers(0, 4, (6, 50)).astype(float)
-    np.testing.assert_array_equal(rank(values), rankdata(-values, axis=0))
+    np.testing.assert_array_equal(rank(values), rankdata(-values, "min", axis=0))
     values[2, :10] = np.nan
-    np.testing.assert_array_equal(rank(values), rankdata(-values, axis=0, nan_policy="omit"))
+    np.testing.assert_array_equal(rank(values), rankdata(-values, "min", axis=0, nan_policy="omit"))
 
 
 def test_bootstrap_ranks_of_stored_draws(write):
@@ -300,7 +301,7 @@ def test_bootstrap_ranks_of_stored_draws(write):
         result("b", metrics={"own_assd": 2.5}, draws={"own_assd": [2.0, 2.0, 2.0, 2.0]}, videos=videos),
     ]
     (found,) = compare(write(*contents), metrics=["own_assd"]).bootstrap_ranks().values()
-    np.testing.assert_array_equal(found, [[1, 1.5, 2], [2, 1.5, 1]])
+    np.testing.assert_array_equal(found, [[1, 1, 2], [2, 1, 1]])
 
 
 def test_bootstrap_ranks_of_means_over_videos_use_the_same_resamples_for_all_models(write):
@@ -641,13 +642,23 @@ def test_a_published_file_is_paired_with_a_local_one(write, monkeypatch, tmp_pat
     assert pair.test == sign_flip_test(pairs[pair.first], pairs[pair.second])
 
 
+def test_different_sizes_of_the_input_are_noted(write):
+    sizes = {"a": [224, 224], "b": [518, 518], "c": [224, 224]}
+    results = write(*(result(name, image_size=size) for name, size in sizes.items()))
+    assert "input in pixels: a 224 x 224, b 518 x 518, c 224 x 224" in markdown_table(compare(results))
+    same = {path: found for path, found in results.items() if found["model"]["name"] != "b"}
+    assert "input" not in markdown_table(compare(same))
+
+
 def test_fractions_and_probes_have_their_own_rows(write):
     """Test that a model has one row for each fraction of the training videos and each mode."""
     kinds = [None, {"mode": "fine-tuning", "train_fraction": 0.1}, {"mode": "fine-tuning", "train_fraction": 1.0}]
     knn = {"mode": "k-NN", "train_fraction": 1.0, "pooling": "default", "k": 20, "temperature": 0.07}
     kinds += [knn, knn | {"pooling": "mean", "train_fraction": 0.25}]
+    kinds += [{"mode": "frozen backbone", "train_fraction": 1.0}]
     contents = [result(seed=seed) | {"training": kind} for seed, kind in enumerate(kinds)]
-    expected = ["xl", "xl (10 % of the videos)", "xl (k-NN)", "xl (k-NN, mean pooling, 25 % of the videos)"]
+    expected = ["xl", "xl (10 % of the videos)", "xl (frozen backbone)", "xl (k-NN)"]
+    expected += ["xl (k-NN, mean pooling, 25 % of the videos)"]
     results = write(*contents)
     assert sorted(compare(results).models) == expected
     by_weights = [name.replace("xl", "SurgeNetXL", 1) for name in expected]

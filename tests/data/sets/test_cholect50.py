@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import EvalPrediction
 
 from surgenet_hf import SurgeNetConfig, SurgeNetForImageClassification
 from surgenet_hf.data import load_data
@@ -11,8 +13,10 @@ from surgenet_hf.errors import MissingFileError, UserError
 from surgenet_hf.evaluation.evaluate import evaluate
 from surgenet_hf.evaluation.reporting import write_figures
 from surgenet_hf.evaluation.results import headlines
+from surgenet_hf.finetuning.classification import multi_label_metrics
 from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.models import TINY
+from surgenet_hf.tasks import selection_metric
 
 BOX = [1, 0.25, 0.5, 0.1, 0.2]
 NONE = [-1] * 5
@@ -88,6 +92,23 @@ def test_evaluation_has_the_video_wise_metric_and_one_figure(root, tmp_path):
     assert headlines(evaluation.results)[0] == "mean_video_average_precision"
     write_figures(evaluation, model, processor, data, "test", tmp_path / "figures")
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"per_class.png", "per_class.pdf"}
+
+
+def test_the_video_wise_metric_selects_the_checkpoint(root):
+    """Test the metrics of Trainer on two videos, each with one frame that shows triplet 60.
+
+    Each video ranks that frame first, so video-wise average precision is 1. Its score in the second video is lower
+    than all of the first, so the pooled average precision is (1 / 1 + 2 / 4) / 2.
+    """
+    data = load_data("cholect50-triplets", root)
+    data = replace(data, splits={"validation": data.splits["test"]})
+    targets = np.array(column(data.splits["validation"], "labels"), float)
+    logits = 4 * targets - 2
+    logits[:, 60] = [3, 2, 2, 1, 0, 0]
+    assert targets[:, 60].tolist() == [1, 0, 0, 1, 0, 0]
+    metrics = multi_label_metrics(data, EvalPrediction(predictions=logits, label_ids=targets))
+    assert metrics[selection_metric(data)] == 1
+    assert metrics["mean_average_precision"] == pytest.approx((0.75 + 1 + 1) / 3)
 
 
 def test_phases(root):
