@@ -25,7 +25,9 @@ ACTIONS = ("run", "report")
 class RunArguments:
     """Arguments of `surgenet protocol run`."""
 
-    protocol: str = option(MISSING, "Name of a shipped protocol (surgenetxl, open, quick), or a YAML file.")
+    protocol: str = option(
+        MISSING, "Name of a shipped protocol (surgenetxl, open, quick, quick-endoscapes), or a YAML file."
+    )
     output_dir: str = option(MISSING, "Folder for the protocol, its cells, and the report.")
     data_root: str = option(".", "Folder that contains the folders of the datasets, by their names.")
     dry_run: bool = option(False, "Whether to list the cells and to time a few steps, instead of running.")

@@ -29,8 +29,13 @@ could be tested. Instead, its difference has a paired bootstrap [95 % interval] 
 bootstrap draws."""
 
 
-def markdown_table(comparison: Comparison) -> str:
-    """Format one row per model and one column per dataset and metric, with footnotes and notes on the data."""
+def markdown_table(comparison: Comparison, with_notes: bool = True) -> str:
+    """Format one row per model and one column per dataset and metric, with footnotes and notes on the data.
+
+    Args:
+        comparison: comparison.
+        with_notes: whether `TABLE_NOTES`, which explain the cells, follow the table.
+    """
     footnotes: dict[str, int] = {}
     header, cells = ["model"], {model: [model] for model in comparison.models}
     for column in comparison.columns:
@@ -47,7 +52,7 @@ def markdown_table(comparison: Comparison) -> str:
             marks = ", ".join(str(footnotes.setdefault(text, len(footnotes) + 1)) for text in texts)
             cells[model].append(_cell(score, column, score.mean == best) + f"<sup>{marks}</sup>" * bool(marks))
     lines = [_row(header), _row(["---"] * len(header)), *(_row(row) for row in cells.values()), ""]
-    lines.append(TABLE_NOTES)
+    lines += [TABLE_NOTES] * with_notes
     if comparison.left_out:
         lines.append(f"\nModels without a value in any column: {', '.join(comparison.left_out)}.")
     lines += [f"\n<sup>{number}</sup> {text.rstrip('.')}." for text, number in footnotes.items()]
@@ -98,8 +103,13 @@ def _latex_cell(score: Score, column: Column, bold: bool) -> str:
     return text
 
 
-def paired_table(pairs: Iterable[Pair]) -> str:
-    """Format one row per pair of models and column, with difference, number of videos, p-values, and verdict."""
+def paired_table(pairs: Iterable[Pair], with_notes: bool = True) -> str:
+    """Format one row per pair of models and column, with difference, number of videos, p-values, and verdict.
+
+    Args:
+        pairs: pairs of models.
+        with_notes: whether `PAIRED_NOTES`, which explain the columns, follow the table.
+    """
     header = ["dataset and metric", "A", "B", "A - B", "n", "p", "p (Holm)", "verdict"]
     lines = [_row(header), _row(["---"] * len(header))]
     for pair in pairs:
@@ -112,7 +122,7 @@ def paired_table(pairs: Iterable[Pair]) -> str:
         lines.append(
             _row([f"{column}, {column.unit}", *models, difference, str(pair.videos), *p_values, pair.verdict])
         )
-    lines.append(f"\n{PAIRED_NOTES}")
+    lines += [f"\n{PAIRED_NOTES}"] * with_notes
     return "\n".join(lines) + "\n"
 
 

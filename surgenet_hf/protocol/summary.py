@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..atomic import atomic_write
 from ..errors import UserError
-from ..evaluation.tables import latex_table, markdown_table, paired_table
+from ..evaluation.tables import PAIRED_NOTES, TABLE_NOTES, latex_table, markdown_table, paired_table
 from .cells import cell_state, cells_of
 from .collect import compare_cells, read_cells, write_table
 from .definition import Protocol
@@ -60,11 +60,12 @@ def write_report(protocol: Protocol, output_dir: Path, draw: Callable) -> Report
         charts, omitted = draw(comparison, folder)
         report.files += [table, *charts]
         report.omitted += [f"{title}: {reason}" for reason in omitted]
-        sections += [f"## {title[0].upper()}{title[1:]}", markdown_table(comparison)]
+        sections += [f"## {title[0].upper()}{title[1:]}", markdown_table(comparison, with_notes=False)]
         sections += [f"![{path.stem}](report/{folder.name}/{path.name})" for path in charts if path.suffix == ".png"]
         sections += [f"Omitted: {reason}." for reason in omitted]
         if pairs := comparison.pairs():
-            sections += ["### Pairs", paired_table(pairs)]
+            sections += ["### Pairs", paired_table(pairs, with_notes=False)]
+    sections += ["## How to read the tables", TABLE_NOTES, PAIRED_NOTES]
     report.text = "\n\n".join(section for section in sections if section) + "\n"
     with atomic_write(report.files[1]) as temporary:
         Path(temporary).write_text(report.text, encoding="utf-8")

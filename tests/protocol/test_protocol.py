@@ -411,7 +411,9 @@ def test_the_estimate_times_steps_only(tmp_path, monkeypatch):
 def test_mistakes_on_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"has no protocol\.yaml"):
         main(["report", str(tmp_path)])
-    with pytest.raises(SystemExit, match="there is no protocol quik; give one of open, quick, surgenetxl, or a YAML"):
+    with pytest.raises(
+        SystemExit, match="there is no protocol quik; give one of open, quick, quick-endoscapes, surgenetxl, or a YAML"
+    ):
         main(["run", "quik", "--output_dir", str(tmp_path / "out")])
     with pytest.raises(SystemExit):
         main(["start"])
