@@ -223,7 +223,7 @@ def compare(
             "fp16": "Use --precision float32, or report a bug",
             "int8": "Use --precision fp16 or float32, or give more --frames that resemble those of the application",
         }
-        if settings.precision == "int8" and settings.dynamic:
+        if settings.dynamic and runtime.startswith("openvino"):
             advice["int8"] = (
                 f"Omit --dynamic, with which OpenVINO computes some int8 networks wrongly. {advice['int8']}"
             )
