@@ -201,8 +201,8 @@ def test_limits_of_int8():
     changed[0, 1, 0, 0] = 1  # 1 of 100 pixels
     with pytest.raises(UserError, match=r"99\.00% equal classes; expected at least 99\.50%"):
         compare([changed], [maps], "segmentation", settings)
+    dynamic = ExportSettings((1, 2), precision="int8", dynamic=True)
     with pytest.raises(UserError, match="Omit --dynamic, with which OpenVINO computes some int8 networks wrongly"):
-        dynamic = ExportSettings((1, 2), precision="int8", dynamic=True)
         compare([changed], [maps], "segmentation", dynamic, runtime="openvino in a batch of 3")
 
 
