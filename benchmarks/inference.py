@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
             "memory": lambda: measure_memory(args),
             "video": lambda: measure_video(args, images, folder, rows),
             "folder": lambda: measure_folder(args, images, folder),
-            "processes": lambda: measure_processes(args, folder),
+            "processes": lambda: measure_processes(args, images, folder),
         }
         for part in args.parts:
             for row in measurements[part]():

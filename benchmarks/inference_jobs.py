@@ -125,17 +125,24 @@ def measure_video(args, images: list[Image.Image], folder: Path, rows: list[dict
         yield {"part": "video", **row}
 
 
+def make_folder(args, images: list[Image.Image], folder: Path) -> tuple[Path, Path]:
+    """Write a folder of JPEG files and a backbone, unless they exist, and return both folders."""
+    frames, model_folder = folder / "frames", folder / "embedder"
+    if not frames.exists():
+        frames.mkdir()
+        for i in range(args.num_frames):
+            images[i % len(images)].save(frames / f"{i:06d}.jpg", quality=95)
+        SurgeNetModel(resolve_model(None, BACKBONE)).save_pretrained(model_folder)
+        make_processor(args.sizes[len(args.sizes) // 2]).save_pretrained(model_folder)
+    return frames, model_folder
+
+
 @torch.inference_mode()
 def measure_folder(args, images: list[Image.Image], folder: Path, batch: int = 8) -> Iterator[dict]:
     """Measure embeddings of a folder of JPEG files in bf16 against the forward passes alone."""
-    frames, model_folder = folder / "frames", folder / "embedder"
-    frames.mkdir()
-    for i in range(args.num_frames):
-        images[i % len(images)].save(frames / f"{i:06d}.jpg", quality=95)
+    frames, model_folder = make_folder(args, images, folder)
     processor = make_processor(args.sizes[len(args.sizes) // 2])
-    model = SurgeNetModel(resolve_model(None, BACKBONE)).eval()
-    model.save_pretrained(model_folder)
-    processor.save_pretrained(model_folder)
+    model = SurgeNetModel.from_pretrained(model_folder).eval()
     model.to(device(), torch.bfloat16)
     pixels = processor(images[:1] * batch, return_tensors="pt").pixel_values.to(device(), torch.bfloat16)
     predictor = make_predictor(model_folder, Setting("torch", "bf16"))
@@ -153,14 +160,15 @@ def measure_folder(args, images: list[Image.Image], folder: Path, batch: int = 8
         yield {"part": "folder", **row}
 
 
-def measure_processes(args, folder: Path) -> Iterator[dict]:
+def measure_processes(args, images: list[Image.Image], folder: Path) -> Iterator[dict]:
     """Measure `surgenet predict` on a folder with one and two processes, and with a quarter of the frames."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    frames = sorted((folder / "frames").glob("*.jpg"))
+    frames_folder, model_folder = make_folder(args, images, folder)
+    frames = sorted(frames_folder.glob("*.jpg"))
 
     def run(processes: int, files: list[Path]) -> None:
         with new_folder(folder) as output:
-            options = ["--model_name_or_path", folder / "embedder", "--output_dir", output, "--input", *files]
+            options = ["--model_name_or_path", model_folder, "--output_dir", output, "--input", *files]
             launcher = ["torch.distributed.run", "--nproc_per_node", processes, "-m", "surgenet_hf.cli.predict"]
             environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // processes))}
             subprocess.run(

@@ -251,7 +251,7 @@ def predict(
     """
     from .inference.job import check_batch_size, check_sources, choose_rate
     from .inference.live import LiveReader, find_live, live_rows
-    from .inference.selection import BATCHES, Runtimes, apply_live, read_images
+    from .inference.selection import BATCHES, Runtimes, apply_live, check_live_precision, read_images
     from .inference.settings import AUTO, RuntimeArguments, check_arguments
     from .inference.sources import divide, find_sources
     from .tasks import load_predictor
@@ -259,11 +259,15 @@ def predict(
     check_batch_size(batch_size, num_workers)
     arguments = RuntimeArguments(runtime, precision, compile, calibration)
     check_arguments(arguments)
+    live = None
+    if address := find_live(source):
+        check_live_precision(arguments)
+        live = LiveReader(address, live_timeout)
     predictor = load_predictor(model, task, dense)
     rate = choose_rate(predictor, fps)
-    if address := find_live(source):
+    if live is not None:
         apply_live(predictor, arguments)
-        return live_rows(predictor, LiveReader(address, live_timeout), rate)
+        return live_rows(predictor, live, rate)
     sources = find_sources(source, rate)
     check_sources(predictor, sources)
     runtimes = Runtimes(predictor, arguments, batch_size)

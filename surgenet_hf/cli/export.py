@@ -10,6 +10,7 @@ The written file is run and compared with the model on frames. A file that diffe
 for its calibration. The exported model is for research only, and not a medical device.
 """
 
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass
 
 from ..errors import UserError
@@ -86,10 +87,11 @@ def main(argv: list[str] | None = None) -> None:
     from ..image_processing import load_image_processor
     from ..inference.deployed import ExportSettings
     from ..inference.embeddings import load_backbone
-    from ..inference.export import describe_comparison, export_model
+    from ..inference.export import check_packages, describe_comparison, export_model
     from ..models import load_config, load_model, resolve_model
     from ..tasks import find_task
 
+    check_packages(args.format, args.precision)
     check_output_dir(args.output_dir)
     source = resolve_model(args.model_name_or_path)
     config = load_config(source)
@@ -106,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         model = load_model(found[1], source, lambda model: dict(model.named_parameters())).float()
     processor = load_image_processor(source, args.image_size)
-    calibration: list[Image.Image] = []
+    calibration: Iterable[Image.Image] | None = None
     if args.frames:
         count = CALIBRATION_FRAMES if args.precision == "int8" else 0
         frames, calibration = read_frames(args.frames, count, consecutive=task == "phases")
@@ -127,13 +129,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     note = ""
     if args.precision == "int8":
-        note = f" Calibrated on {len(calibration)} other frames." if calibration else " Calibrated on the same frames."
+        others = f"{report['calibration_frames']} other" if calibration else "the same"
+        note = f" Calibrated on {others} frames."
     print(f"Written to {report['file']} and metadata.json. Compared with the model on {len(frames)} frames.{note}")
     for runtime, comparison in report["comparison"].items():
         print(f"  {runtime}: {describe_comparison(comparison)}")
 
 
-def read_frames(source: list[str], count: int, consecutive: bool = False) -> tuple[list, list]:
+def read_frames(source: list[str], count: int, consecutive: bool = False) -> tuple[list, Iterable | None]:
     """Read frames for the comparison, and others for the calibration.
 
     Args:
@@ -142,25 +145,29 @@ def read_frames(source: list[str], count: int, consecutive: bool = False) -> tup
         consecutive: whether frames follow one another. Otherwise, they are spread over the source.
 
     Returns:
-        Up to `FRAMES` RGB images to compare on, and up to `count` others. If there are fewer than twice `FRAMES`
-        frames, the second list is empty.
+        Up to `FRAMES` RGB images to compare on, and an iterator of up to `count` others, which reads one at a time. It
+        is None if there are fewer than twice `FRAMES` frames.
 
     Raises:
         UserError: no frame can be read.
     """
-    from ..inference.selection import read_images
+    from ..inference.selection import iterate_images, spread_places
     from ..inference.sources import find_sources
 
     sources = find_sources(source, FRAMES_PER_SECOND)
-    images = read_images(sources, FRAMES_PER_SECOND, FRAMES + count, spread=not consecutive)
+    total = sum(each.frames for each in sources)
+    if count and total < 2 * FRAMES:
+        places, others = range(total), None
+    elif consecutive:
+        places, others = range(FRAMES), range(FRAMES, FRAMES + count)
+    else:
+        places, others = spread_places(sources, FRAMES), spread_places(sources, FRAMES + count)
+    images = list(iterate_images(sources, FRAMES_PER_SECOND, places))
     if not images:
         raise UserError(f"--frames {' '.join(source)} contains no frames that can be read; choose others")
-    if not count or len(images) < 2 * FRAMES:
-        return images[:FRAMES] if not count else images, []
-    if consecutive:
-        return images[:FRAMES], images[FRAMES:]
-    chosen = {i * len(images) // FRAMES for i in range(FRAMES)}
-    return [images[i] for i in sorted(chosen)], [image for i, image in enumerate(images) if i not in chosen]
+    if not count or others is None:
+        return images, None
+    return images, iterate_images(sources, FRAMES_PER_SECOND, (place for place in others if place not in places))
 
 
 if __name__ == "__main__":

@@ -59,10 +59,12 @@ def main(argv: list[str] | None = None) -> None:
     from ..inference.job import predict_to_folder
     from ..inference.live import find_live, without_credentials
     from ..inference.live_job import predict_live_to_folder
+    from ..inference.selection import check_live_precision
     from ..tasks import load_predictor
 
     check_arguments(runtime)
-    address = find_live(args.input)
+    if address := find_live(args.input):
+        check_live_precision(runtime)
     predictor = load_predictor(args.model_name_or_path, args.task, args.dense)
     report: dict | None
     if address:

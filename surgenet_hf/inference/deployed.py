@@ -13,7 +13,9 @@ from torch.export import Dim
 from torch.nn import functional as F
 
 from .._version import __version__
-from ..checkpoints.catalog import base_entry, recorded_normalization
+from ..checkpoints.catalog import recorded_normalization
+from ..checkpoints.licenses import DINOV3_LICENSE_URL, license_names
+from ..models import is_surgenet
 from .graphs import has_positions
 from .prediction import is_single_label, resize_logits, semantic_logits
 
@@ -151,7 +153,6 @@ def describe(deployed: Deployed) -> dict:
     """Return the metadata of an exported file: provenance, classes, preprocessing, inputs, and outputs."""
     config, settings = deployed.model.config, deployed.settings
     pretraining = getattr(config, "pretraining", None) or {}
-    entry = base_entry(pretraining.get("name"))
     inputs, outputs = deployed.names()
     return {
         "exported_by": f"surgenet_hf {__version__}",
@@ -160,7 +161,7 @@ def describe(deployed: Deployed) -> dict:
         "pretraining": pretraining.get("name", "unknown"),
         "source_sha256": pretraining.get("source_sha256"),
         "notice": "For research only. Not a medical device.",
-        "license": entry.license if entry else "The license of the weights from which the model was trained applies.",
+        **_license(config),
         "labels": list(config.id2label.values()) if deployed.task != "embeddings" else [],
         "problem_type": getattr(config, "problem_type", None),
         "inputs": inputs,
@@ -175,6 +176,15 @@ def describe(deployed: Deployed) -> dict:
         "frames_per_second": getattr(config, "frames_per_second", None),
         "precision": settings.precision,
     }
+
+
+def _license(config) -> dict[str, str]:
+    """Return "license", and for models derived from DINOv3 "license_name" and "license_link", as in cards."""
+    license, name = license_names(config, is_surgenet(getattr(config, "backbone_config", None) or config))
+    if name:
+        return {"license": license, "license_name": name, "license_link": DINOV3_LICENSE_URL}
+    unknown = "The license of the weights from which the model was trained applies."
+    return {"license": unknown if license == "other" else license}
 
 
 def trace(deployed: Deployed) -> torch.export.ExportedProgram:

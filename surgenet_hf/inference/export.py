@@ -23,6 +23,7 @@ from .deployed import RESIZE_WEIGHTS, Deployed, ExportSettings, describe, frame_
 from .graphs import freeze, quantize_onnx, write_onnx
 from .packages import import_onnxruntime, import_openvino
 from .prediction import check_classes, is_single_label
+from .settings import check_installed
 
 # files of each format, with the names of optimum; the first one refers to the others
 FORMATS = {
@@ -38,6 +39,7 @@ RESIZED = 1e-3  # smallest such limit with a resize in the graph, whose rounding
 AGREEMENT = 0.995  # smallest share of equal classes
 # of int8: largest difference of probabilities, smallest cosine similarity of embeddings
 SCORES, COSINE = 0.01, 0.999
+BATCH = 3  # also compared if the batch is dynamic
 STRIDE = 32  # of convolutional backbones
 
 Run = Callable[..., Sequence[torch.Tensor]]
@@ -65,11 +67,12 @@ def export_model(
         format: "onnx", "openvino", or "torch" for a program of `torch.export`.
         settings: what the graph contains.
         frames: RGB PIL images to compare on. For phases, consecutive frames of a video.
-        calibration: RGB PIL images for int8.
+        calibration: RGB PIL images for int8, which are used one at a time.
 
     Returns:
-        "file", and "comparison", {runtime: result of `compare`}. An ONNX file is also run in OpenVINO if it is
-        installed. `metadata.json` contains "comparison" too.
+        "file", "comparison", {runtime: result of `compare`}, and "calibration_frames", their number. An ONNX file is
+        also run in OpenVINO if it is installed. With a dynamic batch, a batch of frames is compared too, and not
+        reported. `metadata.json` contains "comparison" too.
 
     Raises:
         UserError: the settings do not fit the task, a package is not installed, or the outputs of the files differ
@@ -95,30 +98,48 @@ def export_model(
             write_onnx(trace(deployed), path, *deployed.names(), metadata=metadata)
             if settings.precision == "int8":
                 pixels = (frame_input(frame, processor, settings) for frame in calibration)
-                samples = list(_calibration_samples(reference, pixels))
-                metadata["calibration_frames"] = len(samples)
-                quantize_onnx(path, samples, RESIZE_WEIGHTS)
+                samples = _calibration_samples(reference, pixels)
+                metadata["calibration_frames"] = quantize_onnx(path, samples, RESIZE_WEIGHTS)
             if format == "openvino":
                 _convert_to_openvino(path, temporary / files[0], metadata)
         comparison = {}
         for runtime, run in _runtimes(format, temporary / files[0], reference):
+            single_label = _is_single_label(model.config, task)
             found = list(run_frames(run, reference, inputs))
-            comparison[runtime] = compare(
-                found, expected, task, settings, _is_single_label(model.config, task), runtime
-            )
+            comparison[runtime] = compare(found, expected, task, settings, single_label, runtime)
+            if settings.dynamic:
+                several = (inputs * BATCH)[:BATCH]
+                output, *_ = run(torch.cat(several))
+                name = f"{runtime} in a batch of {BATCH}"
+                compare(output.split(1), (expected * BATCH)[:BATCH], task, settings, single_label, name)
         metadata |= {"comparison": comparison, "compared_frames": len(inputs)}
         text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
         (temporary / METADATA).write_text(text, encoding="utf-8")
         _replace_files(temporary, folder, [*files, METADATA])
-    return {"file": str(folder / files[0]), "comparison": comparison}
+    return {
+        "file": str(folder / files[0]),
+        "comparison": comparison,
+        "calibration_frames": metadata.get("calibration_frames", 0),
+    }
+
+
+def check_packages(format: str, precision: str) -> None:
+    """Check that the packages that write, quantize, and run a format are installed.
+
+    Raises:
+        UserError: a package is missing. The message names the extra to install.
+    """
+    runtime = {"onnx": "onnxruntime"}.get(format, format)
+    check_installed(runtime, precision == "int8", "--format torch with --precision float32")
 
 
 def check_settings(config, task: str, format: str, settings: ExportSettings) -> None:
-    """Check that settings fit each other and the model.
+    """Check that settings fit each other and the model, and that the packages are installed.
 
     Raises:
-        UserError: they do not.
+        UserError: they do not, or are not.
     """
+    check_packages(format, settings.precision)
     is_eomt = config.model_type.startswith("eomt")
     if settings.dynamic and (settings.source_size or task == "phases" or is_eomt):
         raise UserError("--dynamic needs the output of the image processor as input, and is not for phases and EoMT")
@@ -202,6 +223,10 @@ def compare(
             "fp16": "Use --precision float32, or report a bug",
             "int8": "Use --precision fp16 or float32, or give more --frames that resemble those of the application",
         }
+        if settings.dynamic and runtime.startswith("openvino"):
+            advice["int8"] = (
+                f"Omit --dynamic, with which OpenVINO computes some int8 networks wrongly. {advice['int8']}"
+            )
         raise UserError(
             f"the exported model in {runtime} differs from the original: {describe_comparison(report)}; expected "
             f"{expectation}. Nothing was written. {advice[settings.precision]}"

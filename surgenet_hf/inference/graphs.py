@@ -5,8 +5,9 @@ Graphs contain no loops and no conditions, and no paths of the machine that wrot
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def write_onnx(
     onnx.save(proto, path)
 
 
-def quantize_onnx(path: Path, samples: Iterable[dict[str, np.ndarray]], exclude: Collection[str] = ()) -> None:
+def quantize_onnx(path: Path, samples: Iterable[dict[str, np.ndarray]], exclude: Collection[str] = ()) -> int:
     """Replace an ONNX file in float32 by its static int8 version.
 
     Weights have 8 bits per channel, and activations 8 bits per tensor, with ranges from the samples. The file contains
@@ -135,17 +136,18 @@ def quantize_onnx(path: Path, samples: Iterable[dict[str, np.ndarray]], exclude:
 
     Args:
         path: file of `write_onnx`. It is replaced.
-        samples: calibration samples, arrays by name of the input. All of them are used.
+        samples: calibration samples, arrays by name of the input. All of them are used. They are kept in files,
+            because nncf iterates over them several times.
         exclude: names of weights whose operations stay in float32.
+
+    Returns:
+        The number of samples.
 
     Raises:
         UserError: nncf is not installed, or there are no samples.
     """
     import onnx
 
-    samples = list(samples)
-    if not samples:
-        raise UserError("int8 needs calibration frames, got none")
     nncf = import_nncf()
     from nncf.quantization.advanced_parameters import QuantizationParameters
 
@@ -153,12 +155,35 @@ def quantize_onnx(path: Path, samples: Iterable[dict[str, np.ndarray]], exclude:
     source = onnx.load(path)
     kept = [node.name for node in source.graph.node if set(node.input) & set(exclude)]
     ranges = QuantizationParameters(per_channel=False)  # ONNX Runtime rejects ranges per channel
-    quantized = nncf.quantize(
-        source,
-        nncf.Dataset(samples),
-        preset=nncf.QuantizationPreset.MIXED,  # ranges of activations need not be symmetric
-        subset_size=len(samples),
-        ignored_scope=nncf.IgnoredScope(names=kept),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(activations_quantization_params=ranges),
-    )
+    with TemporaryDirectory(dir=path.parent, prefix=".calibration-", suffix=".partial") as folder:
+        stored = _StoredSamples(Path(folder), samples)
+        if not len(stored):
+            raise UserError("int8 needs calibration frames, got none")
+        quantized = nncf.quantize(
+            source,
+            nncf.Dataset(stored),
+            preset=nncf.QuantizationPreset.MIXED,  # ranges of activations need not be symmetric
+            subset_size=len(stored),
+            ignored_scope=nncf.IgnoredScope(names=kept),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(activations_quantization_params=ranges),
+        )
     onnx.save(quantized, path)
+    return len(stored)
+
+
+class _StoredSamples:
+    """Samples in files, of which one is in memory at a time. It can be iterated several times."""
+
+    def __init__(self, folder: Path, samples: Iterable[dict[str, np.ndarray]]):
+        self.paths: list[Path] = []
+        for i, sample in enumerate(samples):
+            self.paths.append(folder / f"{i}.npz")
+            np.savez(self.paths[-1], **sample)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for path in self.paths:
+            with np.load(path) as sample:
+                yield dict(sample)

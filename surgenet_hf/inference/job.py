@@ -133,7 +133,7 @@ def predict_to_folder(
         "overlays": overlays,
         "dense": predictor.dense,
         "files": len(sources),
-        "input": _digest(sources),
+        "input": digest_sources(sources),
     }
     check_record(folder, record)  # before the settings are measured
     before = read_record(folder)
@@ -142,7 +142,7 @@ def predict_to_folder(
     if setting is None:
         setting = broadcast(runtimes.choose(first) if is_main_process() else None)
     record |= vars(setting)
-    record["calibration"] = _digest(runtimes.calibration) if setting.precision == "int8" else None
+    record["calibration"] = digest_sources(runtimes.calibration) if setting.precision == "int8" else None
     if measured := (before or {}).get("measured") or [each.record() for each in runtimes.measured]:
         record["measured"] = measured
     state = process_state()
@@ -164,7 +164,7 @@ def predict_to_folder(
         ):
             for each in found:
                 progress.update(len(each.rows))
-                writer.add(each.rows, each.reports)
+                writer.add(each.part, each.rows, each.reports)
                 for report in each.reports:
                     logger.log(
                         logging.WARNING if report.is_error else logging.INFO, f"{report.file}: {report.message}"
@@ -179,7 +179,7 @@ def predict_to_folder(
         return write_report(folder, parts, len(sources), writer)
 
 
-def _digest(sources: list[Source]) -> str:
+def digest_sources(sources: list[Source]) -> str:
     """Return a fingerprint of the names, sizes, and times of the sources with 16 hexadecimal digits."""
     found = hashlib.sha256()
     for source in sources:

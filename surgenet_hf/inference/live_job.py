@@ -10,12 +10,12 @@ from tqdm.auto import tqdm
 from ..checkpointing import Termination, check_output_dir, lock_run
 from ..distributed import process_state
 from ..errors import UserError
-from .job import check_overlays, choose_rate
+from .job import check_overlays, choose_rate, digest_sources
 from .live import TIMEOUT, LiveReader, LiveSource, live_source, predict_live
 from .output import RECORD, PredictionWriter, check_record, write_json, write_report
 from .prediction import fingerprint
 from .predictors import Predictor
-from .selection import apply_live
+from .selection import apply_live, check_live_precision
 from .settings import RuntimeArguments
 from .sources import PART_FRAMES, Part, Report
 
@@ -52,26 +52,29 @@ def predict_live_to_folder(
     """
     if (processes := process_state().num_processes) > 1:
         raise UserError(f"live input needs one process, but {processes} are running; start one without a launcher")
+    arguments = runtime or RuntimeArguments()
+    check_live_precision(arguments)
     check_overlays(predictor, overlays)
-    model = fingerprint(predictor.model, predictor.processor)
-    setting = apply_live(predictor, runtime or RuntimeArguments())
-    folder = check_output_dir(output_dir)
     rate = choose_rate(predictor, fps)
+    live = LiveReader(address, timeout)
+    folder = check_output_dir(output_dir)
     if (folder / RECORD).exists():
         raise UserError(f"{folder} contains predictions, and live input does not resume; choose another --output_dir")
     check_record(folder, {})
     source = live_source(address)
     record = {
         "task": predictor.task,
-        "model": model,
+        "model": fingerprint(predictor.model, predictor.processor),
         "labels": predictor.labels,
-        **vars(setting),
+        **vars(arguments.setting),
         "frames_per_second": rate,
         "overlays": overlays,
         "dense": predictor.dense,
         "live": source.name,
     }
-    with LiveReader(address, timeout) as reader:  # connects last, because pictures are dropped meanwhile
+    calibration = apply_live(predictor, arguments)  # after all checks, because int8 takes minutes
+    record["calibration"] = digest_sources(calibration) if calibration else None
+    with live as reader:  # connects last, because pictures are dropped meanwhile
         first = reader.first()
         with (
             lock_run(folder),
@@ -103,13 +106,13 @@ def _write_rows(predictor, reader, rate, first, source: LiveSource, writer: Pred
             if size == PART_FRAMES or (size and time.monotonic() - started > PART_SECONDS):
                 finish(done + size)
                 done, size, started = done + size, 0, time.monotonic()
-            writer.add([row], [])
+            writer.add(Part(len(parts), ((source, done, None),)), [row], [])
             size += 1
             progress.update()
             progress.set_postfix(dropped=reader.dropped, refresh=False)
     reports = []
     if not stopped():
         reports.append(Report(source.name, f"ended after {reader.timeout:g} s without a picture: {reader.reason}"))
-    writer.add([], reports)
+    writer.add(Part(len(parts), ()), [], reports)
     finish(None)
     return parts

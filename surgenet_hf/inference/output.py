@@ -19,8 +19,9 @@ import json
 import os
 import shutil
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from ..data.video import JPEG_QUALITY
 from ..errors import UserError
 from ..figures import phase_figure, save_figure
 from ..figures.overlays import paint
-from .dense import write_dense
+from .dense import DenseTable
 from .overlay_video import write_overlay_video
 from .predictors import EMBEDDINGS, Predictor
 from .sources import Part, Report, Source
@@ -105,7 +106,9 @@ class PredictionWriter:
         frames_per_second: float | None = None,
     ):
         self.folder, self.predictor, self.overlays, self.rate = folder, predictor, overlays, frames_per_second
-        self.rows: list[dict] = []
+        self.rows: list[dict] = []  # of the current part, without those in `dense`
+        self.dense: DenseTable | None = None
+        self.count = 0  # rows of the current part
         self.reports: list[Report] = []
         self.parts_of: dict[str, list[Part]] = {}
         for part in (part for job in jobs for part in job):
@@ -120,6 +123,8 @@ class PredictionWriter:
 
     def __exit__(self, *error):
         self.pool.shutdown(cancel_futures=True)
+        if self.dense is not None:  # an error
+            self.dense.discard(*error)
 
     def marker(self, part: Part) -> Path:
         return self.folder / "parts" / f"{part.index:05d}.json"
@@ -139,8 +144,8 @@ class PredictionWriter:
                 self.predictor.states[source.name] = tuple(tensors[name] for name in sorted(tensors))
         return job[done:]
 
-    def add(self, rows: list[dict], reports: list[Report]) -> None:
-        """Add rows of a part and start to write their pictures."""
+    def add(self, part: Part, rows: list[dict], reports: list[Report]) -> None:
+        """Add rows of a part and start to write their pictures, and their feature maps."""
         self.reports += reports
         for row in rows:
             image, mask = row.pop("image"), row.pop("mask", None)
@@ -157,30 +162,35 @@ class PredictionWriter:
                 self._start(_write_picture, Image.fromarray(mask), self.folder / flat["mask"])
                 if self.overlays:
                     self._start(self._write_overlay, image, mask, self._overlay(row))
-            self.rows.append(flat)
+            self.count += 1
+            if not self.predictor.dense:
+                self.rows.append(flat)
+                continue
+            if self.dense is None:
+                self.dense = DenseTable(self.table(part), flat, self._schema(flat))
+            self.dense.add(flat)
 
     def finish(self, part: Part) -> None:
         """Write the table of a part and what its videos need, and mark it as done."""
         while self.pending:
             self.pending.popleft().result()
+        if self.dense is not None:
+            self.dense.close()
         if self.rows:
             path = self.table(part)
             with writing(path), atomic_write(path, durable=True) as temporary:
-                if self.predictor.dense:
-                    write_dense(temporary, self.rows, self._schema())
-                else:
-                    pq.write_table(pa.Table.from_pylist(self.rows, self._schema()), temporary)
+                pq.write_table(pa.Table.from_pylist(self.rows, self._schema(self.rows[0])), temporary)
         if self.predictor.task == "phase-recognition":
             self._finish_phases(part)
         for source in self._filmed(part):
             self._write_video(source)
         reports = [vars(report) for report in self.reports]
-        write_json(self.marker(part), {"rows": len(self.rows), "reports": reports})
+        write_json(self.marker(part), {"rows": self.count, "reports": reports})
         for source, _, end in part.sections if self.predictor.task == "phase-recognition" else ():
             for earlier in self.parts_of[source.name] if end is None else ():
                 self._state(earlier).unlink(missing_ok=True)  # not before the marker: a resumed run needs them
         self._remove_frames(part)
-        self.rows, self.reports = [], []
+        self.rows, self.dense, self.count, self.reports = [], None, 0, []
 
     def _start(self, function, *arguments) -> None:
         self.pending.append(self.pool.submit(function, *arguments))
@@ -199,8 +209,9 @@ class PredictionWriter:
 
     def _write_video(self, source: Source) -> None:
         folder = self.folder / "overlays" / source.video
-        if rows := self._rows_of(source):
-            frames = ((row["seconds"], self._overlay(row)) for row in rows)
+        rows = self._rows_of(source, ["frame", "seconds"])
+        if first := next(rows, None):  # none if the video cannot be read
+            frames = ((row["seconds"], self._overlay(row)) for row in chain([first], rows))
             write_overlay_video(folder.with_name(f"{folder.name}.mp4"), frames, self.rate)
 
     def _overlay(self, row: dict) -> Path:
@@ -218,23 +229,26 @@ class PredictionWriter:
             if (folder := self._frames_of(source.name)).exists():
                 shutil.rmtree(folder)
 
-    def _rows_of(self, source: Source) -> list[dict]:
-        """Return the rows of a video."""
-        tables = [pq.read_table(path) for part in self.parts_of[source.name] if (path := self.table(part)).exists()]
-        return [row for table in tables for row in table.to_pylist() if row["file"] == source.name]
+    def _rows_of(self, source: Source, columns: list[str]) -> Iterator[dict]:
+        """Yield "file" and other columns of the rows of a video. One part is in memory at a time."""
+        for part in self.parts_of[source.name]:
+            if (path := self.table(part)).exists():
+                rows = pq.read_table(path, columns=["file", *columns]).to_pylist()
+                yield from (row for row in rows if row["file"] == source.name)
 
-    def _schema(self) -> pa.Schema:
+    def _schema(self, row: dict) -> pa.Schema:
+        """Return the schema of a table without feature maps, from one of its rows."""
         columns = [("file", pa.string()), ("video", pa.string()), ("frame", pa.int64()), ("seconds", pa.float64())]
         task, labels = self.predictor.task, self.predictor.labels
         if task == EMBEDDINGS:
-            columns.append(("embedding", pa.list_(pa.float32(), len(self.rows[0]["embedding"]))))
+            columns.append(("embedding", pa.list_(pa.float32(), len(row["embedding"]))))
         elif task == "semantic-segmentation":
             columns += [(f"pixels_{label}", pa.int64()) for label in labels]
             columns += [("mask", pa.string()), ("height", pa.int32()), ("width", pa.int32())]
         else:
-            columns += [(name, pa.string()) for name in ("label", "phase") if name in self.rows[0]]
+            columns += [(name, pa.string()) for name in ("label", "phase") if name in row]
             columns += [(f"score_{label}", pa.float32()) for label in labels]
-            columns += [("repeated", pa.bool_())] if "repeated" in self.rows[0] else []
+            columns += [("repeated", pa.bool_())] if "repeated" in row else []
         return pa.schema(columns)
 
     def _state(self, part: Part) -> Path:
@@ -251,7 +265,7 @@ class PredictionWriter:
                     save_file({f"{i:03d}": tensor.contiguous() for i, tensor in enumerate(state)}, temporary)
 
     def _write_phases(self, source: Source) -> None:
-        rows = self._rows_of(source)
+        rows = list(self._rows_of(source, ["seconds", "phase"]))
         if not rows:  # the video cannot be read
             return
         step = rows[1]["seconds"] - rows[0]["seconds"] if len(rows) > 1 else 1 / self.predictor.frames_per_second

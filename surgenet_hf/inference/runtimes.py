@@ -7,7 +7,7 @@ replaces the backbone only, and the temporal model stays in float32 in PyTorch.
 import copy
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,10 @@ DENSE_OUTPUTS = (("pooler_output", "last_hidden_state"), ("last_hidden_state",))
 OPENVINO_HINTS = {"float32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 Run = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+
+
+class ExportError(UserError):
+    """A model that ONNX Runtime and OpenVINO cannot run in any precision."""
 
 
 @dataclass
@@ -99,13 +103,15 @@ class _Tensors(nn.Module):
 
 
 class Builder:
-    """Builder of networks of one model, which is exported at most once. As a context manager, it deletes its files.
+    """Builder of networks of one model, which is exported at most once, also if the export fails.
+
+    As a context manager, it deletes its files.
 
     Args:
         model: model in float32, which is not changed. For ONNX Runtime and OpenVINO, it must be on the CPU.
         image_size: height and width of the input in pixels.
         batch_size: number of frames per forward pass of OpenVINO, which pads smaller batches and divides larger ones.
-        calibration: function that returns pixel values (1, 3, H, W) for int8.
+        calibration: function that returns pixel values (1, 3, H, W) for int8. They are used one at a time.
         dense: whether the feature map is needed besides the embedding.
     """
 
@@ -114,7 +120,7 @@ class Builder:
         model,
         image_size: tuple[int, int],
         batch_size: int,
-        calibration: Callable[[], list[np.ndarray]] = list,
+        calibration: Callable[[], Iterable[np.ndarray]] = list,
         dense: bool = False,
     ):
         self.model, self.image_size, self.calibration = model, image_size, calibration
@@ -122,6 +128,7 @@ class Builder:
         self.groups = (*DENSE_OUTPUTS, *OUTPUTS) if dense else OUTPUTS
         self.is_phase_model = isinstance(model, SurgeNetForPhaseRecognition)
         self.network = model.surgenet if self.is_phase_model else model
+        self.failure: ExportError | None = None
 
     def __enter__(self):
         self.folder = TemporaryDirectory(prefix="surgenet-runtime-")
@@ -137,7 +144,8 @@ class Builder:
             The model itself for the default setting. Otherwise, a `Network`, or a phase model whose backbone is one.
 
         Raises:
-            UserError: the machine does not support the setting, or the model cannot be exported.
+            ExportError: the model cannot be exported.
+            UserError: the machine does not support the setting, or there are no calibration frames.
         """
         if setting == Setting():
             return self.model
@@ -170,14 +178,17 @@ class Builder:
     @cached_property
     def graph(self) -> Path:
         """ONNX file of the model in float32."""
+        if self.failure is not None:
+            raise self.failure
         logger.info("Writing the network for other runtimes, which can take a minute.")
         path = Path(self.folder.name, "model.onnx")
         network = _Tensors(freeze(copy.deepcopy(self.network), self.image_size), self.outputs).eval()
         try:
             write_onnx(network, path, [INPUT], self.outputs, (self.example,), ({0: Dim.DYNAMIC},))
-        except torch.onnx.OnnxExporterError as error:
+        except (torch.onnx.OnnxExporterError, UserError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise UserError(f"the model cannot be written as an ONNX file ({reason}); use --runtime torch") from error
+            self.failure = ExportError(f"the model cannot be written as an ONNX file ({reason}); use --runtime torch")
+            raise self.failure from error
         return path
 
     @cached_property
@@ -186,7 +197,7 @@ class Builder:
         path = Path(self.folder.name, "int8.onnx")
         shutil.copyfile(self.graph, path)
         logger.info("Quantizing the network to int8, which can take minutes.")
-        quantize_onnx(path, [{INPUT: pixels} for pixels in self.calibration()])
+        quantize_onnx(path, ({INPUT: pixels} for pixels in self.calibration()))
         return path
 
 

@@ -1,11 +1,11 @@
 """Choice of runtime and precision, and agreement of their predictions with those of float32 in PyTorch."""
 
+import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..distributed import is_main_process
 from ..errors import UserError
 from .prediction import evaluating, prepare, run_model
 from .predictors import EMBEDDINGS, Predictor
-from .runtimes import OUTPUTS, Builder
+from .runtimes import Builder, ExportError
 from .settings import AUTO, RuntimeArguments, Setting, candidates, check_arguments
 from .sources import Frame, Source, divide, find_sources, read_batches
 
@@ -36,7 +36,8 @@ class Agreement:
     """Agreement of predictions with those of float32 in PyTorch.
 
     Attributes:
-        value: share of equal pixels of all frames, largest difference of scores, or smallest cosine of embeddings.
+        value: share of equal pixels of all frames, largest difference of scores, or smallest cosine of embeddings and
+            of dense features.
         text: it in words.
         max_error: largest difference of the network's outputs, relative to the largest output.
         is_accepted: whether the value is within the tolerance.
@@ -72,29 +73,45 @@ class Measured:
         } | ({"message": self.message} if self.message else {})
 
 
-def read_images(
-    sources: Sequence[Source], frames_per_second: float | None, count: int, spread: bool = False
-) -> list[Image.Image]:
-    """Read frames of sources. Those that cannot be read are skipped.
+def iterate_images(
+    sources: Sequence[Source], frames_per_second: float | None, places: Iterable[int]
+) -> Generator[Image.Image, None, None]:
+    """Yield frames of sources, read one at a time. Those that cannot be read are skipped.
+
+    Args:
+        sources: sources of `find_sources`.
+        frames_per_second: sampling rate of videos. None: every picture.
+        places: numbers of the frames in the order of the sources, ascending.
+    """
+    with closing(read_batches(divide(sources), frames_per_second, 1)) as batches:
+        frames = enumerate(item for batch in batches for item in batch.items if isinstance(item, Frame))
+        for place in places:
+            frame = next((frame for number, frame in frames if number == place), None)
+            if frame is None:  # the sources have fewer frames
+                return
+            try:
+                image = frame.read()
+            except UserError:  # the prediction reports it
+                continue
+            yield image
+
+
+def read_images(sources: Sequence[Source], frames_per_second: float | None, count: int) -> list[Image.Image]:
+    """Read the first frames of sources, see `iterate_images`.
 
     Args:
         sources: sources of `find_sources`.
         frames_per_second: sampling rate of videos. None: every picture.
         count: maximum number of frames.
-        spread: whether they are evenly spaced over the input, instead of the first ones.
     """
-    step = max(1, -(-sum(each.frames for each in sources) // count)) if spread else 1
-    with closing(read_batches(divide(sources), frames_per_second, 1)) as batches:
-        frames = (item for batch in batches for item in batch.items if isinstance(item, Frame))
-        return list(islice(_readable(islice(frames, 0, None, step)), count))
+    with closing(iterate_images(sources, frames_per_second, itertools.count())) as images:
+        return list(itertools.islice(images, count))
 
 
-def _readable(frames: Iterable[Frame]) -> Iterator[Image.Image]:
-    for frame in frames:
-        try:
-            yield frame.read()
-        except UserError:  # the prediction reports it
-            continue
+def spread_places(sources: Sequence[Source], count: int) -> range:
+    """Return the numbers of at most `count` evenly spaced frames of sources."""
+    total = sum(each.frames for each in sources)
+    return range(0, total, max(1, -(-total // count)))
 
 
 class Runtimes:
@@ -170,10 +187,17 @@ class Runtimes:
         only = self.arguments.runtime not in (None, "torch")
         best = (float("inf"), reference, None) if only else (standard, reference, self.predictor.model)
         self.measured = [Measured(reference, 1.0)]
+        not_exported = set()  # runtimes
         with self.builder:
             for setting in others:
+                if setting.runtime in not_exported:
+                    continue
                 try:
                     model = self.builder.build(setting)
+                except ExportError as error:  # also in the other precisions
+                    not_exported.add(setting.runtime)
+                    self.measured.append(Measured(setting, message=str(error)))
+                    continue
                 except UserError as error:
                     self.measured.append(Measured(setting, message=str(error)))
                     continue
@@ -192,13 +216,15 @@ class Runtimes:
         self.chosen = setting, model
         return setting
 
-    def _calibration(self) -> list[np.ndarray]:
-        images = read_images(self.calibration, CALIBRATION_FPS, CALIBRATION_FRAMES, spread=True)
-        if not images:
+    def _calibration(self) -> Iterator[np.ndarray]:
+        """Yield the preprocessed calibration frames, one at a time, because frames can be large."""
+        self.calibration_frames = 0
+        places = spread_places(self.calibration, CALIBRATION_FRAMES)
+        for image in iterate_images(self.calibration, CALIBRATION_FPS, places):
+            self.calibration_frames += 1
+            yield prepare(self.predictor.processor, [image], torch.float32).pixel_values.numpy()
+        if not self.calibration_frames:
             raise UserError("no calibration frame can be read; check --calibration")
-        self.calibration_frames = len(images)
-        processor = self.predictor.processor
-        return [prepare(processor, [image], torch.float32).pixel_values.numpy() for image in images]
 
     def _predict(self, model, images: list[Image.Image]) -> tuple[list[dict], list[torch.Tensor]]:
         """Return the rows of images, and the outputs of the network for each batch."""
@@ -216,7 +242,8 @@ class Runtimes:
                     rows += predictor.predict(frames, batch, prepare(predictor.processor, batch, model.dtype))
         finally:
             hook.remove()
-        names = next(names for names in OUTPUTS if all(getattr(outputs[0], name, None) is not None for name in names))
+        groups = self.builder.groups
+        names = next(names for names in groups if all(getattr(outputs[0], name, None) is not None for name in names))
         return rows, [getattr(found, name).float().cpu() for found in outputs for name in names]
 
     def _network(self, model):
@@ -280,8 +307,13 @@ def compare(task: str, found: tuple, expected: tuple) -> Agreement:
         value = equal / sum(theirs["mask"].size for _, theirs in pairs)
         return Agreement(value, f"{value:.2%} of pixels equal", error, value >= PIXELS)
     if task == EMBEDDINGS:
-        value = float(np.min([_cosine(ours["embedding"], theirs["embedding"]) for ours, theirs in pairs]))
-        return Agreement(value, f"cosine at least {value:.6f}", error, value >= COSINE)
+        value = _smallest_cosine(pairs, "embedding")
+        text = f"cosine at least {value:.6f}"
+        if "features" in pairs[0][0]:
+            dense = _smallest_cosine(pairs, "features")
+            text += f", of dense features {dense:.6f}"
+            value = float(np.min([value, dense]))
+        return Agreement(value, text, error, value >= COSINE)
     scores = np.array([[list(row["score"].values()) for row in pair] for pair in pairs])
     value = float(np.max(np.abs(scores[:, 0] - scores[:, 1])))
     text = f"scores differ by at most {value:.4f}"
@@ -290,9 +322,17 @@ def compare(task: str, found: tuple, expected: tuple) -> Agreement:
     return Agreement(value, text, error, value <= SCORES)
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
+def _smallest_cosine(pairs: Sequence[tuple[dict, dict]], column: str) -> float:
+    """Return the smallest cosine of embeddings (C,), or of the positions of feature maps (C, h, w), of pairs of rows.
+
+    NaN stays NaN.
+    """
+    cosines = []
+    for ours, theirs in pairs:
+        a, b = (row[column].astype(np.float64) for row in (ours, theirs))
+        norms = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
+        cosines.append(np.min((a * b).sum(0) / np.maximum(norms, 1e-12)))
+    return float(np.min(cosines))
 
 
 def resume(arguments: RuntimeArguments, recorded: dict | None) -> Setting | None:
@@ -310,18 +350,33 @@ def resume(arguments: RuntimeArguments, recorded: dict | None) -> Setting | None
     return Setting(runtime, recorded["precision"], recorded["compile"])
 
 
-def apply_live(predictor: Predictor, arguments: RuntimeArguments) -> Setting:
-    """Replace the model of a predictor of live input, which has a batch of one, and return the setting.
+def check_live_precision(arguments: RuntimeArguments) -> None:
+    """Check that live input has a fixed precision.
 
     Raises:
-        UserError: the precision is auto, or as in `Runtimes`.
+        UserError: it is auto.
     """
     if arguments.precision == AUTO:
         raise UserError(
             "--precision auto compares settings on the first frames of files; for live input, choose a precision. "
             "`surgenet predict --precision auto` on a recorded video shows the fastest one"
         )
+
+
+def apply_live(predictor: Predictor, arguments: RuntimeArguments) -> list[Source]:
+    """Replace the model of a predictor of live input, which has a batch of one.
+
+    Args:
+        predictor: model.
+        arguments: options that `check_live_precision` accepts.
+
+    Returns:
+        The calibration frames of int8.
+
+    Raises:
+        UserError: as in `Runtimes`.
+    """
     runtimes = Runtimes(predictor, arguments, 1)
     images = read_images(runtimes.calibration, CALIBRATION_FPS, BATCHES) if runtimes.needs_frames else []
     runtimes.apply(arguments.setting, images)
-    return arguments.setting
+    return runtimes.calibration

@@ -1,5 +1,9 @@
 """Runtimes and precisions of predictions: options, which combinations exist, and what this machine supports."""
 
+import os
+import shlex
+import shutil
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -89,14 +93,50 @@ def check_arguments(arguments: RuntimeArguments) -> None:
         )
     if arguments.calibration and precision not in ("int8", AUTO):
         raise UserError(f"--calibration is for --precision int8 and auto, not for {precision}; omit it")
-    missing = [name for name in PACKAGES[runtime] if find_spec(name) is None]
-    if arguments.calibration and find_spec(QUANTIZER) is None:
-        missing.append(QUANTIZER)
-    if missing:
-        extra = "openvino" if QUANTIZER in missing else EXTRAS[runtime]
+    check_installed(runtime, bool(arguments.calibration), "--runtime torch without --calibration")
+    if arguments.compile:
+        check_compiler()
+
+
+def check_installed(runtime: str, quantizes: bool, alternative: str) -> None:
+    """Check that the packages of a runtime are installed.
+
+    Args:
+        runtime: key of `PACKAGES`.
+        quantizes: whether the network is quantized to int8.
+        alternative: options that need no further packages.
+
+    Raises:
+        UserError: a package is missing. The message names the extra to install.
+    """
+    needed = (*PACKAGES[runtime], *(("onnx", "onnxscript", QUANTIZER) if quantizes else ()))
+    if missing := [name for name in dict.fromkeys(needed) if find_spec(name) is None]:
+        extra = "openvino" if quantizes else EXTRAS[runtime]
         raise UserError(
-            f"{', '.join(missing)} is not installed; install it with pip install 'surgenet_hf[{extra}]', or use "
-            "--runtime torch"
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; run "
+            f"pip install 'surgenet_hf[{extra}]', or use {alternative}"
+        )
+
+
+def check_compiler() -> None:
+    """Check that `torch.compile` finds the compiler that it needs: of C++ for a CPU, of C for a GPU.
+
+    Raises:
+        UserError: it does not.
+    """
+    import torch
+
+    names: tuple[str, ...]
+    if torch.accelerator.is_available():
+        language, variable, names = "C", "CC", ("gcc", "clang", "cc", "cl")
+    else:
+        language, variable, names = "C++", "CXX", ({"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"),)
+    if chosen := shlex.split(os.environ.get(variable, "")):  # possibly with options
+        names = (chosen[0],)
+    if not any(map(shutil.which, names)):
+        raise UserError(
+            f"--compile needs a {language} compiler, and {' or '.join(names)} was not found; install it (on Debian "
+            f"and Ubuntu: apt install build-essential), set {variable} to another compiler, or omit --compile"
         )
 
 

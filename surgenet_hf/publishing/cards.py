@@ -20,6 +20,7 @@ from ..checkpoints.catalog import (
     known_leakage,
     recorded_normalization,
 )
+from ..checkpoints.licenses import license_names
 from ..configuration_surgenet import SurgeNetConfig
 from ..evaluation.results import SCHEMA, find_results, headlines, interval_bounds, metric_title, read_results_file
 from ..evaluation.statistics import MIN_VIDEOS, interval_warning
@@ -237,13 +238,13 @@ def _own_context(
     entry = base_entry(pretraining["name"])
     backbone = getattr(config, "backbone_config", None) or config
     surgenet = is_surgenet(backbone)
-    license = _license(pretraining["name"], surgenet)
-    dinov3 = vit_cards.has_dinov3_license(config)
+    license, license_name = license_names(config, surgenet)
+    dinov3 = license_name is not None
     cited = entry.citations if entry and entry.is_vit else ("surgenetxl", "demi2024") if surgenet else ()
     return {
         "card_data": ModelCardData(
             license=license,
-            license_name="cc-by-nc-sa-4.0-and-" * (entry is not None) + "dinov3-license" if dinov3 else None,
+            license_name=license_name,
             license_link=vit_cards.LICENSE_FILE if dinov3 else None,
             library_name="transformers",
             pipeline_tag=task,
@@ -346,19 +347,6 @@ def _backbone_name(config: PreTrainedConfig) -> str:
     if is_dinov3 or (config.model_type == "dinov2_with_registers" and not config.num_register_tokens):
         return f"{'DINOv3 ' * is_dinov3}{VITS.get(config.hidden_size, 'ViT')}/{config.patch_size}"
     return getattr(config, "architecture", None) or getattr(config, "backbone", None) or config.model_type
-
-
-def _license(pretraining_name: str, surgenet: bool) -> str:
-    """Return the license of weights that were trained from other weights.
-
-    It is the license of the initial weights. Unknown initial weights of a SurgeNet model could be SurgeNet's, so
-    SurgeNet's license applies. Weights that were trained from scratch, and those of other families, have the license
-    "other".
-    """
-    entry = base_entry(pretraining_name)
-    if entry:
-        return entry.license
-    return "cc-by-nc-sa-4.0" if surgenet and not is_from_scratch(pretraining_name) else "other"
 
 
 def _link(pretraining_name: str) -> str:

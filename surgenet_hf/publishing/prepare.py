@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, Dinov2WithRegistersModel, DINOv3
 from .._version import __version__
 from ..checkpoints.catalog import CatalogEntry
 from ..checkpoints.conversion import to_original_state_dict
+from ..checkpoints.licenses import has_dinov3_license
 from ..checkpoints.reading import check_finite, file_sha256, read_checkpoint
 from ..data.sets import synthetic
 from ..errors import MissingFileError, UserError
@@ -31,7 +32,7 @@ from ..privacy import Sanitizer, neutral_names, sanitize_results
 from ..tasks import find_task
 from .cards import checkpoint_card, finetuned_card, onnx_section, pretrained_card
 from .remote_code import AUTO_MAP, REMOTE_CODE
-from .vit_cards import LICENSE_FILE, LICENSE_TEXT, has_dinov3_license
+from .vit_cards import LICENSE_FILE, LICENSE_TEXT
 
 # classes of the backbones that pretraining and conversion write
 PRETRAINED = (SurgeNetModel, Dinov2WithRegistersModel, DINOv3ViTModel)

@@ -4,14 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from transformers import PreTrainedConfig
 
 from ..checkpoints.catalog import (
     CITATIONS,
     NORMALIZATIONS,
     CatalogEntry,
-    base_entry,
-    is_from_scratch,
     known_leakage,
 )
 from ..checkpoints.vit import FAMILIES, HEAD_WIDTH, SIZES
@@ -26,23 +23,6 @@ LICENSE_TEXT = Path(__file__).with_name("license_dinov3.md")
 ATLAS_IOU = {"ViT-S": "0.281", "ViT-B": "0.350", "ViT-L": "0.384"}
 ATLAS_SOURCE = "https://github.com/rlpddejong/ATLAS-model/blob/68fc8703cbf8a8140c5b94c24eaff7204dd5f24a/README.md"
 ARXIV = {"surgenetxl": "2501.09436"}
-
-
-def has_dinov3_license(config: PreTrainedConfig) -> bool:
-    """Return whether Meta's DINOv3 License can apply: to DINOv3 models, unless they were trained from random weights.
-
-    The license covers Meta's weights and all weights that are derived from them, such as SurgeNet's DINOv3.
-
-    Args:
-        config: config of any model, possibly with a `backbone_config`.
-    """
-    name = (getattr(config, "pretraining", None) or {}).get("name")
-    entry = base_entry(name)
-    if entry is not None:
-        return entry.license == "other"
-    backbone: Any = getattr(config, "backbone_config", None) or config
-    names = (backbone.model_type, getattr(backbone, "architecture", None), getattr(backbone, "backbone", None))
-    return any("dinov3" in (name or "") for name in names) and not is_from_scratch(name)
 
 
 def card_context(entry: CatalogEntry, repo_id: str, provenance: dict[str, str] | None) -> dict:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from transformers import Dinov2Config
+from transformers import Dinov2Config, DINOv3ViTConfig, DINOv3ViTModel
 
 from surgenet_hf import SurgeNetForImageClassification, SurgeNetForPhaseRecognition, SurgeNetForSemanticSegmentation
 from surgenet_hf.cli.export import main
@@ -19,7 +19,9 @@ from surgenet_hf.data.sets import synthetic
 from surgenet_hf.errors import UserError
 from surgenet_hf.heads import build_segmenter
 from surgenet_hf.image_processing import build_image_processor
-from surgenet_hf.inference.deployed import Deployed, ExportSettings
+from surgenet_hf.inference import export
+from surgenet_hf.inference import settings as runtime_settings
+from surgenet_hf.inference.deployed import Deployed, ExportSettings, describe
 from surgenet_hf.inference.embeddings import predict_embeddings
 from surgenet_hf.inference.export import compare, export_model
 
@@ -199,3 +201,55 @@ def test_limits_of_int8():
     changed[0, 1, 0, 0] = 1  # 1 of 100 pixels
     with pytest.raises(UserError, match=r"99\.00% equal classes; expected at least 99\.50%"):
         compare([changed], [maps], "segmentation", settings)
+    dynamic = ExportSettings((1, 2), precision="int8", dynamic=True)
+    with pytest.raises(UserError, match="Omit --dynamic, with which OpenVINO computes some int8 networks wrongly"):
+        compare([changed], [maps], "segmentation", dynamic, runtime="openvino in a batch of 3")
+
+
+def test_files_with_a_dynamic_batch_are_also_compared_in_a_batch(tiny_config, tmp_path, monkeypatch):
+    model = SurgeNetForImageClassification(tiny_config(problem_type="multi_label_classification")).eval()
+
+    def wrong_in_batches(format, path, deployed):
+        yield "torch", lambda frames: [deployed(frames).detach() + (len(frames) > 1)]
+
+    monkeypatch.setattr(export, "_write_program", lambda deployed, path: path.touch())
+    monkeypatch.setattr(export, "_runtimes", wrong_in_batches)
+    given = (model, PROCESSOR, "classification", tmp_path, "torch")
+    export_model(*given, ExportSettings((64, 64)), FRAMES)
+    with pytest.raises(UserError, match="the exported model in torch in a batch of 3 differs from the original"):
+        export_model(*given, ExportSettings((64, 64), dynamic=True), FRAMES)
+
+
+def test_missing_packages_are_named_before_the_model_is_loaded(tmp_path, monkeypatch):
+    argv = f"--model_name_or_path nowhere --output_dir {tmp_path}/out --frames nowhere".split()
+    for options, absent, extra in (
+        ("--format onnx", {"onnx", "onnxscript"}, "onnx"),
+        ("--format openvino", {"openvino"}, "openvino"),
+        ("--format onnx --precision int8", {"nncf"}, "openvino"),
+    ):
+        monkeypatch.setattr(
+            runtime_settings, "find_spec", lambda name, absent=absent: None if name in absent else True
+        )
+        names = r"onnx, onnxscript are" if len(absent) > 1 else f"{min(absent)} is"
+        with pytest.raises(
+            SystemExit, match=rf"error: {names} not installed; run pip install 'surgenet_hf\[{extra}\]'"
+        ):
+            main([*argv, *options.split()])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_license_of_weights_derived_from_dinov3():
+    config = DINOv3ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    model = DINOv3ViTModel(config)
+    names = ("license", "license_name", "license_link")
+    for pretraining, expected in (
+        ("SurgeNetXL-DINOv3-ViT-S", ("other", "cc-by-nc-sa-4.0-and-dinov3-license")),
+        ("meta", ("other", "dinov3-license")),
+    ):
+        model.config.pretraining = {"name": pretraining}
+        found = describe(Deployed(model, PROCESSOR, "embeddings", ExportSettings((64, 64))))
+        link = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
+        assert [found[name] for name in names] == [*expected, link]
+    model.config.pretraining = {"name": "SurgeNetXL"}
+    found = describe(Deployed(model, PROCESSOR, "embeddings", ExportSettings((64, 64))))
+    assert [found.get(name) for name in names] == ["cc-by-nc-sa-4.0", None, None]

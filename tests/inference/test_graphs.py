@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,17 @@ def test_quantized_files_have_weights_of_8_bits_and_close_outputs(tmp_path):
         return session.run(["y"], samples[-1])[0]
 
     expected = run()
-    quantize_onnx(tmp_path / "model.onnx", samples[:-1])
+    alive = []
+
+    def one_at_a_time():
+        for sample in samples[:-1]:
+            sample = sample["x"].copy()
+            alive.append(weakref.ref(sample))
+            yield {"x": sample}
+            assert sum(each() is not None for each in alive) == 1  # frames in 4K would take gigabytes
+
+    assert quantize_onnx(tmp_path / "model.onnx", one_at_a_time()) == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     model = onnx.load(tmp_path / "model.onnx")
     kinds = {tensor.data_type for tensor in model.graph.initializer if tuple(tensor.dims) == weights.shape}
     assert kinds == {TensorProto.INT8}

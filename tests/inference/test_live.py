@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image as PILImage
 
 import surgenet_hf
 from surgenet_hf import (
@@ -199,3 +200,35 @@ def test_a_signal_ends_a_run(models, tmp_path, number):
     lines = (tmp_path / "phases" / f"127.0.0.1_{port}.txt").read_text().splitlines()
     assert len(lines) == 1 + report["frames"]
     assert not list((tmp_path / "parts").glob("*.safetensors"))
+
+
+def test_live_input_is_checked_before_settings_are_applied(models, tmp_path, monkeypatch):
+    """Test that no quantization, which takes minutes, comes before an error."""
+    monkeypatch.setattr(
+        "surgenet_hf.inference.live_job.apply_live", lambda *args: pytest.fail("settings were applied")
+    )
+    predictor = load_predictor(str(models / "phases"))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "predict.json").write_text("{}")
+    for folder, options, message in (
+        ("new", {"timeout": 0}, "--live_timeout must be"),
+        ("new", {"fps": 3.0}, "trained at 20 frames per second"),
+        ("new", {"overlays": "video"}, "--overlays needs a segmentation model"),
+        ("old", {}, "live input does not resume"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict_live_to_folder(predictor, "tcp://host:1", tmp_path / folder, **options)
+    for options in ({"precision": "auto"}, {"live_timeout": 0}):
+        with pytest.raises(UserError, match=r"--(precision auto compares|live_timeout must be)"):
+            surgenet_hf.predict("nowhere", "tcp://host:1", **options)  # before the model is loaded
+
+
+def test_the_record_of_live_input_has_the_calibration(models, tmp_path, monkeypatch):
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr("surgenet_hf.inference.live_job.apply_live", lambda *args: find_sources([tmp_path / "a.png"]))
+    monkeypatch.setattr("surgenet_hf.inference.live_job._write_rows", lambda *args: [])  # without a stream
+    monkeypatch.setattr(LiveReader, "__enter__", lambda self: self)
+    monkeypatch.setattr(LiveReader, "__exit__", lambda self, *error: None)
+    monkeypatch.setattr(LiveReader, "first", lambda self: None)
+    predict_live_to_folder(load_predictor(str(models / "backbone")), "tcp://host:1", tmp_path / "out")
+    assert len(json.loads((tmp_path / "out" / "predict.json").read_text())["calibration"]) == 16

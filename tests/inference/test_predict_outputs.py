@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Array3D, Dataset, DatasetDict, Image, load_dataset
@@ -17,7 +19,7 @@ from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.data.video import expected_frames
 from surgenet_hf.errors import UserError
 from surgenet_hf.image_processing import build_image_processor
-from surgenet_hf.inference import output, sources
+from surgenet_hf.inference import dense, output, sources
 from surgenet_hf.inference.hub_dataset import load_hub_dataset
 from surgenet_hf.inference.job import predict_to_folder
 from surgenet_hf.inference.sources import divide, find_sources
@@ -121,7 +123,7 @@ def parquet(count: int) -> bytes:
     return content.getvalue()
 
 
-def test_datasets_with_splits(models, tmp_path, monkeypatch):
+def test_datasets_with_splits(models, tmp_path, monkeypatch, caplog):
     folder = tmp_path / "owner" / "frames"
     for split, count in (("train", 3), ("test", 2)):
         (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -132,6 +134,7 @@ def test_datasets_with_splits(models, tmp_path, monkeypatch):
         report = predict_to_folder(
             load_predictor(str(models / "masks")), ["hf://datasets/owner/frames"], tmp_path / "out"
         )
+    assert f"reading the local folder {folder}, which takes precedence" in caplog.text
     assert report["frames"] == report["files"] == 5
     names = ["test/00000000", "test/00000001", "train/00000000", "train/00000001", "train/00000002"]
     assert all((tmp_path / "out" / "masks" / f"{name}.png").exists() for name in names)
@@ -198,3 +201,28 @@ if __name__ == "__main__":
         peaks.append(int(found[1]))
     one_frame = 240 * 320 * 3 / 1024  # KiB
     assert peaks[1] - peaks[0] < 500 * one_frame  # 4,800 more frames
+
+
+def test_feature_maps_are_written_in_groups_of_bytes(tmp_path, monkeypatch):
+    """Test that a table holds the rows of one group in memory, and that a broken run leaves no incomplete table."""
+    monkeypatch.setattr(dense, "GROUP_BYTES", 2 * 4 * 3 * 5 * 5)
+    path, schema = tmp_path / "a.parquet", pa.schema([("file", pa.string())])
+    maps = [np.full((3, 5, 5), i, np.float32) for i in range(5)]
+    (tmp_path / ".a.parquet.1-2.partial").touch()  # of a run that was killed
+    table = dense.DenseTable(path, {"features": maps[0]}, schema)
+    for i, each in enumerate(maps):
+        table.add({"file": str(i), "features": each})
+        assert len(table.group) < 2
+    assert not path.exists()
+    table.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.parquet"]
+    found = pq.ParquetFile(path)
+    assert [found.metadata.row_group(i).num_rows for i in range(found.num_row_groups)] == [2, 2, 1]
+    rows = Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache")).with_format("numpy")
+    np.testing.assert_array_equal(rows[:]["features"], maps)
+    assert list(rows["file"]) == list("01234")
+    table = dense.DenseTable(tmp_path / "b.parquet", {"features": maps[0]}, schema)
+    for _ in range(3):
+        table.add({"file": "", "features": maps[0]})
+    table.discard(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert not list(tmp_path.glob("*b.parquet*"))

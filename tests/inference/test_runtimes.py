@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import sys
+import weakref
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +33,9 @@ from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.inference import runtimes, selection, settings
 from surgenet_hf.inference.packages import import_openvino
 from surgenet_hf.inference.runtimes import Builder
-from surgenet_hf.inference.selection import Runtimes, compare
-from surgenet_hf.inference.settings import RuntimeArguments, Setting
+from surgenet_hf.inference.selection import Runtimes, compare, iterate_images, spread_places
+from surgenet_hf.inference.settings import RuntimeArguments, Setting, check_arguments
+from surgenet_hf.inference.sources import find_sources
 from surgenet_hf.tasks import load_predictor
 
 if not all(map(find_spec, ("nncf", "onnxruntime", "openvino"))):
@@ -161,6 +164,7 @@ def test_compile_runs_the_compiled_network(models, monkeypatch):
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setenv("CXX", sys.executable)  # instead of a compiler, which this backend does not use
     assert agreement(models, "backbone", Setting("torch", "float32", True)).max_error < 1e-5
     assert compiled
     torch._dynamo.reset()
@@ -322,3 +326,64 @@ def test_evaluation(models, masks, tmp_path):
     assert sorted(model_labels(read_results([tmp_path]), "model").values()) == ["masks", "masks (openvino float32)"]
     with pytest.raises(UserError, match="auto is not for evaluations, because a reported number needs a fixed"):
         surgenet_hf.evaluate(str(models / "masks"), "synthetic", precision="auto", **options)
+
+
+def test_dense_features_are_compared_at_each_position(models):
+    predictor = load_predictor(str(models / "backbone"), dense=True)
+    running = Runtimes(predictor, RuntimeArguments("torch", "bf16"), batch_size=2)
+    expected = running._predict(predictor.model, IMAGES)
+    running.apply(Setting("torch", "bf16"), [])
+    rows, outputs = running._predict(predictor.model, IMAGES)
+    assert len(outputs) == 2 * 3  # the feature maps too
+    found = compare("embeddings", (rows, outputs), expected)
+    assert found.is_accepted
+    assert "of dense features 0.99" in str(found)
+    rows[3]["features"] = rows[3]["features"].copy()
+    rows[3]["features"][:, 1, 0] *= -1  # one position of one frame, whose embedding is unchanged
+    found = compare("embeddings", (rows, outputs), expected)
+    assert found.value < -0.99
+    assert not found.is_accepted
+
+
+def test_auto_tries_a_failing_export_once(models, frames, monkeypatch, tmp_path, caplog):
+    calls = []
+
+    def refuse(*args):
+        calls.append(args)
+        raise UserError("the graph contains GridSample, which runtimes on devices cannot run")
+
+    monkeypatch.setattr(runtimes, "write_onnx", refuse)
+    monkeypatch.setattr(Runtimes, "_time", lambda *args: 1.0)
+    others = ("float32", "int8")
+    monkeypatch.setattr(
+        settings, "supported_precisions", lambda name: ("float32", "bf16") if name == "torch" else others
+    )
+    with caplog.at_level("INFO", "surgenet_hf"):
+        next(surgenet_hf.predict(str(models / "backbone"), frames, precision="auto", calibration=[str(frames)]))
+    assert len(calls) == 1
+    table = next(message for message in caplog.messages if message.startswith("Runtimes and precisions"))
+    assert table.count("contains GridSample") == 2  # once per runtime
+    assert "torch bf16" in table
+
+
+def test_frames_are_read_one_at_a_time_and_evenly(frames):
+    sources = find_sources(frames)
+    assert list(spread_places(sources, 3)) == [0, 2, 4]
+    assert list(spread_places(sources, 9)) == [0, 1, 2, 3, 4]
+    alive, found = [], []
+    for image in iterate_images(sources, None, [1, 2, 4, 7]):
+        alive.append(weakref.ref(image))
+        found.append(np.asarray(image).copy())
+        assert sum(each() is not None for each in alive) <= 2
+    assert len(found) == 3
+    for pixels, i in zip(found, (1, 2, 4), strict=True):
+        np.testing.assert_array_equal(pixels, np.asarray(IMAGES[i]))
+
+
+def test_compile_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and no-such-compiler was not found; install it"):
+        check_arguments(RuntimeArguments(compile=True))
+    monkeypatch.setenv("CXX", f"{sys.executable} -O2")
+    check_arguments(RuntimeArguments(compile=True))
