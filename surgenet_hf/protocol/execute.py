@@ -1,9 +1,11 @@
 """Execution of cells with submitit: on this machine, or on a Slurm cluster."""
 
+import contextlib
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from .definition import ModelEntry, Protocol
 from .storage import start_cell
 
 POLL_SECONDS = 1.0
+GRACE_SECONDS = 60  # for the checkpoint of a cell that is ended
 RUNNER = str(Path(__file__).with_name("run_cell.py"))
 NO_TIMEOUT = 60 * 24 * 365  # minutes; submitit ends local jobs after 2 minutes by default
 
@@ -123,7 +126,10 @@ def execute(
     slots = list(range(min(limit, len(cells))))
     waiting = list(cells)
     running: dict[str, tuple[Cell, Any, int]] = {}
-    with tqdm(total=len(cells), desc="Cells", unit="cell") as progress, Termination() as termination:
+    with (
+        tqdm(total=len(cells), desc="Cells", unit="cell") as progress,
+        Termination(signal.SIGTERM, signal.SIGINT) as termination,
+    ):
         try:
             while (waiting or running) and not termination.received:
                 while waiting and slots:
@@ -132,7 +138,8 @@ def execute(
                     first = slot % available * gpus  # with more jobs than GPUs, they share them
                     own = ",".join(visible[first : first + gpus]) if is_local else "inherit"
                     start = [sys.executable, RUNNER, str(cell_folder(output_dir, cell)), own, *commands[cell.name]]
-                    job = executor.submit(job_module.CellJob(start, verbose=False))
+                    with _without_interrupts():
+                        job = executor.submit(job_module.CellJob(start, verbose=False))
                     running[cell.name] = (cell, job, slot)
                 for cell, job, slot in list(running.values()):
                     if job.done():
@@ -142,8 +149,7 @@ def execute(
                         progress.update()
                 time.sleep(POLL_SECONDS if running else 0)
         finally:
-            for _, job, _ in running.values():
-                _end(job, is_local)
+            _end([job for _, job, _ in running.values()], is_local)
 
 
 def visible_gpus() -> list[str]:
@@ -153,18 +159,34 @@ def visible_gpus() -> list[str]:
     return names[:count] if names else [str(i) for i in range(count)]
 
 
-def _end(job, is_local: bool) -> None:
-    """End a job. A local job is ended with its processes, of which submitit only ends the first."""
+def _end(jobs: Iterable, is_local: bool) -> None:
+    """End jobs, and wait until the local ones have saved their checkpoints.
+
+    `cancel` of a local job would only end the first of its processes, and print a traceback.
+    """
     if not is_local:
-        job.cancel()
+        for job in jobs:
+            job.cancel()
         return
-    try:
-        processes = psutil.Process(int(job.job_id)).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return
-    job.cancel()
+    processes = []
+    for job in jobs:
+        try:
+            processes += psutil.Process(int(job.job_id)).children(recursive=True)
+        except psutil.NoSuchProcess:
+            continue
     for process in processes:
         try:
             process.terminate()
         except psutil.NoSuchProcess:
             continue
+    psutil.wait_procs(processes, timeout=GRACE_SECONDS)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Let processes that are started ignore Ctrl-C, which a terminal sends to all processes. `_end` ends them."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
