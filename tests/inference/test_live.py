@@ -157,7 +157,7 @@ def test_a_signal_ends_a_run(models, tmp_path, number):
     with serve("100000") as (port, _):
         model = str(models / "live_phases")
         argv = ["--model_name_or_path", model, "--input", address(port), "--output_dir", str(tmp_path)]
-        process = SERVER.Process(target=predict_live, args=(argv, 0.2))
+        process = SERVER.Process(target=predict_live, args=(argv, 0.2), daemon=True)
         process.start()
         wait_for(lambda: (tmp_path / "predictions" / "00001.parquet").exists())
         os.kill(process.pid, number)

@@ -314,7 +314,7 @@ def test_a_killed_run_resumes_and_two_processes_give_the_same_rows(models, tmp_p
         moving_video(tmp_path / "videos" / f"{name}.mp4", 20)
     argv = ["--model_name_or_path", str(models / "masks"), "--input", str(tmp_path / "videos"), "--fps", "5"]
     call = lambda folder: [*argv, "--output_dir", str(tmp_path / folder)]  # noqa: E731
-    process = SERVER.Process(target=predict_in_parts, args=(call("killed"), 16))
+    process = SERVER.Process(target=predict_in_parts, args=(call("killed"), 16), daemon=True)
     process.start()
     parts = tmp_path / "killed" / "parts"
     while len(list(parts.glob("*.json")) if parts.exists() else []) < 3:
