@@ -4,6 +4,7 @@ import csv
 import gc
 import os
 from collections import Counter
+from pathlib import Path
 
 gc.disable()  # until the tests are collected: imports make many objects but little garbage
 
@@ -15,6 +16,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests that import onnxruntime thems
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from surgenet_hf import SurgeNetConfig, configuration_surgenet
@@ -71,6 +73,23 @@ def pytest_collection_finish():
 def pytest_unconfigure():
     """Let the interpreter collect the imported modules at its end."""
     gc.unfreeze()
+
+
+@pytest.fixture
+def rendered_figures():
+    """Request this fixture in tests that look at figures. Others write empty files, see `figures_are_not_rendered`."""
+
+
+@pytest.fixture(autouse=True)
+def figures_are_not_rendered(request):
+    """Write figures as empty files, because rendering takes longer than training a tiny network.
+
+    Fixtures with a larger scope than a test, and other processes, render figures.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "rendered_figures" not in request.fixturenames:
+            patch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
+        yield
 
 
 TINY_WIDTHS = {

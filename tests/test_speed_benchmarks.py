@@ -91,14 +91,17 @@ def test_every_part_is_measured_against_the_original(dino_repo, capsys, monkeypa
 
 
 @pytest.mark.slow
-def test_prediction_is_measured_against_timm(tmp_path, monkeypatch):
+def test_prediction_is_measured_against_timm(tmp_path, monkeypatch, tiny_backbones, rendered_figures):
     monkeypatch.syspath_prepend(BENCHMARKS)
     networks = importlib.import_module("inference_networks")
+    jobs, benchmark = importlib.import_module("inference_jobs"), importlib.import_module("inference")
     settings = [Setting(), Setting("torch", "bf16")]
-    for name in ("inference_networks", "inference_jobs"):
-        monkeypatch.setattr(importlib.import_module(name), "settings", lambda: settings)
+    for module in (networks, jobs):
+        monkeypatch.setattr(module, "settings", lambda: settings)
+    for module in (benchmark, jobs):
+        monkeypatch.setattr(module, "FRAME_SIZE", (96, 160))
     options = "--tasks classification --parts forward loading video folder --sizes 64x96 --batch_sizes 1 --rounds 1"
-    importlib.import_module("inference").main([*options.split(), "--num_frames", "8", "--output_dir", str(tmp_path)])
+    benchmark.main([*options.split(), "--num_frames", "8", "--output_dir", str(tmp_path)])
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     found = [row["candidate"] for row in rows if row["part"] == "forward" and row["task"] == "classification"]
     others = [f"timm, torch {precision}" for precision in ("float32", "bf16")]

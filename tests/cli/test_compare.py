@@ -52,7 +52,7 @@ METRICS = ["--metrics", "video_dice", "video_assd", "video_hd95"]
 
 
 @pytest.mark.slow
-def test_tables_and_figures(outputs, tmp_path, capsys):
+def test_tables_and_figures(outputs, tmp_path, capsys, rendered_figures):
     main(["--results", *map(str, sorted(outputs.iterdir())), "--output_dir", str(tmp_path / "new"), *METRICS])
     written = sorted(path.name for path in (tmp_path / "new").iterdir())
     assert written == ["blobs.pdf", "blobs.png", "comparison.md", "radar.pdf", "radar.png", "run.yaml"]
@@ -71,7 +71,7 @@ def test_tables_and_figures(outputs, tmp_path, capsys):
     assert "Left out" not in printed
 
 
-def test_what_cannot_be_drawn_is_said(outputs, tmp_path, capsys):
+def test_what_cannot_be_drawn_is_said(outputs, tmp_path, capsys, rendered_figures):
     main(["--results", str(outputs / "XL-seed0"), "--output_dir", str(tmp_path), "--label_by", "pretraining"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.md", "run.yaml"]
     assert "## Pairs" not in (tmp_path / "comparison.md").read_text(encoding="utf-8")
@@ -81,7 +81,7 @@ def test_what_cannot_be_drawn_is_said(outputs, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blobs.pdf", "blobs.png", "comparison.md", "run.yaml"]
 
 
-def test_columns_with_different_numbers_of_draws_share_a_blob_chart(outputs, tmp_path):
+def test_columns_with_different_numbers_of_draws_share_a_blob_chart(outputs, tmp_path, rendered_figures):
     """Test a blob chart of columns with different numbers of bootstrap draws.
 
     Values per video give 10,000 draws, whereas stored draws can be fewer.

@@ -90,7 +90,7 @@ def test_segmentation_models_have_the_spatial_mean(frames, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_drawn_again_without_the_model(outputs, tmp_path, monkeypatch):
+def test_drawn_again_without_the_model(outputs, tmp_path, monkeypatch, rendered_figures):
     monkeypatch.setattr(embeddings, "load_backbone", lambda *args: pytest.fail("the model was loaded"))
     arguments = ["--embeddings", str(outputs / "embeddings.npz"), "--color_by", "video"]
     plot_embeddings.main([*arguments, "--output_dir", str(tmp_path)])

@@ -15,7 +15,7 @@ def frames(tmp_path_factory):
     return next(root.iterdir())
 
 
-def test_figure_and_output(frames, tmp_path, capsys):
+def test_figure_and_output(frames, tmp_path, capsys, rendered_figures):
     output = tmp_path / "new" / "picture.png"
     show_data.main(["--dataset", "folder", "--data_dir", str(frames), "--output", str(output)])
     printed = capsys.readouterr().out

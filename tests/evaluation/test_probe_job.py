@@ -212,7 +212,7 @@ def test_poolings(model, vit):
         load_frozen(model, "cls")
 
 
-@pytest.mark.slow  # figures of three runs
+@pytest.mark.slow
 def test_command_and_comparison(model, labeled, tmp_path, capsys):
     """Test the files of the command, and that each kind of probe has its own row in a comparison."""
     base = ["--model_name_or_path", model, "--dataset", "csv", "--data_dir", str(labeled)]

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -12,46 +10,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image as PILImage
 
 import surgenet_hf
-from surgenet_hf import (
-    SurgeNetForPhaseRecognition,
-    SurgeNetForSemanticSegmentation,
-    SurgeNetModel,
-    SurgeNetPhaseConfig,
-)
 from surgenet_hf.cli.predict import main
 from surgenet_hf.errors import UserError
-from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.inference.live import LiveReader, find_live, live_name
 from surgenet_hf.inference.live_job import predict_live_to_folder
 from surgenet_hf.inference.prediction import stream_phases
 from surgenet_hf.inference.sources import find_sources
 from surgenet_hf.tasks import load_predictor
 from tests.data.videos import av
+from tests.inference.models import PROCESSOR
+from tests.inference.running import predict_live
 from tests.inference.streams import free_port, serve
+from tests.processes import SERVER
 
-ROOT = Path(__file__).parents[2]
-PROCESSOR = build_image_processor(image_size=64)
 DEADLINE = 60.0  # seconds
-
-
-@pytest.fixture(scope="module")
-def models(tiny_config, tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    phases = SurgeNetPhaseConfig(backbone_config=tiny_config(), num_layers=3, num_labels=3, frames_per_second=20.0)
-    kinds = {
-        "masks": SurgeNetForSemanticSegmentation(tiny_config()),
-        "phases": SurgeNetForPhaseRecognition(phases),
-        "backbone": SurgeNetModel(tiny_config()),
-    }
-    for name, model in kinds.items():
-        model.save_pretrained(root / name)
-        PROCESSOR.save_pretrained(root / name)
-    return root
 
 
 def wait_for(condition) -> None:
@@ -125,13 +100,13 @@ def test_the_files_of_a_stream(models, tmp_path, capsys):
 def test_phases_by_the_clock(models):
     """Test that a source with 10 frames per second gives a phase model the 20 per second that it needs."""
     with serve("10", rate=10) as (port, _):
-        rows = list(surgenet_hf.predict(str(models / "phases"), address(port), live_timeout=1.5))
+        rows = list(surgenet_hf.predict(str(models / "live_phases"), address(port), live_timeout=1.5))
     assert [row["seconds"] for row in rows] == [k / 20 for k in range(len(rows))]
     assert len(rows) > 20  # also while nothing arrives
     changed = [two["frame"] != one["frame"] for one, two in pairwise(rows)]
     assert [not row["repeated"] for row in rows] == [True, *changed]
     assert any(row["repeated"] for row in rows)
-    predictor = load_predictor(str(models / "phases"))
+    predictor = load_predictor(str(models / "live_phases"))
     expected = list(stream_phases(predictor.model, PROCESSOR, (row["image"] for row in rows)))
     np.testing.assert_allclose([list(row["score"].values()) for row in rows], expected, atol=1e-5)
 
@@ -181,16 +156,14 @@ def test_names_have_no_credentials(url, name):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run(models, tmp_path, number):
     with serve("100000") as (port, _):
-        argv = ["--model_name_or_path", str(models / "phases"), "--input", address(port), "--output_dir", tmp_path]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        code = (
-            "import surgenet_hf.inference.live_job as job; job.PART_SECONDS = 0.2\n"
-            "from surgenet_hf.cli.predict import main; main()"
-        )
-        process = subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], env=environment)
+        model = str(models / "live_phases")
+        argv = ["--model_name_or_path", model, "--input", address(port), "--output_dir", str(tmp_path)]
+        process = SERVER.Process(target=predict_live, args=(argv, 0.2), daemon=True)
+        process.start()
         wait_for(lambda: (tmp_path / "predictions" / "00001.parquet").exists())
-        process.send_signal(number)
-        assert process.wait(timeout=DEADLINE) == 0
+        os.kill(process.pid, number)
+        process.join(DEADLINE)
+        assert process.exitcode == 0
     report = json.loads((tmp_path / "report.json").read_text())
     tables = [pq.read_table(path) for path in sorted((tmp_path / "predictions").iterdir())]
     seconds = [row["seconds"] for table in tables for row in table.to_pylist()]

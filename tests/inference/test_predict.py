@@ -4,14 +4,11 @@ import csv
 import json
 import os
 import struct
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, Image, load_dataset
@@ -19,56 +16,20 @@ from PIL import Image as PILImage
 from transformers import ResNetConfig
 
 import surgenet_hf
-from surgenet_hf import (
-    SurgeNetForImageClassification,
-    SurgeNetForPhaseRecognition,
-    SurgeNetForSemanticSegmentation,
-    SurgeNetModel,
-    SurgeNetPhaseConfig,
-)
 from surgenet_hf.cli.predict import main
 from surgenet_hf.data.annotations import read_label_file
 from surgenet_hf.data.images import DecodeFrames
 from surgenet_hf.data.video import iter_frames
 from surgenet_hf.errors import MissingFileError, UserError
-from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.inference import output, sources
 from surgenet_hf.inference.job import predict_to_folder
 from surgenet_hf.inference.prediction import check_classes, is_single_label, predict_segmentation
 from surgenet_hf.inference.sources import divide, find_sources, share_jobs
 from surgenet_hf.tasks import load_predictor
 from tests.data.videos import av, write_video
-
-ROOT = Path(__file__).parents[2]
-PROCESSOR = build_image_processor(image_size=64)
-
-
-def phase_model(tiny_config):
-    return SurgeNetForPhaseRecognition(
-        SurgeNetPhaseConfig(backbone_config=tiny_config(), num_layers=3, num_labels=3, frames_per_second=2.0)
-    )
-
-
-@pytest.fixture(scope="module")
-def models(tiny_config, tmp_path_factory):
-    """Return a folder with a model of each task."""
-    root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    labels = {
-        "id2label": {0: "background", 1: "liver", 2: "tool"},
-        "label2id": {"background": 0, "liver": 1, "tool": 2},
-    }
-    kinds = {
-        "masks": SurgeNetForSemanticSegmentation(tiny_config(**labels)),
-        "criteria": SurgeNetForImageClassification(tiny_config(problem_type="multi_label_classification")),
-        "classes": SurgeNetForImageClassification(tiny_config(problem_type="single_label_classification")),
-        "phases": phase_model(tiny_config),
-        "backbone": SurgeNetModel(tiny_config()),
-    }
-    for name, model in kinds.items():
-        model.save_pretrained(root / name)
-        PROCESSOR.save_pretrained(root / name)
-    return root
+from tests.inference.models import PROCESSOR
+from tests.inference.running import predict_in_parts, rows_of
+from tests.processes import SERVER, run_group
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +44,6 @@ def frames(tmp_path_factory):
     damaged = root / "b" / "c" / "frame_4.png"
     damaged.write_bytes(damaged.read_bytes()[:200])
     return root
-
-
-def rows_of(folder: Path) -> list[dict]:
-    tables = [pq.read_table(path) for path in sorted((folder / "predictions").glob("*.parquet"))]
-    return [row for table in tables for row in table.to_pylist()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -257,7 +213,7 @@ def moving_video(path: Path, seconds: int) -> Path:
     return path
 
 
-def test_phases_of_videos(models, tmp_path, small_parts):
+def test_phases_of_videos(models, tmp_path, small_parts, rendered_figures):
     """Test that the streamed phases, in parts of 4 frames, are those of the model on the whole video."""
     lengths = {"long": 9, "other/short": 1}
     for name, seconds in lengths.items():
@@ -352,42 +308,24 @@ def test_parts_cover_each_frame_once_and_are_shared_evenly(tmp_path, small_parts
     assert abs(loads[0] - loads[1]) <= 4
 
 
-def start(argv: list[str], *launcher: str) -> subprocess.Popen:
-    """Start the command in a process with parts of 16 frames."""
-    code = (
-        "import surgenet_hf.inference.sources as sources; sources.PART_FRAMES = 16\n"
-        "from surgenet_hf.cli.predict import main\nmain()\n"
-    )
-    script = Path(argv[argv.index("--output_dir") + 1]).parent / "run.py"
-    script.write_text(code)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(script), *argv],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_two_processes_give_the_same_rows(models, tmp_path, monkeypatch):
     for name in "ab":
         moving_video(tmp_path / "videos" / f"{name}.mp4", 20)
     argv = ["--model_name_or_path", str(models / "masks"), "--input", str(tmp_path / "videos"), "--fps", "5"]
     call = lambda folder: [*argv, "--output_dir", str(tmp_path / folder)]  # noqa: E731
-    process = start(call("killed"))
+    process = SERVER.Process(target=predict_in_parts, args=(call("killed"), 16), daemon=True)
+    process.start()
     parts = tmp_path / "killed" / "parts"
     while len(list(parts.glob("*.json")) if parts.exists() else []) < 3:
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive()
         time.sleep(0.005)
     process.kill()
-    process.communicate()
+    process.join()
     assert not (tmp_path / "killed" / "report.json").exists()
-    process = start(call("two"), "-m", "torch.distributed.run", "--nproc_per_node", "2")
     monkeypatch.setattr(sources, "PART_FRAMES", 16)
     main(call("killed"))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors.decode()
+    run_group(2, predict_in_parts, call("two"), 16)
     found = contents(tmp_path / "killed")
     assert json.loads(found["report.json"])["frames"] == 200
     assert found == contents(tmp_path / "two")

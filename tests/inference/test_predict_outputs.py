@@ -1,43 +1,27 @@
 """Tests of overlay videos, feature maps, datasets on the Hub, and videos without a length."""
 
 import io
-import os
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from datasets import Array3D, Dataset, DatasetDict, Image, load_dataset
 from PIL import Image as PILImage
 
 import surgenet_hf
-from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.data.video import expected_frames
 from surgenet_hf.errors import UserError
-from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.inference import dense, output, sources
 from surgenet_hf.inference.hub_dataset import load_hub_dataset
 from surgenet_hf.inference.job import predict_to_folder
 from surgenet_hf.inference.sources import divide, find_sources
 from surgenet_hf.tasks import load_predictor
 from tests.data.videos import av, gray, write_video
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def models(tiny_config, tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    kinds = {"masks": SurgeNetForSemanticSegmentation(tiny_config()), "backbone": SurgeNetModel(tiny_config())}
-    for name, model in kinds.items():
-        model.save_pretrained(root / name)
-        build_image_processor(image_size=64).save_pretrained(root / name)
-    return root
+from tests.inference.running import measure_memory
+from tests.processes import exit_code
 
 
 @pytest.fixture
@@ -168,39 +152,13 @@ def test_a_video_without_a_length_has_parts(tmp_path, small_parts):
 
 @pytest.mark.slow
 def test_the_memory_does_not_depend_on_the_number_of_frames(models, tmp_path):
-    """Test 5,000 frames against 200, in processes that are started with the method spawn."""
-    for count in (200, 5000):
-        write_video(tmp_path / f"{count}.mp4", count, rate=250, size=(240, 320))
-    code = """
-import multiprocessing, resource, sys
-from surgenet_hf.inference.job import predict_to_folder
-from surgenet_hf.tasks import load_predictor
-
-def run(model, source, folder):
-    report = predict_to_folder(load_predictor(model), source, folder, fps=0)
-    print(report["frames"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-
-if __name__ == "__main__":
-    process = multiprocessing.get_context("spawn").Process(target=run, args=sys.argv[1:])
-    process.start()
-    process.join()
-    sys.exit(process.exitcode)
-"""
-    (tmp_path / "run.py").write_text(code)
-    peaks = []
-    for count in (200, 5000):
-        argv = [str(models / "backbone"), str(tmp_path / f"{count}.mp4"), str(tmp_path / f"out{count}")]
-        found = subprocess.run(
-            [sys.executable, str(tmp_path / "run.py"), *argv],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            check=True,
-            text=True,
-        ).stdout.split()
-        assert int(found[0]) == count
-        peaks.append(int(found[1]))
-    one_frame = 240 * 320 * 3 / 1024  # KiB
-    assert peaks[1] - peaks[0] < 500 * one_frame  # 4,800 more frames
+    """Test 5,000 frames after 1,200 in one process, which does not share the memory of this one."""
+    size, counts = (120, 160), (1200, 5000)
+    videos = [write_video(tmp_path / f"{count}.mp4", count, rate=250, size=size) for count in counts]
+    assert exit_code(measure_memory, str(models / "backbone"), videos, tmp_path) == 0
+    (few, before), (many, after) = json.loads((tmp_path / "memory.json").read_text())
+    assert (few, many) == counts
+    assert after - before < 1024 * 100  # KiB; the pixels of the other 3,800 frames have 209 MiB
 
 
 def test_feature_maps_are_written_in_groups_of_bytes(tmp_path, monkeypatch):

@@ -7,29 +7,21 @@ import sys
 import weakref
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from transformers import Dinov2Config, Dinov2ForImageClassification
 
 import surgenet_hf
-from surgenet_hf import (
-    SurgeNetForPhaseRecognition,
-    SurgeNetForSemanticSegmentation,
-    SurgeNetModel,
-    SurgeNetPhaseConfig,
-)
+from surgenet_hf import SurgeNetForSemanticSegmentation, SurgeNetModel
 from surgenet_hf.cli.predict import main as predict
 from surgenet_hf.data.sets import synthetic
 from surgenet_hf.errors import UserError
 from surgenet_hf.evaluation.evaluate import write_results
 from surgenet_hf.evaluation.reporting import summary
 from surgenet_hf.evaluation.results import model_labels, read_results
-from surgenet_hf.image_processing import build_image_processor
 from surgenet_hf.inference import runtimes, selection, settings
 from surgenet_hf.inference.packages import import_openvino
 from surgenet_hf.inference.runtimes import Builder
@@ -37,10 +29,11 @@ from surgenet_hf.inference.selection import Runtimes, compare, iterate_images, s
 from surgenet_hf.inference.settings import RuntimeArguments, Setting, check_arguments
 from surgenet_hf.inference.sources import find_sources
 from surgenet_hf.tasks import load_predictor
+from tests.inference.models import phase_model, save_models
+from tests.inference.running import rows_of
 
 if not all(map(find_spec, ("nncf", "onnxruntime", "openvino"))):
     pytest.skip("needs the extra openvino", allow_module_level=True)
-PROCESSOR = build_image_processor(image_size=64)
 IMAGES = [Image.fromarray(synthetic.draw(0, i, 0, (48, 64))[0]) for i in range(5)]
 CAPABILITIES = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 HALF = [
@@ -52,16 +45,13 @@ HALF = [
 @pytest.fixture(scope="module")
 def models(tiny_config, tmp_path_factory):
     """Return a folder with a model of each task. Phases and embeddings have the same backbone."""
-    root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     names = {"id2label": dict(enumerate(synthetic.LABELS)), "label2id": {x: i for i, x in enumerate(synthetic.LABELS)}}
     dinov2 = Dinov2Config(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=16, image_size=64, num_labels=3
     )
     dinov2.problem_type = "multi_label_classification"
-    phases = SurgeNetForPhaseRecognition(
-        SurgeNetPhaseConfig(backbone_config=tiny_config(), num_layers=3, num_labels=3, frames_per_second=1.0)
-    )
+    phases = phase_model(tiny_config, 1.0)
     backbone = SurgeNetModel(tiny_config())
     phases.surgenet.load_state_dict(backbone.state_dict())
     kinds = {
@@ -70,10 +60,7 @@ def models(tiny_config, tmp_path_factory):
         "phases": phases,
         "backbone": backbone,
     }
-    for name, model in kinds.items():
-        model.save_pretrained(root / name)
-        PROCESSOR.save_pretrained(root / name)
-    return root
+    return save_models(tmp_path_factory.mktemp("models"), kinds)
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +91,6 @@ def one_export_per_model(exported, monkeypatch):
         shutil.copyfile(stored, path)
 
     monkeypatch.setattr(runtimes, "write_onnx", write_once)
-
-
-def rows_of(folder: Path) -> list[dict]:
-    tables = [pq.read_table(path) for path in sorted((folder / "predictions").glob("*.parquet"))]
-    return [row for table in tables for row in table.to_pylist()]
 
 
 def agreement(models, name: str, setting: Setting, calibration=None):
