@@ -154,7 +154,13 @@ def test_fine_tuning_on_a_fraction_of_the_videos(labeled, tmp_path):
     found = surgenet_hf.finetune_classification(
         backbone="tiny", dataset="csv", data_dir=labeled, output_dir=tmp_path, **options
     )
-    expected = {"mode": "fine-tuning", "train_fraction": 0.3, "train_videos": 2, "train_video_names": None}
+    expected = {
+        "mode": "fine-tuning",
+        "train_fraction": 0.3,
+        "train_videos": 2,
+        "train_frames": 6,
+        "train_video_names": None,
+    }
     assert found["training"] == expected  # 2 of 4 videos, whose names are the user's own
     (record,) = json.loads((tmp_path / "model" / "config.json").read_text())["finetuning"]
     assert len(record["train_videos"]) == 2

@@ -72,14 +72,16 @@ def run(args: RunArguments) -> None:
     from ..checkpointing import check_output_dir, lock_run
     from ..protocol.cells import cell_folder, cell_state, cells_of, read_failure
     from ..protocol.definition import read_protocol
-    from ..protocol.execute import Resources, execute
+    from ..protocol.execute import Resources, check_resources, execute, prepare_model
     from ..protocol.run_cell import LOG, remove_checkpoints
-    from ..protocol.storage import check_cells, store_protocol
+    from ..protocol.storage import check_cells, check_name, store_protocol
 
     protocol = read_protocol(args.protocol)
     output_dir = check_output_dir(args.output_dir).absolute()
     data_root = Path(args.data_root).expanduser().absolute()
     resources = Resources(args.cluster, args.jobs, args.gpus, parse_slurm(args.slurm))
+    check_resources(resources)
+    check_name(protocol, output_dir)
     cells = list(cells_of(protocol))
     states = {cell.name: cell_state(output_dir, cell) for cell in cells}
     check_cells([cell for cell in cells if states[cell.name] in ("done", "started")], protocol, output_dir)
@@ -87,7 +89,9 @@ def run(args: RunArguments) -> None:
         dry_run(protocol, cells, states, data_root, resources)
         return
     with lock_run(output_dir):
-        store_protocol(protocol, output_dir)
+        for entry in protocol.models:
+            prepare_model(entry, output_dir)
+        store_protocol(protocol, output_dir)  # not before the models, which can be wrong
         for cell in cells:
             if states[cell.name] == "done":  # a killed cell may have left some
                 remove_checkpoints(cell_folder(output_dir, cell))

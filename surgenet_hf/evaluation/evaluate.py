@@ -9,7 +9,8 @@
     training     how the labeled data trained the model, or null if this is not recorded:
                  mode: "fine-tuning", "frozen backbone" if only the head was trained, or the method of a probe on
                  frozen features, "k-NN" or "linear probe"
-                 train_fraction, train_videos: fraction and number of the training videos that were used
+                 train_fraction, train_videos, train_frames: fraction, and numbers of the training videos and frames
+                     that were used
                  train_video_names: their names if they are those of a public dataset, otherwise null
                  settings of a probe: pooling; k, temperature; regularization, selected_on, selection_metric
     data         the evaluated data:
@@ -205,6 +206,7 @@ def training_record(data: SurgicalData, mode: str, **settings) -> dict:
         "mode": mode,
         "train_fraction": data.train_fraction,
         "train_videos": len(videos),
+        "train_frames": len(data.splits["train"]),
         "train_video_names": videos if data.videos_are_public else None,
         **settings,
     }

@@ -109,7 +109,7 @@ _FIELDS = {
         "data.background data.leakage inference.runtime inference.precision"
     ),
     ("a non-negative integer", _is_count): (
-        "seed model.parameters training.train_videos data.frames inference.calibration_frames"
+        "seed model.parameters training.train_videos training.train_frames data.frames inference.calibration_frames"
     ),
     ("true or false", lambda value: isinstance(value, bool)): "data.videos_are_public inference.compile",
     ("an object or a string", lambda value: isinstance(value, dict | str)): "model.pretraining",

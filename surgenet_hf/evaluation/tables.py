@@ -11,7 +11,8 @@ from .statistics import CAUTION_BELOW, MIN_VIDEOS, ROUGH_BELOW, interval_warning
 TABLE_NOTES = f"""\
 Each cell contains the mean over runs. For several runs, it also contains ± the standard deviation and the number of
 runs. The [95 % confidence interval] over videos and n, the number of videos, follow. The values of each video are
-averaged over runs first, so the interval does not include the variation between runs. Bold: the best mean, even if the
+averaged over runs first, so the interval does not include the variation between runs. A video without a value in some
+of the runs counts in the mean, but not in the interval, n, and tests. Bold: the best mean, even if the
 differences are not significant. ↑: higher is better. ↓: lower is better. -: no value.
 
 No interval is given below {MIN_VIDEOS} videos, or if the files do not contain enough values to compute one.

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..atomic import atomic_write
+from ..errors import UserError
 from ..evaluation.compare import Comparison, compare
 from ..evaluation.results import interval_bounds, read_results_file
 from .cells import Cell, cell_definition, cell_folder, cell_state, fingerprint
@@ -44,6 +45,28 @@ def read_cells(cells: Sequence[Cell], output_dir: Path) -> dict[Path, tuple[Cell
             path = cell_folder(output_dir, cell) / RESULTS
             found[path] = (cell, read_results_file(path))
     return found
+
+
+def check_training_data(found: dict[Path, tuple[Cell, dict]]) -> None:
+    """Check that the cells of a dataset, fraction, and seed had the same training videos and frames.
+
+    Raises:
+        UserError: they differ, for example because the dataset was changed between two runs of the protocol.
+    """
+    first: dict[tuple, tuple[Path, dict]] = {}
+    for path, (cell, results) in found.items():
+        training = results.get("training") or {}
+        data = {name: training.get(name) for name in ("train_videos", "train_frames", "train_video_names")}
+        seed = cell.seed if cell.fraction < 1 else None  # the seed chooses the videos of a fraction
+        key = (cell.dataset.name, cell.dataset.split_protocol, cell.fraction, seed)
+        other, expected = first.setdefault(key, (path, data))
+        if data != expected:
+            counts = [f"{each['train_videos']} videos and {each['train_frames']} frames" for each in (expected, data)]
+            names = ", with other videos" if counts[0] == counts[1] else ""
+            raise UserError(
+                f"{other} and {path} were trained on different data: {counts[0]} against {counts[1]}{names}. Restore "
+                "the dataset, and delete the folders of the cells with the other data to compute them again"
+            )
 
 
 def rows_of(protocol: Protocol, cell: Cell, results: dict) -> Iterator[dict]:

@@ -164,12 +164,14 @@ def parse_protocol(content, source: str) -> Protocol:
     protocol = Protocol(**values)
     if unknown := sorted(set(protocol.modes) - set(MODES)):
         raise UserError(f"{source}: unknown mode {unknown[0]}; expected {', '.join(MODES)}")
-    if wrong := [each for each in protocol.fractions if not isinstance(each, int | float) or not 0 < each <= 1]:
+    if wrong := [each for each in protocol.fractions if type(each) not in (int, float) or not 0 < each <= 1]:
         raise UserError(f"{source}: a fraction must be greater than 0 and at most 1, got {wrong[0]}")
     if wrong := [each for each in protocol.seeds if type(each) is not int or each < 0]:
         raise UserError(f"{source}: a seed must be an integer of at least 0, got {wrong[0]}")
     if unknown := sorted(set(protocol.options) - {*TASKS, *MODES}):
         raise UserError(f"{source}: unknown key {unknown[0]} of options; expected {', '.join((*TASKS, *MODES))}")
+    if wrong := [name for name, each in protocol.options.items() if not isinstance(each, dict)]:
+        raise UserError(f"{source}: options of {wrong[0]} must have keys and values, got {protocol.options[wrong[0]]}")
     for name in ("modes", "fractions", "seeds"):
         if len(set(getattr(protocol, name))) < len(getattr(protocol, name)):
             raise UserError(f"{source}: {name} contains a value twice: {list(getattr(protocol, name))}")
@@ -207,6 +209,8 @@ def _model(content, source: str) -> ModelEntry:
         )
     if not entry.name or entry.name.startswith(".") or "/" in entry.name:
         raise UserError(f"{source}: the name of a model becomes a folder; {entry.name!r} is not usable. Add a `name`")
+    if entry.config is not None and not isinstance(entry.config.get("model_type"), str):
+        raise UserError(f"{source}: the config of model {entry.name} needs a model_type of transformers, e.g. dinov2")
     return entry
 
 
@@ -216,7 +220,8 @@ def _dataset(content, source: str) -> DatasetEntry:
         near = difflib.get_close_matches(str(values["name"]), DATASETS, 3)
         hint = f"did you mean {', '.join(near)}?" if near else f"expected {', '.join(DATASETS)}"
         raise UserError(f"{source}: unknown dataset {values['name']}; {hint}")
-    entry = DatasetEntry(**{**values, "modes": tuple(values.get("modes", MODES))})
+    modes = _items(values, "modes", source) if "modes" in values else MODES
+    entry = DatasetEntry(**{**values, "modes": tuple(modes)})
     if unknown := sorted(set(entry.modes) - set(MODES)):
         raise UserError(f"{source}: unknown mode {unknown[0]} of {entry.name}; expected {', '.join(MODES)}")
     return entry
@@ -238,6 +243,9 @@ def _check_keys(content, kind: type, source: str) -> dict:
     for name in ("options", "config", "sources"):
         if not isinstance(content.get(name, {}), dict):
             raise UserError(f"{source}: {name} must have keys and values, got {content[name]!r:.60}")
+    for name in ("name", "model", "backbone", "folder", "split_protocol", "split", "description"):
+        if not isinstance(content.get(name, ""), str):
+            raise UserError(f'{source}: {name} must be text, got {content[name]!r:.60}; write it as "TEXT"')
     return dict(content)
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,20 @@ class Resources:
     jobs: int | None = None
     gpus: int | None = None
     slurm: Mapping[str, Any] | None = None
+
+
+def check_resources(resources: Resources) -> None:
+    """Check the numbers of cells and GPUs, and that the packages of the extra `protocol` are installed.
+
+    Raises:
+        UserError: a number is too small, or a package is missing.
+    """
+    if resources.jobs is not None and resources.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {resources.jobs}")
+    if resources.gpus is not None and resources.gpus < 0:
+        raise UserError(f"--gpus must be at least 0, got {resources.gpus}")
+    if missing := [name for name in ("submitit", "cloudpickle") if find_spec(name) is None]:
+        raise UserError(f"{missing[0]} is not installed; run pip install 'surgenet_hf[protocol]'")
 
 
 def prepare_model(entry: ModelEntry, output_dir: Path) -> str:
@@ -162,7 +177,8 @@ def visible_gpus() -> list[str]:
 def _end(jobs: Iterable, is_local: bool) -> None:
     """End jobs, and wait until the local ones have saved their checkpoints.
 
-    `cancel` of a local job would only end the first of its processes, and print a traceback.
+    `cancel` of a local job would only end the first of its processes, and print a traceback. Only `run_cell.py` gets a
+    signal, which it forwards to its command. A training whose data loading processes got one could not save.
     """
     if not is_local:
         for job in jobs:
@@ -176,7 +192,8 @@ def _end(jobs: Iterable, is_local: bool) -> None:
             continue
     for process in processes:
         try:
-            process.terminate()
+            if RUNNER in process.cmdline()[:2]:
+                process.terminate()
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(processes, timeout=GRACE_SECONDS)

@@ -22,13 +22,25 @@ from .definition import Protocol, parse_protocol
 
 FILE = "protocol.yaml"
 RECORD = "cell.json"
-WEIGHTS = "weights"  # digest of the weights of a model in a folder
+WEIGHTS = "weights"  # digest of the weights, config, and preprocessing of a model in a folder
 
 
 def store_protocol(protocol: Protocol, output_dir: Path) -> None:
     """Write the protocol to its output folder. It replaces an earlier one."""
     with atomic_write(output_dir / FILE) as temporary:
         Path(temporary).write_text(protocol.as_yaml(), encoding="utf-8")
+
+
+def check_name(protocol: Protocol, output_dir: Path) -> None:
+    """Check that a folder has no protocol of another name.
+
+    Raises:
+        UserError: it has.
+    """
+    if (output_dir / FILE).is_file() and (name := stored_protocol(output_dir).name) != protocol.name:
+        raise UserError(
+            f"{output_dir} belongs to the protocol {name}, not to {protocol.name}; choose another --output_dir"
+        )
 
 
 def stored_protocol(output_dir: Path) -> Protocol:
@@ -107,7 +119,8 @@ def _weights(cell: Cell) -> dict[str, str]:
     if cell.model.model is None or not Path(cell.model.model).is_dir():
         return {}
     files = model_folder(Path(cell.model.model)).iterdir()
-    found = sorted(path for path in files if path.suffix in (".safetensors", ".bin"))
+    configs = ("config.json", "preprocessor_config.json")
+    found = sorted(path for path in files if path.suffix in (".safetensors", ".bin") or path.name in configs)
     return {WEIGHTS: digest([(path.name, _sha256(path, path.stat().st_mtime_ns)) for path in found])}
 
 

@@ -22,7 +22,7 @@ from surgenet_hf.evaluation.statistics import resample_weights
 from surgenet_hf.protocol import estimate
 from surgenet_hf.protocol import execute as execution
 from surgenet_hf.protocol.cells import cell_command, cell_definition, cell_folder, cell_state, cells_of
-from surgenet_hf.protocol.collect import compare_cells, read_cells
+from surgenet_hf.protocol.collect import check_training_data, compare_cells, read_cells
 from surgenet_hf.protocol.definition import parse_protocol, read_protocol, shipped_protocols
 from surgenet_hf.protocol.execute import Resources, execute
 from surgenet_hf.protocol.run_cell import run_cell
@@ -126,6 +126,35 @@ def test_a_protocol_can_grow(run_protocol, tmp_path):
     assert len({row["fingerprint"] for row in table}) == 4  # one for each cell
 
 
+def test_models_that_were_trained_on_different_data_are_refused(tmp_path):
+    protocol = protocol_of(models=["A", "B"])
+    found = {}
+    for cell in cells_of(protocol):
+        training = {"train_videos": 4, "train_frames": 8 if cell.model.name == "B" and cell.seed else 16}
+        found[cell_folder(tmp_path, cell) / "results.json"] = (cell, {"training": training})
+    with pytest.raises(UserError, match=r"A/.*/B/.* different data: 4 videos and 16 frames against 4 videos and 8"):
+        check_training_data(found)
+
+
+def test_another_protocol_and_wrong_models_do_not_replace_the_stored_one(run_protocol, tmp_path):
+    run_protocol()
+    before = stored_protocol(tmp_path / "out")
+    with pytest.raises(SystemExit, match="belongs to the protocol small, not to other; choose another"):
+        run_protocol(name="other")
+    with pytest.raises(SystemExit, match="nonsense"):
+        run_protocol(models=[{"name": "D", "backbone": "nonsense"}])
+    assert stored_protocol(tmp_path / "out") == before
+
+
+def test_a_report_replaces_the_files_of_an_earlier_one(run_protocol, tmp_path):
+    run_protocol()
+    old = tmp_path / "out" / "report" / "knn-50" / "blobs.png"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    write_report(stored_protocol(tmp_path / "out"), tmp_path / "out", lambda *args: ([], []))
+    assert [path.name for path in (tmp_path / "out" / "report").iterdir()] == ["finetuned-100"]
+
+
 def test_a_changed_cell_is_refused(run_protocol, tmp_path):
     (tmp_path / "mine").mkdir()
     weights = tmp_path / "mine" / "model.safetensors"
@@ -177,6 +206,11 @@ def test_a_failed_cell_can_be_changed(tmp_path):
         ({"seeds": [0, 0]}, "seeds contains a value twice"),
         ({"options": {"finetuned": {"seed": 7}}}, "seed is determined by the cell"),
         ({"options": {"knn": {"num_neighbors": 50}}}, "unknown option num_neighbors of knn; expected image_size"),
+        ({"models": [{"name": 2024, "backbone": "tiny"}]}, "name must be text, got 2024; write it as"),
+        ({"datasets": [{"name": "synthetic", "split_protocol": 1}]}, "split_protocol must be text, got 1"),
+        ({"datasets": [{"name": "synthetic", "modes": "knn"}]}, "modes must be a list with at least one entry"),
+        ({"options": {"finetuned": None}}, "options of finetuned must have keys and values, got None"),
+        ({"models": [{"name": "A", "config": {"hidden_size": 8}}]}, "model A needs a model_type of transformers"),
         ({"epochs": 3}, "unknown key epochs; expected name, models"),
         ({"options": {"segmentation": {}}}, "unknown key segmentation of options; expected semantic-segmentation"),
     ],
@@ -415,6 +449,9 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
         SystemExit, match="there is no protocol quik; give one of open, quick, quick-endoscapes, surgenetxl, or a YAML"
     ):
         main(["run", "quik", "--output_dir", str(tmp_path / "out")])
+    for option, least in (("--jobs", 1), ("--gpus", 0)):
+        with pytest.raises(SystemExit, match=f"{option} must be at least {least}, got -1"):
+            main(["run", "quick", "--output_dir", str(tmp_path / "out"), option, "-1"])
     with pytest.raises(SystemExit):
         main(["start"])
     assert "expected run or report first, got start" in capsys.readouterr().err

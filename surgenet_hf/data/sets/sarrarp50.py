@@ -40,6 +40,7 @@ from ..frame_folders import FRAME_SUFFIXES, find_frames
 from ..masks import check_ids, lookup_table
 from ..names import frame_number, named, require_folder
 from ..splits import choose_protocol, require_splits
+from ..video import frame_rate
 
 LABELS = (
     "background",
@@ -244,6 +245,13 @@ def _find_frames(
                 frames[name] = _numbered(folder / subfolder)
         if not labels[name].keys() <= frames[name].keys() and (folder / "video_left.avi").is_file():
             videos[name] = folder / "video_left.avi"
+            found = frame_rate(videos[name])
+            if abs(found / FRAME_RATE - 1) > 1e-4:  # later labels would belong to other frames
+                raise UserError(
+                    f"{videos[name]} has {found:g} frames per second, and the labels count frames at {FRAME_RATE}; "
+                    f"use the video of the dataset, or extract its frames to {folder / 'rgb'}, with the frame number "
+                    "as name"
+                )
         elif not frames[name]:
             raise MissingFileError(f"{folder} contains neither video_left.avi nor frames in rgb/; {_LAYOUT}")
     for name, paths in find_frames(list(videos), videos, frames_dir, max_side, float(rate)).items():

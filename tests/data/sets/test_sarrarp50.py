@@ -152,3 +152,9 @@ def test_layouts_that_are_not_as_expected(root, tmp_path_factory):
         MissingFileError, match=r"no folder video_<number> \(it contains videos\); expected the layout"
     ):
         load_data("sarrarp50-gestures", other)
+
+
+def test_a_video_with_another_frame_rate_is_refused(root):
+    write_video(root / "train1" / "video_2" / "video_left.avi", FRAMES, rate=30)
+    with pytest.raises(UserError, match=r"video_left.avi has 30 frames per second, and the labels count .* at 60"):
+        load_data("sarrarp50-gestures", root)
