@@ -170,8 +170,8 @@ def parse_protocol(content, source: str) -> Protocol:
         raise UserError(f"{source}: a seed must be an integer of at least 0, got {wrong[0]}")
     if unknown := sorted(set(protocol.options) - {*TASKS, *MODES}):
         raise UserError(f"{source}: unknown key {unknown[0]} of options; expected {', '.join((*TASKS, *MODES))}")
-    if wrong := [name for name, each in protocol.options.items() if not isinstance(each, dict)]:
-        raise UserError(f"{source}: options of {wrong[0]} must have keys and values, got {protocol.options[wrong[0]]}")
+    if flat := [name for name, each in protocol.options.items() if not isinstance(each, dict)]:
+        raise UserError(f"{source}: options of {flat[0]} must have keys and values, got {protocol.options[flat[0]]}")
     for name in ("modes", "fractions", "seeds"):
         if len(set(getattr(protocol, name))) < len(getattr(protocol, name)):
             raise UserError(f"{source}: {name} contains a value twice: {list(getattr(protocol, name))}")
