@@ -114,7 +114,15 @@ def build_segmenter(
     config = source if isinstance(source, PreTrainedConfig) else load_config(source)
     if head is None:
         if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-            return _load_with_head(AutoModelForSemanticSegmentation, config, source, options)
+            try:
+                return _load_with_head(AutoModelForSemanticSegmentation, config, source, options)
+            except ValueError as error:  # e.g. BEiT, whose head needs four `out_indices`
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(
+                    f"the segmentation head of transformers for {config.model_type} is not possible with the "
+                    f"configuration of this model: {error} Choose --head fpn or linear"
+                ) from error
         if type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING:
             return _load_with_head(AutoModelForUniversalSegmentation, config, source, options)
         head = "fpn"

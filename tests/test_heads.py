@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
+    BeitConfig,
     ConvNextConfig,
     Dinov2Config,
     Dinov2WithRegistersConfig,
@@ -211,6 +212,12 @@ def test_impossible_combinations(folders, tmp_path):
     build_segmenter(folders["resnet"], "fpn", **OPTIONS).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="already has a head"):
         build_segmenter(str(tmp_path), "linear", **OPTIONS)
+
+
+def test_own_heads_that_the_configuration_does_not_allow():
+    config = BeitConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    with pytest.raises(UserError, match=r"for beit is not possible .* Choose --head fpn or linear"):
+        build_segmenter(config)
 
 
 def test_ignored_pixels_have_no_loss(folders):
