@@ -184,5 +184,6 @@ def measure_processes(args, images: list[Image.Image], folder: Path) -> Iterator
         f"1 process, {len(quarter)} frames": lambda: run(1, quarter),
         f"2 processes, {len(frames)} frames": lambda: run(2, frames),
     }
-    for row in summarize(take_turns(runs, min(args.rounds, 3), args.seconds), next(iter(runs)), len(frames)):
+    counts = dict(zip(runs, (len(frames), len(quarter), len(frames)), strict=True))
+    for row in summarize(take_turns(runs, min(args.rounds, 3), args.seconds), next(iter(runs)), counts):
         yield {"part": "processes", **row}

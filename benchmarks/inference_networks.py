@@ -155,10 +155,17 @@ def synchronize() -> None:
         torch.accelerator.synchronize()
 
 
-def summarize(times: dict[str, list[float]], reference: str, images: int) -> Iterator[dict]:
-    """Yield the figures of each candidate: milliseconds, images per second, and speed relative to the reference."""
+def summarize(times: dict[str, list[float]], reference: str, images: int | dict[str, int]) -> Iterator[dict]:
+    """Yield the figures of each candidate: milliseconds, images per second, and speed relative to the reference.
+
+    Args:
+        times: seconds of each round, by candidate.
+        reference: candidate that the others are compared with.
+        images: number of images, or that of each candidate.
+    """
+    counts = images if isinstance(images, dict) else dict.fromkeys(times, images)
     for name, found in times.items():
-        ratios = np.array(times[reference]) / np.array(found)
+        ratios = np.array(times[reference]) / np.array(found) * counts[name] / counts[reference]
         low, middle, high = np.percentile(ratios, [25, 50, 75])
         p50, p95, p99 = 1e3 * np.percentile(found, [50, 95, 99])
         yield {
@@ -167,7 +174,7 @@ def summarize(times: dict[str, list[float]], reference: str, images: int) -> Ite
             "p50_ms": p50,
             "p95_ms": p95,
             "p99_ms": p99,
-            "images_per_second": 1e3 * images / p50,
+            "images_per_second": 1e3 * counts[name] / p50,
             "speed": middle,
             "speed_low": low,
             "speed_high": high,
